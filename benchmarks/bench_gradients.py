@@ -1,0 +1,146 @@
+"""`numerical_gradient` of Python and compiled functions, over the number of variables."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+
+from .common import PerCall, find, ratio
+
+
+def rosenbrock(x):
+    return np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def rosenbrock_loop(x):
+    total = 0.0
+    for i in range(x.size - 1):
+        total += 100.0 * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
+    return total
+
+
+def textbook(f, x, h=1e-4):
+    """Compute the gradient by the book's loop, the reference of the ratios."""
+    gradient = np.zeros_like(x)
+    for i in range(x.size):
+        kept = x[i]
+        x[i] = kept + h
+        upper = f(x)
+        x[i] = kept - h
+        lower = f(x)
+        gradient[i] = (upper - lower) / (2 * h)
+        x[i] = kept
+    return gradient
+
+
+@functools.cache
+def function(kind):
+    """Return the same function in Python or compiled; once, however often asv calls `setup`."""
+    if kind == "python":
+        return rosenbrock
+    from numba import njit
+
+    return njit(rosenbrock_loop)
+
+
+class NumericalGradient(PerCall):
+    params = (["python", "njit"], [2, 50, 1000])
+    param_names = ("f", "variables")
+
+    def setup(self, kind, variables):
+        self.numerical_gradient = find("fastgrad", "numerical_gradient")
+        self.f = function(kind)
+        self.x = np.random.default_rng(0).normal(size=variables)
+        self.calls = max(1, (1000 if kind == "njit" else 200) // variables)
+        self.time_order_2(kind, variables)
+
+    def time_order_2(self, kind, variables):
+        for _ in range(self.calls):
+            self.numerical_gradient(self.f, self.x)
+
+
+class Options(PerCall):
+    """Other ways to the gradient of 100 variables."""
+
+    params = (["python", "njit"], ["float32", "order 4 with error"])
+    param_names = ("f", "option")
+
+    def setup(self, kind, option):
+        self.numerical_gradient = find("fastgrad", "numerical_gradient")
+        self.f = function(kind)
+        self.x = np.random.default_rng(0).normal(size=100)
+        self.calls = 10 if kind == "njit" else 1
+        self.h, self.options = "auto", {"order": 4, "error": True}
+        if option == "float32":
+            self.x = self.x.astype(np.float32)
+            self.h, self.options = 1e-4, {}
+        self.time_call(kind, option)
+
+    def time_call(self, kind, option):
+        for _ in range(self.calls):
+            self.numerical_gradient(self.f, self.x, self.h, **self.options)
+
+
+class PeakMemory:
+    """Of the whole process, with Python and Numba."""
+
+    params = (["python", "njit"],)
+    param_names = ("f",)
+
+    def setup(self, kind):
+        self.numerical_gradient = find("fastgrad", "numerical_gradient")
+        self.x = np.random.default_rng(0).normal(size=1000)
+
+    def peakmem_order_2(self, kind):
+        self.numerical_gradient(function(kind), self.x)
+
+
+class CheckGradient(PerCall):
+    def setup(self):
+        gradient, self.check_gradient = find("fastgrad", "numerical_gradient", "check_gradient")
+        self.f = function("njit")
+        self.x = np.random.default_rng(0).normal(size=1000)
+        self.gradient = gradient(self.f, self.x, "auto", order=4)
+        self.time_check_gradient()
+
+    def time_check_gradient(self):
+        self.check_gradient(self.f, self.gradient, self.x)
+
+
+class SpeedUp:
+    """How many times faster than the book's loop, with the same function; taken in turn."""
+
+    params = (["python", "njit"],)
+    param_names = ("f",)
+    unit = "x"
+
+    def setup(self, kind):
+        self.numerical_gradient = find("fastgrad", "numerical_gradient")
+        self.f = function(kind)
+        self.x = np.random.default_rng(0).normal(size=1000)
+        self.numerical_gradient(self.f, self.x)
+
+    def track_over_the_textbook_loop(self, kind):
+        return ratio(
+            lambda: textbook(self.f, self.x), lambda: self.numerical_gradient(self.f, self.x)
+        )
+
+
+class Compilations:
+    unit = "compilations"
+
+    def setup(self):
+        find("fastgrad", "numerical_gradient")
+
+    def track_for_a_second_function(self):
+        """Count what is compiled of the driver for another function of the same types."""
+        from numba import njit
+
+        gradient = find("fastgrad", "numerical_gradient")
+        evaluate_nudged = find("fastgrad.kernels.differences", "evaluate_nudged")
+        x = np.ones(10)
+        gradient(njit(rosenbrock_loop), x)
+        before = len(evaluate_nudged.signatures)
+        gradient(njit(rosenbrock_loop), x)
+        return len(evaluate_nudged.signatures) - before

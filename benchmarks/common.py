@@ -1,0 +1,84 @@
+"""What the asv benchmarks share: guards for old commits, data, and a clock for many calls."""
+
+import functools
+import importlib
+import time
+
+import numpy as np
+
+from . import measuring
+
+INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
+DTYPES = ["float32", "float64"]
+LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
+
+
+def find(module, *names):
+    """Return members of a module; skip the benchmark at a commit that does not have them.
+
+    To be called in `setup`: asv skips a benchmark whose setup raises NotImplementedError.
+    """
+    try:
+        found = importlib.import_module(module)
+        members = [getattr(found, name) for name in names]
+    except (ImportError, AttributeError) as error:
+        raise NotImplementedError(f"this commit is older: {error}") from error
+    return members[0] if len(members) == 1 else members
+
+
+@functools.cache
+def images(count, dtype):
+    """Return the first images of MNIST and their labels."""
+    (x, t), _ = find("fastgrad", "load_mnist")()
+    return x[:count].astype(dtype), t[:count].astype(np.int64)
+
+
+@functools.cache
+def random(dtype, *shape):
+    """Return normal random numbers, the same for the same shape."""
+    return np.random.default_rng(len(shape)).standard_normal(shape).astype(dtype)
+
+
+def arrange(array, layout):
+    """Return a copy of `array` in another memory layout."""
+    if layout == "fortran":
+        return np.array(array, order="F")
+    if layout == "strided":
+        return np.repeat(array, 2, axis=-1)[..., ::2]
+    array = np.array(array, order="C")
+    array.flags.writeable = layout != "read-only"
+    return array
+
+
+def network(hidden, dtype, **options):
+    """Return a two-layer network for MNIST."""
+    return find("fastgrad", "TwoLayerNet")(INPUTS, hidden, CLASSES, dtype=dtype, rng=0, **options)
+
+
+def ratio(theirs, ours, *, rounds=9):
+    """Return how many times as long `theirs` takes as `ours`.
+
+    Both run in turn, A B A B .., so that they meet the same disturbances, and each settles first:
+    BLAS's threads spin on after a product. Each round gives a quotient; the median counts.
+    """
+    times = measuring.in_turn(
+        {"theirs": measuring.calls(theirs), "ours": measuring.calls(ours)}, rounds
+    )
+    return float(np.median(np.divide(times["theirs"], times["ours"])))
+
+
+class PerCall:
+    """Base of benchmarks that time `calls` calls in a row and report one.
+
+    asv runs `setup` again before each call that it times (asv_runner before 0.3: before each
+    sample), which leaves a call of microseconds alone with the clock's own time. So a benchmark
+    loops over ``range(self.calls)``, and the clock runs slower by as much.
+    """
+
+    number = 1
+    rounds = 2
+    repeat = (3, 10, 2.0)
+    calls = 1
+
+    def timer(self):
+        return time.perf_counter() / self.calls

@@ -1,0 +1,196 @@
+"""Measure what `fastgrad.numerical_gradient` promises: ``python benchmarks/differences.py``.
+
+Timings are taken in turn, A B A B, in one process, and the ratio of the medians counts. In brackets
+stands the ratio of the fastest runs: where it is far from the other, the machine was busy. Exits
+with 1 if a figure misses its goal.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numba
+import numpy as np
+from numba import njit
+
+from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
+
+
+@njit
+def rosenbrock(x):
+    total = 0.0
+    for i in range(x.size - 1):
+        total += 100.0 * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
+    return total
+
+
+def rosenbrock_numpy(x):
+    return np.sum(100.0 * (x[1:] - x[:-1] * x[:-1]) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def rosenbrock_gradient(x):
+    bend = x[1:] - x[:-1] ** 2
+    gradient = np.zeros_like(x)
+    gradient[:-1] = -400.0 * x[:-1] * bend - 2.0 * (1.0 - x[:-1])
+    gradient[1:] += 200.0 * bend
+    return gradient
+
+
+def textbook(f, x, h=1e-4):
+    """Loop over the elements in Python, as the book does."""
+    gradient = np.zeros_like(x)
+    for i in range(x.size):
+        kept = x[i]
+        x[i] = kept + h
+        upper = f(x)
+        x[i] = kept - h
+        lower = f(x)
+        gradient[i] = (upper - lower) / (2 * h)
+        x[i] = kept
+    return gradient
+
+
+def ratio(slow: Callable[[], Any], fast: Callable[[], Any], rounds: int) -> tuple[float, str]:
+    """Return the ratio of the medians, and the times in words."""
+    slow(), fast()
+    times: tuple[list[float], list[float]] = ([], [])
+    for _ in range(rounds):
+        for function, seconds in zip((slow, fast), times, strict=True):
+            start = time.perf_counter()
+            function()
+            seconds.append(time.perf_counter() - start)
+    medians = [statistics.median(seconds) for seconds in times]
+    note = (
+        f"{1e3 * medians[0]:.2f} / {1e3 * medians[1]:.2f} ms ({min(times[0]) / min(times[1]):.2f})"
+    )
+    return medians[0] / medians[1], note
+
+
+def new_function(factor: float) -> Any:
+    """Compile the Rosenbrock function anew, with a constant of its own."""
+
+    @njit
+    def f(x):
+        total = 0.0
+        for i in range(x.size - 1):
+            total += factor * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
+        return total
+
+    return f
+
+
+def cost_of_a_new_function(x: np.ndarray, rounds: int) -> tuple[float, float]:
+    """Return the largest time beyond the compilation of f itself, and that of a compilation."""
+    beyond, compiling = [], []
+    for i in range(rounds):
+        f = new_function(100.0 + i)
+        start = time.perf_counter()
+        f(x)
+        compiled = time.perf_counter()
+        numerical_gradient(f, x)
+        beyond.append(time.perf_counter() - compiled)
+        compiling.append(compiled - start)
+    return max(beyond), statistics.median(compiling)
+
+
+def accuracy() -> dict[str, float]:
+    """Return the largest error of each function, relative to the gradient's largest entry."""
+    x = np.random.default_rng(0).uniform(-2, 2, 10)
+    cases = {
+        "exp": (lambda x: np.sum(np.exp(x)), np.exp),
+        "sin": (lambda x: np.sum(np.sin(x)), np.cos),
+        "Rosenbrock": (rosenbrock_numpy, rosenbrock_gradient),
+        "log-sum-exp": (
+            lambda x: np.log(np.sum(np.exp(x))),
+            lambda x: np.exp(x) / np.sum(np.exp(x)),
+        ),
+    }
+    errors = {}
+    for name, (f, gradient) in cases.items():
+        true = gradient(x)
+        found = numerical_gradient(f, x, "auto", order=4)
+        errors[name] = float(np.max(np.abs(found - true)) / np.max(np.abs(true)))
+    return errors
+
+
+def book_facts() -> dict[str, tuple[float, float]]:
+    """Return the error of each fact that the book states, and what is allowed."""
+
+    def function_1(x):
+        return 0.01 * x**2 + 0.1 * x
+
+    def function_2(x):
+        return x[0] ** 2 + x[1] ** 2
+
+    facts = {
+        "numerical_diff at 5": (abs(numerical_diff(function_1, 5) - 0.2), 1e-9),
+        "numerical_diff at 10": (abs(numerical_diff(function_1, 10) - 0.3), 1e-9),
+    }
+    for point, gradient in (((3, 4), (6, 8)), ((0, 2), (0, 4)), ((3, 0), (6, 0))):
+        found = numerical_gradient(function_2, np.array(point))
+        facts[f"numerical_gradient at {point}"] = (np.max(np.abs(found - gradient)), 1e-9)
+    found = gradient_descent(function_2, np.array([-3.0, 4.0]), lr=0.1, step_num=100)
+    facts["gradient_descent"] = (np.max(np.abs(found - [-6.11110793e-10, 8.14814391e-10])), 1e-12)
+    return {name: (float(error), goal) for name, (error, goal) in facts.items()}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=41, help="how often each side runs")
+    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
+    options = parser.parse_args()
+
+    from scipy.optimize._numdiff import approx_derivative  # asv imports this file, without SciPy
+
+    x = np.random.default_rng(0).normal(size=1000)
+    scipy_jacobian = lambda: approx_derivative(rosenbrock_numpy, x, method="3-point")  # noqa: E731
+    figures: list[dict[str, Any]] = []
+
+    def report(what: str, value: float, goal: float, *, at_least: bool, note: str = "") -> None:
+        met = value >= goal if at_least else value <= goal
+        figures.append({"what": what, "value": value, "goal": goal, "met": bool(met)})
+        sign = ">=" if at_least else "<="
+        print(f"{what:<58}{value:>10.3g} {sign} {goal:<8g}{'ok' if met else 'MISSED':<8}{note}")
+
+    print(
+        f"{platform.processor() or platform.machine()}, {numba.config.NUMBA_NUM_THREADS} threads, "
+        f"numba {numba.__version__}, numpy {np.__version__}"
+    )
+    for count, goal in ((1, 1.3), (2, 2.3)):
+        if count > numba.config.NUMBA_NUM_THREADS:
+            continue
+        numba.set_num_threads(count)
+        ours = lambda: numerical_gradient(rosenbrock, x)  # noqa: E731
+        value, note = ratio(lambda: textbook(rosenbrock, x), ours, options.rounds)
+        what = f"njit f, against the loop in Python, {count} thread(s)"
+        report(what, value, goal, at_least=True, note=note)
+        if count == 2:
+            value, note = ratio(scipy_jacobian, ours, options.rounds)
+            what = "njit f, against SciPy's 3-point in NumPy, 2 threads"
+            report(what, value, 20, at_least=True, note=note)
+    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    beyond, compiling = cost_of_a_new_function(x, 5)
+    report(
+        "a new njit f, seconds beyond its compilation", beyond, 0.3, at_least=False,
+        note=f"its compilation: {compiling:.2f} s",
+    )  # fmt: skip
+    for name, error in accuracy().items():
+        report(f"error of {name}, order=4, h='auto'", error, 1e-11, at_least=False)
+    for name, (error, goal) in book_facts().items():
+        report(f"book: error of {name}", error, goal, at_least=False)
+
+    if options.json:
+        with open(options.json, "w", encoding="utf-8") as file:
+            json.dump(figures, file, indent=1)
+    return 0 if all(figure["met"] for figure in figures) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

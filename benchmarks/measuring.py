@@ -1,0 +1,317 @@
+"""What the benchmark scripts share: timing in turn, statistics, tables, and the machine's name.
+
+Timings of rivals mean something only side by side, on a machine that does nothing else. So they
+run in turn, in many short rounds; a ratio is taken inside each round, then the median over rounds.
+"""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import sys
+import time
+
+#: Read by the thread pools of BLAS, OpenMP and Numba when they are loaded.
+THREAD_VARIABLES = (
+    "OMP_NUM_THREADS",
+    "OPENBLAS_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "VECLIB_MAXIMUM_THREADS",
+    "NUMBA_NUM_THREADS",
+)
+
+#: Seconds of rest before a candidate's turn. The threads of BLAS and OpenMP spin on after their
+#: last task, on the cores of whoever comes next: on 2 cores NumPy's iteration takes 370 us right
+#: after PyTorch's, and after a rest 240 us, as in a process of its own.
+PAUSE = 0.02
+
+#: Seconds for which a candidate runs untimed at the start of its turn. Threads that were asleep
+#: take time to spread over the cores: JAX's iteration takes 360 us after 14 ms of running, 240 us
+#: after 60 ms and 225 us after 140 ms.
+SETTLE = 0.08
+
+#: A share of a core taken by other processes above which results are marked as disturbed.
+DISTURBED = 0.1
+
+
+def allowed_cores():
+    """Return the number of cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def limit_threads(threads):
+    """Run this script again, limited to `threads` cores, unless it is already.
+
+    Every library starts its own pool of threads when it is loaded, so limits come before.
+    """
+    wanted = dict.fromkeys(THREAD_VARIABLES, str(min(threads, allowed_cores())))
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    if hasattr(os, "sched_setaffinity"):  # the one limit that XLA knows
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
+    command, environment = [sys.executable, *sys.orig_argv[1:]], os.environ | wanted
+    if os.name == "posix":  # in place of this process: whoever ends it ends the measurement
+        os.execve(sys.executable, command, environment)
+    raise SystemExit(subprocess.call(command, env=environment))
+
+
+def machine(packages):
+    """Return a description of the machine and of the versions of `packages`."""
+    versions = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "cpu": cpu_model(),
+        "cores": os.cpu_count(),
+        "threads": allowed_cores(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+
+
+def cpu_model():
+    """Return the name of the processor."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            entries = dict(line.split(":", 1) for line in file if ":" in line)
+    except OSError:
+        return platform.processor() or "unknown"
+    fields = {key.strip(): value.strip() for key, value in entries.items()}
+    name = fields.get("model name", platform.processor() or "unknown")
+    if "cpu family" in fields and "model" in fields:
+        name += f" (family {fields['cpu family']}, model {fields['model']}"
+        vectors = [v for v in ("avx512f", "avx2") if v in fields.get("flags", "").split()]
+        name += f", {vectors[0]})" if vectors else ")"
+    return name
+
+
+def describe(facts):
+    """Return `machine`'s description as lines of text."""
+    versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items() if v)
+    return (
+        f"{facts['cpu']}, {facts['cores']} cores, {facts['threads']} threads used, "
+        f"{facts['system']}\n{versions}"
+    )
+
+
+class Neighbours:
+    """The processor time that other processes take from now on (Linux only)."""
+
+    def __init__(self):
+        self.start = time.perf_counter(), self._others()
+
+    def share(self):
+        """Return how many cores other processes kept busy; None where it is not known."""
+        began, before = self.start
+        now, after = time.perf_counter(), self._others()
+        if before is None or after is None:
+            return None
+        return max(0.0, (after - before) / (now - began))
+
+    def warning(self):
+        """Return a sentence if others disturbed the measurements, else nothing."""
+        share = self.share()
+        if share is None or share < DISTURBED:
+            return ""
+        return (
+            f"DISTURBED: other processes kept {share:.1f} cores busy meanwhile. Where threads "
+            "spin while they\nwait for one another, that makes them many times slower: measure "
+            "again.\n"
+        )
+
+    @staticmethod
+    def _others():
+        try:
+            with open("/proc/stat", encoding="ascii") as file:
+                user, nice, system, _, _, irq, softirq, *_ = map(int, file.readline().split()[1:])
+        except (OSError, ValueError):
+            return None
+        busy = (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")
+        return busy - sum(os.times()[:4])
+
+
+def settle(run):
+    """Call `run` once, and again for as long as a candidate takes to settle."""
+    start = time.perf_counter()
+    run()
+    while time.perf_counter() - start < SETTLE:
+        run()
+
+
+def stretch(run, units=1, *, repeats=1):
+    """Return a measurement: settle, then time `repeats` runs of `units` units each.
+
+    The measurement is a function without arguments that returns the seconds for one unit.
+    """
+
+    def measure():
+        settle(run)
+        start = time.perf_counter()
+        for _ in range(repeats):
+            run()
+        return (time.perf_counter() - start) / (units * repeats)
+
+    return measure
+
+
+def calls(function, *args, seconds=0.02):
+    """Return a measurement of one call, repeated to fill about `seconds`."""
+    function(*args)
+    start = time.perf_counter()
+    function(*args)
+    once = max(time.perf_counter() - start, 1e-7)
+    return stretch(lambda: function(*args), repeats=max(1, min(100_000, int(seconds / once))))
+
+
+class Iteration:
+    """Measurement of one more iteration of a long fit: the difference between two lengths.
+
+    What a fit prepares once (it looks for zeros in the data, say) cancels out.
+
+    Parameters
+    ----------
+    fit : callable
+        Trains for a number of iterations and returns the seconds it took.
+    short, more : int
+        The shorter length, and how much longer the longer one is.
+
+    Attributes
+    ----------
+    startups : list of float
+        The seconds that each measurement found to be spent once.
+    """
+
+    def __init__(self, fit, short, more):
+        self.fit, self.short, self.more = fit, short, more
+        self.startups = []
+
+    def __call__(self):
+        settle(lambda: self.fit(self.short))
+        first = self.fit(self.short)
+        once = (self.fit(self.short + self.more) - first) / self.more
+        self.startups.append(first - self.short * once)
+        return once
+
+
+def with_threads(measure, threads):
+    """Return the measurement taken with `threads` of Numba's threads."""
+    import numba
+
+    def measure_limited():
+        before = numba.get_num_threads()
+        numba.set_num_threads(threads)
+        try:
+            return measure()
+        finally:
+            numba.set_num_threads(before)
+
+    return measure_limited
+
+
+def in_turn(measurements, rounds, *, pause=None):
+    """Take all measurements in each of many rounds, in an order drawn anew for each round.
+
+    Parameters
+    ----------
+    measurements : dict of str to callable
+        Each returns a number of seconds.
+    rounds : int
+    pause : float, optional
+        Seconds of rest before each measurement, by default `PAUSE`.
+
+    Returns
+    -------
+    dict of str to list of float
+        Seconds, one entry a round, in the order of `measurements`.
+    """
+    names = list(measurements)
+    times = {name: [] for name in names}
+    for k in range(rounds):
+        for name in random.Random(k).sample(names, len(names)):
+            time.sleep(PAUSE if pause is None else pause)
+            times[name].append(measurements[name]())
+    return times
+
+
+def summary(times, reference, *, scale=None):
+    """Return a row for each candidate: median, minimum, and how many times slower it is.
+
+    Parameters
+    ----------
+    times : dict of str to list of float
+        From `in_turn`.
+    reference : str
+        The candidate that the others are divided by.
+    scale : dict of str to float, optional
+        Factors for candidates that were measured on a part of the work.
+    """
+    rows = []
+    for name, values in times.items():
+        part = (scale or {}).get(name, 1.0)
+        base = (scale or {}).get(reference, 1.0)
+        ratios = [
+            part * value / (base * other)
+            for value, other in zip(values, times[reference], strict=True)
+        ]
+        rows.append(
+            {
+                "name": name,
+                "median_s": part * statistics.median(values),
+                "min_s": part * min(values),
+                "ratio": statistics.median(ratios),
+                "rounds": len(values),
+            }
+        )
+    return rows
+
+
+def seconds(value):
+    """Return a time with three digits and a unit that suits it."""
+    if not value > 0:
+        return f"{value:.3g} s"
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("µs", 1e-6)):
+        if value >= 0.9995 * size:
+            return f"{factor(value / size)} {unit}"
+    return f"{factor(value / 1e-9)} ns"
+
+
+def factor(value):
+    """Return a number with about three digits."""
+    if value >= 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 9.995 else f"{value:.2f}"
+
+
+def table(header, rows):
+    """Return a Markdown table, its columns aligned for reading as plain text."""
+    cells = [list(header), *([str(cell) for cell in row] for row in rows)]
+    widths = [max(3, *(len(row[k]) for row in cells)) for k in range(len(header))]
+
+    def line(row):
+        first, *rest = row
+        parts = [first.ljust(widths[0]), *map(str.rjust, rest, widths[1:])]
+        return "| " + " | ".join(parts) + " |"
+
+    rule = [":" + "-" * (widths[0] - 1), *("-" * (width - 1) + ":" for width in widths[1:])]
+    return "\n".join([line(cells[0]), line(rule), *map(line, cells[1:])])
+
+
+def is_installed(module):
+    """Return whether a top-level module can be found, without importing it."""
+    return importlib.util.find_spec(module) is not None
+
+
+def write_json(path, data):
+    """Write `data` as JSON."""
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(data, file, indent=1, ensure_ascii=False)
+        file.write("\n")

@@ -1,0 +1,81 @@
+"""Numerical gradients and small-network training at compiled speed.
+
+Drop-in names for *Deep Learning from Scratch*, chapters 2 to 6, and a gradient checker for
+functions of your own. ``python -m fastgrad exercise`` shows what it is about.
+"""
+
+import os
+
+if not os.path.isdir(os.path.dirname(__file__)):
+    raise ImportError("fastgrad must be installed into a folder. It cannot run from a zip archive.")
+
+from fastgrad.datasets import load_mnist
+from fastgrad.functions import (
+    affine_backward,
+    affine_forward,
+    cross_entropy_error,
+    identity_function,
+    mean_squared_error,
+    relu,
+    relu_grad,
+    sigmoid,
+    sigmoid_grad,
+    softmax,
+    softmax_cross_entropy,
+    softmax_cross_entropy_backward,
+    step_function,
+    sum_squared_error,
+)
+from fastgrad.gradients import (
+    GradientCheck,
+    GradientCheckWarning,
+    check_gradient,
+    gradient_descent,
+    numerical_diff,
+    numerical_gradient,
+)
+from fastgrad.layers import AddLayer, Affine, MulLayer, Relu, Sigmoid, SoftmaxWithLoss
+from fastgrad.networks import MultiLayerNet, TwoLayerNet
+from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
+from fastgrad.training import History
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "SGD",
+    "AdaGrad",
+    "Adam",
+    "AddLayer",
+    "Affine",
+    "GradientCheck",
+    "GradientCheckWarning",
+    "History",
+    "Momentum",
+    "MulLayer",
+    "MultiLayerNet",
+    "Nesterov",
+    "RMSprop",
+    "Relu",
+    "Sigmoid",
+    "SoftmaxWithLoss",
+    "TwoLayerNet",
+    "affine_backward",
+    "affine_forward",
+    "check_gradient",
+    "cross_entropy_error",
+    "gradient_descent",
+    "identity_function",
+    "load_mnist",
+    "mean_squared_error",
+    "numerical_diff",
+    "numerical_gradient",
+    "relu",
+    "relu_grad",
+    "sigmoid",
+    "sigmoid_grad",
+    "softmax",
+    "softmax_cross_entropy",
+    "softmax_cross_entropy_backward",
+    "step_function",
+    "sum_squared_error",
+]

@@ -1,0 +1,289 @@
+"""Input validation: one canonical form of array for the kernels, one wording for every error.
+
+Kernels check nothing, so everything that reaches one passes through here first and leaves as a
+C-contiguous array of the dtype asked for. Messages name the argument, what it must be, and what
+it was.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+FloatArray = NDArray[Any]
+IntArray = NDArray[np.int64]
+
+#: The two dtypes that the kernels are compiled for.
+FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_FLOAT32, _FLOAT64 = FLOAT_DTYPES
+
+
+def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
+    """Return `dtype` as ``numpy.dtype`` if the kernels know it.
+
+    Raises
+    ------
+    TypeError
+        If it is neither float32 nor float64.
+    """
+    result: np.dtype[Any] | None
+    try:
+        result = np.dtype(dtype)
+    except (TypeError, ValueError):
+        result = np.dtype(object)
+    if result not in FLOAT_DTYPES:
+        raise TypeError(f"`{name}` must be float32 or float64. Got {dtype!r}.")
+    return result
+
+
+def real_array(
+    value: Any,
+    name: str,
+    *,
+    dtype: Any = None,
+    shape: Sequence[int | str | None] | None = None,
+    layout: str = "C",
+) -> FloatArray:
+    """Return `value` as a float32 or float64 array.
+
+    Parameters
+    ----------
+    value : array_like
+        Booleans, integers or real floating-point numbers.
+    name : str
+        How the argument is called in messages.
+    dtype : dtype, optional
+        float32 or float64. By default float32 stays float32 and all else becomes float64.
+    shape : sequence, optional
+        The required shape; a string stands for a free dimension and names it in messages.
+    layout : {"C", "K"}, optional
+        "C" for C-contiguous, "K" to keep the memory layout as it is.
+
+    Returns
+    -------
+    ndarray
+        Aligned and writeable. The same object when it has that form already, so a caller that
+        writes into it copies it first.
+
+    Raises
+    ------
+    TypeError
+        If the numbers are not real.
+    ValueError
+        If the shape does not fit.
+    """
+    if (
+        type(value) is np.ndarray
+        and (value.dtype is _FLOAT64 or value.dtype is _FLOAT32)
+        and (dtype is None or dtype is value.dtype)
+        and value.flags.carray
+    ):  # the common case, for a fifth of a microsecond
+        if shape is not None:
+            require_shape(value, name, shape)
+        return value
+    array = _plain_array(value, name)
+    if shape is not None:
+        require_shape(array, name, shape)
+    if dtype is None:
+        dtype = array.dtype if array.dtype in FLOAT_DTYPES else np.float64
+    array = np.asarray(array, dtype=dtype, order="C" if layout == "C" else "K")
+    # Read-only or unaligned memory is another type to Numba and would compile every kernel anew.
+    return array if array.flags.behaved else array.copy(order="C" if layout == "C" else "K")
+
+
+def _plain_array(value: Any, name: str) -> NDArray[Any]:
+    """Return `value` as a plain array of booleans, integers or real numbers, of any dtype."""
+    must = f"`{name}` must be an array of real numbers."
+    if isinstance(value, np.ma.MaskedArray):  # its mask would be lost without a word
+        raise TypeError(f"{must} Got a masked array.")
+    try:
+        array = np.asarray(value)
+    except (ValueError, TypeError) as error:
+        raise TypeError(f"{must} Got {_kind(value)}.") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{must} Got {_kind(value, array)}.")
+    return array
+
+
+def require_shape(array: NDArray[Any], name: str, shape: Sequence[int | str | None]) -> None:
+    """Raise a ValueError unless `array` has the required shape (see `real_array`)."""
+    fits = array.ndim == len(shape) and all(
+        not isinstance(want, int) or have == want
+        for have, want in zip(array.shape, shape, strict=True)
+    )
+    if not fits:
+        wanted = ", ".join("any" if want is None else str(want) for want in shape)
+        wanted = f"({wanted},)" if len(shape) == 1 else f"({wanted})"
+        raise ValueError(f"`{name}` must have shape {wanted}. Got {array.shape}.")
+
+
+def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool]:
+    """Return samples as a 2-D array, and whether a single sample was given.
+
+    Raises
+    ------
+    TypeError
+        If the numbers are not real.
+    ValueError
+        If the shape is neither (N, width) nor (width,), or N is 0.
+    """
+    array = real_array(x, name, dtype=dtype)
+    if array.ndim not in (1, 2) or array.shape[-1] != width:
+        raise ValueError(
+            f"`{name}` must have shape (N, {width}) or ({width},). Got {array.shape}."
+        )
+    if array.shape[0] == 0:
+        raise ValueError(f"`{name}` must hold at least one sample. Got {array.shape}.")
+    return np.atleast_2d(array), array.ndim == 1
+
+
+def targets(
+    t: Any, name: str, n: int, classes: int, dtype: Any
+) -> tuple[IntArray, FloatArray]:
+    """Return targets as labels or as soft targets; the array that does not apply is empty.
+
+    Parameters
+    ----------
+    t : array_like
+        Labels of shape (n,) or (n, 1), of any integer type; or one-hot or soft targets of shape
+        (n, classes). For one sample also a plain integer, or targets of shape (classes,).
+    name : str
+        How the argument is called in messages.
+    n, classes : int
+        The number of samples and of classes.
+    dtype : dtype
+        The dtype of soft targets.
+
+    Returns
+    -------
+    labels : ndarray of int64, shape (n,) or (0,)
+    soft : ndarray, shape (n, classes) or (0, classes)
+
+    Raises
+    ------
+    TypeError
+        If labels are not integers, or targets not real numbers.
+    ValueError
+        If the shape does not fit, or a label is out of range.
+    """
+    array = _plain_array(t, name)
+    integers = array.dtype.kind in "iu"
+    if array.shape == (n, classes) and not (classes == 1 and integers):
+        return np.empty(0, np.int64), real_array(array, name, dtype=dtype)
+    if n == 1 and array.shape == (classes,) and not (classes == 1 and integers):
+        return np.empty(0, np.int64), real_array(array[None], name, dtype=dtype)
+    if array.shape not in ((n,), (n, 1)) and not (n == 1 and array.ndim == 0):
+        raise ValueError(
+            f"`{name}` must be labels of shape ({n},) or targets of shape ({n}, {classes}). "
+            f"Got shape {array.shape}."
+        )
+    if not integers:
+        raise TypeError(f"`{name}` must hold integer labels. Got {array.dtype}.")
+    flat = array.reshape(n)
+    labels = np.ascontiguousarray(flat, dtype=np.int64)
+    if not labels.flags.behaved:  # another type to Numba, as in `real_array`
+        labels = labels.copy()
+    wrong = labels.view(np.uint64) >= classes  # a negative label is a huge one without its sign
+    if wrong.any():
+        position = int(np.argmax(wrong))
+        raise ValueError(
+            f"`{name}` must hold labels from 0 to {classes - 1}. "
+            f"Got {flat[position]} at position {position}."
+        )
+    return labels, np.empty((0, classes), dtype)
+
+
+def real_number(value: Any, name: str, *, minimum: float = -math.inf) -> float:
+    """Return `value` as a finite float that is at least `minimum`.
+
+    Raises
+    ------
+    TypeError
+        If it is not a real number.
+    ValueError
+        If it is not finite, or below `minimum`.
+    """
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+        raise TypeError(f"`{name}` must be a real number. Got {_kind(value)}.")
+    try:
+        number = float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number) or number < minimum:
+        at_least = "" if minimum == -math.inf else f", at least {minimum:g}"
+        raise ValueError(f"`{name}` must be a finite number{at_least}. Got {value!s}.")
+    return number
+
+
+def step_size(value: Any, name: str = "h") -> float:
+    """Return a step of finite differences: a finite number above zero.
+
+    Raises
+    ------
+    TypeError
+        If it is not a real number.
+    ValueError
+        If it is not finite, or not above zero.
+    """
+    number = real_number(value, name)
+    if number <= 0:
+        raise ValueError(f"`{name}` must be above 0. Got {value!s}.")
+    return number
+
+
+def whole_number(value: Any, name: str, *, minimum: int) -> int:
+    """Return `value` as an int that is at least `minimum`.
+
+    Raises
+    ------
+    TypeError
+        If it is not an integer.
+    ValueError
+        If it is below `minimum`.
+    """
+    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
+        raise TypeError(f"`{name}` must be an integer. Got {_kind(value)}.")
+    if value < minimum:
+        raise ValueError(f"`{name}` must be at least {minimum}. Got {value!s}.")
+    return int(value)
+
+
+def flag(value: Any, name: str) -> bool:
+    """Return `value` as a bool; 0 and 1 count as such.
+
+    Raises
+    ------
+    TypeError
+        If it is anything else, so that a misplaced argument does not pass as true.
+    """
+    if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
+        raise TypeError(f"`{name}` must be True or False. Got {_kind(value)}.")
+    return bool(value)
+
+
+def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`.
+
+    Raises
+    ------
+    ValueError
+        If it is not.
+    """
+    if not isinstance(value, str) or value not in choices:
+        raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Got {value!r}.")
+    return value
+
+
+def _kind(value: Any, array: NDArray[Any] | None = None) -> str:
+    """Describe what a wrong argument was."""
+    if array is not None and isinstance(value, np.ndarray | list | tuple):
+        return f"{type(value).__name__} of dtype {array.dtype}"
+    text = repr(value)
+    return text if len(text) <= 40 else type(value).__name__

@@ -1,0 +1,117 @@
+r"""Activation functions and their derivatives, forward and backward.
+
+Each formula stands once, as a function of a scalar; `activate` and `activate_parallel` map one over
+a 1-D array. The derivatives of the sigmoid use e = exp(-|x|), which never overflows:
+σ(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) below, and σ'(x) = e / (1 + e)², which keeps its
+digits where 1 - σ(x) loses them.
+"""
+
+# Helpers take scalars of either dtype and Numba overloads carry no annotations.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange
+
+from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.elementary import exp, like
+
+SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
+
+
+@kernel
+def sigmoid(x: Any) -> Any:
+    """Return 1 / (1 + exp(-x)) of a scalar."""
+    one = like(1.0, x)
+    e = exp(-abs(x))
+    return (one if x >= like(0.0, x) else e) / (one + e)
+
+
+@kernel
+def sigmoid_grad(x: Any) -> Any:
+    """Return the derivative of `sigmoid`."""
+    one = like(1.0, x)
+    e = exp(-abs(x))
+    return e / ((one + e) * (one + e))
+
+
+@kernel
+def relu(x: Any) -> Any:
+    """Return max(x, 0) of a scalar; NaN stays NaN."""
+    zero = like(0.0, x)
+    return zero if x <= zero else x
+
+
+@kernel
+def relu_grad(x: Any) -> Any:
+    """Return 1 where x > 0 and 0 elsewhere."""
+    return like(1.0, x) if x > like(0.0, x) else like(0.0, x)
+
+
+@kernel
+def activate(which: int, x: Any, out: Any) -> None:
+    """Map an activation function or its derivative over a stretch of numbers.
+
+    Parameters
+    ----------
+    which : int
+        ``SIGMOID``, ``SIGMOID_GRAD``, ``RELU`` or ``RELU_GRAD``.
+    x : ndarray, shape (M,)
+    out : ndarray of x's dtype, shape (M,)
+        Out.
+    """
+    if which == SIGMOID:
+        for i in range(x.size):
+            out[i] = sigmoid(x[i])
+    elif which == SIGMOID_GRAD:
+        for i in range(x.size):
+            out[i] = sigmoid_grad(x[i])
+    elif which == RELU:
+        for i in range(x.size):
+            out[i] = relu(x[i])
+    else:
+        for i in range(x.size):
+            out[i] = relu_grad(x[i])
+
+
+@parallel_kernel
+def activate_parallel(which: int, x: Any, out: Any, shares: int) -> None:
+    """Map an activation function as `activate` does, on `shares` threads."""
+    for share in prange(shares):
+        first = share * x.size // shares
+        last = (share + 1) * x.size // shares
+        activate(which, x[first:last], out[first:last])
+
+
+@kernel
+def relu_forward(x: Any, out: Any, mask: Any) -> None:
+    """Compute the ReLU of a stretch of numbers and remember where it is flat.
+
+    Parameters
+    ----------
+    x : ndarray, shape (M,)
+    out : ndarray of x's dtype, shape (M,)
+        Out.
+    mask : ndarray of bool, shape (M,)
+        Out: where x <= 0.
+    """
+    for i in range(x.size):
+        out[i] = relu(x[i])
+    for i in range(x.size):
+        mask[i] = x[i] <= like(0.0, x[i])
+
+
+@kernel
+def relu_backward(dout: Any, mask: Any, dx: Any) -> None:
+    """Pass a gradient back through the ReLU: 0 where `mask` is set, `dout` elsewhere."""
+    for i in range(dout.size):
+        dx[i] = like(0.0, dout[i]) if mask[i] else dout[i]
+
+
+@kernel
+def sigmoid_backward(dout: Any, out: Any, dx: Any) -> None:
+    """Pass a gradient back through the sigmoid with values `out`: dout (1 - out) out."""
+    for i in range(dout.size):
+        dx[i] = dout[i] * (like(1.0, out[i]) - out[i]) * out[i]

@@ -1,0 +1,138 @@
+"""The compile policy: every kernel of the package is compiled by one of four decorators.
+
+`kernel`
+    A serial loop or a helper that others inline.
+`inlined_kernel`
+    A part of a parallel kernel's body, always inlined there: LLVM knows that the arrays of such a
+    body do not overlap, and a function of its own would have to check that before each loop.
+`parallel_kernel`
+    A driver that spreads work over threads with ``prange``.
+`exact_kernel`
+    A helper whose rounding errors are part of the algorithm (argument reduction, two-term
+    constants): the compiler may fuse a multiply and an add, but never reorder.
+
+A bridge to a user's function is made at run time by `c_callable`.
+
+All share ``error_model="numpy"`` (a division checks nothing, so it vectorises), ``nogil`` (Python
+threads run side by side) and an on-disk cache that is never fatal and never stale.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numba
+from numba.core.caching import FunctionCache, IndexDataCacheFile
+
+#: Fast-math flags of `kernel` and `parallel_kernel`. Without ``nnan`` and ``ninf``: a NaN must
+#: reach the caller.
+FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
+
+#: Fast-math flags of `exact_kernel`.
+EXACT_FASTMATH = frozenset({"contract"})
+
+
+def kernel(function: Callable[..., Any]) -> Any:
+    """Compile a serial kernel."""
+    return _compile(function, parallel=False, fastmath=FASTMATH)
+
+
+def inlined_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a serial kernel that LLVM inlines wherever it is called."""
+    return _compile(function, parallel=False, fastmath=FASTMATH, forceinline=True)
+
+
+def parallel_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a kernel whose ``prange`` loops run on several threads."""
+    return _compile(function, parallel=True, fastmath=FASTMATH)
+
+
+def exact_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a serial kernel whose operations keep their order."""
+    return _compile(function, parallel=False, fastmath=EXACT_FASTMATH)
+
+
+def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
+    """Compile a function that kernels call by its address; in memory, without fast-math."""
+    decorate: Callable[[Callable[..., Any]], Any] = numba.cfunc(signature)
+    return decorate
+
+
+def _compile(
+    function: Callable[..., Any],
+    *,
+    parallel: bool,
+    fastmath: frozenset[str],
+    forceinline: bool = False,
+) -> Any:
+    compiled = numba.njit(
+        function,
+        parallel=parallel,
+        fastmath=set(fastmath),
+        forceinline=forceinline,
+        error_model="numpy",
+        nogil=True,
+    )
+    if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # a function under NUMBA_DISABLE_JIT
+        _attach_cache(compiled)
+    return compiled
+
+
+def _attach_cache(dispatcher: Any) -> None:
+    """Give a kernel its on-disk cache, or none where no folder can be written."""
+    try:
+        dispatcher._cache = _KernelCache(dispatcher.py_func)
+    except (RuntimeError, OSError):
+        # Numba found no writable folder (read-only install, no home): compile in memory.
+        return
+
+
+class _KernelCache(FunctionCache):
+    """Numba's function cache, with the two faults mended that matter to a package.
+
+    Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in
+    another file goes unnoticed (numba#1833): here the stamp covers every kernel source of the
+    package. And a damaged entry or a full disk raises in Numba: here it counts as a miss.
+    """
+
+    def __init__(self, py_func: Callable[..., Any]) -> None:
+        super().__init__(py_func)
+        self._cache_file = IndexDataCacheFile(
+            cache_path=self._cache_path,
+            filename_base=self._impl.filename_base,
+            source_stamp=sources_stamp(),
+        )
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        try:
+            return super().load_overload(sig, target_context)
+        except Exception:  # noqa: BLE001 - whatever a damaged file does to pickle or LLVM
+            return None
+
+    def save_overload(self, sig: Any, data: Any) -> None:
+        try:
+            super().save_overload(sig, data)
+        except Exception:  # noqa: BLE001 - full disk, folder gone, index damaged
+            self._discard_index()
+
+    def _discard_index(self) -> None:
+        # A damaged index would be a miss in every process to come; without it the next one saves.
+        try:
+            os.unlink(self._cache_file._index_path)
+        except OSError:
+            return
+
+
+@functools.cache
+def sources_stamp() -> str:
+    """Return a hash over the names and the text of every kernel source of the package."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(path.name.encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()

@@ -1,0 +1,165 @@
+"""Elementary functions as scalar code that LLVM can vectorise.
+
+Numba has no vector mathematics library to call by default, so ``math.exp`` in a loop stays a
+scalar call of 5-10 ns. `exp` and `expm1` are straight-line arithmetic instead, and a loop over
+them becomes vector code: 1 ns a value in float64 and 0.4 in float32 on a core with AVX-512.
+
+Both reduce the argument as W. J. Cody and W. Waite do (*Software Manual for the Elementary
+Functions*, 1980, chapter 6): with x = k log 2 + r and |r| <= 0.35,
+
+    exp(x) = 2**k * exp(r),    exp(x) - 1 = 2**k * (exp(r) - 1) + (2**k - 1).
+"""
+
+# A function and its Numba overload must have like signatures to the letter, annotations included,
+# so these few carry none.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from fastgrad.kernels.compile import exact_kernel
+
+_LOG2_E = 1.4426950408889634
+_LOG2_E_32 = np.float32(_LOG2_E)
+#: log 2 as a sum: the head has enough trailing zero bits for k * head to be exact.
+_LN2_HEAD, _LN2_TAIL = 6.93147180369123816490e-01, 1.90821492927058770002e-10
+_LN2_HEAD_32, _LN2_TAIL_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
+#: Adding and subtracting it rounds to an integer, which then stands in the low bits.
+_ROUND, _ROUND_32 = np.float64(1.5 * 2**52), np.float32(1.5 * 2**23)
+
+
+@exact_kernel
+def _reduce64(x):
+    """Return exp(r) - 1 and the two factors of 2**k, which reach down to subnormal results."""
+    shifted = x * _LOG2_E + _ROUND
+    k = shifted - _ROUND
+    r = (x - k * _LN2_HEAD) - k * _LN2_TAIL
+    # Taylor; the first term left out, r**14 / 14!, is below 5e-18.
+    p = 1 / 6227020800
+    p = p * r + 1 / 479001600
+    p = p * r + 1 / 39916800
+    p = p * r + 1 / 3628800
+    p = p * r + 1 / 362880
+    p = p * r + 1 / 40320
+    p = p * r + 1 / 5040
+    p = p * r + 1 / 720
+    p = p * r + 1 / 120
+    p = p * r + 1 / 24
+    p = p * r + 1 / 6
+    p = p * r + 1 / 2
+    p = p * (r * r) + r
+    n = np.float64(shifted).view(np.int64) - np.float64(_ROUND).view(np.int64)
+    half = n >> 1
+    low = np.int64((half + 1023) << 52).view(np.float64)
+    high = np.int64((n - half + 1023) << 52).view(np.float64)
+    return p, low, high
+
+
+@exact_kernel
+def _reduce32(x):
+    """Do as `_reduce64` does, in float32."""
+    shifted = x * _LOG2_E_32 + _ROUND_32
+    k = shifted - _ROUND_32
+    r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
+    # The first term left out, r**8 / 8!, is below 6e-9.
+    p = np.float32(1 / 5040)
+    p = p * r + np.float32(1 / 720)
+    p = p * r + np.float32(1 / 120)
+    p = p * r + np.float32(1 / 24)
+    p = p * r + np.float32(1 / 6)
+    p = p * r + np.float32(1 / 2)
+    p = p * (r * r) + r
+    n = np.float32(shifted).view(np.int32) - np.float32(_ROUND_32).view(np.int32)
+    half = n >> np.int32(1)
+    low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+    high = np.int32((n - half + np.int32(127)) << np.int32(23)).view(np.float32)
+    return p, low, high
+
+
+# The arguments are clamped to where the result is 0, -1 or infinite anyway; the comparisons are
+# written so that a NaN passes.
+
+
+@exact_kernel
+def _exp64(x):
+    x = -746.0 if x < -746.0 else x
+    x = 710.0 if x > 710.0 else x
+    p, low, high = _reduce64(x)
+    return (p + 1.0) * low * high
+
+
+@exact_kernel
+def _exp32(x):
+    x = np.float32(-104.0) if x < np.float32(-104.0) else x
+    x = np.float32(89.0) if x > np.float32(89.0) else x
+    p, low, high = _reduce32(x)
+    return (p + np.float32(1.0)) * low * high
+
+
+@exact_kernel
+def _expm1_64(x):
+    x = -50.0 if x < -50.0 else x
+    x = 710.0 if x > 710.0 else x
+    p, low, high = _reduce64(x)
+    return (p * low + (low - 1.0 / high)) * high
+
+
+@exact_kernel
+def _expm1_32(x):
+    x = np.float32(-20.0) if x < np.float32(-20.0) else x
+    x = np.float32(89.0) if x > np.float32(89.0) else x
+    p, low, high = _reduce32(x)
+    return (p * low + (low - np.float32(1.0) / high)) * high
+
+
+@exact_kernel
+def relative_to(a, b, c):
+    """Compute a - (b - c) in this order: with huge b and c, (a + c) - b would lose a."""
+    return a - (b - c)
+
+
+def exp(x):
+    """Compute exp(x) of a float32 or float64 scalar, in its own precision.
+
+    Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
+    and infinities as in NumPy. Callable from compiled code and from Python.
+    """
+    return _exp32(x) if isinstance(x, np.float32) else _exp64(np.float64(x))
+
+
+def expm1(x):
+    """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
+
+    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy.
+    Callable from compiled code and from Python.
+    """
+    return _expm1_32(x) if isinstance(x, np.float32) else _expm1_64(np.float64(x))
+
+
+def like(constant, x):
+    """Return `constant` in the precision of the scalar `x`.
+
+    A literal is a float64 to Numba and would promote float32 arithmetic. What comes out of here is
+    still a constant to the compiler.
+    """
+    return np.float32(constant) if isinstance(x, np.float32) else np.float64(constant)
+
+
+@overload(exp)
+def _compile_exp(x):
+    return (lambda x: _exp32(x)) if x == types.float32 else (lambda x: _exp64(x))
+
+
+@overload(expm1)
+def _compile_expm1(x):
+    return (lambda x: _expm1_32(x)) if x == types.float32 else (lambda x: _expm1_64(x))
+
+
+@overload(like)
+def _compile_like(constant, x):
+    if x == types.float32:
+        return lambda constant, x: np.float32(constant)
+    return lambda constant, x: np.float64(constant)

@@ -1,0 +1,328 @@
+"""Sums of scaled rows, with the running sums held in vector registers.
+
+The loop vectoriser keeps a row of running sums in memory: it loads and stores it once a pass, and
+each pass waits for the one before. Spelled out as LLVM instructions the sums stay in registers for
+the whole loop: products with lists of non-zero pixels take 0.6 to 0.8 of the time, dense products
+half. There are three of them, which differ in where the factors and the rows come from.
+
+The functions also run as plain Python, where Numba is switched off.
+"""
+
+# A function and its Numba overload must have like signatures to the letter, annotations included,
+# so these carry none.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic, overload
+
+_WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+#: Bytes of a vector register.
+_VECTOR_BYTES = 64 if _WIDE else 32
+#: Vectors a row that are kept in registers at a time: four rows of them fill half of the registers.
+_MOST_VECTORS = 4 if _WIDE else 2
+_INTEGER = ir.IntType(64)
+
+
+def sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
+    """Compute out[v, n] = sum_e value[q, e] * right[u, index[q, e]] for begin <= e < end.
+
+    Parameters
+    ----------
+    begin, end : int
+    index : ndarray of uint32, 2-D
+    value : ndarray, 2-D
+    q, u, v, n : int
+    right : ndarray, 3-D
+    width : int
+        Columns to compute: whole registers.
+    out : ndarray, 3-D
+    """
+    out[v, n, :width] = value[q, begin:end] @ right[u, index[q, begin:end], :width]
+
+
+def multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
+    """Compute out[v, n + s] = sum_i left[u, r, i] * right[w, at + i] for r = r1 .. r4, s = 0 .. 3.
+
+    Parameters
+    ----------
+    left, right, out : ndarray, 3-D
+    u, r1, r2, r3, r4, w, at, v, n : int
+    depth : int
+        Number of terms i.
+    width : int
+        Columns to compute: whole registers.
+    """
+    rows = np.array([r1, r2, r3, r4])
+    out[v, n : n + 4, :width] = left[u, rows, :depth] @ right[w, at : at + depth, :width]
+
+
+def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
+    """Compute out[v, g + s] = sum_n left[u, rows[r, n], i + s] * right[w, n] for s = 0 .. 3.
+
+    Parameters
+    ----------
+    left, right, out : ndarray, 3-D
+    rows : ndarray of int64, 2-D
+    u, r, i, w, v, g : int
+    width : int
+        Columns to compute: whole registers.
+    """
+    count = rows.shape[1]
+    out[v, g : g + 4, :width] = left[u, rows[r], i : i + 4].T @ right[w, :count, :width]
+
+
+# Each function below covers the columns in steps of as many vectors as registers hold. The number
+# is part of the code that is generated, so every number has a call of its own.
+
+
+@overload(sum_listed)
+def _compile_sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
+    lanes = _VECTOR_BYTES * 8 // value.dtype.bitwidth
+    most = _MOST_VECTORS
+
+    def sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
+        j = 0
+        while j + most * lanes <= width:
+            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, most)
+            j += most * lanes
+        if j + 2 * lanes <= width:
+            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, 2)
+            j += 2 * lanes
+        if j + lanes <= width:
+            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, 1)
+
+    return sum_listed
+
+
+@overload(multiply)
+def _compile_multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
+    lanes = _VECTOR_BYTES * 8 // left.dtype.bitwidth
+    most = _MOST_VECTORS
+
+    def multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
+        j = 0
+        while j + most * lanes <= width:
+            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, most)
+            j += most * lanes
+        if j + 2 * lanes <= width:
+            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, 2)
+            j += 2 * lanes
+        if j + lanes <= width:
+            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, 1)
+
+    return multiply
+
+
+@overload(multiply_transposed)
+def _compile_multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
+    lanes = _VECTOR_BYTES * 8 // left.dtype.bitwidth
+    most = _MOST_VECTORS
+
+    def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
+        j = 0
+        while j + most * lanes <= width:
+            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, most)
+            j += most * lanes
+        if j + 2 * lanes <= width:
+            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, 2)
+            j += 2 * lanes
+        if j + lanes <= width:
+            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, 1)
+
+    return multiply_transposed
+
+
+@intrinsic(prefer_literal=True)
+def _sum_listed(typing_context, begin, end, index, value, q, right, u, j, out, v, n, vectors):
+    """Do as `sum_listed` does, for a number of vectors from column j on."""
+
+    def generate(emit):
+        indices, _ = emit.address("index", "q")
+        factors, _ = emit.address("value", "q")
+        source, stride = emit.address("right", "u", column="j")
+        target, _ = emit.address("out", "v", "n", column="j")
+
+        def factor(row, step):
+            return emit.add(factors, emit.times(step, emit.size))
+
+        def line(step):
+            place = emit.add(indices, emit.times(step, 4))
+            entry = emit.builder.zext(emit.load(place, ir.IntType(32)), _INTEGER)
+            return emit.add(source, emit.builder.mul(entry, stride[1]))
+
+        emit.sums(emit.whole("begin"), emit.whole("end"), factor, line, [target])
+
+    return _typed(generate, right, vectors, locals())
+
+
+@intrinsic(prefer_literal=True)
+def _multiply(
+    typing_context, left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, vectors
+):  # fmt: skip
+    """Do as `multiply` does, for a number of vectors from column j on."""
+
+    def generate(emit):
+        factors = [emit.address("left", "u", name)[0] for name in ("r1", "r2", "r3", "r4")]
+        source, stride = emit.address("right", "w", "at", column="j")
+        target, pitch = emit.address("out", "v", "n", column="j")
+
+        def factor(row, step):
+            return emit.add(factors[row], emit.times(step, emit.size))
+
+        def line(step):
+            return emit.add(source, emit.builder.mul(step, stride[1]))
+
+        targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
+        emit.sums(ir.Constant(_INTEGER, 0), emit.whole("depth"), factor, line, targets)
+
+    return _typed(generate, right, vectors, locals())
+
+
+@intrinsic(prefer_literal=True)
+def _multiply_transposed(
+    typing_context, left, u, rows, r, i, right, w, j, out, v, g, vectors
+):  # fmt: skip
+    """Do as `multiply_transposed` does, for a number of vectors from column j on."""
+
+    def generate(emit):
+        chosen, _ = emit.address("rows", "r")
+        factors, gap = emit.address("left", "u", column="i")
+        source, stride = emit.address("right", "w", column="j")
+        target, pitch = emit.address("out", "v", "g", column="j")
+
+        def factor(row, step):
+            entry = emit.load(emit.add(chosen, emit.times(step, 8)), _INTEGER)
+            place = emit.add(factors, emit.builder.mul(entry, gap[1]))
+            return emit.add(place, ir.Constant(_INTEGER, row * emit.size))
+
+        def line(step):
+            return emit.add(source, emit.builder.mul(step, stride[1]))
+
+        targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
+        emit.sums(ir.Constant(_INTEGER, 0), emit.length("rows", 1), factor, line, targets)
+
+    return _typed(generate, right, vectors, locals())
+
+
+def _typed(generate, right, vectors, scope):
+    """Return the signature and the code generator of an intrinsic with these arguments."""
+    if not isinstance(vectors, types.IntegerLiteral):
+        return None
+    names = [name for name in scope if name not in ("typing_context", "generate")]
+
+    def code_generator(context, builder, signature, arguments):
+        kinds = dict(zip(names, signature.args, strict=True))
+        values = dict(zip(names, arguments, strict=True))
+        generate(_Emitter(context, builder, kinds, values, right.dtype, vectors.literal_value))
+        return context.get_dummy_value()
+
+    return types.void(*(scope[name] for name in names)), code_generator
+
+
+class _Emitter:
+    """Writes the LLVM instructions of a loop that sums scaled rows."""
+
+    def __init__(self, context, builder, kinds, values, dtype, vectors):
+        self.context, self.builder = context, builder
+        self.kinds, self.values = kinds, values
+        self.vectors = vectors
+        self.number = context.get_data_type(dtype)
+        self.size = dtype.bitwidth // 8
+        self.lanes = _VECTOR_BYTES // self.size
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.fused = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fmuladd.v{self.lanes}f{dtype.bitwidth}",
+        )
+
+    def add(self, a, b):
+        return self.builder.add(a, b)
+
+    def times(self, a, constant):
+        return self.builder.mul(a, ir.Constant(_INTEGER, constant))
+
+    def whole(self, name):
+        """Return an integer argument as 64 bits."""
+        return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
+
+    def length(self, name, axis):
+        array = self.context.make_array(self.kinds[name])(
+            self.context, self.builder, self.values[name]
+        )
+        return cgutils.unpack_tuple(self.builder, array.shape)[axis]
+
+    def address(self, name, *indices, column=None):
+        """Return the address of an array's element as an integer, and the array's strides."""
+        array = self.context.make_array(self.kinds[name])(
+            self.context, self.builder, self.values[name]
+        )
+        strides = cgutils.unpack_tuple(self.builder, array.strides)
+        place = self.builder.ptrtoint(array.data, _INTEGER)
+        for argument, stride in zip(indices, strides, strict=False):
+            place = self.add(place, self.builder.mul(self.whole(argument), stride))
+        if column is not None:
+            place = self.add(place, self.times(self.whole(column), self.size))
+        return place, strides
+
+    def load(self, place, kind):
+        loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
+        loaded.align = 4 if kind == ir.IntType(32) else self.size if kind != _INTEGER else 8
+        return loaded
+
+    def spread(self, scalar):
+        """Return a vector with the scalar in every lane."""
+        undefined = ir.Constant(self.vector, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(first, undefined, mask)
+
+    def sums(self, begin, end, factor, line, targets):
+        """Write the loop: sum over steps of factor(row, step) * line(step), for every target row.
+
+        ``factor`` and ``line`` return addresses; vector k of a line, or of a target, lies k
+        registers further on.
+        """
+        builder = self.builder
+        entry = builder.block
+        head = builder.append_basic_block("sums.head")
+        body = builder.append_basic_block("sums.body")
+        done = builder.append_basic_block("sums.done")
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        step = builder.phi(_INTEGER)
+        totals = [[builder.phi(self.vector) for _ in range(self.vectors)] for _ in targets]
+        builder.cbranch(builder.icmp_signed("<", step, end), body, done)
+
+        builder.position_at_end(body)
+        start = line(step)
+        offsets = [ir.Constant(_INTEGER, k * _VECTOR_BYTES) for k in range(self.vectors)]
+        terms = [self.load(self.add(start, offset), self.vector) for offset in offsets]
+        added = []
+        for row, sums in enumerate(totals):
+            scale = self.spread(self.load(factor(row, step), self.number))
+            added.append(
+                [builder.call(self.fused, [scale, t, s]) for t, s in zip(terms, sums, strict=True)]
+            )
+        following = self.add(step, ir.Constant(_INTEGER, 1))
+        builder.branch(head)
+        step.add_incoming(begin, entry)
+        step.add_incoming(following, body)
+        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
+        for sums, news in zip(totals, added, strict=True):
+            for total, new in zip(sums, news, strict=True):
+                total.add_incoming(zeros, entry)
+                total.add_incoming(new, body)
+
+        builder.position_at_end(done)
+        for target, sums in zip(targets, totals, strict=True):
+            for offset, total in zip(offsets, sums, strict=True):
+                place = builder.inttoptr(self.add(target, offset), self.vector.as_pointer())
+                builder.store(total, place).align = self.size

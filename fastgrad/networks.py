@@ -1,0 +1,671 @@
+"""The networks of *Deep Learning from Scratch*: two layers (chapter 4), or any number (chapter 6).
+
+Parameters live in the dict ``params`` as plain arrays; whoever edits or replaces one there changes
+the network. Everything computed goes through `fastgrad.engine.Engine`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
+
+from fastgrad.archives import load_arrays, save_arrays
+from fastgrad.arrays import (
+    FloatArray,
+    IntArray,
+    float_dtype,
+    one_of,
+    real_array,
+    real_number,
+    samples,
+    step_size,
+    targets,
+    whole_number,
+)
+from fastgrad.engine import ACTIVATIONS, Engine, parameter_shapes
+from fastgrad.gradients import GradientCheck, compare_gradients
+from fastgrad.training import History, fit
+
+__all__ = ["MultiLayerNet", "TwoLayerNet"]
+
+#: Samples that a pass over a large set takes at a time.
+_BLOCK = 1000
+
+
+class Network:
+    """What the networks share. Not to be instantiated."""
+
+    #: Whether `predict` returns class probabilities or the last layer's raw scores.
+    _predicts_probabilities: ClassVar[bool] = True
+
+    params: dict[str, Any]
+
+    def _set_up(
+        self, sizes: Sequence[int], activation: str, delta: float, dtype: DTypeLike, decay: float
+    ) -> None:
+        self._sizes = tuple(sizes)
+        self._activation = one_of(activation, "activation", tuple(ACTIVATIONS))
+        self._delta = real_number(delta, "delta", minimum=0)
+        self._dtype = float_dtype(dtype)
+        self._decay = real_number(decay, "weight_decay_lambda", minimum=0)
+        #: Engines that no call is using: one a thread at most, so that calls may overlap.
+        self._idle: list[Engine] = []
+
+    def _draw(self, scales: Sequence[float], rng: Any) -> None:
+        """Fill `params`: weights normal with these standard deviations, biases zero."""
+        normal = normal_source(rng)
+        self.params = {}
+        for scale, (name, shape) in zip(
+            np.repeat(scales, 2), parameter_shapes(self._sizes).items(), strict=True
+        ):
+            values = scale * normal(shape) if name.startswith("W") else np.zeros(shape)
+            self.params[name] = values.astype(self._dtype)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_idle": []}
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which the network computes."""
+        return self._dtype
+
+    @contextmanager
+    def engine(self) -> Iterator[Engine]:
+        """Lend an engine that has taken over the parameters; for `fastgrad.training`."""
+        params = self._checked_params()
+        try:
+            engine = self._idle.pop()
+        except IndexError:
+            engine = Engine(self._sizes, self._activation, self._delta, self._dtype, self._decay)
+        engine.load(params)
+        yield engine
+        self._idle.append(engine)
+
+    def _checked_params(self) -> dict[str, FloatArray]:
+        """Return the parameters as canonical arrays."""
+        shapes = parameter_shapes(self._sizes)
+        if not isinstance(self.params, dict) or set(self.params) != set(shapes):
+            got = sorted(map(str, self.params)) if isinstance(self.params, dict) else self.params
+            raise ValueError(f"`params` must be a dict with the keys {list(shapes)}. Got {got!r}.")
+        return {
+            name: real_array(self.params[name], f"params[{name!r}]", dtype=self._dtype, shape=shape)
+            for name, shape in shapes.items()
+        }
+
+    def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
+        """Return samples, labels and soft targets as the engine wants them; for `fit`."""
+        xs, _ = samples(x, "x", self._sizes[0], self._dtype)
+        return (xs, *targets(t, "t", len(xs), self._sizes[-1], self._dtype))
+
+    def predict(self, x: ArrayLike) -> FloatArray:
+        """Compute class probabilities.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+
+        Returns
+        -------
+        ndarray, shape (N, C) or (C,)
+            Of the network's dtype.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` or `params` does not fit.
+        """
+        xs, single = samples(x, "x", self._sizes[0], self._dtype)
+        result = np.empty((len(xs), self._sizes[-1]), self._dtype)
+        labels, soft = np.empty(0, np.int64), np.empty((0, self._sizes[-1]), self._dtype)
+        with self.engine() as engine:
+            for block in _blocks(len(xs)):
+                engine.forward(engine.samples(xs[block]), labels, soft)
+                probabilities = self._predicts_probabilities
+                result[block] = engine.probabilities if probabilities else engine.logits
+        return result[0] if single else result
+
+    def loss(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Compute the loss −(1/N) Σₙ Σₖ tₙₖ log(yₙₖ + delta), plus weight decay where there is one.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        xs, labels, soft = self.checked_batch(x, t)
+        total = 0.0
+        with self.engine() as engine:
+            for block in _blocks(len(xs)):
+                part = engine.forward(engine.samples(xs[block]), labels[block], soft[block])
+                total += part * len(xs[block])
+        return total / len(xs)
+
+    def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Compute the share of samples whose largest score is that of the target's class.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C), of which the largest counts.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        xs, labels, soft = self.checked_batch(x, t)
+        wanted = labels if labels.size else soft.argmax(axis=1)
+        return float(np.mean(self.predict(xs).argmax(axis=1) == wanted))
+
+    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+        """Compute the derivative of `loss` by every parameter, by backpropagation.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+
+        Returns
+        -------
+        dict of ndarray
+            Like `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        xs, labels, soft = self.checked_batch(x, t)
+        result = self._like_params()
+        with self.engine() as engine:
+            if len(xs) <= _BLOCK:
+                engine.backpropagate(engine.samples(xs), labels, soft)
+                engine.unpack(engine.gradient, result)
+                return result
+            total = np.zeros_like(engine.gradient)
+            for block in _blocks(len(xs)):
+                engine.backpropagate(engine.samples(xs[block]), labels[block], soft[block])
+                total += engine.gradient * self._dtype.type(len(xs[block]) / len(xs))
+            engine.unpack(total, result)
+        return result
+
+    def numerical_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
+    ) -> dict[str, FloatArray]:
+        """Compute the central difference of `loss` by every parameter.
+
+        The loss is evaluated at both nudged points of each parameter, as the textbook loop does,
+        but as a change: no digits cancel, and only what the nudge can change is computed.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        dict of ndarray
+            Like `params`. All NaN where the loss is not finite.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t`, `h` or `params` does not fit.
+
+        Notes
+        -----
+        (L(w + h) − L(w − h)) / 2h, section 4.4 of the book; the arithmetic is described in
+        `fastgrad.kernels.central_difference`.
+        """
+        xs, labels, soft = self.checked_batch(x, t)
+        h = step_size(h)
+        limits = np.finfo(self._dtype)
+        if not limits.tiny <= h <= limits.max:
+            raise ValueError(
+                f"`h` must be from {limits.tiny:.3g} to {limits.max:.3g} in {self._dtype}. Got {h}."
+            )
+        result = self._like_params()
+        with self.engine() as engine:
+            total = np.zeros_like(engine.gradient)
+            for block in _blocks(len(xs)):
+                engine.central_difference(
+                    engine.samples(xs[block], sparse=True), labels[block], soft[block], h
+                )
+                if len(xs) <= _BLOCK:
+                    total = engine.gradient
+                else:
+                    total += engine.gradient * self._dtype.type(len(xs[block]) / len(xs))
+            engine.unpack(total, result)
+        return result
+
+    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+        """Compare `gradient` with `numerical_gradient`.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        GradientCheck
+            Errors of every parameter array, a verdict ``ok``, a table as ``str()``, and ``plot()``.
+            Parameters within ±h of a kink of ReLU are counted, not judged.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t`, `h` or `params` does not fit.
+        """
+        h = step_size(h)
+        numerical = self.numerical_gradient(x, t, h)
+        double = self.numerical_gradient(x, t, 2 * h)
+        relu = self._activation == "relu"
+        kinks = self._kinks(x, t, h) if relu else None
+        precision = 64 * float(np.finfo(self._dtype).eps)
+        noise = {}
+        for name, array in numerical.items():
+            largest = float(np.abs(array).max(initial=0))
+            # Three times the truncation error, entry by entry. Where 2h reaches a kink that h does
+            # not reach, the difference tells nothing about it.
+            truncation = np.abs(array - double[name])
+            if relu:
+                np.minimum(truncation, h * h * largest, out=truncation)
+            noise[name] = truncation + (precision * largest or precision)
+        return compare_gradients(self.gradient(x, t), numerical, h=h, noise=noise, kinks=kinks)
+
+    def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
+        """Mark the parameters whose nudge can carry some unit's input across zero."""
+        xs, labels, soft = self.checked_batch(x, t)
+        params = self._checked_params()
+        hidden = range(1, len(self._sizes) - 1)
+        marks = {
+            name: np.zeros(shape, bool) for name, shape in parameter_shapes(self._sizes).items()
+        }
+        with self.engine() as engine:
+            for n in range(len(xs)):
+                engine.forward(engine.samples(xs[n : n + 1]), labels[n : n + 1], soft[n : n + 1])
+                # How far each unit's input may move before it, or a unit that it feeds, has a kink.
+                room = [np.empty(0)] * len(self._sizes)
+                for layer in reversed(hidden):
+                    size = self._sizes[layer]
+                    room[layer] = np.abs(engine.errors[layer, 0, :size])
+                    reach = np.eye(size)
+                    for above in range(layer + 1, len(self._sizes) - 1):
+                        reach = reach @ np.abs(params[f"W{above}"])
+                        inputs = np.abs(engine.errors[above, 0, : self._sizes[above]])
+                        with np.errstate(divide="ignore", invalid="ignore"):
+                            room[layer] = np.fmin(room[layer], (inputs / reach).min(axis=1))
+                for layer in hidden:
+                    below = engine.values[layer - 1, 0, : self._sizes[layer - 1]]
+                    moves = h * np.abs(xs[n] if layer == 1 else below)[:, None]
+                    marks[f"W{layer}"] |= (moves >= room[layer]) & (moves > 0)
+                    marks[f"b{layer}"] |= h >= room[layer]
+        return marks
+
+    def _like_params(self) -> dict[str, FloatArray]:
+        return {
+            name: np.empty(shape, self._dtype)
+            for name, shape in parameter_shapes(self._sizes).items()
+        }
+
+    def fit(
+        self,
+        x: ArrayLike,
+        t: ArrayLike,
+        *,
+        iterations: int = 10_000,
+        batch_size: int = 100,
+        learning_rate: float = 0.1,
+        method: str = "gradient",
+        optimizer: Any = None,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        progress: bool = False,
+        rng: Any = None,
+        callback: Callable[[int, float], object] | None = None,
+    ) -> History:
+        """Train on mini-batches drawn at random with replacement, as the book does.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+        iterations : int, optional
+            Number of mini-batches.
+        batch_size : int, optional
+            Samples in each of them.
+        learning_rate : float, optional
+            Of plain gradient descent; an `optimizer` brings its own.
+        method : {"gradient", "numerical_gradient"}, optional
+            Backpropagation, or numerical gradients alone.
+        optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
+            By default ``SGD(learning_rate)``. What it remembers goes on from, and into, the object.
+        validation : (x_test, t_test), optional
+            If given, the accuracies on both sets are evaluated once an epoch.
+        progress : bool, optional
+            Show a progress bar.
+        rng : int or numpy.random.Generator, optional
+            Source of the batches; by default NumPy's global legacy generator, as in the book.
+        callback : callable, optional
+            Called as ``callback(iteration, loss)`` after each iteration, with `params` up to date;
+            training ends when it returns True.
+
+        Returns
+        -------
+        History
+            The loss of every batch, accuracies, and the time taken. After Ctrl-C it is the history
+            so far, ``interrupted`` is True, and `params` are those of its last iteration.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit; nothing has been changed then.
+
+        Warns
+        -----
+        RuntimeWarning
+            Once, when the loss is no longer finite.
+
+        Notes
+        -----
+        Section 4.5 of the book. With the same seed and number of threads a run repeats bit for bit;
+        other numbers of threads agree to rounding.
+        """
+        return fit(
+            self, x, t,
+            iterations=iterations, batch_size=batch_size, learning_rate=learning_rate,
+            method=method, optimizer=optimizer, validation=validation, progress=progress, rng=rng,
+            callback=callback,
+        )  # fmt: skip
+
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save parameters and settings as an .npz file that `numpy.load` can read too.
+
+        Parameters
+        ----------
+        path : path_like
+            Where to; ``.npz`` is appended if missing. An existing file is replaced as a whole.
+
+        Returns
+        -------
+        Path
+            The file written.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an existing file is unharmed then.
+        TypeError, ValueError
+            If `params` does not fit.
+        """
+        return save_arrays(
+            path,
+            self._checked_params(),
+            format="fastgrad network",
+            version=1,
+            network=type(self).__name__,
+            sizes=list(self._sizes),
+            activation=self._activation,
+            delta=self._delta,
+            weight_decay_lambda=self._decay,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a network that `save` wrote.
+
+        Parameters
+        ----------
+        path : path_like
+            The file.
+
+        Returns
+        -------
+        TwoLayerNet or MultiLayerNet
+            Of the class on which `load` is called.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not a network of this class.
+        """
+        arrays, settings = load_arrays(path)
+        if settings.get("format") != "fastgrad network" or settings.get("version") != 1:
+            raise ValueError(f"{os.fspath(path)!r} must hold a fastgrad network of version 1.")
+        if settings.get("network") != cls.__name__:
+            raise ValueError(
+                f"{os.fspath(path)!r} must hold a {cls.__name__}. Got {settings.get('network')!r}."
+            )
+        network = cls.__new__(cls)
+        try:
+            sizes = [whole_number(size, "sizes", minimum=1) for size in settings["sizes"]]
+            network._set_up(
+                sizes,
+                settings["activation"],
+                settings["delta"],
+                arrays["W1"].dtype,
+                settings["weight_decay_lambda"],
+            )
+            network.params = arrays
+            network._checked_params()
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
+        network._finish()
+        return network
+
+    def _finish(self) -> None:
+        """Complete a loaded network; for subclasses."""
+
+
+class TwoLayerNet(Network):
+    """The two-layer network of chapter 4: affine, activation, affine, softmax.
+
+    Parameters
+    ----------
+    input_size, hidden_size, output_size : int
+        Units of each layer.
+    weight_init_std : float, optional
+        Standard deviation of the initial weights.
+    activation : {"sigmoid", "relu"}, optional
+        Of the hidden layer.
+    delta : float, optional
+        Kept from the logarithm's zero: the loss is −(1/N) Σₙ Σₖ tₙₖ log(yₙₖ + delta). With 0 it is
+        the plain cross entropy of log-softmax.
+    dtype : {numpy.float64, numpy.float32}, optional
+        In which parameters are kept and everything is computed.
+    rng : int or numpy.random.Generator, optional
+        Source of the initial weights; by default NumPy's global legacy generator, in the book's
+        order, so that ``np.random.seed(0)`` gives the book's numbers.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,). Edits and replaced arrays take effect.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgrad import TwoLayerNet
+    >>> net = TwoLayerNet(784, 50, 10, rng=0)
+    >>> x, t = np.random.default_rng(0).random((3, 784)), [3, 1, 4]
+    >>> net.predict(x).shape
+    (3, 10)
+    >>> backward, numerical = net.gradient(x, t), net.numerical_gradient(x, t)
+    >>> bool(np.allclose(backward["W1"], numerical["W1"], rtol=1e-6, atol=1e-12))
+    True
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        output_size: int,
+        weight_init_std: float = 0.01,
+        *,
+        activation: str = "sigmoid",
+        delta: float = 1e-7,
+        dtype: DTypeLike = np.float64,
+        rng: Any = None,
+    ) -> None:
+        sizes = [
+            whole_number(input_size, "input_size", minimum=1),
+            whole_number(hidden_size, "hidden_size", minimum=1),
+            whole_number(output_size, "output_size", minimum=1),
+        ]
+        scale = real_number(weight_init_std, "weight_init_std", minimum=0)
+        self._set_up(sizes, activation, delta, dtype, 0.0)
+        self._draw([scale, scale], rng)
+
+
+class MultiLayerNet(Network):
+    """The fully connected network of chapter 6, with any number of hidden layers.
+
+    Parameters
+    ----------
+    input_size : int
+        Units of the input.
+    hidden_size_list : sequence of int
+        Units of each hidden layer.
+    output_size : int
+        Number of classes.
+    activation : {"relu", "sigmoid"}, optional
+        Of the hidden layers; in any case of letters.
+    weight_init_std : {"relu", "he", "sigmoid", "xavier"} or float, optional
+        Standard deviation of the initial weights: √(2/n) for "relu" and "he", √(1/n) for "sigmoid"
+        and "xavier", n being the layer's number of inputs.
+    weight_decay_lambda : float, optional
+        λ of the weight decay ½ λ Σ W².
+    delta : float, optional
+        As for `TwoLayerNet`.
+    dtype : {numpy.float64, numpy.float32}, optional
+        In which parameters are kept and everything is computed.
+    rng : int or numpy.random.Generator, optional
+        Source of the initial weights; by default NumPy's global legacy generator.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1, b1, W2, b2, ..
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Notes
+    -----
+    `predict` returns the raw scores of the last layer, as in the book. Initial values: X. Glorot
+    and Y. Bengio (2010); K. He et al., arXiv:1502.01852; section 6.2 of the book.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgrad import MultiLayerNet
+    >>> net = MultiLayerNet(784, [100, 100], 10, rng=0)
+    >>> sorted(net.params)
+    ['W1', 'W2', 'W3', 'b1', 'b2', 'b3']
+    >>> net.predict(np.zeros(784)).shape
+    (10,)
+    """
+
+    _predicts_probabilities = False
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size_list: Sequence[int],
+        output_size: int,
+        activation: str = "relu",
+        weight_init_std: str | float = "relu",
+        weight_decay_lambda: float = 0,
+        *,
+        delta: float = 1e-7,
+        dtype: DTypeLike = np.float64,
+        rng: Any = None,
+    ) -> None:
+        if isinstance(hidden_size_list, str) or not hasattr(hidden_size_list, "__iter__"):
+            raise TypeError(
+                f"`hidden_size_list` must be a sequence of integers. Got {hidden_size_list!r}."
+            )
+        sizes = [
+            whole_number(input_size, "input_size", minimum=1),
+            *(whole_number(size, "hidden_size_list", minimum=1) for size in hidden_size_list),
+            whole_number(output_size, "output_size", minimum=1),
+        ]
+        lower = activation.lower() if isinstance(activation, str) else activation
+        self._set_up(sizes, lower, delta, dtype, weight_decay_lambda)
+        self._draw([_initial_scale(weight_init_std, n_in) for n_in in sizes[:-1]], rng)
+
+
+def _initial_scale(weight_init_std: Any, n_inputs: int) -> float:
+    """Return the standard deviation of a layer's initial weights."""
+    if isinstance(weight_init_std, str):
+        name = one_of(
+            weight_init_std.lower(), "weight_init_std", ("relu", "he", "sigmoid", "xavier")
+        )
+        return float(np.sqrt((2.0 if name in ("relu", "he") else 1.0) / n_inputs))
+    return real_number(weight_init_std, "weight_init_std", minimum=0)
+
+
+def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
+    """Return a function that draws standard normal arrays of a given shape.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `rng` is neither None, an integer from 0 on, nor a ``numpy.random.Generator``.
+    """
+    if rng is None:
+        return lambda shape: np.random.randn(*shape)  # noqa: NPY002 - the book's own numbers
+    if isinstance(rng, np.random.Generator):
+        return rng.standard_normal
+    return np.random.default_rng(whole_number(rng, "rng", minimum=0)).standard_normal
+
+
+def _blocks(n: int) -> Iterator[slice]:
+    """Cut n samples into slices of a size whose scratch stays in the cache."""
+    return (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))

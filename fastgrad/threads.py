@@ -1,0 +1,131 @@
+"""The threading layer: which one runs, how it is loaded, and how a parallel kernel is launched.
+
+oneTBB is the one layer that survives a fork, several Python threads at once and a NumPy matrix
+product beside it, so it is loaded where it is installed. Numba looks for it by file name only and
+does not find the library of the ``tbb`` wheel by itself; loading it once with `ctypes` is enough,
+and leaves every process-wide setting (environment, Numba's configuration, thread count) alone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import importlib.metadata
+import os
+import sys
+import threading
+from typing import Any
+
+import numba
+
+_TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(
+    sys.platform, "libtbb.so.12"
+)
+
+#: workqueue aborts the process when two Python threads launch at once.
+_workqueue_lock = threading.RLock()
+
+_layer: str | None = None
+_forked_after_launch = False
+
+
+def load_tbb() -> bool:
+    """Make the library of the ``tbb`` wheel known to this process.
+
+    Returns
+    -------
+    bool
+        Whether the library was found and loaded.
+    """
+    try:
+        files = importlib.metadata.files("tbb") or []
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    for file in files:
+        if file.name == _TBB_LIBRARY:
+            with contextlib.suppress(OSError):
+                ctypes.CDLL(os.path.realpath(str(file.locate())), mode=ctypes.RTLD_GLOBAL)
+                return True
+    return False
+
+
+def layer() -> str:
+    """Return the name of the threading layer, starting it if none runs yet.
+
+    Returns
+    -------
+    str
+        ``"tbb"``, ``"omp"`` or ``"workqueue"``.
+    """
+    global _layer
+    if _layer is None:
+        numba.get_num_threads()  # starts the layer
+        _layer = numba.threading_layer()
+    return _layer
+
+
+def launch(kernel: Any, *args: Any) -> Any:
+    """Call a parallel kernel in the way that the threading layer allows.
+
+    Parameters
+    ----------
+    kernel : Numba dispatcher
+        A function made by `fastgrad.kernels.compile.parallel_kernel`.
+    *args : Any
+        Its arguments.
+
+    Returns
+    -------
+    Any
+        What the kernel returns.
+
+    Raises
+    ------
+    RuntimeError
+        In a forked child, on a layer that a fork breaks (GNU OpenMP).
+    """
+    name = _layer or layer()
+    if name == "tbb":
+        return kernel(*args)
+    if name == "workqueue":
+        with _workqueue_lock:
+            return kernel(*args)
+    if _forked_after_launch:
+        raise RuntimeError(
+            "the OpenMP threading layer cannot be used in a forked process. Install tbb "
+            "(pip install tbb), or start processes with multiprocessing's 'spawn' method."
+        )
+    return kernel(*args)
+
+
+def shares(work: int, enough: int) -> int:
+    """Return the number of threads that an amount of work should be dealt out to.
+
+    Parameters
+    ----------
+    work : int
+        Amount of work, in any unit.
+    enough : int
+        The least amount, in the same unit, that pays for a launch of a few microseconds.
+
+    Returns
+    -------
+    int
+        1 (call the serial kernel), or the user's number of threads.
+    """
+    if work < enough or ((_layer or layer()) == "workqueue" and work < 30 * enough):
+        return 1  # a launch takes 90 microseconds on workqueue
+    count: int = numba.get_num_threads()
+    return count
+
+
+def _after_fork_in_child() -> None:
+    global _forked_after_launch, _workqueue_lock
+    _forked_after_launch = _layer is not None
+    _workqueue_lock = threading.RLock()  # the parent's holder does not exist here
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)
+
+load_tbb()

@@ -1,0 +1,27 @@
+"""What must hold before the package is imported: a cache of its own, and Hypothesis's profile."""
+
+import atexit
+import os
+import shutil
+import signal
+import tempfile
+
+from hypothesis import settings
+
+# Compiled code of an older checkout must not pass for that of this one. Child processes inherit it.
+if "NUMBA_CACHE_DIR" not in os.environ:
+    folder = tempfile.mkdtemp(prefix="fastgrad-tests-")
+    os.environ["NUMBA_CACHE_DIR"] = folder
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+
+# Some tests send a Ctrl-C. It is ignored in what a shell starts in the background, and all below.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# No deadline: the first example compiles.
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" else "ci")
+
+# Scripts as the book's readers write them; --doctest-modules would import, that is run, them.
+collect_ignore = ["book_scripts"]

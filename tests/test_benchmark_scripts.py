@@ -1,0 +1,268 @@
+"""The benchmark scripts: their textbook is right, a wrong rival is refused, files come out."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+
+pytestmark = pytest.mark.skipif(
+    not FOLDER.is_dir(), reason="the benchmarks are part of the repository, not of the package"
+)
+
+
+@pytest.fixture
+def scripts(monkeypatch):
+    """The modules of the folder, imported as the scripts import each other."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    names = ("textbook", "measuring", "peers", "scaling")
+    modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
+    monkeypatch.setattr(modules.measuring, "SETTLE", 0.0)
+    monkeypatch.setattr(modules.measuring, "PAUSE", 0.0)
+    return modules
+
+
+@pytest.fixture
+def images():
+    """A few made-up images, half of them zeros, and their labels."""
+    rng = np.random.default_rng(1)
+    x = rng.uniform(size=(40, 12)) * (rng.uniform(size=(40, 12)) < 0.5)
+    return x, rng.integers(0, 10, 40)
+
+
+def settings(**others):
+    """Options that make a measurement short."""
+    return SimpleNamespace(**({"rounds": 2, "stretch": 1e-4, "modules": {"numpy"}} | others))
+
+
+def run_script(name, *options):
+    """Run a script as its users do; return the finished process."""
+    return subprocess.run(
+        [sys.executable, str(FOLDER / name), *map(str, options)],
+        capture_output=True,
+        encoding="utf-8",
+        env=os.environ | {"PYTHONIOENCODING": "utf-8"},
+        cwd=FOLDER.parent,
+        timeout=600,
+        check=False,
+    )
+
+
+def is_png(path):
+    return path.read_bytes().startswith(b"\x89PNG\r\n")
+
+
+# --- the textbook ----------------------------------------------------------------------------
+
+
+def test_the_textbooks_gradient_is_that_of_its_loss(scripts, images):
+    x, t = images
+    params = scripts.textbook.initial_params(12, 5, 10, np.float64, std=0.5)
+    positions = scripts.textbook.random_positions(params, 1000)
+    assert len(set(positions)) == len(positions) == sum(v.size for v in params.values())
+    before = {key: value.copy() for key, value in params.items()}
+
+    numerical = scripts.textbook.numerical_gradient(params, x, t, positions)
+
+    _, grads = scripts.textbook.gradient(params, x, t, exact=True)
+    exact = np.array([grads[name].reshape(-1)[i] for name, i in positions])
+    np.testing.assert_allclose(numerical, exact, atol=1e-8)
+    assert all(np.array_equal(before[key], params[key]) for key in params)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_a_training_step_goes_down_the_gradient_in_its_own_dtype(scripts, images, dtype):
+    x, t = images[0].astype(dtype), images[1]
+    params = scripts.textbook.initial_params(12, 5, 10, dtype, std=0.5)
+    before = {key: value.copy() for key, value in params.items()}
+    loss, grads = scripts.textbook.gradient(params, x, t)
+    assert loss == pytest.approx(scripts.textbook.loss(params, x, t))
+
+    assert scripts.textbook.training_step(params, x, t, 0.5) == loss
+
+    for key, grad in grads.items():
+        assert params[key].dtype == dtype
+        np.testing.assert_allclose(params[key], before[key] - dtype(0.5) * grad, rtol=1e-6)
+    assert scripts.textbook.loss(params, x, t) < loss
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+def test_measurements_are_taken_in_turn(scripts):
+    taken = []
+
+    def measurement(name, seconds):
+        def measure():
+            taken.append(name)
+            return seconds
+
+        return measure
+
+    times = scripts.measuring.in_turn(
+        {"a": measurement("a", 1.0), "b": measurement("b", 3.0)}, 5, pause=0
+    )
+    assert times == {"a": [1.0] * 5, "b": [3.0] * 5}
+    assert all(set(taken[k : k + 2]) == {"a", "b"} for k in range(0, 10, 2))
+    assert {tuple(taken[k : k + 2]) for k in range(0, 10, 2)} == {("a", "b"), ("b", "a")}
+
+
+def test_summary_takes_ratios_inside_a_round(scripts):
+    times = {"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 6.0, 4.0]}
+    ours, theirs = scripts.measuring.summary(times, "ours", scale={"theirs": 10.0})
+    assert (ours["median_s"], ours["min_s"], ours["ratio"]) == (2.0, 1.0, 1.0)
+    assert (theirs["median_s"], theirs["min_s"], theirs["ratio"]) == (40.0, 30.0, 30.0)
+
+
+def test_one_iteration_is_the_difference_of_two_fits(scripts):
+    iteration = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n, short=4, more=100)
+    assert iteration() == pytest.approx(0.25)
+    assert iteration.startups == [pytest.approx(5.0)]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (12.34, "12.3 s"),
+        (0.1234, "123 ms"),
+        (1.5e-6, "1.50 µs"),
+        (9.9996e-4, "1.00 ms"),
+        (4e-9, "4.00 ns"),
+    ],
+)
+def test_times_are_written_with_their_unit(scripts, value, text):
+    assert scripts.measuring.seconds(value) == text
+
+
+def test_exponents_of_power_laws_are_found(scripts):
+    sizes = [1, 2, 4, 8]
+    times = {size: [3.0 * size**1.5] for size in sizes}
+    row = scripts.scaling.row_of("batch", "fit", times)
+    assert row["exponent"] == pytest.approx(1.5)
+    assert row["exponent_large"] == pytest.approx(1.5)
+
+
+def test_no_exponent_is_made_up(scripts, capsys):
+    rows = [
+        scripts.scaling.row_of("threads", "fit", {1: [1.0]}),
+        scripts.scaling.row_of("threads", "fit", {1: [-1.0]}),
+    ]
+    assert all(row["exponent"] is None and row["exponent_large"] is None for row in rows)
+    scripts.scaling.show("threads", rows)
+    assert "–" in capsys.readouterr().out
+
+
+def test_growth_beyond_the_operations_is_pointed_out(scripts, capsys):
+    for power, named in ((1.05, False), (1.5, True)):
+        row = scripts.scaling.row_of("batch", "fit", {n: [n**power] for n in (1, 2, 4, 8)})
+        scripts.scaling.show("batch", [row])
+        assert ("fit grows faster" in capsys.readouterr().out) is named
+
+
+# --- rivals ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize(
+    "name", ["NumPyLoop", "TorchEager", "TorchLean", "JaxStep", "JaxScan", "SklearnMLP"]
+)
+@pytest.mark.filterwarnings("ignore")  # theirs are not ours to mend
+def test_a_rival_does_the_same_work(scripts, images, name, dtype):
+    kind = getattr(scripts.peers, name)
+    pytest.importorskip(kind.module)
+    problem = scripts.peers.Problem(images[0].astype(dtype), images[1], 5, 8, 6)
+    loss, weights = scripts.peers.deviation(kind(problem))
+    assert max(loss, weights) <= scripts.peers.TOLERANCE[dtype] / 10
+
+
+@pytest.mark.parametrize("fault", ["a step less", "another rate", "not a number"])
+def test_a_rival_that_does_other_work_is_refused(scripts, images, monkeypatch, capsys, fault):
+    peers = scripts.peers
+
+    class Wrong(peers.NumPyLoop):
+        name = "wrong"
+
+        def run(self):
+            super().run()
+            moved = {key: value - self.problem.params[key] for key, value in self.weights.items()}
+            change = {"a step less": 1 - 1 / self.problem.steps, "another rate": 0.999}
+            for key, value in self.weights.items():
+                value[...] = self.problem.params[key] + change.get(fault, np.nan) * moved[key]
+
+    monkeypatch.setattr(peers, "CANDIDATES", (peers.NumPyLoop, Wrong))
+    report = peers.Report({})
+    x, t = images
+    peers.compare_training(
+        report, {"float64": (x, t)}, settings(), hidden=5, batch=8, dtype="float64"
+    )
+    assert [refused["name"] for refused in report.refused] == ["wrong"]
+    assert [row["name"] for row in report.results] == [peers.NumPyLoop.name]
+    assert "Refused to time: wrong" in capsys.readouterr().out
+
+
+def test_the_numerical_gradients_of_the_rivals_agree(scripts, images):
+    x, t = images
+    params = scripts.textbook.initial_params(12, 5, 10, np.float64, std=0.5)
+    positions = scripts.textbook.random_positions(params, 20)
+    _, grads = scripts.textbook.gradient(params, x, t, exact=True)
+    exact = scripts.peers.pick(grads, positions)
+    compared = 0
+    for make in (
+        scripts.peers.textbook_numerical,
+        scripts.peers.scipy_numerical,
+        scripts.peers.jax_numerical,
+    ):
+        _, module, build = make(params, x, t, positions, 1e-4)
+        if scripts.measuring.is_installed(module):
+            np.testing.assert_allclose(np.ravel(build()()), exact, atol=1e-8)
+            compared += 1
+    assert compared >= 1
+
+
+# --- as commands -----------------------------------------------------------------------------
+
+
+def test_peers_writes_its_files_and_names_what_it_skips(tmp_path):
+    pytest.importorskip("matplotlib")
+    done = run_script(
+        "peers.py", "--hidden", 3, "--batch", 5, "--images", 300, "--rounds", 1, "--dtype",
+        "float64", "--peers", "numpy", "abacus", "--only", "training", "gradient", "affine",
+        "numerical", "--quick", "--json", tmp_path / "p.json", "--png", tmp_path / "p.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Skipped: abacus" in done.stdout
+    written = json.loads((tmp_path / "p.json").read_text(encoding="utf-8"))
+    assert {row["group"] for row in written["results"]} == {
+        "training", "gradient", "affine forward", "affine backward", "numerical gradient",
+    }  # fmt: skip
+    assert written["refused"] == []
+    assert list(written["skipped"]) == ["abacus"]
+    assert written["machine"]["versions"]["numpy"] == np.__version__
+    assert is_png(tmp_path / "p.png")
+
+
+def test_peers_skips_what_is_not_installed(scripts, monkeypatch):
+    monkeypatch.setattr(scripts.measuring, "is_installed", lambda module: module == "numpy")
+    found, skipped = scripts.peers.available(["numpy", "torch", "abacus"])
+    assert found == {"fastgrad", "numpy"}
+    assert skipped == {"torch": "is not installed", "abacus": "is not known"}
+
+
+def test_scaling_writes_its_files(tmp_path):
+    pytest.importorskip("matplotlib")
+    done = run_script(
+        "scaling.py", "--quick", "--rounds", 1, "--images", 400, "--work", "gradient", "fit",
+        "--axis", "hidden", "--json", tmp_path / "s.json", "--png", tmp_path / "s.png",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
+    assert [row["work"] for row in written["results"]] == ["gradient", "fit"]
+    assert np.isfinite(written["results"][0]["exponent"])
+    assert is_png(tmp_path / "s.png")

@@ -1,0 +1,599 @@
+"""The book's module names: who serves them, what they hand on, and how scripts are run."""
+
+
+
+import copy
+import importlib
+import os
+import pickle
+import subprocess
+import sys
+import warnings
+from collections import OrderedDict
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+import fastgrad
+from fastgrad import book, layers
+
+SCRIPTS = Path(__file__).parent / "book_scripts"
+
+
+@pytest.fixture(autouse=True)
+def _isolated():
+    """No window opens, and neither figures nor modules of the book's names outlive a test."""
+    matplotlib.use("agg")
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if book._is_book(name)}
+    yield
+    book.uninstall()
+    for name in list(sys.modules):
+        if book._is_book(name):
+            del sys.modules[name]
+    sys.modules.update(before)
+    from matplotlib import pyplot
+
+    pyplot.close("all")
+
+
+@pytest.fixture
+def installed(tmp_path, monkeypatch):
+    """The served names, with nothing of the book lying about."""
+    monkeypatch.chdir(tmp_path)
+    book.install()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A reader's folder to put files in: ``folder("ch04/a.py", "code")`` returns the path."""
+
+    def write(name, text=""):
+        path = tmp_path / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+        return path
+
+    return write
+
+
+def run(script, *args, keep=()):
+    return book.run_script(SCRIPTS / script, [str(arg) for arg in args], keep)
+
+
+# --- names
+
+
+def test_star_import_hands_on_the_functions_and_np(installed):
+    names = {}
+    exec("from common.functions import *", names)
+    assert names["np"] is np
+    for name in ("sigmoid", "softmax", "relu_grad", "cross_entropy_error", "step_function"):
+        assert names[name] is getattr(fastgrad, name)
+    assert names["softmax_loss"](np.zeros((1, 4)), [2]) == pytest.approx(np.log(4), abs=1e-6)
+
+
+def test_layers_hand_on_the_functions_too(installed):
+    names = {}
+    exec("from common.layers import *", names)
+    assert names["Affine"] is fastgrad.Affine
+    assert names["softmax"] is fastgrad.softmax
+    assert "im2col" not in names
+
+
+def test_every_served_name_can_be_imported(installed):
+    for name in book.SERVED:
+        module = importlib.import_module(name)
+        assert module.__spec__.origin == "fastgrad"
+        assert module.np is np
+    import common.optimizer
+
+    assert common.optimizer.Adam is fastgrad.Adam
+
+
+def test_what_nobody_has_is_not_found(installed):
+    with pytest.raises(ModuleNotFoundError, match=r"common\.trainer"):
+        importlib.import_module("common.trainer")
+
+
+def test_uninstall_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.meta_path)
+    book.install()
+    book.install()
+    importlib.import_module("common.util")
+    importlib.import_module("two_layer_net")
+    book.uninstall()
+    book.uninstall()
+    assert sys.meta_path == before
+    assert not {"common", "common.util", "two_layer_net"} & set(sys.modules)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("common.util")
+
+
+def test_install_replaces_what_has_been_imported_and_uninstall_brings_it_back(
+    folder, tmp_path, monkeypatch
+):
+    folder("common/__init__.py", "NUMBER = 3")
+    folder("common/functions.py", "def sigmoid(x): return 'mine'")
+    monkeypatch.syspath_prepend(tmp_path)
+    functions = importlib.import_module("common.functions")
+    assert functions.sigmoid(0) == "mine"
+    book.install()
+    assert importlib.import_module("common.functions").sigmoid(0) == 0.5
+    assert sys.modules["common"].NUMBER == 3
+    assert sys.modules["common"].functions.sigmoid(0) == 0.5
+    book.uninstall()
+    assert importlib.import_module("common.functions").sigmoid(0) == "mine"
+    assert sys.modules["common"].functions.sigmoid(0) == "mine"
+
+
+@pytest.mark.parametrize("keep", ["common.functions", ["common"], ("two_layer_net", "common")])
+def test_what_is_kept_is_not_served(keep, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    book.install(keep)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("common.functions")
+    importlib.import_module("dataset.mnist")
+
+
+def test_keep_must_name_what_is_served():
+    with pytest.raises(ValueError, match=r"`keep` must name .* Got 'common\.functon'"):
+        book.install(["common.functon"])
+    with pytest.raises(ValueError, match=r"Got 'trainer'"):
+        run("surroundings.py", keep=["trainer"])
+    assert not any(isinstance(finder, book._Finder) for finder in sys.meta_path)
+
+
+def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):
+    folder("common/util.py", "assert __file__\ndef im2col(x): pass\n1 / 0")
+    monkeypatch.syspath_prepend(tmp_path)
+    book.install()
+    with pytest.warns(RuntimeWarning, match=r"common\.util hands on .* ZeroDivisionError"):
+        util = importlib.import_module("common.util")
+    assert util.smooth_curve is book.smooth_curve
+
+
+def test_a_file_with_nothing_new_is_not_run(folder, tmp_path, monkeypatch):
+    folder("two_layer_net.py", "1 / 0\nclass TwoLayerNet: pass")
+    monkeypatch.syspath_prepend(tmp_path)
+    book.install()
+    assert importlib.import_module("two_layer_net").TwoLayerNet is fastgrad.TwoLayerNet
+
+
+# --- chapter 4's network or chapter 5's
+
+LAYERED = "class TwoLayerNet:\n    def __init__(self):\n        self.lastLayer = None\n"
+PLAIN = "class TwoLayerNet:  # no layers here\n    pass\n"
+
+
+@pytest.mark.parametrize(
+    ("place", "own", "script", "chapter"),
+    [
+        ("ch04", LAYERED, "", 5),  # the reader's file decides before the folder's name does
+        ("ch05", PLAIN, "", 4),
+        ("ch04", None, "", 4),
+        ("ch05", None, "", 5),
+        ("Chapter_5", None, "", 5),
+        ("ch051", None, "", 4),
+        ("notes", None, "", 4),
+        ("notes", None, "print(TwoLayerNet(2, 2, 2).layers)", 5),
+        ("ch05", "this is no Python", "", 4),
+    ],
+)
+def test_which_two_layer_net(folder, capfd, place, own, script, chapter):
+    path = folder(f"{place}/train.py", f"from two_layer_net import TwoLayerNet\n{script}")
+    if own is not None:
+        folder(f"{place}/two_layer_net.py", own)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        assert book.run_script(path) == 0
+    assert f"two_layer_net (chapter {chapter}'s)" in capfd.readouterr().err
+
+
+# --- scripts
+
+
+def test_a_script_finds_the_surroundings_it_expects(capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sys.argv, sys.path, list(sys.path), sys.modules["__main__"], os.getcwd()
+    assert run("surroundings.py", "a", "--b") == 0
+    assert before == (sys.argv, sys.path, list(sys.path), sys.modules["__main__"], os.getcwd())
+    out, err = capfd.readouterr()
+    assert out == "__main__ ['a', '--b']\n"
+    assert "fastgrad served no module.\nThe script took 0.0" in err
+
+
+def test_names_gone_from_numpy_are_lent(folder, capfd):
+    had = hasattr(np, "int"), hasattr(np, "float")
+    code = "import numpy as np\nprint(np.array([1.5]).astype(np.int), np.float(2))\n1 / 0"
+    assert book.run_script(folder("old.py", code)) == 1
+    assert capfd.readouterr().out == "[1] 2.0\n"
+    assert (hasattr(np, "int"), hasattr(np, "float")) == had
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not delete the current folder")
+def test_the_current_folder_may_be_gone(tmp_path, monkeypatch):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert run("surroundings.py") == 0
+
+
+def test_a_relative_path_is_meant_from_here(monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    assert book.run_script("book_scripts/surroundings.py") == 0
+
+
+def test_an_exception_shows_the_scripts_traceback_alone(capfd):
+    assert run("fails.py") == 1
+    out, err = capfd.readouterr()
+    assert out == "before\n"
+    assert "ZeroDivisionError" in err
+    assert "divide(1, 0)" in err
+    assert os.path.join("fastgrad", "book.py") not in err
+
+
+def test_a_script_that_is_no_python(folder, capfd):
+    assert book.run_script(folder("bad.py", "def f(:\n")) == 1
+    err = capfd.readouterr().err
+    assert "SyntaxError" in err
+    assert os.path.join("fastgrad", "book.py") not in err
+
+
+@pytest.mark.parametrize(("code", "status"), [(0, 0), (7, 7), ("goodbye", 1)])
+def test_exit_codes_pass_through(capfd, code, status):
+    assert run("exits.py", code) == status
+    assert ("goodbye" in capfd.readouterr().err) == (code == "goodbye")
+
+
+def test_an_interrupt_is_130(capfd):
+    assert run("interrupted.py") == 130
+    assert "The script took" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("nothing_here.py", FileNotFoundError), ("ch04", IsADirectoryError)]
+)
+def test_a_missing_script_is_an_error(name, error):
+    if os.name == "nt" and name == "ch04":
+        error = PermissionError
+    with pytest.raises(error, match=name):
+        run(name)
+
+
+def test_chapter_3_by_hand(capfd):
+    assert run("ch03/forward_by_hand.py") == 0
+    out, err = capfd.readouterr()
+    assert out == "dtype:float32 shape:(100, 10)\n"
+    assert "served dataset.mnist, common.functions." in err
+
+
+def test_chapter_4_with_a_closure(capfd):
+    assert run("ch04/simple_net.py") == 0
+    assert "0.21924757" not in capfd.readouterr().out  # of another x in the book
+
+
+def textbook_training(steps):
+    """The last loss of ch04/train_neuralnet.py in plain NumPy."""
+    (x_train, t_train), _ = fastgrad.load_mnist(one_hot_label=True)
+    np.random.seed(0)
+    W1, b1 = 0.01 * np.random.randn(784, 50), np.zeros(50)
+    W2, b2 = 0.01 * np.random.randn(50, 10), np.zeros(10)
+    for _ in range(steps):
+        mask = np.random.choice(60_000, 100)
+        x, t = x_train[mask].astype(float), t_train[mask]
+        z = 1 / (1 + np.exp(-(x @ W1 + b1)))
+        y = np.exp(z @ W2 + b2)
+        y /= y.sum(axis=1, keepdims=True)
+        dy = (y - t) / 100
+        da = dy @ W2.T * z * (1 - z)
+        W2 -= 0.1 * z.T @ dy
+        b2 -= 0.1 * dy.sum(axis=0)
+        W1 -= 0.1 * x.T @ da
+        b1 -= 0.1 * da.sum(axis=0)
+    y = np.exp(1 / (1 + np.exp(-(x @ W1 + b1))) @ W2 + b2)
+    y /= y.sum(axis=1, keepdims=True)
+    return -np.mean(np.log(y[np.arange(100), t.argmax(axis=1)] + 1e-7))
+
+
+def test_chapter_4_training_gives_the_books_numbers(capfd):
+    assert run("ch04/train_neuralnet.py", 5) == 0
+    out, err = capfd.readouterr()
+    loss = float(out.split("last loss:")[1].split()[0])
+    assert loss == pytest.approx(textbook_training(5), rel=1e-6)
+    assert "served dataset.mnist, two_layer_net (chapter 4's)." in err
+    assert "own TwoLayerNet" not in out
+    assert "Warning" not in err
+
+
+def test_chapter_4_keeping_the_readers_network(capfd):
+    # Its numerical gradient reads a live array, and it has no W2.
+    assert run("ch04/train_neuralnet.py", 0, keep=["two_layer_net"]) == 1
+    out, err = capfd.readouterr()
+    assert "own TwoLayerNet" in out
+    assert "served dataset.mnist, common.functions, common.gradient." in err
+
+
+def test_chapter_5_gradient_check(capfd):
+    assert run("ch05/gradient_check.py") == 0
+    out, err = capfd.readouterr()
+    lines = out.splitlines()
+    assert lines[-1] == "['Affine1', 'Relu1', 'Affine2'] SoftmaxWithLoss"
+    differences = [float(line.split(":")[1]) for line in lines[:4]]
+    assert 0 < max(differences) < 1e-9
+    assert "two_layer_net (chapter 5's)" in err
+
+
+def test_chapter_6_on_mnist(capfd):
+    assert run("ch06/compare_on_mnist.py") == 0
+    out, err = capfd.readouterr()
+    assert out == "compared SGD, Momentum, AdaGrad, Adam\n"
+    assert "common.util, common.multi_layer_net, common.optimizer." in err
+
+
+def test_chapter_6_with_a_module_of_the_books_own(capfd):
+    assert run("ch06/with_trainer.py") == 0
+    out, err = capfd.readouterr()
+    assert out == "[0. 4.] [0. 2.]\n(18, 4)\nfastgrad.optimizers\n"
+    assert "common.trainer" not in err  # it came from the folder
+
+
+def test_the_books_folder_is_found_beside_the_scripts(folder, capfd):
+    """Without any ``sys.path.append``."""
+    folder("common/trainer.py", "from common.functions import *\nTrainer = relu")
+    script = folder("ch06/a.py", "from common.trainer import Trainer\nprint(Trainer(-1.0))")
+    assert book.run_script(script) == 0
+    assert capfd.readouterr().out == "0.0\n"
+
+
+def test_two_folders_one_after_the_other(folder, capfd):
+    """Python remembers what ``..`` was; it must not be taken from the first script's folder."""
+    for name in ("one", "two"):
+        folder(f"{name}/common/trainer.py", f"NAME = {name!r}")
+        script = folder(
+            f"{name}/ch06/a.py",
+            "import os, sys\nsys.path.append(os.pardir)\n"
+            "from common.trainer import NAME\nprint(NAME)",
+        )
+        assert book.run_script(script) == 0
+        assert not {"common", "common.trainer"} & set(sys.modules)
+    assert capfd.readouterr().out == "one\ntwo\n"
+
+
+def test_a_script_leaves_an_installed_notebook_as_it_was(installed, folder, capfd):
+    import common.functions
+
+    script = folder(
+        "a.py",
+        "import helper, common.functions, two_layer_net\n"
+        "print(helper.NUMBER, common.functions.sigmoid(0.0))",
+    )
+    folder("helper.py", "NUMBER = 3")
+    folder("common/functions.py", "def sigmoid(x): return 'mine'")
+    assert book.run_script(script, keep=["common.functions"]) == 0
+    assert capfd.readouterr().out == "3 mine\n"
+    assert not {"helper", "two_layer_net"} & set(sys.modules)
+    assert sys.modules["common.functions"] is common.functions
+    assert importlib.import_module("two_layer_net").TwoLayerNet is fastgrad.TwoLayerNet
+
+
+def test_from_the_command_line(tmp_path):
+    result = subprocess.run(
+        [sys.executable, "-m", "fastgrad", "run", str(SCRIPTS / "exits.py"), "7"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 7, result.stderr
+    assert "The script took" in result.stderr
+
+
+def test_show_passes_without_a_display(folder, tmp_path):
+    """In a process of its own, as a reader on a server would."""
+    script = folder(
+        "plot.py",
+        "import matplotlib.pyplot as plt\nplt.plot([1, 2])\nplt.show()\nprint('shown')",
+    )
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("DISPLAY", "WAYLAND_DISPLAY", "MPLBACKEND")
+    }
+    result = subprocess.run(
+        [sys.executable, "-c", "import sys, fastgrad.book as b; sys.exit(b.run_script('plot.py'))"],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert script.exists()
+    assert (result.returncode, result.stdout) == (0, "shown\n"), result.stderr
+    assert "Warning" not in result.stderr
+
+
+# --- the networks with layers
+
+
+def plain_gradient(params, x, t, activation, decay=0.0):
+    """Loss and gradient in plain NumPy, the small number under the logarithm included."""
+    depth = len(params) // 2
+    values = [x]
+    for n in range(1, depth + 1):
+        a = values[-1] @ params[f"W{n}"] + params[f"b{n}"]
+        if n < depth:
+            a = np.maximum(a, 0) if activation == "relu" else 1 / (1 + np.exp(-a))
+        values.append(a)
+    y = np.exp(values[-1] - values[-1].max(axis=1, keepdims=True))
+    y /= y.sum(axis=1, keepdims=True)
+    picked = y[np.arange(len(x)), t]
+    penalty = decay / 2 * sum(np.sum(params[f"W{n}"] ** 2) for n in range(1, depth + 1))
+    loss = -np.mean(np.log(picked + 1e-7)) + penalty
+    da = (y - np.eye(y.shape[1])[t]) * (picked / (picked + 1e-7))[:, None] / len(x)
+    grads = {}
+    for n in range(depth, 0, -1):
+        grads[f"W{n}"] = values[n - 1].T @ da + decay * params[f"W{n}"]
+        grads[f"b{n}"] = da.sum(axis=0)
+        z = values[n - 1]
+        da = da @ params[f"W{n}"].T * ((z > 0) if activation == "relu" else z * (1 - z))
+    return loss, grads
+
+
+@pytest.fixture(params=["chapter 5", "relu", "sigmoid"])
+def network(request):
+    """A network with layers, its activation, and its weight decay."""
+    np.random.seed(1)
+    if request.param == "chapter 5":
+        return book.LayeredTwoLayerNet(6, 5, 4, 0.5), "relu", 0.0
+    net = book.LayeredMultiLayerNet(6, [5, 3], 4, request.param, 0.7, weight_decay_lambda=0.2)
+    return net, request.param, 0.2
+
+
+@pytest.fixture
+def batch():
+    rng = np.random.default_rng(2)
+    return rng.normal(size=(7, 6)), rng.integers(0, 4, 7)
+
+
+def exchange_a_layer(net):
+    """Put in an equal layer of the book's kind, so that the layers are what is computed with."""
+    name = list(net.layers)[1]
+    net.layers[name] = type(net.layers[name])()
+
+
+@pytest.mark.parametrize("exchanged", [False, True])
+def test_layered_networks_against_numpy(network, batch, exchanged):
+    net, activation, decay = network
+    x, t = batch
+    if exchanged:
+        exchange_a_layer(net)
+        assert net._changed
+    loss, grads = plain_gradient(net.params, x, t, activation, decay)
+    assert net.loss(x, t) == pytest.approx(loss, rel=1e-12)
+    found = net.gradient(x, t)
+    numerical = net.numerical_gradient(x, t)
+    assert list(found) == list(net.params)
+    for name, expected in grads.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-10, atol=1e-14)
+        np.testing.assert_allclose(numerical[name], expected, rtol=1e-5, atol=1e-8)
+    for n in range(1, len(net.params) // 2 + 1):
+        np.testing.assert_allclose(
+            net.layers[f"Affine{n}"].dW + (decay * net.params[f"W{n}"] if exchanged else 0),
+            grads[f"W{n}"],
+            rtol=1e-10,
+            atol=1e-14,
+        )
+    assert net.check_gradient(x, t).ok
+
+
+def test_layers_read_the_parameters_also_after_these_are_replaced(network, batch):
+    net, *_ = network
+    x, _ = batch
+
+    def through_the_layers():
+        z = x
+        for layer in net.layers.values():
+            z = layer.forward(z)
+        return z
+
+    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
+    net.params["W1"] = np.ones((6, 5))
+    net.params["b2"][...] = 3
+    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
+    net.layers["Affine2"].W = np.zeros_like(net.params["W2"])
+    assert not net.params["W2"].any()
+    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
+
+
+def test_an_exchanged_layer_takes_effect(batch):
+    x, t = batch
+    net = book.LayeredTwoLayerNet(6, 5, 4, 0.5)
+    expected, _ = plain_gradient(net.params, x, t, "sigmoid")
+    net.layers["Relu1"] = layers.Sigmoid()
+    assert net.loss(x, t) == pytest.approx(expected, rel=1e-12)
+    assert 0 <= net.accuracy(x, t) <= 1
+    with pytest.raises(ValueError, match="`layers` must be as they were made"):
+        net.fit(x, t, iterations=1)
+
+
+def test_scores_are_raw_and_images_are_flattened(batch):
+    x, t = batch
+    net = book.LayeredTwoLayerNet(6, 5, 4, 0.5)
+    scores = np.maximum(x @ net.params["W1"], 0) @ net.params["W2"]
+    np.testing.assert_allclose(net.predict(x), scores, rtol=1e-12)
+    np.testing.assert_allclose(net.predict(x.reshape(7, 1, 2, 3)), scores, rtol=1e-12)
+    assert net.loss(x.reshape(7, 1, 2, 3), t) == net.loss(x, t)
+    assert net.accuracy(x, np.eye(4)[t]) == net.accuracy(x, t) == np.mean(scores.argmax(1) == t)
+
+
+def test_the_books_numbers_come_from_its_generator():
+    np.random.seed(5)
+    net = book.LayeredTwoLayerNet(6, 5, 4)
+    np.random.seed(5)
+    assert (net.params["W1"] == 0.01 * np.random.randn(6, 5)).all()
+    assert (net.params["W2"] == 0.01 * np.random.randn(5, 4)).all()
+
+
+def test_copies_pickles_and_files(network, batch, tmp_path):
+    net, *_ = network
+    x, t = batch
+    for other in (
+        copy.deepcopy(net),
+        pickle.loads(pickle.dumps(net)),
+        type(net).load(net.save(tmp_path / "net")),
+    ):
+        assert not other._changed
+        assert other.loss(x, t) == net.loss(x, t)
+        assert isinstance(other.layers, OrderedDict)
+        other.params["W1"] += 1
+        assert other.layers["Affine1"].W is other.params["W1"]
+        assert other.params["W1"] is not net.params["W1"]
+
+
+def test_attributes_of_the_multi_layer_net():
+    net = book.LayeredMultiLayerNet(6, [5, 3], 4, weight_decay_lambda=0.2)
+    assert (net.input_size, net.hidden_size_list, net.output_size) == (6, [5, 3], 4)
+    assert (net.hidden_layer_num, net.weight_decay_lambda) == (2, 0.2)
+    with pytest.raises(AttributeError):
+        net.weight_decay_lambda = 0.1  # it would have no effect
+
+
+# --- helpers
+
+
+def test_smooth_curve():
+    x = np.random.default_rng(0).normal(size=40)
+    padded = np.r_[x[10:0:-1], x, x[-2:-12:-1]]
+    window = np.kaiser(11, 2)
+    expected = [padded[i : i + 11] @ window / window.sum() for i in range(5, 45)]
+    np.testing.assert_allclose(book.smooth_curve(list(x)), expected, rtol=1e-12)
+    with pytest.raises(ValueError, match=r"N at least 11. Got \(10,\)"):
+        book.smooth_curve(x[:10])
+
+
+def test_shuffle_dataset():
+    x = np.arange(24.0).reshape(6, 1, 2, 2)
+    np.random.seed(0)
+    shuffled, labels = book.shuffle_dataset(x, np.arange(6))
+    np.random.seed(0)
+    order = np.random.permutation(6)
+    assert (labels == order).all()
+    assert (shuffled == x[order]).all()
+    with pytest.raises(ValueError, match=r"`t` must have as many entries as `x`, 6\. Got 5"):
+        book.shuffle_dataset(x, np.arange(5))
+
+
+def test_numerical_gradient_2d_goes_by_rows():
+    x = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, -1.0]])
+    before = x.copy()
+    # The product of a row's entries: f of the whole array would be another number.
+    gradient = book.numerical_gradient_2d(np.prod, x)
+    np.testing.assert_allclose(gradient, x[:, ::-1], atol=1e-9)
+    assert (x == before).all()
+    np.testing.assert_allclose(book.numerical_gradient_2d(np.prod, x[1]), [4, 3], atol=1e-9)
+    assert book.numerical_gradient_2d(np.prod, np.empty((0, 2))).shape == (0, 2)

@@ -1,0 +1,318 @@
+"""The gradient checker: what it lets pass, what it rejects, and what it says."""
+
+from __future__ import annotations
+
+import warnings
+
+import matplotlib as mpl
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numba import njit
+
+from fastgrad.gradients import (
+    GradientCheck,
+    GradientCheckWarning,
+    check_gradient,
+    compare_gradients,
+)
+
+mpl.use("Agg")
+
+
+def logistic_loss(w, x, t):
+    return float(np.mean(np.log1p(np.exp(-t * (x @ w)))))
+
+
+def logistic_gradient(w, x, t):
+    return x.T @ (-t / (1 + np.exp(t * (x @ w)))) / len(t)
+
+
+def regression(seed, size=40):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=size), (rng.normal(size=(60, size)), np.sign(rng.normal(size=60)))
+
+
+def hidden_layer(w, x):
+    return float(np.sum(np.maximum(x @ w, 0) ** 2 + np.tanh(x @ w)))
+
+
+def hidden_layer_gradient(w, x):
+    a = x @ w
+    return x.T @ (2 * np.maximum(a, 0) + 1 / np.cosh(a) ** 2)
+
+
+class TestVerdict:
+    @pytest.mark.parametrize("seed", range(30))
+    def test_right_gradients_pass(self, seed):
+        w, args = regression(seed)
+        check = check_gradient(logistic_loss, logistic_gradient, w, args=args)
+        assert check.ok
+        assert check.resolved
+        assert check
+        assert check.arrays["x"].max_abs_error < 1e-8
+
+    @pytest.mark.parametrize("h", [1e-3, 1e-4, 1e-5, 1e-6, "auto"])
+    def test_right_gradients_pass_for_any_good_step(self, h):
+        rng = np.random.default_rng(0)
+        w, x = rng.normal(size=(30, 20)), rng.normal(size=(8, 30))
+        check = check_gradient(hidden_layer, hidden_layer_gradient, w, h, args=(x,))
+        assert check.ok
+        assert check.resolved
+
+    @pytest.mark.parametrize("seed", range(10))
+    @pytest.mark.parametrize("factor", [1.001, 0.999, 2.0, -1.0, 0.0])
+    def test_mistakes_in_the_whole_array_fail(self, seed, factor):
+        w, args = regression(seed)
+        wrong = factor * logistic_gradient(w, *args)
+        check = check_gradient(logistic_loss, wrong, w, args=args)
+        assert not check.ok
+        assert not check
+        if factor == 1.001:
+            assert check.arrays["x"].max_rel_error == pytest.approx(1e-3, rel=0.02)
+
+    @given(st.integers(0, 39), st.sampled_from([1.001, 0.999]), st.integers(0, 5))
+    @settings(deadline=None)
+    def test_a_mistake_in_one_entry_fails_and_is_found(self, place, factor, seed):
+        w, args = regression(seed)
+        wrong = logistic_gradient(w, *args)
+        wrong[place] *= factor
+        check = check_gradient(logistic_loss, wrong, w, args=args)
+        assert check.arrays["x"].verdict == "wrong"
+        assert check.arrays["x"].index == (place,)
+        assert check.arrays["x"].analytic == wrong[place]
+        assert check.arrays["x"].numerical == pytest.approx(wrong[place] / factor, rel=1e-5)
+
+    def test_small_entries_are_judged_as_well(self):
+        scales = 10.0 ** -np.arange(8)
+        check = check_gradient(lambda x: np.sum(scales * np.sin(x)), scales, np.zeros(8))
+        assert check.ok
+        wrong = scales.copy()
+        wrong[6] *= 1.001
+        assert not check_gradient(lambda x: np.sum(scales * np.sin(x)), wrong, np.zeros(8))
+
+    def test_a_noisy_function_is_not_wrong(self):
+        # 1e6 is added and taken away: the values carry a hundred thousand times their own rounding.
+        def f(x):
+            return (1e6 + np.sum(x**3)) - 1e6
+
+        x = np.linspace(0.5, 2, 200)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", GradientCheckWarning)
+            for h in (1e-3, 1e-4, 1e-5, 1e-6):
+                assert check_gradient(f, 3 * x**2, x, h).ok
+        assert not check_gradient(f, 3.003 * x**2, x, 1e-3).ok
+
+    def test_nan_is_wrong(self):
+        check = check_gradient(lambda x: np.sum(x**2), [2.0, np.nan], [1.0, 1.0])
+        assert not check.ok
+        assert check.arrays["x"].index == (1,)
+        assert not check_gradient(lambda x: np.nan * np.sum(x), [1.0, 1.0], [1.0, 1.0]).ok
+
+    def test_gradient_of_zero(self):
+        assert check_gradient(lambda x: 3.0, np.zeros(2), np.ones(2)).ok
+        assert not check_gradient(lambda x: 3.0, np.full(2, 1e-3), np.ones(2)).ok
+
+    def test_at_a_minimum(self):
+        assert check_gradient(lambda x: np.sum(x**2), np.zeros(2), np.zeros(2)).ok
+
+    def test_compiled_function_and_callable_gradient(self):
+        @njit
+        def f(x, a):
+            return np.sum(a * x**3)
+
+        a = np.arange(1.0, 7.0).reshape(2, 3)
+        x = np.asfortranarray(np.ones((2, 3)))
+        assert check_gradient(f, lambda x, a: 3 * a * x**2, x, args=(a,)).ok
+        assert not check_gradient(f, lambda x, a: 3.003 * a * x**2, x, args=(a,)).ok
+
+    def test_no_dimensions_and_no_entries(self):
+        assert check_gradient(lambda x: float(x) ** 2, 6.0, 3.0).ok
+        assert not check_gradient(lambda x: float(x) ** 2, 6.006, 3.0).ok
+        assert check_gradient(np.sum, np.empty(0), np.empty(0)).ok
+
+    def test_x_is_restored(self):
+        x = np.array([0.1, 0.2])
+        check_gradient(lambda x: np.sum(x**2), 2 * x, x)
+        np.testing.assert_array_equal(x, [0.1, 0.2])
+
+    @pytest.mark.parametrize(
+        ("grad", "error", "message"),
+        [
+            (np.ones(3), ValueError, r"`grad` must have shape \(2,\)\. Got \(3,\)\."),
+            (lambda x: np.ones((2, 1)), ValueError, r"`grad` must have shape \(2,\)"),
+            ("up", TypeError, "`grad` must be an array of real numbers"),
+        ],
+    )
+    def test_wrong_arguments(self, grad, error, message):
+        with pytest.raises(error, match=message):
+            check_gradient(np.sum, grad, np.ones(2))
+
+
+class TestPrecision:
+    def test_float32_warns(self):
+        x = np.linspace(1, 2, 5, dtype=np.float32)
+        with pytest.warns(GradientCheckWarning, match=r"0\.1%.*in float32.*use float64"):
+            check = check_gradient(lambda x: np.sum(np.log(x)), 1 / x, x)
+        assert check.ok
+        assert not check.resolved
+        assert check.arrays["x"].verdict == "unresolved"
+
+    def test_float32_finds_a_gross_mistake(self):
+        x = np.linspace(1, 2, 5, dtype=np.float32)
+        assert not check_gradient(lambda x: np.sum(np.log(x)), 2 / x, x).ok
+
+    def test_step_too_small(self):
+        with pytest.warns(GradientCheckWarning, match="use another h"):
+            check_gradient(lambda x: 1 + np.sum(np.sin(x)), np.ones(2), np.zeros(2), 1e-13)
+
+    def test_step_too_large(self):
+        with pytest.warns(GradientCheckWarning, match="smaller h"):
+            check = check_gradient(lambda x: np.sum(np.exp(x)), np.ones(2), np.zeros(2), 0.5)
+        assert not check.resolved
+
+
+class TestKinks:
+    @staticmethod
+    def relu_sum(x):
+        return float(np.sum(np.maximum(x, 0)))
+
+    @pytest.mark.parametrize("place", np.linspace(-0.999e-4, 0.999e-4, 23))
+    def test_kink_within_the_step(self, place):
+        x = np.array([1.0, place, -1.0])
+        for side in {0.0, 1.0} if place == 0 else {float(place > 0)}:
+            check = check_gradient(self.relu_sum, [1.0, side, 0.0], x)
+            assert check.ok
+            # Where the kink is so near to the end that it changes nothing it need not be named.
+            assert check.arrays["x"].kinks == 1 or abs(place) > 0.99e-4
+
+    @pytest.mark.parametrize("place", [-3e-4, -1.01e-4, 1.01e-4, 3e-4])
+    def test_kink_outside_of_the_step(self, place):
+        x = np.array([1.0, place, -1.0])
+        check = check_gradient(self.relu_sum, (x > 0) * 1.0, x)
+        assert check.ok
+        assert check.arrays["x"].kinks == 0
+        assert not check_gradient(self.relu_sum, (x > 0) + np.array([0, 0.001, 0]), x).ok
+
+    def test_it_is_said(self):
+        text = str(check_gradient(self.relu_sum, [1.0, 0.0], [1.0, 0.0]))
+        assert "1 not judged, for a kink lies within ±h" in text
+
+    @pytest.mark.parametrize("claimed", [-0.1, 1.1, 7.0])
+    def test_nonsense_at_a_kink_fails(self, claimed):
+        assert not check_gradient(self.relu_sum, [1.0, claimed], [1.0, 3e-5]).ok
+
+    def test_a_mistake_elsewhere_fails(self):
+        assert not check_gradient(self.relu_sum, [1.001, 0.0], [1.0, 0.0]).ok
+
+    def test_nothing_but_kinks(self):
+        with pytest.warns(GradientCheckWarning, match="kink"):
+            check = check_gradient(self.relu_sum, [0.0, 0.0], [0.0, 0.0])
+        assert check.ok
+        assert not check.resolved
+
+    def test_smooth_functions_have_none(self):
+        rng = np.random.default_rng(0)
+        for _ in range(20):
+            w, x = rng.normal(size=(6, 5)), rng.normal(size=(4, 6))
+            check = check_gradient(
+                lambda w, x=x: float(np.sum(np.tanh(x @ w))),
+                x.T @ (1 / np.cosh(x @ w) ** 2),
+                w,
+            )
+            assert check.arrays["x"].kinks == 0
+
+
+class TestCompareGradients:
+    rng = np.random.default_rng(0)
+    true = {"W1": rng.normal(size=(5, 4)), "b1": rng.normal(size=4)}  # noqa: RUF012
+
+    def compare(self, analytic, **arguments):
+        return compare_gradients(analytic, self.true, **{"h": 1e-4, "noise": 1e-13, **arguments})
+
+    def test_equal(self):
+        check = self.compare(self.true)
+        assert isinstance(check, GradientCheck)
+        assert check.ok
+        assert list(check.arrays) == ["W1", "b1"]
+        assert check.arrays["W1"].max_abs_error == 0
+
+    @pytest.mark.parametrize("name", ["W1", "b1"])
+    def test_a_mistake_in_one_array(self, name):
+        check = self.compare({**self.true, name: 1.001 * self.true[name]})
+        assert not check.ok
+        assert [array.verdict for array in check.arrays.values()].count("wrong") == 1
+        assert check.arrays[name].verdict == "wrong"
+
+    def test_truncation_is_allowed_for(self):
+        off = self.true["b1"] + 0.5e-8 * np.max(np.abs(self.true["b1"]))
+        assert self.compare({**self.true, "b1": off}).ok
+
+    def test_noise_for_each_array_and_entry(self):
+        off = self.true["b1"].copy()
+        off[2] += 0.1
+        noise = np.full(4, 1e-12)
+        assert not self.compare({**self.true, "b1": off}, noise={"W1": 1e-12, "b1": noise}).ok
+        noise[2] = 0.2
+        assert self.compare({**self.true, "b1": off}, noise={"W1": 1e-12, "b1": noise}).ok
+
+    def test_kinks_are_not_judged(self):
+        off = self.true["b1"].copy()
+        off[2] += 0.1
+        kinks = {name: np.zeros(array.shape, bool) for name, array in self.true.items()}
+        kinks["b1"][2] = True
+        check = self.compare({**self.true, "b1": off}, kinks=kinks)
+        assert check.ok
+        assert check.arrays["b1"].kinks == 1
+        assert check.arrays["b1"].max_abs_error == 0
+
+    def test_zero_everywhere(self):
+        zero = {"W": np.zeros((3, 2))}
+        assert compare_gradients(zero, zero, h=1e-4, noise=0.0).ok
+        with pytest.warns(GradientCheckWarning):
+            compare_gradients({"W": [1e-9]}, {"W": [0.0]}, h=1e-4, noise=1e-8)
+
+    def test_wrong_keys_and_shapes(self):
+        with pytest.raises(ValueError, match=r"`analytic` must have the keys \['W1', 'b1'\]"):
+            self.compare({"W1": self.true["W1"]})
+        with pytest.raises(ValueError, match=r"`analytic\['b1'\]` must have shape \(4,\)"):
+            self.compare({**self.true, "b1": np.ones(5)})
+
+    def test_inputs_are_copied(self):
+        analytic = {name: array.copy() for name, array in self.true.items()}
+        check = self.compare(analytic)
+        analytic["b1"][:] = 0
+        np.testing.assert_array_equal(check.analytic["b1"], self.true["b1"])
+
+
+class TestReport:
+    def test_table(self):
+        check = check_gradient(
+            lambda x: float(np.sum(x**2)), np.array([[2.0, 4.1]]), np.array([[1.0, 2.0]])
+        )
+        head, row, summary = str(check).splitlines()
+        assert head.split()[:2] == ["array", "shape"]
+        for part in ("x", "(1, 2)", "(0, 1)", "4.1", "wrong"):
+            assert part in row
+        assert summary == "h = 0.0001: WRONG"
+
+    def test_array_of_steps(self):
+        check = check_gradient(np.sum, np.ones(2), np.zeros(2), [1e-4, 1e-3])
+        assert "h from 0.0001 to 0.001: no mistake found" in str(check)
+
+    def test_plot(self, tmp_path):
+        rng = np.random.default_rng(0)
+        true = {"W1": rng.normal(size=(5, 4)), "b1": rng.normal(size=4), "empty": np.empty(0)}
+        off = {name: array + 1e-9 * rng.normal(size=array.shape) for name, array in true.items()}
+        figure = compare_gradients(off, true, h=1e-4, noise=1e-12).plot()
+        figure.savefig(tmp_path / "check.png")
+        images = [axes.images[0] for axes in figure.axes if axes.images]
+        assert [image.get_array().shape for image in images] == [(5, 4), (1, 4)]
+        np.testing.assert_allclose(images[0].get_array(), np.abs(off["W1"] - true["W1"]))
+        titles = [axes.get_title() for axes in figure.axes]
+        assert "W1: |analytic − numerical|" in titles
+        assert (tmp_path / "check.png").stat().st_size > 10_000
+
+    def test_plot_of_nothing(self):
+        assert compare_gradients({}, {}, h=1e-4, noise=0.0).plot().axes == []

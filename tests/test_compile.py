@@ -1,0 +1,172 @@
+"""The cache of compiled kernels: used, never stale, never fatal."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numba
+import pytest
+
+import fastgrad
+from fastgrad.kernels import compile as policy
+
+pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+
+HELPER = """
+from fastgrad.kernels.compile import kernel
+
+@kernel
+def scaled(x):
+    return {factor} * x
+"""
+CALLER = """
+from fastgrad.kernels.compile import kernel
+from fastgrad.kernels.helper import scaled
+
+@kernel
+def scaled_and_raised(x):
+    return scaled(x) + 1
+"""
+RUN = """
+from fastgrad.kernels.caller import scaled_and_raised as f
+print(f(10.0), sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))
+"""
+
+
+@pytest.fixture
+def package(tmp_path):
+    """Return a folder with a copy of the package that holds two small kernels more."""
+    copy = tmp_path / "copy" / "fastgrad"
+    shutil.copytree(
+        Path(fastgrad.__file__).parent, copy, ignore=shutil.ignore_patterns("data", "__pycache__")
+    )
+    (copy / "kernels" / "helper.py").write_text(HELPER.format(factor=2))
+    (copy / "kernels" / "caller.py").write_text(CALLER)
+    return copy.parent
+
+
+@pytest.fixture
+def run(package, tmp_path):
+    """Return a function that calls the kernel in a new process: result, cache hits, misses."""
+
+    def call(code=RUN, **environment):
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(package),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "NUMBA_CACHE_DIR": str(tmp_path / "cache"),
+            **environment,
+        }
+        done = subprocess.run(
+            [sys.executable, "-W", "error", "-c", code],
+            capture_output=True, text=True, check=False, cwd=tmp_path, env=environment,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        value, hits, misses = done.stdout.split()
+        return float(value), int(hits), int(misses)
+
+    return call
+
+
+def cached(tmp_path, suffix):
+    return sorted((tmp_path / "cache").rglob(f"*scaled_and_raised*{suffix}"))
+
+
+def test_the_second_process_loads(run):
+    assert run() == (21, 0, 1)
+    assert run() == (21, 1, 0)
+
+
+def test_an_edit_of_a_helper_in_another_file_is_noticed(run, package):
+    assert run() == (21, 0, 1)
+    (package / "fastgrad" / "kernels" / "helper.py").write_text(HELPER.format(factor=3))
+    assert run() == (31, 0, 1)
+    assert run() == (31, 1, 0)
+
+
+def test_a_file_that_comes_or_goes_is_noticed(run, package):
+    run()
+    (package / "fastgrad" / "kernels" / "another.py").write_text("")
+    assert run() == (21, 0, 1)
+    (package / "fastgrad" / "kernels" / "another.py").unlink()
+    assert run() == (21, 0, 1)
+
+
+def test_an_edit_elsewhere_costs_nothing(run, package):
+    run()
+    with open(package / "fastgrad" / "networks.py", "a") as file:
+        file.write("\n# edited\n")
+    assert run() == (21, 1, 0)
+
+
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+@pytest.mark.parametrize("damage", [b"", b"garbage", "half", "flipped"], ids=str)
+def test_a_damaged_file_is_a_miss_that_mends_itself(run, tmp_path, suffix, damage):
+    run()
+    (path,) = cached(tmp_path, suffix)
+    content = path.read_bytes()
+    if damage == "half":
+        damage = content[: len(content) // 2]
+    elif damage == "flipped":
+        damage = bytes([content[0] ^ 255]) + content[1:]
+    path.write_bytes(damage)
+    assert run()[0] == 21
+    run()  # at the latest now there is a sound one again
+    assert run() == (21, 1, 0)
+
+
+def test_data_that_is_gone_is_a_miss(run, tmp_path):
+    run()
+    (path,) = cached(tmp_path, "nbc")
+    path.unlink()
+    assert run() == (21, 0, 1)
+    assert run() == (21, 1, 0)
+
+
+def test_nowhere_to_write(run, package, tmp_path):
+    # A file in a folder's place refuses even root: no given folder, none beside the source, none
+    # in the home.
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    (package / "fastgrad" / "kernels" / "__pycache__").write_text("")
+    nowhere = {
+        name: str(blocked / "folder")
+        for name in ("NUMBA_CACHE_DIR", "HOME", "XDG_CACHE_HOME", "LOCALAPPDATA", "IPYTHONDIR")
+    }
+    code = RUN.replace("sum(f.stats.cache_hits.values())", "0")
+    for _ in range(2):
+        assert run(code, **nowhere)[:2] == (21, 0)
+
+
+def test_a_folder_that_goes_after_the_import(run):
+    code = RUN.replace(
+        "print(",
+        "import os, shutil; folder = os.environ['NUMBA_CACHE_DIR']\n"
+        "shutil.rmtree(folder); open(folder, 'w').close()\n"
+        "print(",
+    )
+    assert run(code) == (21, 0, 1)
+
+
+def test_nan_is_not_optimised_away():
+    assert not {"nnan", "ninf", "fast"} & (policy.FASTMATH | policy.EXACT_FASTMATH)
+    assert "reassoc" not in policy.EXACT_FASTMATH
+
+
+@pytest.mark.parametrize(
+    "decorate", [policy.kernel, policy.inlined_kernel, policy.parallel_kernel, policy.exact_kernel]
+)
+def test_options(decorate):
+    options = decorate(_twice).targetoptions
+    assert options["nogil"]
+    assert options["error_model"] == "numpy"
+    assert bool(options.get("parallel")) == (decorate is policy.parallel_kernel)
+    exact = decorate is policy.exact_kernel
+    assert set(options["fastmath"]) == (policy.EXACT_FASTMATH if exact else policy.FASTMATH)
+
+
+def _twice(x):
+    return 2 * x

@@ -1,0 +1,98 @@
+"""The affine kernels against NumPy's matrix product."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from fastgrad.kernels import affine
+
+
+def python_of(kernel):
+    return getattr(kernel, "py_func", kernel)
+
+
+def forward_passes():
+    parallel = affine.affine_forward_parallel
+    return {
+        "serial": affine.affine_forward,
+        "serial, in Python": python_of(affine.affine_forward),
+        "parallel": lambda *args: parallel(*args, 3),
+        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
+    }
+
+
+def backward_passes():
+    parallel = affine.affine_backward_parallel
+    return {
+        "serial": affine.affine_backward,
+        "serial, in Python": python_of(affine.affine_backward),
+        "parallel": lambda *args: parallel(*args, 3),
+        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
+    }
+
+
+def tolerances(dtype, terms):
+    return {"rtol": 0, "atol": (1e-14 if dtype == "d" else 5e-6) * (1 + terms)}
+
+
+SHAPES = {
+    "n": st.integers(0, 11),
+    "d": st.integers(0, 70),
+    "h": st.integers(0, 70),
+    "seed": st.integers(0, 2**32 - 1),
+    "dtype": st.sampled_from("fd"),
+}
+
+
+@pytest.mark.parametrize("how", forward_passes())
+@settings(deadline=None, max_examples=40)
+@given(**SHAPES)
+@example(n=5, d=3, h=16, seed=0, dtype="d")
+@example(n=4, d=3, h=32, seed=0, dtype="d")
+@example(n=1, d=1, h=1, seed=0, dtype="f")
+def test_affine_forward(how, n, d, h, seed, dtype):
+    rng = np.random.default_rng(seed)
+    x, W, b = (rng.standard_normal(shape).astype(dtype) for shape in ((n, d), (d, h), (h,)))
+    out = np.full((n, h), np.nan, dtype)
+    forward_passes()[how](x, W, b, out)
+    np.testing.assert_allclose(out, x @ W + b, **tolerances(dtype, d))
+
+
+@pytest.mark.parametrize("how", backward_passes())
+@settings(deadline=None, max_examples=40)
+@given(**SHAPES)
+@example(n=5, d=32, h=16, seed=0, dtype="d")
+@example(n=1, d=1, h=1, seed=0, dtype="f")
+def test_affine_backward(how, n, d, h, seed, dtype):
+    rng = np.random.default_rng(seed)
+    dout, x, W = (rng.standard_normal(shape).astype(dtype) for shape in ((n, h), (n, d), (d, h)))
+    dx, dW, db = (np.full(shape, np.nan, dtype) for shape in ((n, d), (d, h), (h,)))
+    backward_passes()[how](dout, x, W, dx, dW, db)
+    np.testing.assert_allclose(dx, dout @ W.T, **tolerances(dtype, h))
+    np.testing.assert_allclose(dW, x.T @ dout, **tolerances(dtype, n))
+    np.testing.assert_allclose(db, dout.sum(axis=0), **tolerances(dtype, n))
+
+
+@pytest.mark.parametrize("how", forward_passes())
+def test_writes_nothing_beside_the_result(how):
+    frame = np.zeros(7 * 50 + 128)
+    out = frame[64 : 64 + 7 * 50].reshape(7, 50)
+    forward_passes()[how](np.ones((7, 3)), np.ones((3, 50)), np.ones(50), out)
+    assert np.all(out == 4)
+    assert not frame[:64].any()
+    assert not frame[-64:].any()
+
+
+def test_nan_stays_in_its_row():
+    x = np.ones((6, 40))
+    x[3, 7] = np.nan
+    out = np.empty((6, 50))
+    affine.affine_forward(x, np.ones((40, 50)), np.zeros(50), out)
+    assert np.isnan(out[3]).all()
+    assert np.isfinite(np.delete(out, 3, axis=0)).all()
+
+
+def test_scratch_has_the_dtype_asked_for():
+    assert affine.tile_sums(np.empty(0, np.float32), 8).dtype == np.float32
+    assert affine.tile_sums(np.empty(0), 8).shape == (8,)

@@ -1,0 +1,325 @@
+"""The compiled central difference against the same one in 50-digit arithmetic.
+
+Errors are relative to the largest entry of their array. Both variants are tested on the same steps:
+the fast one for two layers and small moves, and the general one.
+"""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from reference import (
+    exact_central_difference,
+    gradient,
+    numerical_gradient,
+    random_params,
+    relative_errors,
+    rows,
+)
+
+from fastgrad import threads
+from fastgrad.engine import Engine
+from fastgrad.kernels import central_difference
+
+COMPILED = not numba.config.DISABLE_JIT
+TOLERANCE = {"f": 1e-5, "d": 1e-13}
+TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
+
+
+@pytest.fixture(params=["fast", "general"])
+def variant(request, monkeypatch):
+    """Force one of the two variants, and see to it that no other one runs."""
+    if request.param == "general":
+        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
+        forbid = "accumulate"
+    else:
+        forbid = "general"
+
+    def fail(*args):
+        raise AssertionError(f"`{forbid}` ran")
+
+    monkeypatch.setattr(central_difference, forbid, fail)
+    return request.param
+
+
+@pytest.fixture(params=[1, 2, 3])
+def shares(request, monkeypatch):
+    """Deal the work out to that many shares, however many threads there are."""
+    threads.layer()  # starts with the true number
+    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    return request.param
+
+
+def draw_targets(kind, n, classes, rng):
+    if kind == "labels":
+        return rng.integers(0, classes, n)
+    if kind == "one-hot":
+        return rows(rng.integers(0, classes, n), classes)
+    if kind == "negative":
+        return rng.standard_normal((n, classes))
+    t = rng.random((n, classes))
+    t[rng.random(t.shape) < 0.2] = 0
+    return t / t.sum(axis=1, keepdims=True).clip(0.1) if kind == "soft" else 2 * t
+
+
+def draw_samples(n, width, rng):
+    x = rng.standard_normal((n, width))
+    x[rng.random(x.shape) < 0.3] = 0
+    return x
+
+
+def compute(sizes, params, x, t, activation, delta, h, decay=0.0):
+    """Return the kernels' central difference as a dict of arrays."""
+    dtype = params["W1"].dtype
+    engine = Engine(sizes, activation, delta, dtype, decay)
+    engine.load(params)
+    labels, soft = np.empty(0, np.int64), np.empty((0, sizes[-1]), dtype)
+    if t.ndim == 1:
+        labels = t
+    else:
+        soft = np.ascontiguousarray(t, dtype)
+    with np.errstate(over="ignore"):  # for kernels that are not compiled
+        engine.central_difference(engine.samples(x, sparse=True), labels, soft, h)
+    result = {name: np.empty_like(array) for name, array in params.items()}
+    engine.unpack(engine.gradient, result)
+    return result
+
+
+def exact(sizes, params, x, t, activation, delta, h, decay=0.0, **options):
+    """Return the same with 50 digits or more, from the numbers as they are rounded to the dtype."""
+    dtype = params["W1"].dtype.type
+    t = rows(t, sizes[-1]).astype(dtype)
+    return exact_central_difference(
+        params, x, t, activation, float(dtype(delta)), float(dtype(h)), float(decay), **options
+    )
+
+
+def assert_exact(sizes, params, x, t, *settings, tolerance=None, **options):
+    got = compute(sizes, params, x, t, *settings)
+    errors = relative_errors(got, exact(sizes, params, x, t, *settings, **options))
+    assert max(errors.values()) <= (tolerance or TOLERANCE[params["W1"].dtype.char]), errors
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("h", [1e-2, 1e-4, 1e-6])
+@pytest.mark.parametrize("delta", [1e-7, 0.0])
+@pytest.mark.parametrize("kind", TARGETS)
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_two_layers(activation, kind, delta, h, dtype, monkeypatch):
+    rng = np.random.default_rng(len(kind))
+    sizes, n = (4, 5, 3), 3
+    x = draw_samples(n, sizes[0], rng).astype(dtype)
+    t = draw_targets(kind, n, sizes[-1], rng)
+    # So small that even the largest step does not move a logit beyond the limit.
+    params = random_params(sizes, rng, dtype=dtype)
+    params["W2"] *= params["W2"].dtype.type(0.02 if h == 1e-2 else 1)
+    x *= x.dtype.type(0.5)
+    want = exact(sizes, params, x, t, activation, delta, h)
+    for limit in (central_difference.LOGIT_MOVE_LIMIT, -1.0):
+        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", limit)
+        errors = relative_errors(compute(sizes, params, x, t, activation, delta, h), want)
+        assert max(errors.values()) <= TOLERANCE[dtype], (limit, errors)
+
+
+@pytest.mark.parametrize("h", [1e-6, 1e-4, 1e-2, 0.7, 5.0])
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_both_variants_agree_wherever_the_fast_one_runs(activation, h, monkeypatch):
+    rng = np.random.default_rng(3)
+    sizes, n = (9, 17, 5), 5 if COMPILED else 2
+    x, t = draw_samples(n, sizes[0], rng), draw_targets("soft", n, sizes[-1], rng)
+    for scale in (0.01, 1.0):
+        params = random_params(sizes, rng, scale=scale)
+        either = compute(sizes, params, x, t, activation, 1e-7, h)
+        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
+        general = compute(sizes, params, x, t, activation, 1e-7, h)
+        monkeypatch.undo()
+        assert max(relative_errors(either, general).values()) <= 1e-12
+
+
+def test_variants_are_chosen_by_the_size_of_the_moves(monkeypatch):
+    ran = []
+    for name in ("accumulate", "general"):
+        kernel = getattr(central_difference, name)
+        monkeypatch.setattr(
+            central_difference,
+            name,
+            lambda *args, name=name, kernel=kernel: (ran.append(name), kernel(*args)),
+        )
+    params, x, t = random_params((3, 4, 2), np.random.default_rng(0)), np.ones((2, 3)), np.zeros(2)
+    for h in (1e-4, 1.0):
+        compute((3, 4, 2), params, x, t.astype(np.int64), "relu", 0.0, h)
+    compute((3, 4, 2), params, x * 1e4, t.astype(np.int64), "relu", 0.0, 1e-4)
+    assert ran == ["accumulate", "general", "general"]
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("h", [1e-4, 0.7])
+@pytest.mark.parametrize(
+    "sizes", [(4, 3), (3, 4, 3, 2), (3, 5, 4, 5, 3), (2, 3, 2, 3, 2, 2)], ids=str
+)
+@pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+def test_any_depth(activation, sizes, h, dtype, shares):
+    rng = np.random.default_rng(len(sizes))
+    x, t = draw_samples(3, sizes[0], rng).astype(dtype), draw_targets("soft", 3, sizes[-1], rng)
+    params = random_params(sizes, rng, scale=2, dtype=dtype)
+    tolerance = {"f": 2e-5, "d": 1e-13}[dtype]
+    assert_exact(sizes, params, x, t, activation, 1e-7, h, 0.1, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("n_hidden", [1, 4, 7, 8, 9, 16, 17] + [63, 64, 65] * COMPILED)
+def test_hidden_sizes_around_registers(n_hidden, variant, shares):
+    rng = np.random.default_rng(n_hidden)
+    for n_inputs, classes in [(1, 1), (3, 2), (9, 3)] if COMPILED else [(3, 2)]:
+        sizes = (n_inputs, n_hidden, classes)
+        x, t = draw_samples(2, n_inputs, rng), draw_targets("weights", 2, classes, rng)
+        params = random_params(sizes, rng)
+        # A few entries of each array, the edges among them.
+        picks = {
+            name: [tuple(0 for _ in array.shape), tuple(size - 1 for size in array.shape)]
+            + [tuple(int(rng.integers(size)) for size in array.shape) for _ in range(4)]
+            for name, array in params.items()
+        }
+        got = compute(sizes, params, x, t, "sigmoid", 1e-7, 1e-4)
+        want = exact(sizes, params, x, t, "sigmoid", 1e-7, 1e-4, only=picks)
+        whole = gradient(params, x, t, "sigmoid", 1e-7)
+        for name, array in want.items():
+            known = ~np.isnan(array)
+            largest = np.abs(whole[name]).max()
+            np.testing.assert_allclose(got[name][known], array[known], rtol=0, atol=1e-13 * largest)
+            np.testing.assert_allclose(got[name], whole[name], rtol=0, atol=1e-7 * largest)
+
+
+@pytest.mark.parametrize("h", [1e-8, 1e-4, 0.7, 3.0])
+@pytest.mark.parametrize("delta", [1e-7, 0.0])
+@pytest.mark.parametrize("kind", TARGETS)
+def test_confident_networks(kind, delta, h):
+    # Logits tens apart: probabilities of 1 - 1e-20 and 1e-20, right and wrong ones.
+    rng = np.random.default_rng(5)
+    sizes = (4, 6, 3)
+    x, t = draw_samples(4, sizes[0], rng), draw_targets(kind, 4, sizes[-1], rng)
+    params = random_params(sizes, rng, scale=8)
+    for activation in ("sigmoid", "relu"):
+        assert_exact(sizes, params, x, t, activation, delta, h, digits=120)
+
+
+@pytest.mark.parametrize("size", [30.0, 300.0, 1000.0])
+def test_saturated_units(size):
+    # Slopes down to 1e-300, and beyond where float64 has no numbers left.
+    rng = np.random.default_rng(6)
+    sizes = (3, 2, 3)
+    x, t = np.abs(draw_samples(2, 3, rng)) + 0.1, np.array([0, 2])
+    params = random_params(sizes, rng)
+    for sign in (1, -1):
+        params["b1"][:] = sign * size
+        for h in (1e-4, 0.5):
+            got = compute(sizes, params, x, t, "sigmoid", 0.0, h)
+            want = exact(sizes, params, x, t, "sigmoid", 0.0, h, digits=1000)
+            for name, array in want.items():
+                # What a sample adds has been multiplied by a slope that holds ~size digits of e.
+                precision = 1e-13 + size * 4e-16
+                largest = np.abs(array).max()
+                tiny = 1e-300 if size < 1000 else 1e-290
+                assert np.abs(got[name] - array).max() <= precision * largest + tiny
+
+
+@pytest.mark.parametrize("h", [1e-6, 1e-4, 1e-2, 0.7])
+def test_dead_units_and_kinks_of_relu(h, variant, monkeypatch):
+    if variant == "fast" and h > 1e-3:
+        pytest.skip("the fast variant is for small moves")
+    rng = np.random.default_rng(7)
+    sizes = (3, 5, 3)
+    x, t = draw_samples(3, 3, rng), np.array([0, 1, 2])
+    params = random_params(sizes, rng)
+    x[0] = 0
+    # Dead for good; exactly at the kink; less than a step from it, on either side.
+    params["b1"][:] = [-50, 0, h / 3, -h / 3, 1]
+    assert_exact(sizes, params, x, t, "relu", 1e-7, h)
+    got = compute(sizes, params, x, t, "relu", 1e-7, h)
+    assert not got["W1"][:, 0].any()
+    assert got["b1"][0] == 0
+    # Of sample 0 the units 1 and 3 are 0 and rise with their bias, on one side only.
+    assert got["b1"][1] != 0
+
+
+def test_samples_of_zeros_and_units_at_zero(variant):
+    sizes = (4, 3, 2)
+    params = random_params(sizes, np.random.default_rng(8))
+    got = compute(sizes, params, np.zeros((2, 4)), np.array([0, 1]), "sigmoid", 1e-7, 1e-4)
+    assert not got["W1"].any()
+    assert got["b1"].all()
+    params["W2"][:] = 0
+    params["b2"][:] = 0
+    assert_exact(sizes, params, np.ones((2, 4)), np.array([0, 1]), "sigmoid", 1e-7, 1e-4)
+
+
+def test_a_single_class_has_no_gradient_without_delta(variant):
+    params = random_params((3, 2, 1), np.random.default_rng(9))
+    got = compute((3, 2, 1), params, np.ones((2, 3)), np.zeros(2, np.int64), "relu", 0.0, 1e-4)
+    assert not any(array.any() for array in got.values())
+
+
+def test_wrong_and_confident_at_a_large_step():
+    # The others' probability goes down with the nudge; the label's own has underflowed to 0.
+    params = {
+        "W1": np.ones((1, 1)),
+        "b1": np.zeros(1),
+        "W2": np.array([[0.0, 900.0]]),
+        "b2": np.zeros(2),
+    }
+    for delta in (0.0, 1e-7):
+        for h in (1e-4, 0.9, 0.999):
+            x, t = np.ones((1, 1)), np.zeros(1, np.int64)
+            # Logits of 900 are themselves rounded to 1e-13.
+            assert_exact((1, 1, 2), params, x, t, "relu", delta, h, tolerance=2e-12, digits=900)
+
+
+@settings(max_examples=settings().max_examples // (1 if COMPILED else 10))
+@given(
+    sizes=st.lists(st.integers(1, 5), min_size=2, max_size=4).map(tuple),
+    n=st.integers(1, 3),
+    kind=st.sampled_from(TARGETS),
+    activation=st.sampled_from(["sigmoid", "relu"]),
+    delta=st.sampled_from([0.0, 1e-7, 0.1]),
+    exponent=st.floats(-8, 0.5),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_random_networks(sizes, n, kind, activation, delta, exponent, seed):
+    rng = np.random.default_rng(seed)
+    h = 10.0**exponent
+    x, t = draw_samples(n, sizes[0], rng), draw_targets(kind, n, sizes[-1], rng)
+    params = random_params(sizes, rng, scale=rng.choice([0.1, 1, 3]))
+    got = compute(sizes, params, x, t, activation, delta, h)
+    want = exact(sizes, params, x, t, activation, delta, h, digits=80)
+    # Where samples or classes cancel, one term's rounding is what counts: the sum of their sizes.
+    soft = rows(t, sizes[-1])
+    terms = {name: np.zeros_like(array) for name, array in params.items()}
+    for i in range(n):
+        for k in np.flatnonzero(soft[i]):
+            one = np.zeros((1, sizes[-1]))
+            one[0, k] = soft[i, k] / n
+            part = exact(sizes, params, x[i : i + 1], one, activation, delta, h, digits=80)
+            for name in terms:
+                terms[name] += np.abs(part[name])
+    for name, array in want.items():
+        error = np.abs(got[name] - array).max()
+        assert error <= 1e-13 * terms[name].max() + 1e-300, name
+
+
+def test_textbook_loop_agrees_as_far_as_its_digits_go():
+    rng = np.random.default_rng(10)
+    sizes = (5, 6, 3)
+    x, t = draw_samples(4, 5, rng), draw_targets("labels", 4, 3, rng)
+    params = random_params(sizes, rng)
+    textbook = numerical_gradient(params, x, rows(t, 3), "sigmoid", 1e-7, 1e-4)
+    got = compute(sizes, params, x, t, "sigmoid", 1e-7, 1e-4)
+    assert max(relative_errors(textbook, got).values()) < 1e-9
+
+
+def test_moves_of_infinite_size_give_no_silent_number():
+    params = random_params((2, 3, 2), np.random.default_rng(11))
+    params["W1"][0, 0] = np.nan
+    got = compute(
+        (2, 3, 2), params, np.array([[0.0, 1.0]]), np.zeros(1, np.int64), "relu", 0.0, 1e-4
+    )
+    assert all(np.isnan(array).all() for array in got.values())

@@ -1,0 +1,234 @@
+"""Compiled iterations against plain NumPy: every shape that padding could get wrong."""
+
+import numba
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from reference import forward, gradient, loss, probabilities, random_params, rows
+
+from fastgrad import threads
+from fastgrad.engine import Engine, Samples
+from fastgrad.kernels import iteration, updates
+
+COMPILED = not numba.config.DISABLE_JIT
+
+#: Around the widths of a vector register, a group of samples and a block of rows.
+SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65) if COMPILED else (1, 2, 4, 5, 8, 9)
+TOLERANCE = {"f": 2e-4, "d": 1e-11}
+RULES = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def shares(request, monkeypatch):
+    """Deal the work out to that many shares, however many threads there are."""
+    threads.layer()  # starts with the true number
+    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    return request.param
+
+
+def draw_network(rng):
+    depth = int(rng.integers(1, 5))
+    sizes = tuple(int(size) for size in rng.choice(SIZES, depth + 1))
+    return sizes, "sigmoid" if rng.random() < 0.5 else "relu"
+
+
+def draw_samples(n, width, dtype, rng, zeros):
+    x = rng.standard_normal((n, width))
+    x[rng.random(x.shape) < zeros] = 0
+    return x.astype(dtype)
+
+
+def draw_targets(kind, n, classes, dtype, rng):
+    """Return labels and soft targets as the engine wants them, and the same as rows."""
+    labels = rng.integers(0, classes, n)
+    if kind == "labels":
+        return labels, np.empty((0, classes), dtype), rows(labels, classes)
+    soft = rows(labels, classes) if kind == "one-hot" else rng.random((n, classes)) * 2
+    soft = soft.astype(dtype)
+    return np.empty(0, np.int64), soft, soft.astype(float)
+
+
+def close(got, want, dtype):
+    """Compare arrays, relative to the largest entry."""
+    scale = max(np.abs(want).max(initial=0), 1e-30)
+    np.testing.assert_allclose(got / scale, want / scale, rtol=0, atol=TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+@pytest.mark.parametrize("kind", ["labels", "one-hot", "soft"])
+def test_loss_values_and_gradient(kind, sparse, dtype, shares):
+    rng = np.random.default_rng([shares, sparse, ord(dtype), len(kind)])
+    for _ in range(40 if COMPILED else 2):
+        sizes, activation = draw_network(rng)
+        delta, decay = rng.choice([0.0, 1e-7, 0.1]), rng.choice([0.0, 0.3])
+        n = int(rng.integers(1, 14 if COMPILED else 6))
+        params = random_params(sizes, rng, dtype=dtype, scale=rng.choice([0.1, 1, 4]))
+        x = draw_samples(n, sizes[0], dtype, rng, rng.choice([0, 0.7, 1]))
+        labels, soft, t = draw_targets(kind, n, sizes[-1], dtype, rng)
+        wide = {name: array.astype(float) for name, array in params.items()}
+        wide_x = x.astype(float)
+
+        engine = Engine(sizes, activation, delta, np.dtype(dtype), decay)
+        engine.load(params)
+        got = engine.forward(engine.samples(x, sparse=sparse), labels, soft)
+        want = loss(wide, wide_x, t, activation, delta, decay)
+        assert got == pytest.approx(want, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+        close(engine.logits, forward(wide, wide_x, activation)[1][-1], dtype)
+        close(engine.probabilities, probabilities(wide, wide_x, activation), dtype)
+
+        got = engine.backpropagate(engine.samples(x, sparse=sparse), labels, soft)
+        assert got == pytest.approx(want, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
+        result = {name: np.empty_like(array) for name, array in params.items()}
+        engine.unpack(engine.gradient, result)
+        for name, array in gradient(wide, wide_x, t, activation, delta, decay).items():
+            close(result[name], array, dtype)
+
+
+def numpy_step(rule, p, g, first, second, rate, a, b):
+    """Take one step, in place."""
+    if rule == updates.SGD:
+        p -= rate * g
+    elif rule == updates.MOMENTUM:
+        first *= a
+        first -= rate * g
+        p += first
+    elif rule == updates.NESTEROV:
+        p += a * a * first - (1 + a) * rate * g
+        first *= a
+        first -= rate * g
+    elif rule in (updates.ADAGRAD, updates.RMSPROP):
+        keep, take = (1, 1) if rule == updates.ADAGRAD else (a, 1 - a)
+        first *= keep
+        first += take * g * g
+        p -= rate * g / (np.sqrt(first) + 1e-7)
+    else:
+        first += (1 - a) * (g - first)
+        second += (1 - b) * (g * g - second)
+        p -= rate * first / (np.sqrt(second) + 1e-7)
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+@pytest.mark.parametrize("rule", range(6), ids=RULES)
+def test_iterations_of_every_rule(rule, sparse, shares):
+    rng = np.random.default_rng([rule, sparse, shares])
+    for sizes in [(9, 7, 3), (17, 8, 9, 2), (5, 4), (1, 1, 1)] if COMPILED else [(9, 3, 2)]:
+        count, n_batch, n = 5, 6, 11
+        params = random_params(sizes, rng)
+        x = draw_samples(n, sizes[0], "d", rng, 0.6)
+        labels, soft, t = draw_targets("labels", n, sizes[-1], "d", rng)
+        batches = rng.integers(0, n, (count, n_batch))
+        rates = rng.uniform(0.01, 0.1, count)
+        a, b, decay = 0.9, 0.99, 0.01
+
+        engine = Engine(sizes, "sigmoid", 1e-7, np.dtype("d"), decay)
+        engine.load(params)
+        memory = np.zeros((2, *engine.weights.shape))
+        done = np.full(1, 7)
+        losses = engine.run(
+            Samples(x, sparse=sparse, compact=True), batches, labels, soft,
+            rule=rule, first=memory[0], second=memory[1], rates=rates, a=a, b=b, done=done,
+        )  # fmt: skip
+        assert done[0] == 7 + count
+        result = {name: np.empty_like(array) for name, array in params.items()}
+        engine.unpack(engine.weights, result)
+
+        state = {name: np.zeros((2, *array.shape)) for name, array in params.items()}
+        for step, batch in enumerate(batches):
+            want = loss(params, x[batch], t[batch], "sigmoid", 1e-7, decay)
+            assert losses[step] == pytest.approx(want, rel=1e-12)
+            grads = gradient(params, x[batch], t[batch], "sigmoid", 1e-7, decay)
+            for name, array in params.items():
+                numpy_step(rule, array, grads[name], *state[name], rates[step], a, b)
+        for name, array in params.items():
+            np.testing.assert_allclose(result[name], array, rtol=1e-9, atol=1e-11)
+        # What pads the matrices is zero still: it takes part in every product.
+        padded = np.ones(engine.weights.shape, bool)
+        for layer, at in enumerate(engine.layout.weights_at):
+            padded[0, at : at + sizes[layer] + 1, : sizes[layer + 1]] = False
+        assert not engine.weights[padded].any()
+
+
+def test_a_batch_may_repeat_samples(shares):
+    rng = np.random.default_rng(0)
+    sizes = (8, 5, 3)
+    params, x = random_params(sizes, rng), draw_samples(4, 8, "d", rng, 0.5)
+    labels = np.array([0, 1, 2, 0])
+    for sparse in (False, True):
+        engine = Engine(sizes, "relu", 0.0, np.dtype("d"))
+        engine.load(params)
+        batch = np.array([[2, 2, 2, 1, 2]])
+        first = np.zeros_like(engine.gradient)
+        engine.run(
+            Samples(x, sparse=sparse, compact=True), batch, labels, np.empty((0, 3)),
+            rule=iteration.GRADIENT_ONLY, first=first,
+        )  # fmt: skip
+        result = {name: np.empty_like(array) for name, array in params.items()}
+        engine.unpack(first, result)
+        want = gradient(params, x[batch[0]], rows(labels[batch[0]], 3), "relu", 0.0)
+        for name, array in want.items():
+            close(result[name], array, "d")
+
+
+@given(
+    shape=st.tuples(st.integers(1, 7), st.sampled_from(SIZES)),
+    shares=st.integers(1, 5),
+    zeros=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
+    seed=st.integers(0, 2**32 - 1),
+    dtype=st.sampled_from("fd"),
+)
+def test_lists_hold_every_entry_once(shape, shares, zeros, seed, dtype):
+    n, width = shape
+    x = draw_samples(n, width, dtype, np.random.default_rng(seed), zeros)
+    lengths = np.zeros(n, np.int64)
+    iteration.list_lengths(x, lengths)
+    start = np.zeros((n, shares + 1), np.int64)
+    np.cumsum(lengths[:-1], out=start[1:, 0])
+    room = int(lengths.sum()) + 1
+    index, value = np.full((1, room), 2**32 - 1, np.uint32), np.full((1, room), np.nan, dtype)
+    iteration.group_nonzeros(x, start, index, value)
+    for row, sample in enumerate(x):
+        assert start[row, -1] <= start[row, 0] + lengths[row]
+        rebuilt = np.zeros(width + 1, dtype)
+        for share in range(shares):
+            part = slice(start[row, share], start[row, share + 1])
+            np.add.at(rebuilt, index[0, part], value[0, part])
+            inputs = index[0, part][index[0, part] < width]
+            assert (inputs // iteration.ROW_BLOCK % shares == share).all()
+        np.testing.assert_array_equal(rebuilt, [*sample, 1])
+
+
+def test_nan_and_infinity_are_entries_of_a_list():
+    x = np.array([[0.0, np.nan, 0.0, -np.inf]])
+    lengths = np.zeros(1, np.int64)
+    iteration.list_lengths(x, lengths)
+    assert lengths[0] >= 3
+
+
+def test_transposing_says_whether_all_weights_are_finite():
+    params = random_params((3, 4, 2), np.random.default_rng(0))
+    engine = Engine((3, 4, 2), "sigmoid", 0.0, np.dtype("d"))
+    engine.load(params)
+    assert engine.finite
+    np.testing.assert_array_equal(engine.transposed[0, :2, :4], params["W2"].T)
+    for name in params:
+        for bad in (np.nan, np.inf, -np.inf):
+            broken = {key: array.copy() for key, array in params.items()}
+            broken[name].flat[-1] = bad
+            engine.load(broken)
+            assert not engine.finite
+
+
+@pytest.mark.parametrize("layers", range(2, 5))
+def test_rows_of_a_matrix_leave_room_for_groups(layers):
+    # The bias is a row of its own, and a product takes GROUP rows at a time.
+    for size in SIZES:
+        engine = Engine((size,) * layers, "relu", 0.0, np.dtype("f"))
+        where = engine.layout
+        ends = [*where.weights_at[1:], engine.weights.shape[1]]
+        for at, end in zip(where.weights_at, ends, strict=True):
+            assert end - at >= size + 1
+            assert (end - at) % iteration.GROUP == 0
+        assert (where.widths >= size + 1).all()
+        assert engine.weights.ctypes.data % iteration.REGISTER_BYTES == 0

@@ -1,0 +1,160 @@
+"""Softmax, the losses and their gradient against NumPy and against 50 digits."""
+
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgrad.kernels import softmax_cross_entropy as losses
+
+
+def python_of(kernel):
+    return getattr(kernel, "py_func", kernel)
+
+
+def variants(kernel):
+    return {"compiled": kernel, "python": python_of(kernel)}
+
+
+BATCHES = {
+    "n": st.integers(1, 9),
+    "classes": st.integers(1, 19),
+    "seed": st.integers(0, 2**32 - 1),
+    "dtype": st.sampled_from("fd"),
+    "kind": st.sampled_from(["labels", "one-hot", "soft"]),
+}
+
+
+def batch(n, classes, seed, dtype, kind):
+    """Return scores, labels and soft targets, one of the latter two empty, and targets (N, C)."""
+    rng = np.random.default_rng(seed)
+    a = (3 * rng.standard_normal((n, classes))).astype(dtype)
+    labels = rng.integers(0, classes, n)
+    dense = np.eye(classes)[labels]
+    if kind == "soft":  # not summing to one, some of them 0
+        dense = rng.uniform(0, 2, (n, classes)) * (rng.random((n, classes)) < 0.7)
+    dense = dense.astype(dtype)
+    if kind == "labels":
+        return a, labels, np.empty((0, classes), dtype), dense
+    return a, np.empty(0, np.int64), dense, dense
+
+
+def softmax(a):
+    e = np.exp(a - a.max(axis=1, keepdims=True))
+    return e / e.sum(axis=1, keepdims=True)
+
+
+@pytest.mark.parametrize("how", ["serial", "serial, in Python", "parallel", "parallel, in Python"])
+@settings(deadline=None, max_examples=25)
+@given(**BATCHES)
+def test_softmax(how, n, classes, seed, dtype, kind):
+    a, *_ = batch(n, classes, seed, dtype, kind)
+    kernel = losses.softmax_rows if how.startswith("serial") else losses.softmax_parallel
+    kernel = python_of(kernel) if how.endswith("Python") else kernel
+    y = np.full(a.shape, np.nan, dtype)
+    kernel(a, y, *((0, n) if how.startswith("serial") else (3,)))
+    np.testing.assert_allclose(y, softmax(a), rtol=1e-14 if dtype == "d" else 2e-6)
+
+
+@pytest.mark.parametrize("variant", ["compiled", "python"])
+@pytest.mark.parametrize("delta", [1e-7, 1e-3])
+@settings(deadline=None, max_examples=25)
+@given(**BATCHES)
+def test_cross_entropy(variant, delta, n, classes, seed, dtype, kind):
+    a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
+    y = softmax(a)
+    loss = variants(losses.cross_entropy)[variant](y, labels, soft, delta)
+    expected = -np.sum(dense * np.log(y + dense.dtype.type(delta)), dtype=np.float64) / n
+    tolerance = 1e-13 if dtype == "d" else 2e-5
+    assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("variant", ["compiled", "python"])
+@settings(deadline=None, max_examples=25)
+@given(**BATCHES)
+def test_log_softmax_loss_against_50_digits(variant, n, classes, seed, dtype, kind):
+    a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
+    a *= 30  # probabilities down to 1e-100
+    loss = variants(losses.log_softmax_loss)[variant](a, softmax(a), labels, soft)
+    with mpmath.workdps(50):
+        expected = mpmath.mpf(0)
+        for scores, targets in zip(a.tolist(), dense.tolist(), strict=True):
+            total = mpmath.log(mpmath.fsum(mpmath.exp(v) for v in scores))
+            expected -= mpmath.fsum(t * (v - total) for v, t in zip(scores, targets, strict=True))
+        expected = float(expected / n)
+    tolerance = 1e-13 if dtype == "d" else 1e-5
+    assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
+
+
+@pytest.mark.parametrize("variant", ["compiled", "python"])
+@pytest.mark.parametrize("delta", [0.0, 1e-7, 1e-2])
+@settings(deadline=None, max_examples=25)
+@given(**BATCHES)
+def test_gradient_follows_the_formula(variant, delta, n, classes, seed, dtype, kind):
+    a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
+    y = softmax(a)
+    da = np.full(y.shape, np.nan, dtype)
+    kernel = variants(losses.softmax_cross_entropy_backward)[variant]
+    kernel(y, labels, soft, delta, 0.5, da)
+    y, dense = y.astype(np.float64), dense.astype(np.float64)
+    g = -dense / (y + delta)
+    expected = 0.5 * y * (g - np.sum(g * y, axis=1, keepdims=True))
+    tolerance = 1e-13 if dtype == "d" else 2e-5
+    np.testing.assert_allclose(da, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("delta", [0.0, 1e-7, 1e-2])
+@pytest.mark.parametrize("kind", ["labels", "one-hot", "soft"])
+def test_gradient_is_the_derivative_of_the_loss(delta, kind):
+    a, labels, soft, _ = batch(3, 4, 0, "d", kind)
+
+    def loss(scores):
+        y = softmax(scores)
+        if delta:
+            return losses.cross_entropy(y, labels, soft, delta)
+        return losses.log_softmax_loss(scores, y, labels, soft)
+
+    numerical = np.empty_like(a)
+    for i in np.ndindex(a.shape):
+        up, down = a.copy(), a.copy()
+        up[i] += 1e-5
+        down[i] -= 1e-5
+        numerical[i] = (loss(up) - loss(down)) / 2e-5
+    da = np.empty_like(a)
+    losses.softmax_cross_entropy_backward(softmax(a), labels, soft, delta, 1 / 3, da)
+    np.testing.assert_allclose(da, numerical, atol=1e-9)
+
+
+def test_gradient_where_a_probability_vanishes():
+    y = np.array([[1.0, 0.0]])
+    da = np.empty_like(y)
+    nothing = np.empty((0, 2))
+    losses.softmax_cross_entropy_backward(y, np.array([1]), nothing, 0.0, 1.0, da)
+    np.testing.assert_array_equal(da, [[1.0, -1.0]])
+    soft = np.array([[0.0, 1.0]])
+    losses.softmax_cross_entropy_backward(y, np.empty(0, np.int64), soft, 0.0, 1.0, da)
+    np.testing.assert_array_equal(da, [[1.0, -1.0]])
+
+
+@pytest.mark.parametrize("position", range(3))
+def test_nan_goes_on_as_in_numpy(position):
+    a = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]])
+    a[0, position] = np.nan
+    y = np.empty_like(a)
+    losses.softmax_rows(a, y, 0, 2)
+    assert np.isnan(y[0]).all()
+    np.testing.assert_allclose(y[1], 1 / 3)
+    no_labels, soft = np.empty(0, np.int64), np.zeros((2, 3))
+    assert np.isnan(losses.cross_entropy(y, no_labels, soft, 1e-7))
+    assert np.isnan(losses.log_softmax_loss(a, y, no_labels, soft))
+    assert np.isnan(losses.log_softmax_loss(a, y, np.array([0, 0]), np.empty((0, 3))))
+
+
+@pytest.mark.parametrize("variant", ["compiled", "python"])
+@settings(deadline=None, max_examples=25)
+@given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
+def test_squared_error(variant, size, seed, dtype):
+    y, t = np.random.default_rng(seed).standard_normal((2, size)).astype(dtype)
+    got = variants(losses.squared_error)[variant](y, t)
+    assert got == pytest.approx(0.5 * np.sum((y - t) ** 2), rel=1e-13 if dtype == "d" else 1e-5)

@@ -1,0 +1,100 @@
+"""The update rules against their formulas in NumPy."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastgrad.kernels import updates
+
+RULES = {
+    "sgd": updates.SGD,
+    "momentum": updates.MOMENTUM,
+    "nesterov": updates.NESTEROV,
+    "adagrad": updates.ADAGRAD,
+    "rmsprop": updates.RMSPROP,
+    "adam": updates.ADAM,
+}
+
+
+def reference(rule, p, g, first, second, lr, a, b):
+    """Return parameters and memory after one step, in the formulas' own words."""
+    if rule == "sgd":
+        return p - lr * g, first, second
+    if rule == "momentum":
+        v = a * first - lr * g
+        return p + v, v, second
+    if rule == "nesterov":
+        return p + a * a * first - (1 + a) * lr * g, a * first - lr * g, second
+    if rule == "adagrad":
+        h = first + g * g
+        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
+    if rule == "rmsprop":
+        h = a * first + (1 - a) * g * g
+        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
+    m = first + (1 - a) * (g - first)
+    v = second + (1 - b) * (g**2 - second)
+    return p - lr * m / (np.sqrt(v) + 1e-7), m, v
+
+
+def python_of(kernel):
+    return getattr(kernel, "py_func", kernel)
+
+
+def passes():
+    """Return every way to run a step, each called alike."""
+    parallel = updates.update_parallel
+    return {
+        "serial": updates.update,
+        "serial, in Python": python_of(updates.update),
+        "parallel": lambda *args: parallel(*args, 3),
+        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
+    }
+
+
+@pytest.mark.parametrize("how", passes())
+@pytest.mark.parametrize("rule", RULES)
+@settings(deadline=None, max_examples=25)
+@given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
+def test_steps_follow_the_formulas(how, rule, size, seed, dtype):
+    rng = np.random.default_rng(seed)
+    p, g, first, second = rng.standard_normal((4, size)).astype(dtype)
+    if rule in ("adagrad", "rmsprop"):
+        first = np.abs(first)
+    second = np.abs(second)
+    lr, a, b = rng.uniform(0.001, 0.9, 3)
+    arguments = [array.astype(np.float64) for array in (p, g, first, second)]
+    expected = reference(rule, *arguments, lr, a, b)
+    passes()[how](RULES[rule], p, g, first, second, lr, a, b)
+    tolerance = 1e-12 if dtype == "d" else 2e-5
+    for got, want in zip((p, first, second), expected, strict=True):
+        assert got.dtype == dtype
+        # The terms of a sum are of size 1, so that is what rounding is relative to.
+        np.testing.assert_allclose(got, want, rtol=tolerance, atol=tolerance)
+    np.testing.assert_array_equal(g, arguments[1])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_memory_that_a_rule_does_not_use_may_be_empty(rule):
+    p, g, first, second = np.ones(5), np.ones(5), np.ones(5), np.ones(5)
+    expected = reference(rule, p, g, first, second, 0.1, 0.5, 0.25)
+    nothing = np.empty(0)
+    updates.update(
+        RULES[rule], p, g, nothing if rule == "sgd" else first,
+        second if rule == "adam" else nothing, 0.1, 0.5, 0.25,
+    )  # fmt: skip
+    np.testing.assert_allclose(p, expected[0], rtol=1e-14)
+
+
+@pytest.mark.parametrize("step", [1, 2, 10, 1000, 10_000])
+def test_rate_of_adam(step):
+    expected = 0.001 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
+    assert updates.adam_rate(0.001, 0.9, 0.999, step) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_nan_reaches_the_parameter(rule):
+    p, g, first, second = np.ones(9), np.ones(9), np.ones(9), np.ones(9)
+    g[4] = np.nan
+    updates.update(RULES[rule], p, g, first, second, 0.1, 0.5, 0.25)
+    assert np.flatnonzero(np.isnan(p)).tolist() == [4]

@@ -1,0 +1,148 @@
+"""The on-disk cache of compiled code: unwritable, full, shared, damaged, of another version.
+
+A process that cannot use its cache compiles in memory; none runs code of other sources.
+"""
+
+import os
+import resource
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ROOT, answer, environment_of, run
+from strategies import NIGHTLY
+
+#: One small kernel; prints its value, and whether it came from the cache.
+ONE_KERNEL = """
+import fastgrad
+from fastgrad.kernels import activations
+value = fastgrad.sigmoid_grad([0.0, 1.0]).tolist()
+hits = sum(activations.activate.stats.cache_hits.values())
+print(value[0], f"{value[1]:.6f}", "cached" if hits else "compiled")
+"""
+RIGHT = "0.25 0.196612"
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """Return a cache folder that holds the kernel."""
+    folder = tmp_path_factory.mktemp("cache")
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(folder))) == f"{RIGHT} compiled"
+    return folder
+
+
+@pytest.fixture
+def cache(filled, tmp_path):
+    """Return a copy of it."""
+    return Path(shutil.copytree(filled, tmp_path / "cache"))
+
+
+@pytest.fixture
+def installed(tmp_path):
+    """Return a folder with a copy of the package in it, as pip would leave one."""
+    ignored = shutil.ignore_patterns("__pycache__", "*.nbi", "*.nbc", "*.gz")
+    shutil.copytree(ROOT / "fastgrad", tmp_path / "site" / "fastgrad", ignore=ignored)
+    return tmp_path / "site"
+
+
+def test_the_cache_is_used(cache):
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))) == f"{RIGHT} cached"
+
+
+def no_folder(place):
+    """Put a file where a folder would be made: even root cannot write into it."""
+    place.write_text("")
+    return place
+
+
+def test_read_only_install_without_a_home(installed, tmp_path):
+    no_folder(installed / "fastgrad" / "__pycache__")
+    no_folder(installed / "fastgrad" / "kernels" / "__pycache__")
+    nowhere = str(no_folder(tmp_path / "nowhere") / "home")
+    process = run(
+        ONE_KERNEL, "-B", root=installed, NUMBA_CACHE_DIR=None, HOME=nowhere,
+        XDG_CACHE_HOME=nowhere,
+    )  # fmt: skip
+    assert answer(process) == f"{RIGHT} compiled"
+    assert not process.stderr
+
+
+def test_a_cache_folder_that_cannot_be_made(tmp_path):
+    folder = no_folder(tmp_path / "file") / "cache"
+    process = run(ONE_KERNEL, NUMBA_CACHE_DIR=str(folder), HOME=str(tmp_path / "home"))
+    assert answer(process).startswith(RIGHT)
+
+
+def test_a_full_disk(tmp_path):
+    """No file can grow beyond 4 KiB: what the system says then is what a full disk says."""
+    process = subprocess.run(
+        [sys.executable, "-B", "-c", ONE_KERNEL],
+        env=environment_of(NUMBA_CACHE_DIR=str(tmp_path)),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)),
+        capture_output=True, text=True, timeout=240, check=False,
+    )  # fmt: skip
+    assert answer(process) == f"{RIGHT} compiled"
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} compiled"
+
+
+def test_processes_that_fill_it_at_once(tmp_path):
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ONE_KERNEL], env=environment_of(NUMBA_CACHE_DIR=str(tmp_path)),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )
+        for _ in range(3)
+    ]  # fmt: skip
+    for process in processes:
+        out, err = process.communicate(timeout=240)
+        assert process.returncode == 0, err
+        assert out.startswith(RIGHT)
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} cached"
+
+
+def truncate(data):
+    return data[: len(data) // 2]
+
+
+def garble(data):
+    return b"\x80\x04" + bytes(range(256)) * (len(data) // 256)
+
+
+def empty(data):
+    return b""
+
+
+@pytest.mark.parametrize(
+    ("kind", "damage"),
+    [(kind, damage) for kind in ("nbi", "nbc") for damage in (truncate, garble, empty)]
+    if NIGHTLY
+    else [("nbi", truncate), ("nbc", garble)],
+)
+def test_damaged_files(cache, kind, damage):
+    files = list(cache.rglob(f"*.{kind}"))
+    assert files
+    for file in files:
+        file.write_bytes(damage(file.read_bytes()))
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))) == f"{RIGHT} compiled"
+    # A damaged index is taken away by the first process, and written by the second.
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))).startswith(RIGHT)
+    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))) == f"{RIGHT} cached"
+
+
+def test_other_sources_in_the_same_place(installed, tmp_path):
+    """A helper in another file changes, with the time of change and the size kept."""
+    cache = str(tmp_path / "cache")
+    run_it = lambda: answer(run(ONE_KERNEL, root=installed, NUMBA_CACHE_DIR=cache))  # noqa: E731
+    assert run_it() == f"{RIGHT} compiled"
+    assert run_it() == f"{RIGHT} cached"
+    helper = installed / "fastgrad" / "kernels" / "elementary.py"
+    before, text = helper.stat(), helper.read_text()
+    changed = text.replace("p = p * r + 1 / 2\n", "p = p * r + 1 / 3\n")
+    assert changed != text
+    helper.write_text(changed)
+    os.utime(helper, ns=(before.st_atime_ns, before.st_mtime_ns))
+    value, compiled = run_it().split()[1:]
+    assert compiled == "compiled"
+    assert value != RIGHT.split()[1]
