@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -19,6 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.kernels import central_difference, iteration
+from fastgrad.kernels.tasks import Block, run_shares
 from fastgrad.threads import launch
 
 #: Share of non-zero entries below which lists of them beat dense products (measured: at 0.5 both
@@ -79,60 +81,22 @@ def layout(sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
     )
 
 
-class Samples:
-    """Samples in the form the kernels want: padded rows, or lists of non-zero entries.
+class Samples(NamedTuple):
+    """Samples in the form that the kernels want: lists of non-zero entries, or padded rows.
 
-    Parameters
-    ----------
-    x : ndarray, shape (N, D)
-        Samples of the network's dtype.
-    sparse : bool, optional
-        Whether to make lists; by default that is decided by the share of non-zero entries.
-    compact : bool, optional
-        Whether lists follow each other without gaps: for a data set that stays. A batch takes less
-        time with room for every entry.
+    What does not apply is empty; see `fastgrad.kernels.iteration.State`.
     """
 
-    def __init__(self, x: FloatArray, *, sparse: bool | None = None, compact: bool = False) -> None:
-        n, n_inputs = x.shape
-        self.sparse = is_sparse(x) if sparse is None else sparse
-        self.count = n
-        self.n_inputs = n_inputs
-        self.shares = numba.get_num_threads()
-        self.dense = np.empty((1, 0, 0), x.dtype)
-        self.start = np.zeros((0, self.shares + 1), np.int64)
-        size = 0
-        if self.sparse:
-            self.start = np.zeros((n, self.shares + 1), np.int64)
-            if compact:
-                lengths = np.empty(n, np.int64)
-                launch(iteration.list_lengths, x, lengths)
-            else:
-                lengths = np.full(n, n_inputs + 1)
-            np.cumsum(lengths[:-1], out=self.start[1:, 0])
-            size = int(lengths.sum()) + 1  # a zero is written before it is overwritten
-        else:
-            width = iteration.padded_width(n_inputs, x.itemsize)
-            self.dense = aligned((1, n, width), x.dtype)
-            self.dense[0, :, n_inputs] = 1
-        self.index = np.empty((1, size), np.uint32)
-        self.value = np.empty((1, size), x.dtype)
-        self.fill(x)
+    start: IntArray
+    stop: IntArray
+    index: IntArray
+    value: FloatArray
+    dense: FloatArray
 
-    def fill(self, x: FloatArray) -> None:
-        """Take over samples of the same shape."""
-        if self.sparse:
-            launch(iteration.group_nonzeros, x, self.start, self.index, self.value)
-        else:
-            self.dense[0, :, : self.n_inputs] = x
-
-    def fits(self, x: FloatArray, sparse: bool) -> bool:
-        """Return whether `fill` can take over these samples."""
-        return (
-            x.shape == (self.count, self.n_inputs)
-            and sparse == self.sparse
-            and self.shares == numba.get_num_threads()
-        )
+    @property
+    def sparse(self) -> bool:
+        """Whether these are lists."""
+        return self.index.size > 0
 
 
 def is_sparse(x: FloatArray) -> bool:
@@ -171,12 +135,45 @@ class Engine:
         self.decay = decay
         self.weights = aligned(self.layout.weights_shape, dtype)
         self.transposed = aligned(self.layout.transposed_shape, dtype)
-        self.gradient = aligned(self.layout.weights_shape, dtype)
-        self._scratch_key: tuple[int, ...] = ()
-        self._nudge_key: tuple[int, ...] = ()
-        self._samples: Samples | None = None
+        self.n_parameters = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(sizes))
         self.finite = True
         self.n_batch = 0
+        self._nothing = np.empty((0, 0), dtype)
+        self._nowhere = np.empty((1, 0, 0), dtype)
+        self._pending = self._nothing
+        self._scratch_key: tuple[int, ...] = ()
+        self._nudge_key: tuple[int, ...] = ()
+        self._lists_key: tuple[int, ...] = ()
+        where = self.layout
+        self._block = Block(
+            iteration.State(
+                sizes=where.sizes,
+                widths=where.widths,
+                weights_at=where.weights_at,
+                transposed_at=where.transposed_at,
+                activation=self.activation,
+                delta=float(delta),
+                decay=float(decay),
+                weights=self.weights,
+                transposed=self.transposed,
+                **self._allocate(0, 1, sparse=False),
+                **self._rows(np.empty((0, sizes[0]), dtype))._asdict(),
+                x=self._nothing,
+                W1=self._nothing,
+                labels=np.empty(0, np.int64),
+                soft=self._nothing,
+                batches=np.empty((0, 0), np.int64),
+                result=np.empty(0, dtype),
+                rule=iteration.GRADIENT_ONLY,
+                first=self._nowhere,
+                second=self._nowhere,
+                rates=np.empty(0),
+                a=0.0,
+                b=0.0,
+            )
+        )
+
+    # ------------------------------------------------------------------------- parameters
 
     def pack(self, arrays: Mapping[str, FloatArray], packed: FloatArray) -> None:
         """Copy arrays W1, b1, .. into a padded matrix."""
@@ -192,49 +189,159 @@ class Engine:
             into[f"W{layer}"][...] = packed[0, at : at + n_in, :n_out]
             into[f"b{layer}"][...] = packed[0, at + n_in, :n_out]
 
+    def split(self, flat: FloatArray) -> dict[str, FloatArray]:
+        """Return the parameters' shapes as views of one array, W1, b1, .., each row by row."""
+        result: dict[str, FloatArray] = {}
+        at = 0
+        for name, shape in parameter_shapes(self.sizes).items():
+            size = math.prod(shape)
+            result[name] = flat[at : at + size].reshape(shape)
+            at += size
+        return result
+
     def load(self, params: Mapping[str, FloatArray]) -> None:
-        """Take over parameters."""
-        self.pack(params, self.weights)
+        """Take over parameters; W1, most of them, when the next batch comes, on all threads."""
+        self._pending = params["W1"]
+        self.weights[0, self.sizes[0], : self.sizes[1]] = params["b1"]
+        for layer in range(1, len(self.sizes) - 1):
+            at, n_in, n_out = self._place(layer)
+            self.weights[0, at : at + n_in, :n_out] = params[f"W{layer + 1}"]
+            self.weights[0, at + n_in, :n_out] = params[f"b{layer + 1}"]
         self.refresh()
 
     def refresh(self) -> None:
         """Bring the transposed weights in step with the weights."""
-        where = self.layout
-        self.finite = iteration.transpose(
-            where.sizes, where.weights_at, where.transposed_at, self.weights, self.transposed
+        for layer in range(1, len(self.sizes) - 1):
+            at, n_in, n_out = self._place(layer)
+            back = self.layout.transposed_at[layer]
+            W = self.weights[0, at : at + n_in, :n_out]
+            self.transposed[0, back : back + n_out, :n_in] = W.T
+        self.finite = bool(np.isfinite(self.weights[0, self.sizes[0] :]).all())
+
+    def _place(self, layer: int) -> tuple[int, int, int]:
+        """Return where a layer's matrix begins, and its numbers of inputs and units."""
+        return (int(self.layout.weights_at[layer]), *self.sizes[layer : layer + 2])
+
+    def settle(self) -> None:
+        """Take over W1 now."""
+        if self._pending.size:
+            self.weights[0, : self.sizes[0], : self.sizes[1]] = self._pending
+            self.finite = self.finite and bool(np.isfinite(self._pending).all())
+            self._pending = self._nothing
+
+    # ---------------------------------------------------------------------------- scratch
+
+    def _allocate(self, n_batch: int, shares: int, *, sparse: bool) -> dict[str, NDArray[Any]]:
+        """Return scratch for batches of a size."""
+        rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
+        layers, widest = len(self.sizes), self.layout.weights_shape[2]
+        entries = self.sizes[0] + 1 if sparse else 0
+        self.shares = shares
+        self.now = np.zeros(3, np.int64)
+        self.order = np.arange(n_batch)[None]
+        self.values = aligned((layers, rows, widest), self.dtype)
+        self.errors = aligned((layers, rows, widest), self.dtype)
+        self.sample_loss = np.zeros(n_batch, self.dtype)
+        self._finite = np.ones(shares, np.bool_)
+        return {
+            "finite": self._finite,
+            "now": self.now,
+            "order": self.order,
+            "partial": aligned((shares, rows if sparse else 0, widest), self.dtype),
+            "values": self.values,
+            "errors": self.errors,
+            "scratch": aligned((1, rows, widest), self.dtype),
+            "sample_loss": self.sample_loss,
+            "gradients": aligned((shares, iteration.ROW_BLOCK, widest), self.dtype),
+            "lengths": np.empty((shares, self.sizes[0] + iteration.ROW_BLOCK), np.uint32),
+            "list_samples": np.empty((entries, n_batch), np.uint32),
+            "list_factors": np.empty((entries, n_batch), self.dtype),
+        }
+
+    def _make_scratch(self, n_batch: int, sparse: bool) -> None:
+        """Allocate what a batch of this size needs, unless the last call's still fits."""
+        self.n_batch = n_batch
+        key = (n_batch, numba.get_num_threads(), sparse)
+        if key != self._scratch_key:
+            self._block.update(**self._allocate(n_batch, key[1], sparse=sparse))
+            self._scratch_key = key
+
+    def _run(self, task: Any, block: Block | None = None) -> None:
+        """Run a task on all threads."""
+        block = block or self._block
+        launch(run_shares, block.address_of(task), block.address, self.shares)
+
+    # ---------------------------------------------------------------------------- samples
+
+    def data_set(self, x: FloatArray, *, sparse: bool | None = None) -> Samples:
+        """Return samples to draw batches from, as lists if that pays (or as `sparse` says)."""
+        self.settle()
+        if not (is_sparse(x) and self.finite if sparse is None else sparse):
+            return self._rows(x)
+        self._make_scratch(1, True)
+        start, stop = np.zeros((2, len(x), self.shares), np.int64)
+        self._block.update(x=x, start=start, stop=stop)
+        self._run(iteration.count_entries)
+        np.cumsum(stop[:-1, 0], out=start[1:, 0])
+        size = int(start[-1, 0] + stop[-1, 0]) + 1  # a zero is written before it is overwritten
+        index, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
+        self._block.update(index=index, value=value)
+        self._run(iteration.list_entries)
+        self._block.update(x=self._nothing)
+        return Samples(start, stop, index, value, self._nowhere)
+
+    def _rows(self, x: FloatArray) -> Samples:
+        n, n_inputs = x.shape
+        dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
+        dense[0, :, :n_inputs] = x
+        dense[0, :, n_inputs] = 1
+        places = np.zeros((0, numba.get_num_threads()), np.int64)
+        return Samples(
+            places, places, np.empty((1, 0), np.uint32), np.empty((1, 0), x.dtype), dense
         )
 
-    def samples(self, x: FloatArray, *, sparse: bool | None = None) -> Samples:
-        """Return a batch in the kernels' form, in the memory of the last one where that fits.
+    def _room_for_lists(self, n: int) -> Samples:
+        """Return lists for `take_over` to fill, in the memory of the last ones if they fit."""
+        if self._lists_key != (n, self.shares):
+            block = iteration.ROW_BLOCK
+            blocks = -(-self.sizes[0] // block)
+            # The constant 1, and one place more: a zero is written before it is overwritten.
+            size = n * self.shares * (-(-blocks // self.shares) * block + 2)
+            places = np.zeros((2, n, self.shares), np.int64)
+            index, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
+            self.lists = Samples(*places, index, value, self._nowhere)
+            self._lists_key = (n, self.shares)
+        return self.lists
+
+    def _take_over(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, sparse: bool | None
+    ) -> None:
+        """Take over a batch, and parameters that wait.
 
         Lists leave out the products of zeros. Where a weight is NaN or infinite such a product is
         NaN, so then rows are taken unless lists are asked for.
         """
-        sparse = (self.finite and is_sparse(x)) if sparse is None else sparse
-        if self._samples is not None and self._samples.fits(x, sparse):
-            self._samples.fill(x)
-        else:
-            self._samples = Samples(x, sparse=sparse)
-        return self._samples
+        listed = (self.finite and is_sparse(x)) if sparse is None else sparse
+        block = self._block
+        if listed:
+            self._make_scratch(len(x), True)
+            block.update(x=x, W1=self._pending, **self._room_for_lists(len(x))._asdict())
+            self._run(iteration.take_over)
+            if self._pending.size:
+                self.finite = self.finite and bool(self._finite.all())
+                self._pending = self._nothing
+            listed = self.finite or sparse is True
+        if not listed:
+            self.settle()
+            self._make_scratch(len(x), False)
+            block.update(**self._rows(x)._asdict())
+        # The block must not keep the caller's arrays alive.
+        block.update(
+            x=self._nothing, W1=self._nothing, labels=labels, soft=soft, batches=self.order
+        )
+        self.now[:] = 0
 
-    def _make_scratch(self, n_batch: int, sparse: bool) -> None:
-        """Allocate what a batch of this size needs, unless the last call's still fits."""
-        shares = numba.get_num_threads()
-        if self._scratch_key == (n_batch, shares, sparse):
-            return
-        rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
-        layers, widest = len(self.sizes), self.layout.weights_shape[2]
-        self.order = np.arange(n_batch)[None]
-        self.values = aligned((layers, rows, widest), self.dtype)
-        self.errors = aligned((layers, rows, widest), self.dtype)
-        self.back = aligned((1, rows, widest), self.dtype)
-        self.sample_loss = np.zeros(n_batch, self.dtype)
-        self.gradients = aligned((shares, iteration.ROW_BLOCK, widest), self.dtype)
-        entries = self.sizes[0] + 1 if sparse else 0
-        self.list_lengths = np.empty((shares, self.sizes[0] + iteration.ROW_BLOCK), np.uint32)
-        self.list_samples = np.empty((entries, n_batch), np.uint32)
-        self.list_factors = np.empty((entries, n_batch), self.dtype)
-        self._scratch_key = (n_batch, shares, sparse)
+    # ------------------------------------------------------------------------------- runs
 
     def run(
         self,
@@ -246,61 +353,65 @@ class Engine:
         rule: int,
         first: FloatArray | None = None,
         second: FloatArray | None = None,
-        rates: FloatArray | None = None,
+        rates: FloatArray,
         a: float = 0.0,
         b: float = 0.0,
         losses: FloatArray | None = None,
         done: IntArray | None = None,
     ) -> FloatArray:
-        """Run `fastgrad.kernels.iteration.iterate`; return the losses."""
-        count, self.n_batch = batches.shape
-        self._make_scratch(self.n_batch, samples.sparse)
-        where = self.layout
-        nothing = np.empty((1, 0, 0), self.dtype)
+        """Run `fastgrad.kernels.iteration.iterate` on batches of a data set; return the losses."""
+        count, n_batch = batches.shape
+        self.settle()
+        self._make_scratch(n_batch, samples.sparse)
         losses = np.empty(count) if losses is None else losses
+        block = self._block
+        block.update(
+            **samples._asdict(), labels=labels, soft=soft, batches=batches, rule=rule, rates=rates,
+            a=float(a), b=float(b),
+            first=self._nowhere if first is None else first,
+            second=self._nowhere if second is None else second,
+        )  # fmt: skip
         launch(
             iteration.iterate,
-            samples.dense, samples.start, samples.index, samples.value, batches, self.order,
-            labels, soft,
-            where.sizes, where.widths, where.weights_at, where.transposed_at,
-            self.activation, self.delta,
-            self.weights, self.transposed, self.values, self.errors, self.back, self.sample_loss,
-            self.gradients, self.list_lengths, self.list_samples, self.list_factors,
-            rule, nothing if first is None else first, nothing if second is None else second,
-            np.zeros(count) if rates is None else rates, a, b, self.decay, losses,
-            np.zeros(1, np.int64) if done is None else done,
+            block.address_of(iteration.rows), block.address_of(iteration.forward_and_back),
+            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes, self.layout.weights_at, self.weights,
+            self.decay, losses, np.zeros(1, np.int64) if done is None else done,
         )  # fmt: skip
         return losses
 
-    def forward(self, samples: Samples, labels: IntArray, soft: FloatArray) -> float:
-        """Run the forward pass over all samples as one batch; return the loss."""
-        self.n_batch = samples.count
-        self._make_scratch(self.n_batch, samples.sparse)
+    def forward(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
+    ) -> float:
+        """Run the forward pass over samples as one batch; return the loss."""
+        self._take_over(x, labels, soft, sparse)
+        self._run(iteration.forward)
+        return self._mean_loss()
+
+    def _mean_loss(self) -> float:
         where = self.layout
-        launch(
-            iteration.forward,
-            samples.dense, samples.start, samples.index, samples.value, self.order, labels, soft,
-            where.sizes, where.widths, where.weights_at, self.activation, self.delta,
-            self.weights, self.values, self.errors, self.sample_loss,
-        )  # fmt: skip
-        loss = float(self.sample_loss.mean(dtype=np.float64))
-        if self.decay:
-            for at, n in zip(where.weights_at, self.sizes[:-1], strict=True):
-                squares = np.square(self.weights[0, at : at + n], dtype=np.float64)
-                loss += 0.5 * self.decay * float(squares.sum())
+        loss: float = iteration.mean_loss(
+            self.sample_loss, where.sizes, where.weights_at, self.weights, self.decay
+        )
         return loss
 
-    def backpropagate(self, samples: Samples, labels: IntArray, soft: FloatArray) -> float:
-        """Leave the gradient of the loss over all samples in ``gradient``; return the loss.
+    def backpropagate(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
+    ) -> tuple[float, FloatArray]:
+        """Return the loss over samples as one batch, and its gradient as `split` takes it.
 
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
-        batch = np.arange(samples.count)[None]
-        rule = iteration.GRADIENT_ONLY
-        loss = float(self.run(samples, batch, labels, soft, rule=rule, first=self.gradient)[0])
-        if np.isnan(loss):
-            self.gradient.fill(np.nan)
-        return loss
+        gradient = np.empty(self.n_parameters, self.dtype)
+        self._take_over(x, labels, soft, sparse)
+        self._block.update(rule=iteration.GRADIENT_ONLY, result=gradient)
+        self._run(iteration.forward_and_back)
+        self.now[:] = 1, 1, 0
+        self._run(iteration.rows)
+        self._block.update(result=gradient[:0])
+        loss = self._mean_loss()
+        if math.isnan(loss):
+            gradient.fill(np.nan)
+        return loss, gradient
 
     @property
     def logits(self) -> FloatArray:
@@ -315,56 +426,40 @@ class Engine:
         return result
 
     def central_difference(
-        self, samples: Samples, labels: IntArray, soft: FloatArray, h: float
-    ) -> float:
-        """Leave the central difference of the loss in ``gradient``; return the loss.
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float
+    ) -> tuple[float, FloatArray]:
+        """Return the loss over samples as one batch, and its central difference, for `split`.
 
         Evaluates the loss at both nudged points of every parameter, see
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
-        it would if the losses themselves were subtracted. ``samples`` must be lists.
+        it would if the losses themselves were subtracted.
         """
-        loss = self.forward(samples, labels, soft) if self.finite else np.nan
-        if not np.isfinite(loss):
-            self.gradient.fill(np.nan)
-            return loss
-        item_start, item_sample, item_class, item_weight = self._items(samples, labels, soft)
-        where = self.layout
-        number = self.dtype.type
-        step, delta = number(h), number(self.delta)
-        if len(self.sizes) == 3:
-            moves = self._prepare(samples, item_start, item_class, step, delta)
-            if moves is not None:
-                launch(
-                    central_difference.accumulate,
-                    item_sample, item_class, item_weight, where.sizes, where.widths,
-                    where.weights_at, self.activation, step, delta,
-                    samples.start, samples.index, *moves[:4], self.errors, moves[4],
-                    aligned((self.sizes[2], int(where.widths[1])), self.dtype), self.gradient,
-                )  # fmt: skip
-                return self._with_decay(loss, h)
-        shape = (numba.get_num_threads(), len(self.sizes), where.weights_shape[2])
-        launch(
-            central_difference.general,
-            item_start, item_class, item_weight, where.sizes, where.widths, where.weights_at,
-            self.activation, step, delta, samples.start, samples.index, samples.value,
-            self.weights, self.values, self.errors, aligned(shape, self.dtype), self.gradient,
-        )  # fmt: skip
-        return self._with_decay(loss, h)
-
-    def _with_decay(self, loss: float, h: float) -> float:
-        # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image: their
-        # difference, divided by 2h, is decay * w.
+        self._take_over(x, labels, soft, sparse=True)
+        self._run(iteration.forward)
+        loss = self._mean_loss()
+        if not (self.finite and math.isfinite(loss)):
+            return loss if self.finite else math.nan, np.full(self.n_parameters, np.nan, self.dtype)
+        result = np.empty(self.n_parameters, self.dtype)
+        nudges = self._nudges(labels, soft, h, result)
+        if len(self.sizes) == 3 and self._moves_little(nudges):
+            self._accumulate(nudges)
+        else:
+            self._evaluate_generally(nudges, result)
         if self.decay:
-            for layer, at in enumerate(self.layout.weights_at):
-                rows = slice(at, at + self.sizes[layer])
-                self.gradient[0, rows] += self.dtype.type(self.decay) * self.weights[0, rows]
-        return loss
+            # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
+            # their difference, divided by 2h, is decay * w.
+            for name, array in self.split(result).items():
+                if name.startswith("W"):
+                    at = self.layout.weights_at[int(name[1:]) - 1]
+                    W = self.weights[0, at : at + array.shape[0], : array.shape[1]]
+                    array += self.dtype.type(self.decay) * W
+        return loss, result
 
     def _items(
-        self, samples: Samples, labels: IntArray, soft: FloatArray
+        self, labels: IntArray, soft: FloatArray
     ) -> tuple[IntArray, IntArray, IntArray, FloatArray]:
         """Return the pairs of a sample and a class with a target, grouped by sample."""
-        n = samples.count
+        n = self.n_batch
         if labels.size:
             weight = np.full(n, 1 / n, self.dtype)
             return np.arange(n + 1), np.arange(n), labels, weight
@@ -372,37 +467,89 @@ class Engine:
         counts = np.bincount(sample, minlength=n)
         return np.concatenate([[0], np.cumsum(counts)]), sample, klass, soft[sample, klass] / n
 
-    def _prepare(
-        self, samples: Samples, item_start: IntArray, item_class: IntArray, step: Any, delta: Any
-    ) -> tuple[FloatArray, ...] | None:
-        """Return what the fast kernel needs, or None if the step is too large for it."""
-        where = self.layout
-        n, width = samples.count, int(where.widths[1])
-        key = (n, samples.value.size, item_class.size)
-        if key != self._nudge_key:
-            shape = (item_class.size, central_difference.COEFFICIENTS, width)
-            self._entry_moves = np.empty((2, 1, samples.value.size), self.dtype)
-            self._value_moves = aligned((2, n, width), self.dtype)
-            self._coefficients = aligned(shape, self.dtype)
-            self._largest = np.empty((n, 2), self.dtype)
-            self._nudge_key = key
-        up, down = self._entry_moves
-        value_up, value_down = self._value_moves
-        coefficients, largest = self._coefficients, self._largest
-        launch(
-            central_difference.prepare,
-            samples.start, samples.value, item_start, item_class,
-            where.sizes, where.widths, where.transposed_at, self.activation, step, delta,
-            self.transposed, self.values, self.errors, up, down, value_up, value_down, coefficients,
-            largest,
-        )  # fmt: skip
-        move, value_move = (float(m) for m in largest.max(axis=0))
+    def _nudges(self, labels: IntArray, soft: FloatArray, h: float, result: FloatArray) -> Block:
+        """Return the state of the tasks of `fastgrad.kernels.central_difference`."""
+        item_start, item_sample, item_class, item_weight = self._items(labels, soft)
+        changing = {
+            "item_start": item_start,
+            "item_sample": item_sample,
+            "item_class": item_class,
+            "item_weight": item_weight,
+            "h": float(h),
+            "result": result,
+        }
+        key = (*self._scratch_key, item_class.size)
+        if key == self._nudge_key:
+            self._nudge_block.update(**changing)
+            return self._nudge_block
+        where, samples, shares, n = self.layout, self.lists, self.shares, self.n_batch
+        fast = len(self.sizes) == 3
+        width = int(where.widths[1])
+        n_items = item_class.size if fast else 0
+        rows = (shares, self.sizes[0] + 1 if fast else 0)
+        self._largest = np.empty((n, 2), self.dtype)
+        self._nudge_key = key
+        self._nudge_block = Block(
+            central_difference.Nudges(
+                sizes=where.sizes,
+                widths=where.widths,
+                weights_at=where.weights_at,
+                transposed_at=where.transposed_at,
+                activation=self.activation,
+                weights=self.weights,
+                transposed=self.transposed,
+                values=self.values,
+                errors=self.errors,
+                start=samples.start,
+                stop=samples.stop,
+                index=samples.index,
+                value=samples.value,
+                bits=samples.value.view(f"u{self.dtype.itemsize}"),
+                delta=float(self.delta),
+                up=np.empty(samples.value.shape, self.dtype),
+                down=np.empty(samples.value.shape, self.dtype),
+                value_up=aligned((n, width), self.dtype),
+                value_down=aligned((n, width), self.dtype),
+                coefficients=aligned(
+                    (n_items, central_difference.COEFFICIENTS, width), self.dtype
+                ),
+                largest=self._largest,
+                table=np.zeros((shares, central_difference.HASH_SLOTS), np.int64),
+                example=np.zeros(rows, np.int64),
+                which=np.zeros(rows, np.int64),
+                unit_moves=aligned((shares, 2, width), self.dtype),
+                changes=aligned((*rows, width), self.dtype),
+                sums=aligned((*rows, width), self.dtype),
+                columns=aligned((self.sizes[-1], width), self.dtype),
+                moves=aligned((shares, len(self.sizes), where.weights_shape[2]), self.dtype),
+                gradient=self._nowhere,
+                **changing,
+            )
+        )
+        return self._nudge_block
+
+    def _moves_little(self, nudges: Block) -> bool:
+        """Prepare the fast kernel; return whether the step is small enough for it."""
+        self._run(central_difference.prepare, nudges)
+        move, value_move = (float(m) for m in self._largest.max(axis=0))
         slope = 0.25 if self.activation == iteration.SIGMOID else 1.0
-        W2 = self.weights[0, where.weights_at[1] :, : self.sizes[2]]
-        logit_move = slope * move * float(np.abs(W2[: self.sizes[1]]).max())
-        fits = (
+        at = self.layout.weights_at[1]
+        W2 = self.weights[0, at : at + self.sizes[1], : self.sizes[2]]
+        logit_move = slope * move * float(np.abs(W2).max())
+        return (
             move <= 1
             and logit_move <= central_difference.LOGIT_MOVE_LIMIT
             and value_move <= central_difference.VALUE_MOVE_LIMIT
         )
-        return (up, down, value_up, value_down, coefficients) if fits else None
+
+    def _accumulate(self, nudges: Block) -> None:
+        """Compute the central difference, for two layers and small moves."""
+        self._run(central_difference.accumulate, nudges)
+        self._run(central_difference.collect, nudges)
+
+    def _evaluate_generally(self, nudges: Block, result: FloatArray) -> None:
+        """Compute the central difference, for any number of layers and moves of any size."""
+        gradient = aligned(self.layout.weights_shape, self.dtype)
+        nudges.update(gradient=gradient)
+        self._run(central_difference.general, nudges)
+        self.unpack(gradient, self.split(result))

@@ -6,6 +6,7 @@ the network. Everything computed goes through `fastgrad.engine.Engine`.
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -126,7 +127,7 @@ class Network:
         labels, soft = np.empty(0, np.int64), np.empty((0, self._sizes[-1]), self._dtype)
         with self.engine() as engine:
             for block in _blocks(len(xs)):
-                engine.forward(engine.samples(xs[block]), labels, soft)
+                engine.forward(xs[block], labels, soft)
                 probabilities = self._predicts_probabilities
                 result[block] = engine.probabilities if probabilities else engine.logits
         return result[0] if single else result
@@ -154,7 +155,7 @@ class Network:
         total = 0.0
         with self.engine() as engine:
             for block in _blocks(len(xs)):
-                part = engine.forward(engine.samples(xs[block]), labels[block], soft[block])
+                part = engine.forward(xs[block], labels[block], soft[block])
                 total += part * len(xs[block])
         return total / len(xs)
 
@@ -203,18 +204,25 @@ class Network:
             If `x`, `t` or `params` does not fit.
         """
         xs, labels, soft = self.checked_batch(x, t)
-        result = self._like_params()
         with self.engine() as engine:
-            if len(xs) <= _BLOCK:
-                engine.backpropagate(engine.samples(xs), labels, soft)
-                engine.unpack(engine.gradient, result)
-                return result
-            total = np.zeros_like(engine.gradient)
-            for block in _blocks(len(xs)):
-                engine.backpropagate(engine.samples(xs[block]), labels[block], soft[block])
-                total += engine.gradient * self._dtype.type(len(xs[block]) / len(xs))
-            engine.unpack(total, result)
-        return result
+            return self._mean_over_blocks(engine, engine.backpropagate, xs, labels, soft)
+
+    def _mean_over_blocks(
+        self,
+        engine: Engine,
+        compute: Callable[..., tuple[float, FloatArray]],
+        xs: FloatArray,
+        labels: IntArray,
+        soft: FloatArray,
+    ) -> dict[str, FloatArray]:
+        """Return the gradient over all samples, from those over blocks of them."""
+        if len(xs) <= _BLOCK:
+            return engine.split(compute(xs, labels, soft)[1])
+        total = np.zeros(engine.n_parameters, self._dtype)
+        for block in _blocks(len(xs)):
+            _, part = compute(xs[block], labels[block], soft[block])
+            total += part * self._dtype.type(len(xs[block]) / len(xs))
+        return engine.split(total)
 
     def numerical_gradient(
         self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
@@ -255,19 +263,9 @@ class Network:
             raise ValueError(
                 f"`h` must be from {limits.tiny:.3g} to {limits.max:.3g} in {self._dtype}. Got {h}."
             )
-        result = self._like_params()
         with self.engine() as engine:
-            total = np.zeros_like(engine.gradient)
-            for block in _blocks(len(xs)):
-                engine.central_difference(
-                    engine.samples(xs[block], sparse=True), labels[block], soft[block], h
-                )
-                if len(xs) <= _BLOCK:
-                    total = engine.gradient
-                else:
-                    total += engine.gradient * self._dtype.type(len(xs[block]) / len(xs))
-            engine.unpack(total, result)
-        return result
+            compute = functools.partial(engine.central_difference, h=h)
+            return self._mean_over_blocks(engine, compute, xs, labels, soft)
 
     def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`.
@@ -319,7 +317,7 @@ class Network:
         }
         with self.engine() as engine:
             for n in range(len(xs)):
-                engine.forward(engine.samples(xs[n : n + 1]), labels[n : n + 1], soft[n : n + 1])
+                engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
                 # How far each unit's input may move before it, or a unit that it feeds, has a kink.
                 room = [np.empty(0)] * len(self._sizes)
                 for layer in reversed(hidden):
@@ -337,12 +335,6 @@ class Network:
                     marks[f"W{layer}"] |= (moves >= room[layer]) & (moves > 0)
                     marks[f"b{layer}"] |= h >= room[layer]
         return marks
-
-    def _like_params(self) -> dict[str, FloatArray]:
-        return {
-            name: np.empty(shape, self._dtype)
-            for name, shape in parameter_shapes(self._sizes).items()
-        }
 
     def fit(
         self,

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad.arrays import FloatArray, IntArray, flag, one_of, real_number, whole_number
-from fastgrad.engine import Engine, Samples, aligned
+from fastgrad.engine import Engine, aligned
 from fastgrad.kernels import updates
 from fastgrad.optimizers import SGD, Optimizer
 
@@ -190,9 +190,8 @@ class _Run:
         self.params = params
         self.xs, self.labels, self.soft = xs, labels, soft
         self.numerical = method == "numerical_gradient"
-        # Lists leave out products of zeros, which are NaN where a weight is not finite.
-        sparse = None if engine.finite else False
-        self.samples = None if self.numerical else Samples(xs, sparse=sparse, compact=True)
+        self.samples = None if self.numerical else engine.data_set(xs)
+        engine.settle()
         self.memory = [aligned(engine.weights.shape, engine.dtype) for _ in optimizer._memory]
         for name, packed in zip(optimizer._memory, self.memory, strict=True):
             remembered = getattr(optimizer, name)
@@ -237,12 +236,14 @@ class _Run:
         engine = self.engine
         labels = self.labels[batch] if self.labels.size else self.labels
         soft = self.soft if self.labels.size else self.soft[batch]
-        samples = engine.samples(self.xs[batch], sparse=True)
-        loss = engine.central_difference(samples, labels, soft, 1e-4)
+        loss, flat = engine.central_difference(self.xs[batch], labels, soft, 1e-4)
+        gradient = aligned(engine.weights.shape, engine.dtype)
+        engine.pack(engine.split(flat), gradient)
         lr, a, b = self.optimizer._begin_step()
-        flat = [array.reshape(-1) for array in (engine.weights, engine.gradient)]
-        memory = [self.first.reshape(-1), self.second.reshape(-1)]
-        updates.update(self.optimizer._rule, *flat, *memory, lr, a, b)
+        padded = [
+            array.reshape(-1) for array in (engine.weights, gradient, self.first, self.second)
+        ]
+        updates.update(self.optimizer._rule, *padded, lr, a, b)
         engine.refresh()
         return loss
 

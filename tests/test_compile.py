@@ -157,7 +157,14 @@ def test_nan_is_not_optimised_away():
 
 
 @pytest.mark.parametrize(
-    "decorate", [policy.kernel, policy.inlined_kernel, policy.parallel_kernel, policy.exact_kernel]
+    "decorate",
+    [
+        policy.kernel,
+        policy.inlined_kernel,
+        policy.parallel_kernel,
+        policy.task_kernel,
+        policy.exact_kernel,
+    ],
 )
 def test_options(decorate):
     options = decorate(_twice).targetoptions

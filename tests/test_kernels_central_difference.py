@@ -32,14 +32,14 @@ def variant(request, monkeypatch):
     """Force one of the two variants, and see to it that no other one runs."""
     if request.param == "general":
         monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
-        forbid = "accumulate"
+        forbid = "_accumulate"
     else:
-        forbid = "general"
+        forbid = "_evaluate_generally"
 
     def fail(*args):
         raise AssertionError(f"`{forbid}` ran")
 
-    monkeypatch.setattr(central_difference, forbid, fail)
+    monkeypatch.setattr(Engine, forbid, fail)
     return request.param
 
 
@@ -80,10 +80,8 @@ def compute(sizes, params, x, t, activation, delta, h, decay=0.0):
     else:
         soft = np.ascontiguousarray(t, dtype)
     with np.errstate(over="ignore"):  # for kernels that are not compiled
-        engine.central_difference(engine.samples(x, sparse=True), labels, soft, h)
-    result = {name: np.empty_like(array) for name, array in params.items()}
-    engine.unpack(engine.gradient, result)
-    return result
+        _, flat = engine.central_difference(x, labels, soft, h)
+    return engine.split(flat)
 
 
 def exact(sizes, params, x, t, activation, delta, h, decay=0.0, **options):
@@ -139,18 +137,18 @@ def test_both_variants_agree_wherever_the_fast_one_runs(activation, h, monkeypat
 
 def test_variants_are_chosen_by_the_size_of_the_moves(monkeypatch):
     ran = []
-    for name in ("accumulate", "general"):
-        kernel = getattr(central_difference, name)
+    for name in ("_accumulate", "_evaluate_generally"):
+        method = getattr(Engine, name)
         monkeypatch.setattr(
-            central_difference,
+            Engine,
             name,
-            lambda *args, name=name, kernel=kernel: (ran.append(name), kernel(*args)),
+            lambda *args, name=name, method=method: (ran.append(name), method(*args)),
         )
     params, x, t = random_params((3, 4, 2), np.random.default_rng(0)), np.ones((2, 3)), np.zeros(2)
     for h in (1e-4, 1.0):
         compute((3, 4, 2), params, x, t.astype(np.int64), "relu", 0.0, h)
     compute((3, 4, 2), params, x * 1e4, t.astype(np.int64), "relu", 0.0, 1e-4)
-    assert ran == ["accumulate", "general", "general"]
+    assert ran == ["_accumulate", "_evaluate_generally", "_evaluate_generally"]
 
 
 @pytest.mark.parametrize("dtype", ["f", "d"])

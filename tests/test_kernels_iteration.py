@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from reference import forward, gradient, loss, probabilities, random_params, rows
 
 from fastgrad import threads
-from fastgrad.engine import Engine, Samples
+from fastgrad.engine import Engine
 from fastgrad.kernels import iteration, updates
 
 COMPILED = not numba.config.DISABLE_JIT
@@ -72,16 +72,16 @@ def test_loss_values_and_gradient(kind, sparse, dtype, shares):
 
         engine = Engine(sizes, activation, delta, np.dtype(dtype), decay)
         engine.load(params)
-        got = engine.forward(engine.samples(x, sparse=sparse), labels, soft)
+        got = engine.forward(x, labels, soft, sparse=sparse)
         want = loss(wide, wide_x, t, activation, delta, decay)
         assert got == pytest.approx(want, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
         close(engine.logits, forward(wide, wide_x, activation)[1][-1], dtype)
         close(engine.probabilities, probabilities(wide, wide_x, activation), dtype)
 
-        got = engine.backpropagate(engine.samples(x, sparse=sparse), labels, soft)
+        engine.load(params)
+        got, flat = engine.backpropagate(x, labels, soft, sparse=sparse)
         assert got == pytest.approx(want, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
-        result = {name: np.empty_like(array) for name, array in params.items()}
-        engine.unpack(engine.gradient, result)
+        result = engine.split(flat)
         for name, array in gradient(wide, wide_x, t, activation, delta, decay).items():
             close(result[name], array, dtype)
 
@@ -127,7 +127,7 @@ def test_iterations_of_every_rule(rule, sparse, shares):
         memory = np.zeros((2, *engine.weights.shape))
         done = np.full(1, 7)
         losses = engine.run(
-            Samples(x, sparse=sparse, compact=True), batches, labels, soft,
+            engine.data_set(x, sparse=sparse), batches, labels, soft,
             rule=rule, first=memory[0], second=memory[1], rates=rates, a=a, b=b, done=done,
         )  # fmt: skip
         assert done[0] == 7 + count
@@ -159,13 +159,13 @@ def test_a_batch_may_repeat_samples(shares):
         engine = Engine(sizes, "relu", 0.0, np.dtype("d"))
         engine.load(params)
         batch = np.array([[2, 2, 2, 1, 2]])
-        first = np.zeros_like(engine.gradient)
         engine.run(
-            Samples(x, sparse=sparse, compact=True), batch, labels, np.empty((0, 3)),
-            rule=iteration.GRADIENT_ONLY, first=first,
+            engine.data_set(x, sparse=sparse), batch, labels, np.empty((0, 3)),
+            rule=updates.SGD, rates=np.ones(1),
         )  # fmt: skip
-        result = {name: np.empty_like(array) for name, array in params.items()}
-        engine.unpack(first, result)
+        after = {name: np.empty_like(array) for name, array in params.items()}
+        engine.unpack(engine.weights, after)
+        result = {name: params[name] - after[name] for name in params}
         want = gradient(params, x[batch[0]], rows(labels[batch[0]], 3), "relu", 0.0)
         for name, array in want.items():
             close(result[name], array, "d")
@@ -181,35 +181,37 @@ def test_a_batch_may_repeat_samples(shares):
 def test_lists_hold_every_entry_once(shape, shares, zeros, seed, dtype):
     n, width = shape
     x = draw_samples(n, width, dtype, np.random.default_rng(seed), zeros)
-    lengths = np.zeros(n, np.int64)
-    iteration.list_lengths(x, lengths)
-    start = np.zeros((n, shares + 1), np.int64)
-    np.cumsum(lengths[:-1], out=start[1:, 0])
-    room = int(lengths.sum()) + 1
-    index, value = np.full((1, room), 2**32 - 1, np.uint32), np.full((1, room), np.nan, dtype)
-    iteration.group_nonzeros(x, start, index, value)
-    for row, sample in enumerate(x):
-        assert start[row, -1] <= start[row, 0] + lengths[row]
-        rebuilt = np.zeros(width + 1, dtype)
-        for share in range(shares):
-            part = slice(start[row, share], start[row, share + 1])
-            np.add.at(rebuilt, index[0, part], value[0, part])
-            inputs = index[0, part][index[0, part] < width]
-            assert (inputs // iteration.ROW_BLOCK % shares == share).all()
-        np.testing.assert_array_equal(rebuilt, [*sample, 1])
+    threads.layer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba, "get_num_threads", lambda: shares)
+        engine = Engine((width, 2), "relu", 0.0, np.dtype(dtype))
+        kept = engine.data_set(x, sparse=True)
+        engine.forward(x, np.zeros(n, np.int64), np.empty((0, 2), dtype), sparse=True)
+    for lists in (kept, engine.lists):
+        for row, sample in enumerate(x):
+            rebuilt = np.zeros(width + 1, dtype)
+            for share in range(shares):
+                part = slice(lists.start[row, share], lists.stop[row, share])
+                np.add.at(rebuilt, lists.index[0, part], lists.value[0, part])
+                assert lists.value[0, part].all()
+                inputs = lists.index[0, part][lists.index[0, part] < width]
+                assert (inputs // iteration.ROW_BLOCK % shares == share).all()
+            np.testing.assert_array_equal(rebuilt, [*sample, 1])
 
 
 def test_nan_and_infinity_are_entries_of_a_list():
     x = np.array([[0.0, np.nan, 0.0, -np.inf]])
-    lengths = np.zeros(1, np.int64)
-    iteration.list_lengths(x, lengths)
-    assert lengths[0] >= 3
+    lists = Engine((4, 2), "relu", 0.0, np.dtype("d")).data_set(x, sparse=True)
+    assert (lists.stop - lists.start).sum() == 3
 
 
-def test_transposing_says_whether_all_weights_are_finite():
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+def test_weights_that_are_not_finite_are_noticed(sparse):
     params = random_params((3, 4, 2), np.random.default_rng(0))
     engine = Engine((3, 4, 2), "sigmoid", 0.0, np.dtype("d"))
+    batch = np.zeros((1, 3)), np.zeros(1, np.int64), np.empty((0, 2))
     engine.load(params)
+    engine.forward(*batch, sparse=sparse)
     assert engine.finite
     np.testing.assert_array_equal(engine.transposed[0, :2, :4], params["W2"].T)
     for name in params:
@@ -217,6 +219,7 @@ def test_transposing_says_whether_all_weights_are_finite():
             broken = {key: array.copy() for key, array in params.items()}
             broken[name].flat[-1] = bad
             engine.load(broken)
+            engine.forward(*batch, sparse=sparse)
             assert not engine.finite
 
 

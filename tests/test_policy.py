@@ -124,7 +124,7 @@ def test_kernels_do_not_raise_or_validate(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef):
             decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-            if decorators & {"kernel", "inlined_kernel", "parallel_kernel", "exact_kernel"}:
+            if decorators & {"kernel", "inlined_kernel", "parallel_kernel", "task_kernel", "exact_kernel"}:
                 for inner in ast.walk(node):
                     assert not isinstance(inner, ast.Raise | ast.Assert | ast.Try), node.name
                 assert ast.get_docstring(node) or node.name.startswith("_"), node.name
@@ -227,7 +227,7 @@ from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet
 rng = np.random.default_rng(0)
 frozen = rng.random((6, 8))
 frozen.flags.writeable = False
-forms = [rng.random((6, 8)), np.asfortranarray(rng.random((6, 8))), rng.random((12, 16))[::2, ::2],
+forms = [rng.random((6, 8)) * (rng.random((6, 8)) > 0.8), np.asfortranarray(rng.random((6, 8))), rng.random((12, 16))[::2, ::2],
          frozen, rng.random((6, 8)) > 0.8, rng.integers(0, 255, (6, 8), dtype=np.uint8),
          rng.random((6, 8)).astype("f"), rng.random((6, 8)).astype(">f8"),
          rng.random((6, 8)).tolist(), rng.random((6, 8))[::-1]]
@@ -247,15 +247,18 @@ for dtype in "fd":
         for t in kinds:
             for optimizer in (None, Adam()):
                 for method in ("gradient", "numerical_gradient"):
-                    net.fit(forms[1], t, iterations=2, batch_size=3, method=method,
+                    net.fit(forms[0], t, iterations=2, batch_size=3, method=method,
                             optimizer=optimizer)
 
 for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
     for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items():
         if isinstance(thing, Dispatcher) and thing.__module__.endswith("." + module.name):
-            if thing.targetoptions.get("parallel") or name in ("transpose", "update"):
+            if thing.targetoptions.get("inline") != "always":
                 print(name, len(thing.signatures))
 """)
     counts = dict(line.split() for line in out.splitlines())
-    assert int(counts["iterate"]) == int(counts["general"]) == 2
+    tasks = {"take_over", "forward", "forward_and_back", "rows", "count_entries", "list_entries",
+             "prepare", "accumulate", "collect", "general"}  # fmt: skip
+    assert {counts[name] for name in tasks | {"iterate"}} == {"2"}
+    assert counts["run_shares"] == "1"
     assert {name: count for name, count in counts.items() if int(count) > 2} == {}

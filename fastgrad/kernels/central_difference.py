@@ -25,19 +25,22 @@ for all pixels, so the inner loop depends neither on the number of classes nor o
 function.
 `general` calls the library functions and holds for every h and any number of layers.
 
-Both start from what a forward pass of `fastgrad.kernels.iteration.iterate` leaves: samples as lists
-of non-zero entries, units' values, slopes (or inputs, for ReLU) and probabilities, padded as there.
+All three are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
+`fastgrad.kernels.iteration` leave: samples as lists of non-zero entries, units' values, slopes (or
+inputs, for ReLU) and probabilities, padded as there.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
-from numba import prange
+import numpy as np
 
-from fastgrad.kernels.compile import inlined_kernel, parallel_kernel
+from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.kernels.compile import inlined_kernel, task_kernel
 from fastgrad.kernels.elementary import exp, expm1, like
-from fastgrad.kernels.iteration import GROUP, ROW_BLOCK, SIGMOID, padded
+from fastgrad.kernels.iteration import GROUP, SIGMOID
 
 #: Rows of coefficients an item has: two of the activation, U1..U5, V1..V4.
 COEFFICIENTS = 11
@@ -47,88 +50,145 @@ LOGIT_MOVE_LIMIT = 1.5e-3
 #: ... and the moves by the second layer's own nudges, h * z, below this (five terms of artanh).
 VALUE_MOVE_LIMIT = 0.05
 
+#: Slots of the table in `distinct_entries`, and how a value finds its slot (Fibonacci hashing: D. E.
+#: Knuth, *The Art of Computer Programming* 3, section 6.4).
+HASH_SLOTS = 1024
+HASH_FACTOR, HASH_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(54)
 
-@parallel_kernel
-def prepare(
-    start, value, item_start, item_class, sizes, widths, transposed_at, activation, h, delta,
-    transposed, values, errors, up, down, value_up, value_down, coefficients, largest,
-):  # fmt: skip
-    """Compute the moves of every entry and the coefficients of every item.
+
+class Nudges(NamedTuple):
+    """What the tasks of this file read and write.
 
     Parameters
     ----------
-    start, value : ndarray
-        Samples as lists (see `fastgrad.kernels.iteration.group_nonzeros`).
+    sizes, widths, weights_at, transposed_at, activation, weights, transposed, values, errors
+        Layout, parameters and state of a forward pass, see `fastgrad.kernels.iteration.State`.
+    start, stop, index, value
+        Samples as lists, see there.
     item_start : ndarray of int64, shape (N + 1,)
         The items of sample n are item_start[n] .. item_start[n + 1].
-    item_class : ndarray of int64, shape (M,)
-        The class of each item; its weight, in `accumulate`, is the target divided by N.
-    sizes, widths, transposed_at, activation, transposed, values, errors
-        Layout, parameters and state of a forward pass, as in `fastgrad.kernels.iteration.iterate`.
-    h, delta : scalar of the network's dtype
+    item_sample, item_class : ndarray of int64, shape (M,)
+        The sample and the class of each item.
+    item_weight : ndarray, shape (M,)
+        Its target divided by N.
+    h, delta : float
     up, down : ndarray, as ``value``
-        Out: for every entry exp(+-h x) - 1 (sigmoid) or +-h x (ReLU).
+        For every entry exp(+-h x) - 1 (sigmoid) or +-h x (ReLU).
     value_up, value_down : ndarray, shape (N, P)
-        Out: exp(+-h z) - 1 for the hidden values z and the constant 1 after them.
+        exp(+-h z) - 1 for the hidden values z and the constant 1 after them.
     coefficients : ndarray, shape (M, COEFFICIENTS, P)
-        Out.
     largest : ndarray, shape (N, 2)
-        Out: the largest sizes of h x and of h z of each sample.
+        The largest sizes of h x and of h z of each sample.
+    bits : ndarray of unsigned integers, as ``value``
+        The same memory.
+    table : ndarray of int64, shape (shares, 2**10)
+    example, which : ndarray of int64, shape (shares, D + 1)
+        Scratch of `distinct_entries`.
+    unit_moves : ndarray, shape (shares, 2, P)
+        Scratch: the moves of the hidden units' values.
+    changes, sums : ndarray, shape (shares, D + 1, P)
+        Changes of the loss, by distinct value and by entry.
+    columns : ndarray, shape (C, P)
+        The same, by unit of the second layer.
+    moves : ndarray, shape (shares, layers + 1, widest)
+    gradient : ndarray, laid out as ``weights``
+        Running sums of `general`, zero at first.
+    result : ndarray, shape (parameters,)
+        The gradient: W1, b1, W2, b2, .., each row by row.
     """
-    n_samples = item_start.size - 1
-    n_hidden = sizes[1]
-    n_classes = sizes[2]
-    width = widths[1]
-    back = transposed_at[1]
-    one = like(1, h)
-    zero = like(0, h)
-    for n in prange(n_samples):
+
+    sizes: IntArray
+    widths: IntArray
+    weights_at: IntArray
+    transposed_at: IntArray
+    activation: int
+    weights: FloatArray
+    transposed: FloatArray
+    values: FloatArray
+    errors: FloatArray
+    start: IntArray
+    stop: IntArray
+    index: IntArray
+    value: FloatArray
+    item_start: IntArray
+    item_sample: IntArray
+    item_class: IntArray
+    item_weight: FloatArray
+    h: float
+    delta: float
+    up: FloatArray
+    down: FloatArray
+    value_up: FloatArray
+    value_down: FloatArray
+    coefficients: FloatArray
+    largest: FloatArray
+    bits: IntArray
+    table: IntArray
+    example: IntArray
+    which: IntArray
+    unit_moves: FloatArray
+    changes: FloatArray
+    sums: FloatArray
+    columns: FloatArray
+    moves: FloatArray
+    gradient: FloatArray
+    result: FloatArray
+
+
+@task_kernel
+def prepare(share, s):
+    """Compute the moves of every entry and the coefficients of every item, for some samples."""
+    shares = s.start.shape[1]
+    up, down, coefficients, transposed = s.up, s.down, s.coefficients, s.transposed
+    values, errors = s.values, s.errors
+    n_samples = s.item_start.size - 1
+    n_hidden = s.sizes[1]
+    width = s.widths[1]
+    back = s.transposed_at[1]
+    number = values.dtype.type
+    h = number(s.h)
+    delta = number(s.delta)
+    zero = number(0)
+    one = number(1)
+    half = number(1 / 2)
+    sixth = number(1 / 6)
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
         far = zero
-        if activation == SIGMOID:
-            for e in range(start[n, 0], start[n, start.shape[1] - 1]):
-                move = h * value[0, e]
+        for part in range(shares):
+            for e in range(s.start[n, part], s.stop[n, part]):
+                move = h * s.value[0, e]
                 far = max(far, abs(move))
                 E = expm1(move)
                 up[0, e] = E
                 down[0, e] = -E / (one + E)
-        else:
-            for e in range(start[n, 0], start[n, start.shape[1] - 1]):
-                move = h * value[0, e]
-                far = max(far, abs(move))
-                up[0, e] = move
-                down[0, e] = -move
-        largest[n, 0] = far
+            if s.activation != SIGMOID:
+                for e in range(s.start[n, part], s.stop[n, part]):
+                    up[0, e] = h * s.value[0, e]
+                    down[0, e] = -up[0, e]
+        s.largest[n, 0] = far
         far = zero
         for j in range(width):
             move = h * values[1, n, j]
             far = max(far, abs(move))
             E = expm1(move)
-            value_up[n, j] = E
-            value_down[n, j] = -E / (one + E)
-        largest[n, 1] = far
+            s.value_up[n, j] = E
+            s.value_down[n, j] = -E / (one + E)
+        s.largest[n, 1] = far
 
-        for item in range(item_start[n], item_start[n + 1]):
-            if activation == SIGMOID:
-                for j in range(width):
-                    slope = errors[1, n, j]
-                    coefficients[item, 0, j] = values[1, n, j]
-                    coefficients[item, 1, j] = zero if slope < zero else slope
-            else:
-                for j in range(width):
-                    coefficients[item, 0, j] = errors[1, n, j] - values[1, n, j]
-                    coefficients[item, 1, j] = -values[1, n, j]
-            # The unit that is always 1 belongs to the second layer's bias.
-            for j in range(n_hidden, width):
-                coefficients[item, 0, j] = zero
-                coefficients[item, 1, j] = zero
+        for item in range(s.item_start[n], s.item_start[n + 1]):
+            for j in range(width):
+                z = values[1, n, j]
+                kept = errors[1, n, j]  # the slope, or the input for ReLU
+                coefficients[item, 0, j] = z if s.activation == SIGMOID else kept - z
+                coefficients[item, 1, j] = max(kept, zero) if s.activation == SIGMOID else -z
             for r in range(2, COEFFICIENTS):
                 for j in range(width):
                     coefficients[item, r, j] = zero
-            k = item_class[item]
+            k = s.item_class[item]
             q = one
             if delta > 0:
                 q = errors[2, n, k] / (errors[2, n, k] + delta)
-            for m in range(n_classes):
+            for m in range(s.sizes[2]):
                 p = errors[2, n, m]
                 pq = p * q
                 twice = p + p
@@ -137,161 +197,212 @@ def prepare(
                     # lost when the target's probability is near 1.
                     w = transposed[0, back + m, j]
                     v = transposed[0, back + k, j]
-                    u1 = pq * (v - w)
                     w2 = w * w
                     v2 = v * v
-                    u2 = u1 * (v + w) * like(1 / 2, h)
-                    u3 = u1 * (v2 + v * w + w2) * like(1 / 6, h)
-                    u4 = u1 * (v + w) * (v2 + w2) * like(1 / 24, h)
-                    u5 = v2 * v2 + v2 * v * w + v2 * w2 + v * w * w2 + w2 * w2
+                    w3 = w * w2 * sixth
+                    w4 = w3 * w * (half * half)
+                    u1 = pq * (v - w)
+                    u2 = u1 * (v + w) * half
+                    u3 = u1 * (v2 + v * w + w2) * sixth
+                    u4 = u2 * (v2 + w2) * (half * sixth)
+                    u5 = u1 * (v2 * v2 + v * w * (v2 + v * w + w2) + w2 * w2) * number(1 / 120)
                     coefficients[item, 2, j] += u1
                     coefficients[item, 3, j] += u2
                     coefficients[item, 4, j] += u3
                     coefficients[item, 5, j] += u4
-                    coefficients[item, 6, j] += u1 * u5 * like(1 / 120, h)
+                    coefficients[item, 6, j] += u5
                     coefficients[item, 7, j] += u1 + twice * w
                     coefficients[item, 8, j] += u2 + p * w2
-                    coefficients[item, 9, j] += u3 + twice * w2 * w * like(1 / 6, h)
-                    coefficients[item, 10, j] += u4 + twice * w2 * w2 * like(1 / 24, h)
+                    coefficients[item, 9, j] += u3 + twice * w3
+                    coefficients[item, 10, j] += u4 + twice * w4
+            # The unit that is always 1 belongs to the second layer's bias.
+            for r in range(COEFFICIENTS):
+                for j in range(n_hidden, width):
+                    coefficients[item, r, j] = zero
 
 
 @inlined_kernel
-def add_change(d1, d2, weight, coefficients, item, gradient, i, j):
-    """Add the change of the loss at both nudges, given the unit's two moves."""
-    U1 = coefficients[item, 2, j]
-    U2 = coefficients[item, 3, j]
-    U3 = coefficients[item, 4, j]
-    U4 = coefficients[item, 5, j]
-    U5 = coefficients[item, 6, j]
-    V1 = coefficients[item, 7, j]
-    V2 = coefficients[item, 8, j]
-    V3 = coefficients[item, 9, j]
-    V4 = coefficients[item, 10, j]
-    n1 = d1 * (U1 + d1 * (U2 + d1 * (U3 + d1 * (U4 + d1 * U5))))
-    n2 = d2 * (U1 + d2 * (U2 + d2 * (U3 + d2 * (U4 + d2 * U5))))
-    v1 = like(2, d1) + d1 * (V1 + d1 * (V2 + d1 * (V3 + d1 * V4)))
-    v2 = like(2, d1) + d2 * (V1 + d2 * (V2 + d2 * (V3 + d2 * V4)))
-    # One division for both.
-    r = like(1, d1) / (v1 * v2)
-    s1 = n1 * v2 * r
-    s2 = n2 * v1 * r
-    q1 = s1 * s1
-    q2 = s2 * s2
-    a1 = s1 * (like(1, d1) + q1 * (like(1 / 3, d1) + q1 * like(1 / 5, d1)))
-    a2 = s2 * (like(1, d1) + q2 * (like(1 / 3, d1) + q2 * like(1 / 5, d1)))
-    gradient[0, i, j] += weight * (a2 - a1)
+def distinct_entries(s, share, n):
+    """Number the distinct values among a sample's entries; return how many there are.
 
-
-@parallel_kernel
-def accumulate(
-    item_sample, item_class, item_weight, sizes, widths, weights_at, activation, h, delta,
-    start, index, up, down, value_up, value_down, errors, coefficients, sums, gradient,
-):  # fmt: skip
-    """Add up the changes of the loss at +h and -h over all items, for every parameter.
-
-    ``item_sample``, ``item_class`` and ``item_weight``, shape (M,), describe the items; what
-    `prepare` wrote comes in, ``sums`` (C, P) is scratch. Out: ``gradient``, laid out as the weights
-    are. Every share owns the rows of its entries and the columns of its classes.
+    Entry e of the sample gets number ``which[share, e]``, counted along the parts of its list, and
+    ``example[share, number]`` is one entry with that value. A table finds the number of a value
+    that was met before; it needs no clearing, because a number counts only if ``example`` confirms
+    it. Where two values share a slot, the later one gets a number again: a detour, not an error.
     """
-    n_inputs = sizes[0]
-    n_hidden = sizes[1]
-    n_classes = sizes[2]
-    width = widths[1]
-    shares = start.shape[1] - 1
-    n_items = item_sample.size
-    one = like(1, h)
-    two = like(2, h)
-    zero = like(0, h)
-    # log(1 + u) is 2 artanh(..): the 2 cancels the one of 1 / 2h. The number of samples is in the
-    # weights.
-    scale = one / h
-    for share in prange(shares):
-        for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-            for i in range(block, min(block + ROW_BLOCK, n_inputs)):
-                for j in range(width):
-                    gradient[0, i, j] = zero
-        if share == shares - 1:
+    count = 0
+    place = 0
+    for part in range(s.start.shape[1]):
+        for e in range(s.start[n, part], s.stop[n, part]):
+            bits = s.bits[0, e]
+            slot = (np.uint64(bits) * HASH_FACTOR) >> HASH_SHIFT
+            number = s.table[share, slot]
+            if number >= count or s.bits[0, s.example[share, number]] != bits:
+                number = count
+                s.table[share, slot] = number
+                s.example[share, number] = e
+                count += 1
+            s.which[share, place] = number
+            place += 1
+    return count
+
+
+@task_kernel
+def accumulate(share, s):
+    """Add up the changes of the loss at +h and -h of a share of the samples, for all of W1 and b1.
+
+    And of all samples, for a share of the columns of W2 and b2. Pixels have few distinct values, a
+    gray image some seventy among 150, and entries of one sample with the same value move a unit's
+    input, and so the loss, by the same amount: that is computed once and added to all their rows.
+    """
+    coefficients, changes, sums, moves = s.coefficients, s.changes, s.sums, s.unit_moves
+    n_inputs = s.sizes[0]
+    width = s.widths[1]
+    shares = s.start.shape[1]
+    n_samples = s.item_start.size - 1
+    number = sums.dtype.type
+    zero = number(0)
+    one = number(1)
+    two = number(2)
+    third = number(1 / 3)
+    fifth = number(1 / 5)
+    for i in range(n_inputs + 1):
+        for j in range(width):
+            sums[share, i, j] = zero
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        count = distinct_entries(s, share, n)
+        for value in range(count):
             for j in range(width):
-                gradient[0, n_inputs, j] = zero
-        # The inner loops run over hidden units, contiguous, without a branch or a call: 41
-        # multiply-adds and two divisions for the two losses of one entry and unit.
-        if activation == SIGMOID:
-            for item in range(n_items):
-                n = item_sample[item]
-                weight = item_weight[item]
-                for e in range(start[n, share], start[n, share + 1]):
-                    i = index[0, e]
-                    E1 = up[0, e]
-                    E2 = down[0, e]
+                changes[share, value, j] = zero
+        for item in range(s.item_start[n], s.item_start[n + 1]):
+            weight = s.item_weight[item]
+            for value in range(count):
+                E1 = s.up[0, s.example[share, value]]
+                E2 = s.down[0, s.example[share, value]]
+                if s.activation == SIGMOID:
                     for j in range(width):
                         z = coefficients[item, 0, j]
                         a1 = one + z * E1
                         a2 = one + z * E2
                         r = coefficients[item, 1, j] / (a1 * a2)
-                        add_change(
-                            E1 * a2 * r, E2 * a1 * r, weight, coefficients, item, gradient, i, j
-                        )
-        else:
-            for item in range(n_items):
-                n = item_sample[item]
-                weight = item_weight[item]
-                for e in range(start[n, share], start[n, share + 1]):
-                    i = index[0, e]
-                    E1 = up[0, e]
-                    E2 = down[0, e]
+                        moves[share, 0, j] = E1 * a2 * r
+                        moves[share, 1, j] = E2 * a1 * r
+                else:
                     for j in range(width):
                         low = coefficients[item, 1, j]
-                        d1 = coefficients[item, 0, j] + E1
-                        d2 = coefficients[item, 0, j] + E2
-                        d1 = low if d1 < low else d1
-                        d2 = low if d2 < low else d2
-                        add_change(d1, d2, weight, coefficients, item, gradient, i, j)
-        for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-            for i in range(block, min(block + ROW_BLOCK, n_inputs)):
+                        moves[share, 0, j] = max(coefficients[item, 0, j] + E1, low)
+                        moves[share, 1, j] = max(coefficients[item, 0, j] + E2, low)
+                # Over hidden units, contiguous, without a branch or a call: 41 multiply-adds and
+                # two divisions for the two losses of one value and unit.
                 for j in range(width):
-                    gradient[0, i, j] *= scale
-        if share == shares - 1:
-            for j in range(width):
-                gradient[0, n_inputs, j] *= scale
-
-        # The second layer: a nudge of W2[j, k] moves one logit, by +-h z[j].
-        for k in range(share, n_classes, shares):
-            for j in range(width):
-                sums[k, j] = zero
-            for item in range(n_items):
-                n = item_sample[item]
-                target = item_class[item]
-                p = errors[2, n, k]
-                q = one
-                if delta > 0:
-                    q = errors[2, n, target] / (errors[2, n, target] + delta)
-                if k == target:
-                    others = zero
-                    for m in range(n_classes):
-                        if m != k:
-                            others += errors[2, n, m]
-                    q *= others
-                else:
-                    q *= -p
-                p += p + q
-                weight = item_weight[item]
-                for j in range(width):
-                    n1 = q * value_up[n, j]
-                    n2 = q * value_down[n, j]
-                    v1 = two + p * value_up[n, j]
-                    v2 = two + p * value_down[n, j]
-                    r = one / (v1 * v2)
-                    s1 = n1 * v2 * r
-                    s2 = n2 * v1 * r
+                    d1 = moves[share, 0, j]
+                    d2 = moves[share, 1, j]
+                    u1 = coefficients[item, 2, j]
+                    u2 = coefficients[item, 3, j]
+                    u3 = coefficients[item, 4, j]
+                    u4 = coefficients[item, 5, j]
+                    u5 = coefficients[item, 6, j]
+                    v1 = coefficients[item, 7, j]
+                    v2 = coefficients[item, 8, j]
+                    v3 = coefficients[item, 9, j]
+                    v4 = coefficients[item, 10, j]
+                    n1 = d1 * (u1 + d1 * (u2 + d1 * (u3 + d1 * (u4 + d1 * u5))))
+                    n2 = d2 * (u1 + d2 * (u2 + d2 * (u3 + d2 * (u4 + d2 * u5))))
+                    m1 = two + d1 * (v1 + d1 * (v2 + d1 * (v3 + d1 * v4)))
+                    m2 = two + d2 * (v1 + d2 * (v2 + d2 * (v3 + d2 * v4)))
+                    # One division for both.
+                    r = one / (m1 * m2)
+                    s1 = n1 * m2 * r
+                    s2 = n2 * m1 * r
                     q1 = s1 * s1
                     q2 = s2 * s2
-                    c1 = like(1 / 5, h) + q1 * (like(1 / 7, h) + q1 * like(1 / 9, h))
-                    c2 = like(1 / 5, h) + q2 * (like(1 / 7, h) + q2 * like(1 / 9, h))
-                    c1 = one + q1 * (like(1 / 3, h) + q1 * c1)
-                    c2 = one + q2 * (like(1 / 3, h) + q2 * c2)
-                    sums[k, j] += weight * (s2 * c2 - s1 * c1)
-            for j in range(n_hidden + 1):
-                gradient[0, weights_at[1] + j, k] = sums[k, j] * scale
+                    changes[share, value, j] += weight * (
+                        s2 * (one + q2 * (third + q2 * fifth))
+                        - s1 * (one + q1 * (third + q1 * fifth))
+                    )
+        place = 0
+        for part in range(shares):
+            for e in range(s.start[n, part], s.stop[n, part]):
+                i = s.index[0, e]
+                value = s.which[share, place]
+                place += 1
+                for j in range(width):
+                    sums[share, i, j] += changes[share, value, j]
+    second_layer(s, share)
+
+
+@inlined_kernel
+def second_layer(s, share):
+    """Compute the central difference of a share of the columns of W2 and b2.
+
+    A nudge of W2[j, k] moves one logit, by +-h z[j].
+    """
+    columns, value_up, value_down, errors = s.columns, s.value_up, s.value_down, s.errors
+    n_hidden = s.sizes[1]
+    n_classes = s.sizes[2]
+    width = s.widths[1]
+    number = columns.dtype.type
+    delta = number(s.delta)
+    zero = number(0)
+    one = number(1)
+    two = number(2)
+    third = number(1 / 3)
+    fifth = number(1 / 5)
+    seventh = number(1 / 7)
+    ninth = number(1 / 9)
+    scale = one / number(s.h)
+    result_at = (s.sizes[0] + 1) * n_hidden
+    for k in range(share, n_classes, s.start.shape[1]):
+        for j in range(width):
+            columns[k, j] = zero
+        for item in range(s.item_sample.size):
+            n = s.item_sample[item]
+            target = s.item_class[item]
+            weight = s.item_weight[item]
+            p = errors[2, n, k]
+            q = one
+            if delta > 0:
+                q = errors[2, n, target] / (errors[2, n, target] + delta)
+            if k == target:
+                others = zero
+                for m in range(n_classes):
+                    if m != k:
+                        others += errors[2, n, m]
+                q *= others
+            else:
+                q *= -p
+            p += p + q
+            for j in range(width):
+                m1 = two + p * value_up[n, j]
+                m2 = two + p * value_down[n, j]
+                r = q / (m1 * m2)
+                s1 = value_up[n, j] * m2 * r
+                s2 = value_down[n, j] * m1 * r
+                q1 = s1 * s1
+                q2 = s2 * s2
+                c1 = one + q1 * (third + q1 * (fifth + q1 * (seventh + q1 * ninth)))
+                c2 = one + q2 * (third + q2 * (fifth + q2 * (seventh + q2 * ninth)))
+                columns[k, j] += weight * (s2 * c2 - s1 * c1)
+        for j in range(n_hidden + 1):
+            s.result[result_at + j * n_classes + k] = columns[k, j] * scale
+
+
+@task_kernel
+def collect(share, s):
+    """Add up what `accumulate` left for W1 and b1, for a share of their rows."""
+    n_rows = s.sizes[0] + 1
+    n_hidden = s.sizes[1]
+    shares = s.start.shape[1]
+    # log(1 + u) is 2 artanh(..): the 2 cancels the one of 1 / 2h. The number of samples is in the
+    # weights of the items.
+    number = s.values.dtype.type
+    scale = number(1) / number(s.h)
+    for i in range(n_rows * share // shares, n_rows * (share + 1) // shares):
+        for other in range(1, shares):
+            for j in range(n_hidden):
+                s.sums[0, i, j] += s.sums[other, i, j]
+        for j in range(n_hidden):
+            s.result[i * n_hidden + j] = s.sums[0, i, j] * scale
 
 
 @inlined_kernel
@@ -360,89 +471,82 @@ def loss_change(moves, share, logits, probabilities, last, n, n_classes, label, 
     return -one * math.log((moved + delta) / (p + delta))
 
 
-@parallel_kernel
-def general(
-    item_start, item_class, item_weight, sizes, widths, weights_at, activation, h, delta,
-    start, index, value, weights, values, errors, moves, gradient,
-):  # fmt: skip
+@task_kernel
+def general(share, s):
     """Compute the central difference for a network of any depth and steps of any size.
 
-    Parameters are those of `prepare` and `accumulate`; ``moves`` (shares, layers + 1, widest) is
-    scratch, and ``gradient``, laid out as ``weights``, is the result.
+    Every share owns the first layer's rows in its part of the lists, and other rows in turn.
     """
-    shares = moves.shape[0]
-    last = sizes.size - 1
-    zero = like(0, h)
-    scale = like(0.5, h) / h
-    for share in prange(shares):
+    shares = s.moves.shape[0]
+    last = s.sizes.size - 1
+    number = s.values.dtype.type
+    h = number(s.h)
+    delta = number(s.delta)
+    zero = number(0)
+    scale = number(0.5) / h
+    for n in range(s.item_start.size - 1):
         for layer in range(last):
-            n_rows = sizes[layer] + 1
-            for i in range(share, padded(n_rows, shares), shares):
-                if i < n_rows:
-                    for j in range(widths[layer + 1]):
-                        gradient[0, weights_at[layer] + i, j] = zero
-        for n in range(item_start.size - 1):
-            for layer in range(last):
-                begin = 0
-                end = sizes[layer] + 1
+            begin = share
+            end = s.sizes[layer] + 1
+            stride = shares
+            if layer == 0:
+                begin = s.start[n, share]
+                end = s.stop[n, share]
+                stride = 1
+            for e in range(begin, end, stride):
                 if layer == 0:
-                    begin = start[n, 0]
-                    end = start[n, start.shape[1] - 1]
-                for e in range(begin, end):
-                    if layer == 0:
-                        i = int(index[0, e])
-                        x = value[0, e]
-                    else:
-                        i = e
-                        x = values[layer, n, e]
-                    # Rows are dealt out in turn; an entry of zero changes nothing.
-                    if i % shares != share or x == zero:
-                        continue
-                    row = weights_at[layer] + i
-                    for j in range(sizes[layer + 1]):
-                        difference = zero
-                        for side in range(2):
-                            move = h * x if side == 0 else -h * x
-                            after = layer + 1
-                            if after == last:
-                                for k in range(widths[last]):
-                                    moves[share, last, k] = zero
-                                moves[share, last, j] = move
-                            else:
-                                change = unit_change(
-                                    activation, values[after, n, j], errors[after, n, j], move
-                                )
-                                r = weights_at[after] + j
-                                for k in range(widths[after + 1]):
-                                    moves[share, after + 1, k] = change * weights[0, r, k]
-                                for q in range(after + 1, last):
-                                    for k in range(sizes[q]):
-                                        moves[share, q, k] = unit_change(
-                                            activation, values[q, n, k], errors[q, n, k],
-                                            moves[share, q, k],
-                                        )  # fmt: skip
-                                    for k in range(sizes[q], widths[q]):
-                                        moves[share, q, k] = zero
-                                    for k in range(widths[q + 1]):
-                                        moves[share, q + 1, k] = zero
-                                    for m in range(0, padded(sizes[q], GROUP), GROUP):
-                                        c1 = moves[share, q, m]
-                                        c2 = moves[share, q, m + 1]
-                                        c3 = moves[share, q, m + 2]
-                                        c4 = moves[share, q, m + 3]
-                                        r = weights_at[q] + m
-                                        for k in range(widths[q + 1]):
-                                            moves[share, q + 1, k] += (
-                                                c1 * weights[0, r, k]
-                                                + c2 * weights[0, r + 1, k]
-                                                + c3 * weights[0, r + 2, k]
-                                                + c4 * weights[0, r + 3, k]
-                                            )
-                            total = zero
-                            for item in range(item_start[n], item_start[n + 1]):
-                                total += item_weight[item] * loss_change(
-                                    moves, share, values, errors, last, n, sizes[last],
-                                    item_class[item], delta,
-                                )  # fmt: skip
-                            difference += total if side == 0 else -total
-                        gradient[0, row, j] += difference * scale
+                    i = int(s.index[0, e])
+                    x = s.value[0, e]
+                else:
+                    i = e
+                    x = s.values[layer, n, e]
+                if x == zero:  # changes nothing
+                    continue
+                row = s.weights_at[layer] + i
+                for j in range(s.sizes[layer + 1]):
+                    difference = zero
+                    for side in range(2):
+                        move = h * x if side == 0 else -h * x
+                        after = layer + 1
+                        if after == last:
+                            for k in range(s.widths[last]):
+                                s.moves[share, last, k] = zero
+                            s.moves[share, last, j] = move
+                        else:
+                            change = unit_change(
+                                s.activation, s.values[after, n, j], s.errors[after, n, j], move
+                            )
+                            r = s.weights_at[after] + j
+                            for k in range(s.widths[after + 1]):
+                                s.moves[share, after + 1, k] = change * s.weights[0, r, k]
+                            for q in range(after + 1, last):
+                                for k in range(s.sizes[q]):
+                                    s.moves[share, q, k] = unit_change(
+                                        s.activation, s.values[q, n, k], s.errors[q, n, k],
+                                        s.moves[share, q, k],
+                                    )  # fmt: skip
+                                for k in range(s.sizes[q], s.widths[q]):
+                                    s.moves[share, q, k] = zero
+                                for k in range(s.widths[q + 1]):
+                                    s.moves[share, q + 1, k] = zero
+                                for m in range(0, s.sizes[q], GROUP):
+                                    c1 = s.moves[share, q, m]
+                                    c2 = s.moves[share, q, m + 1]
+                                    c3 = s.moves[share, q, m + 2]
+                                    c4 = s.moves[share, q, m + 3]
+                                    r = s.weights_at[q] + m
+                                    for k in range(s.widths[q + 1]):
+                                        s.moves[share, q + 1, k] += (
+                                            c1 * s.weights[0, r, k]
+                                            + c2 * s.weights[0, r + 1, k]
+                                            + c3 * s.weights[0, r + 2, k]
+                                            + c4 * s.weights[0, r + 3, k]
+                                        )
+                        total = zero
+                        for item in range(s.item_start[n], s.item_start[n + 1]):
+                            total += s.item_weight[item] * loss_change(
+                                s.moves, share, s.values, s.errors, last, n, s.sizes[last],
+                                s.item_class[item], delta,
+                            )  # fmt: skip
+                        difference += total if side == 0 else -total
+                    s.gradient[0, row, j] += difference * scale

@@ -1,12 +1,15 @@
-"""The compile policy: every kernel of the package is compiled by one of four decorators.
+"""The compile policy: every kernel of the package is compiled by one of five decorators.
 
 `kernel`
     A serial loop or a helper that others inline.
 `inlined_kernel`
-    A part of a parallel kernel's body, always inlined there: LLVM knows that the arrays of such a
-    body do not overlap, and a function of its own would have to check that before each loop.
+    A part of a larger kernel, pasted into it before anything is compiled: it costs no compilation
+    of its own, and shares what LLVM knows about the larger one's arrays.
 `parallel_kernel`
     A driver that spreads work over threads with ``prange``.
+`task_kernel`
+    One thread's share of a large piece of work, which `fastgrad.kernels.tasks` runs on all threads.
+    Its arrays do not overlap, and LLVM is told so: else it has to check before each loop.
 `exact_kernel`
     A helper whose rounding errors are part of the algorithm (argument reduction, two-term
     constants): the compiler may fuse a multiply and an add, but never reorder.
@@ -43,13 +46,27 @@ def kernel(function: Callable[..., Any]) -> Any:
 
 
 def inlined_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a serial kernel that LLVM inlines wherever it is called."""
-    return _compile(function, parallel=False, fastmath=FASTMATH, forceinline=True)
+    """Compile a serial kernel as a part of every kernel that calls it."""
+    return _compile(function, parallel=False, fastmath=FASTMATH, inline="always")
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
     """Compile a kernel whose ``prange`` loops run on several threads."""
     return _compile(function, parallel=True, fastmath=FASTMATH)
+
+
+def task_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a task's body, a serial kernel of (share, state), for `fastgrad.kernels.tasks`."""
+    compiled = _compile(function, parallel=False, fastmath=FASTMATH)
+    if isinstance(compiled, numba.core.dispatcher.Dispatcher):
+        # Numba sets this flag itself on what stands inside a ``prange``, and offers no option.
+        compiled._compiler._customize_flags = _without_aliases
+    return compiled
+
+
+def _without_aliases(flags: Any) -> Any:
+    flags.noalias = True
+    return flags
 
 
 def exact_kernel(function: Callable[..., Any]) -> Any:
@@ -68,13 +85,13 @@ def _compile(
     *,
     parallel: bool,
     fastmath: frozenset[str],
-    forceinline: bool = False,
+    inline: str = "never",
 ) -> Any:
     compiled = numba.njit(
         function,
         parallel=parallel,
         fastmath=set(fastmath),
-        forceinline=forceinline,
+        inline=inline,
         error_model="numpy",
         nogil=True,
     )

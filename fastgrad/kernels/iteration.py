@@ -1,8 +1,16 @@
 r"""Whole training iterations of a fully connected network, compiled.
 
-`forward` runs one forward pass, one call of `iterate` many iterations. Each of those has two
-launches: one over samples (gather, forward pass, loss, error signals) and one over rows of weights
-(gradient and update), so that no two threads write the same cell. Nothing is allocated inside.
+An iteration is two tasks (`fastgrad.kernels.tasks`), so that no two threads write the same cell:
+
+`rows`
+    Over rows of weights: gradient and step for the last batch, and, for samples given as lists, the
+    products of the same rows with the next batch. So a row of the first layer, which is nearly
+    everything, stays in the cache of one core for the whole training.
+`forward_and_back`
+    Over samples: all the rest, from the sum of those products to the error signals.
+
+`iterate` runs them in turn. A single call on a batch starts with `take_over` instead, and a forward
+pass alone ends with `forward`. Nothing is allocated inside.
 
 Layout
 ------
@@ -16,19 +24,23 @@ Everything is padded with zeros, so that no loop has a remainder: rows of a matr
 of GROUP, columns to whole vector registers (`padded_width`), the batch to whole groups of samples
 (repeating its last sample, whose error signal is then set to zero).
 
-Samples come in one of two forms, both made once: as padded rows, or as lists of their non-zero
-entries (`group_nonzeros`), which on MNIST saves four fifths of the work.
+Samples come in one of two forms: as padded rows, or as lists of their non-zero entries, which on
+MNIST saves four fifths of the work. A list has a part for each share: share s of all the work owns
+the blocks s, s + shares, .. of ROW_BLOCK entries. Dealing blocks out in turn balances the shares on
+images, whose border is empty.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
-from numba import prange
 
-from fastgrad.kernels.compile import inlined_kernel, kernel, parallel_kernel
+from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
+from fastgrad.kernels.tasks import run_shares
 from fastgrad.kernels.updates import (
     ADAGRAD,
     ADAM,
@@ -46,7 +58,7 @@ from fastgrad.kernels.updates import (
 )
 from fastgrad.kernels.vectors import multiply, multiply_transposed, sum_listed
 
-#: `iterate` writes the gradient into ``first`` instead of taking a step.
+#: `rows` writes the gradient into ``result`` instead of taking a step.
 GRADIENT_ONLY = -1
 
 SIGMOID, RELU = 0, 1
@@ -59,10 +71,111 @@ GROUP = 4
 REGISTER_BYTES = 64
 
 
-@kernel
-def padded(size, group):
-    """Return `size` rounded up to a multiple of `group`."""
-    return (size + group - 1) // group * group
+class State(NamedTuple):
+    """What the tasks of this file read and write.
+
+    Parameters
+    ----------
+    sizes, widths : ndarray of int64, shape (layers + 1,)
+        Units and padded width of each layer, the input first.
+    weights_at, transposed_at : ndarray of int64, shape (layers,)
+        The first row of each layer's matrix in ``weights`` and ``transposed``.
+    activation : int
+        ``SIGMOID`` or ``RELU``, of the hidden layers.
+    delta : float
+        The loss is ``-sum(t * log(p + delta))``, averaged over the batch.
+    decay : float
+        Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
+    weights, transposed : ndarray, shape (1, rows, widest)
+        Parameters.
+    x : ndarray, shape (N, D) or (0, 0)
+        Samples to be listed.
+    W1 : ndarray, shape (D, H) or (0, 0)
+        Weights to be taken over.
+    finite : ndarray of bool, shape (shares,)
+        Whether those are.
+    start, stop : ndarray of int64, shape (N, shares)
+        Where the parts of each sample's list begin and end.
+    index : ndarray of uint32, shape (1, M)
+        Positions in the sample; D stands for the constant 1, which belongs to the last share. M is
+        0 for samples as rows. Unsigned, because Numba lets a signed index count from the end, at
+        the cost of a comparison.
+    value : ndarray, shape (1, M)
+        What stands there.
+    dense : ndarray, shape (1, N, D + 1 or more) or (1, 0, 0)
+        Samples as rows, with a 1 appended.
+    labels : ndarray of int64, shape (N,) or (0,)
+    soft : ndarray, shape (N, C) or (0, C)
+        The targets, in one of two forms, or none.
+    batches : ndarray of int64, shape (iterations, batch size)
+        Which samples an iteration takes.
+    order : ndarray of int64, shape (1, batch size)
+        0, 1, 2, ..
+    now : ndarray of int64, shape (3,)
+        Which batch `forward` takes; whether `rows` takes a step for the one before; and whether it
+        multiplies with this one.
+    partial : ndarray, shape (shares, batch size, widest)
+        The first layer's inputs as each share's rows make them up.
+    values, errors : ndarray, shape (layers + 1, batch size, widest)
+        Units' values (the last layer's logits) and error signals. Layer 0 is unused.
+    scratch : ndarray, shape (1, batch size, widest)
+    sample_loss : ndarray, shape (batch size,)
+    gradients : ndarray, shape (shares, ROW_BLOCK, widest)
+    lengths : ndarray of uint32, shape (shares, D + ROW_BLOCK)
+        A row a share: in one row for all, whose blocks are half a cache line, two threads took
+        twice the time of one.
+    list_samples, list_factors : ndarray, shape (D + 1, batch size), the first of uint32
+        The batch's lists by entry.
+    result : ndarray, shape (parameters,)
+        The gradient: W1, b1, W2, b2, .., each row by row.
+    rule : int
+        A rule of `fastgrad.kernels.updates`, or ``GRADIENT_ONLY``.
+    first, second : ndarray
+        The rule's memory, laid out as ``weights``; rows of width 0 where there is none.
+    rates : ndarray of float64, shape (iterations,)
+        The learning rate of each iteration.
+    a, b : float
+        The rule's coefficients.
+    """
+
+    sizes: IntArray
+    widths: IntArray
+    weights_at: IntArray
+    transposed_at: IntArray
+    activation: int
+    delta: float
+    decay: float
+    weights: FloatArray
+    transposed: FloatArray
+    x: FloatArray
+    W1: FloatArray
+    finite: FloatArray
+    start: IntArray
+    stop: IntArray
+    index: IntArray
+    value: FloatArray
+    dense: FloatArray
+    labels: IntArray
+    soft: FloatArray
+    batches: IntArray
+    order: IntArray
+    now: IntArray
+    partial: FloatArray
+    values: FloatArray
+    errors: FloatArray
+    scratch: FloatArray
+    sample_loss: FloatArray
+    gradients: FloatArray
+    lengths: IntArray
+    list_samples: IntArray
+    list_factors: FloatArray
+    result: FloatArray
+    rule: int
+    first: FloatArray
+    second: FloatArray
+    rates: FloatArray
+    a: float
+    b: float
 
 
 def padded_width(size: int, itemsize: int) -> int:
@@ -71,74 +184,86 @@ def padded_width(size: int, itemsize: int) -> int:
     return -(-(size + GROUP) // lanes) * lanes
 
 
-@parallel_kernel
-def list_lengths(x, lengths):
-    """Count the entries of the list that `group_nonzeros` makes of every row of ``x``."""
-    for n in prange(x.shape[0]):
-        count = 1
-        for i in range(x.shape[1]):
-            count += x[n, i] != 0
-        lengths[n] = count
-
-
-@parallel_kernel
-def group_nonzeros(x, start, index, value):
-    """List the non-zero entries of every sample, and its constant 1, share by share.
-
-    Share s of all the work owns the blocks s, s + shares, .. of ROW_BLOCK entries: dealing blocks
-    out in turn balances the shares on images, whose border is empty. The constant 1 belongs to the
-    last share.
-
-    Parameters
-    ----------
-    x : ndarray, shape (N, D)
-    start : ndarray of int64, shape (N, shares + 1)
-        In: ``start[n, 0]``, where sample n's list begins. Out: where each share's part begins, and
-        where the last one ends.
-    index : ndarray of uint32, shape (1, M)
-        Out: entries' positions in the sample; D stands for the constant 1. Unsigned, because Numba
-        lets a signed index count from the end, at the cost of a comparison.
-    value : ndarray, shape (1, M)
-        Out: their values. M leaves room for every list.
-    """
+@inlined_kernel
+def list_part(x, n, share, shares, place, index, value):
+    """List a share's part of sample n from `place` on; return where it ends."""
     n_inputs = x.shape[1]
-    shares = start.shape[1] - 1
-    for n in prange(x.shape[0]):
-        place = start[n, 0]
-        for share in range(shares):
-            for first in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-                # Half of the blocks of an image are empty. A NaN is not equal to zero.
-                if first + ROW_BLOCK <= n_inputs and (
-                    (abs(x[n, first]) + abs(x[n, first + 1]))
-                    + (abs(x[n, first + 2]) + abs(x[n, first + 3]))
-                    + (abs(x[n, first + 4]) + abs(x[n, first + 5]))
-                    + (abs(x[n, first + 6]) + abs(x[n, first + 7]))
-                    == 0
-                ):
-                    continue
-                for i in range(first, min(first + ROW_BLOCK, n_inputs)):
-                    # Without a branch: a zero is overwritten by what comes next.
-                    index[0, place] = i
-                    value[0, place] = x[n, i]
-                    place += x[n, i] != 0
-            start[n, share + 1] = place
+    for first in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
+        # Half of the blocks of an image are empty. A NaN is not equal to zero.
+        if first + ROW_BLOCK <= n_inputs and (
+            (abs(x[n, first]) + abs(x[n, first + 1]))
+            + (abs(x[n, first + 2]) + abs(x[n, first + 3]))
+            + (abs(x[n, first + 4]) + abs(x[n, first + 5]))
+            + (abs(x[n, first + 6]) + abs(x[n, first + 7]))
+            == 0
+        ):
+            continue
+        for i in range(first, min(first + ROW_BLOCK, n_inputs)):
+            # Without a branch: a zero is overwritten by what comes next.
+            index[0, place] = i
+            value[0, place] = x[n, i]
+            place += x[n, i] != 0
+    if share == shares - 1:
         index[0, place] = n_inputs
         value[0, place] = 1
-        start[n, shares] = place + 1
+        place += 1
+    return place
 
 
-@kernel
-def transpose(sizes, weights_at, transposed_at, weights, transposed):
-    """Copy every layer but the first, transposed; return whether all weights are finite."""
-    finite = True
-    for i in range(weights.shape[1]):
-        for j in range(weights.shape[2]):
-            finite &= abs(weights[0, i, j]) < np.inf
-    for layer in range(1, sizes.size - 1):
-        for i in range(sizes[layer]):
-            for k in range(sizes[layer + 1]):
-                transposed[0, transposed_at[layer] + k, i] = weights[0, weights_at[layer] + i, k]
-    return finite
+@task_kernel
+def count_entries(share, s):
+    """Count the entries of every sample's list, with the constant 1, into ``stop``."""
+    shares = s.start.shape[1]
+    n_samples = s.x.shape[0]
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        count = 1
+        for i in range(s.x.shape[1]):
+            count += s.x[n, i] != 0
+        s.stop[n, 0] = count
+
+
+@task_kernel
+def list_entries(share, s):
+    """Make every sample's list, from where ``start`` says that its first part begins."""
+    shares = s.start.shape[1]
+    n_samples = s.x.shape[0]
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        place = s.start[n, 0]
+        for part in range(shares):
+            s.start[n, part] = place
+            place = list_part(s.x, n, part, shares, place, s.index, s.value)
+            s.stop[n, part] = place
+
+
+@task_kernel
+def take_over(share, s):
+    """Bring a share of the first layer into the padded form, and multiply a batch with it.
+
+    The batch is all of ``x``. Its lists lie in pieces of equal length, one for each part of each
+    sample, so that every share can write its own.
+    """
+    shares = s.partial.shape[0]
+    n_inputs = s.sizes[0]
+    zero = s.weights.dtype.type(0)
+    if s.W1.shape[0] > 0:
+        check = zero
+        for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
+            for i in range(block, min(block + ROW_BLOCK, n_inputs)):
+                for j in range(s.W1.shape[1]):
+                    w = s.W1[i, j]
+                    s.weights[0, i, j] = w
+                    check += w * zero  # NaN, once and for all, if a weight is not finite
+        s.finite[share] = check == zero
+    if s.index.size > 0:
+        room = s.index.shape[1] // (s.x.shape[0] * shares)
+        for n in range(s.x.shape[0]):
+            begin = (n * shares + share) * room
+            end = list_part(s.x, n, share, shares, begin, s.index, s.value)
+            s.start[n, share] = begin
+            s.stop[n, share] = end
+            sum_listed(
+                begin, end, s.index, s.value, 0, s.weights, 0, s.widths[1], s.partial, share, n
+            )
 
 
 @inlined_kernel
@@ -185,27 +310,6 @@ def softmax(size, width, logits, probabilities, layer, n):
     for k in range(width):
         probabilities[layer, n, k] /= total
     return largest, total
-
-
-@inlined_kernel
-def label_loss(label, delta, logits, probabilities, layer, n, largest, total):
-    """Return a sample's loss for a label."""
-    number = logits.dtype.type
-    if delta == 0:
-        return relative_to(number(math.log(total)), logits[layer, n, label], largest)
-    return -number(math.log(probabilities[layer, n, label] + number(delta)))
-
-
-@inlined_kernel
-def soft_loss(soft, row, delta, logits, probabilities, layer, n, largest, total):
-    """Return a sample's loss for soft targets; a target of 0 adds exactly nothing."""
-    number = logits.dtype.type
-    loss = number(0)
-    for k in range(soft.shape[1]):
-        t = soft[row, k]
-        if t != 0:
-            loss += t * label_loss(k, delta, logits, probabilities, layer, n, largest, total)
-    return loss
 
 
 @inlined_kernel
@@ -263,122 +367,136 @@ def soft_error(soft, row, delta, errors, layer, n, scale):
 
 
 @inlined_kernel
-def forward_group(
-    n, dense, start, index, value, batches, b, labels, soft,
-    sizes, widths, weights_at, activation, delta, weights, values, errors, sample_loss,
-):  # fmt: skip
-    """Run the forward pass and the loss for samples n .. n + 4 of batch b."""
+def forward_group(s, n):
+    """Run the forward pass and the loss for samples n .. n + 4 of the batch."""
+    sizes, widths, weights, batches = s.sizes, s.widths, s.weights, s.batches
+    partial, values, errors = s.partial, s.values, s.errors
     last = sizes.size - 1
+    batch = s.now[0]
     n_batch = batches.shape[1]
-    if index.size > 0:
-        for s in range(n, n + GROUP):
-            row = batches[b, min(s, n_batch - 1)]
-            begin = start[row, 0]
-            end = start[row, start.shape[1] - 1]
-            sum_listed(begin, end, index, value, 0, weights, 0, widths[1], values, 1, s)
+    if s.index.size > 0:
+        for q in range(n, n + GROUP):
+            source = min(q, n_batch - 1)
+            for j in range(widths[1]):
+                values[1, q, j] = partial[0, source, j]
+            for share in range(1, partial.shape[0]):
+                for j in range(widths[1]):
+                    values[1, q, j] += partial[share, source, j]
     else:
         multiply(
-            dense, 0, batches[b, n], batches[b, min(n + 1, n_batch - 1)],
-            batches[b, min(n + 2, n_batch - 1)], batches[b, min(n + 3, n_batch - 1)],
+            s.dense, 0, batches[batch, n], batches[batch, min(n + 1, n_batch - 1)],
+            batches[batch, min(n + 2, n_batch - 1)], batches[batch, min(n + 3, n_batch - 1)],
             sizes[0] + 1, weights, 0, 0, widths[1], values, 1, n,
         )  # fmt: skip
     for layer in range(1, last):
-        for s in range(n, n + GROUP):
-            activate(activation, sizes[layer], widths[layer], values, errors, layer, s)
+        for q in range(n, n + GROUP):
+            activate(
+                s.activation, sizes[layer], widths[layer], values, errors, layer, q
+            )
         multiply(
-            values, layer, n, n + 1, n + 2, n + 3, sizes[layer] + 1,
-            weights, 0, weights_at[layer], widths[layer + 1], values, layer + 1, n,
+            values, layer, n, n + 1, n + 2, n + 3, sizes[layer] + 1, weights, 0,
+            s.weights_at[layer], widths[layer + 1], values, layer + 1, n,
         )  # fmt: skip
-    for s in range(n, min(n + GROUP, n_batch)):
-        largest, total = softmax(sizes[last], widths[last], values, errors, last, s)
-        row = batches[b, s]
-        if labels.size > 0:
-            sample_loss[s] = label_loss(labels[row], delta, values, errors, last, s, largest, total)
-        elif soft.shape[0] > 0:
-            sample_loss[s] = soft_loss(soft, row, delta, values, errors, last, s, largest, total)
+    number = values.dtype.type
+    has_labels = s.labels.size > 0
+    n_soft = s.soft.shape[1] if s.soft.shape[0] > 0 else 0
+    for q in range(n, min(n + GROUP, n_batch)):
+        largest, total = softmax(sizes[last], widths[last], values, errors, last, q)
+        row = batches[batch, q]
+        begin = s.labels[row] if has_labels else 0
+        end = begin + 1 if has_labels else n_soft
+        loss = number(0)
+        for k in range(begin, end):
+            t = number(1) if has_labels else s.soft[row, k]
+            if t == 0:  # adds exactly nothing
+                continue
+            if s.delta == 0:
+                loss += t * relative_to(number(math.log(total)), values[last, q, k], largest)
+            else:
+                loss -= t * number(math.log(errors[last, q, k] + number(s.delta)))
+        s.sample_loss[q] = loss
 
 
 @inlined_kernel
-def back_group(
-    n, batches, b, labels, soft, sizes, widths, transposed_at, activation, delta,
-    transposed, errors, scratch,
-):  # fmt: skip
+def back_group(s, n):
     """Turn what `forward_group` left in ``errors`` into error signals, layer by layer."""
-    last = sizes.size - 1
+    widths, batches, errors, scratch = s.widths, s.batches, s.errors, s.scratch
+    last = s.sizes.size - 1
+    batch = s.now[0]
     n_batch = batches.shape[1]
     zero = errors.dtype.type(0)
     scale = errors.dtype.type(1 / n_batch)
-    for s in range(n, n + GROUP):
-        if s >= n_batch:
+    for q in range(n, n + GROUP):
+        if q >= n_batch:
             for k in range(widths[last]):
-                errors[last, s, k] = zero
-        elif labels.size > 0:
-            label_error(labels[batches[b, s]], delta, widths[last], errors, last, s, scale)
+                errors[last, q, k] = zero
+        elif s.labels.size > 0:
+            label = s.labels[batches[batch, q]]
+            label_error(label, s.delta, widths[last], errors, last, q, scale)
         else:
-            soft_error(soft, batches[b, s], delta, errors, last, s, scale)
+            soft_error(s.soft, batches[batch, q], s.delta, errors, last, q, scale)
     for back in range(1, last):
         layer = last - back
         width = widths[layer]
         multiply(
-            errors, layer + 1, n, n + 1, n + 2, n + 3, sizes[layer + 1],
-            transposed, 0, transposed_at[layer], width, scratch, 0, n,
+            errors, layer + 1, n, n + 1, n + 2, n + 3, s.sizes[layer + 1],
+            s.transposed, 0, s.transposed_at[layer], width, scratch, 0, n,
         )  # fmt: skip
-        for s in range(n, n + GROUP):
-            if activation == SIGMOID:
+        for q in range(n, n + GROUP):
+            if s.activation == SIGMOID:
                 for j in range(width):
-                    slope = errors[layer, s, j]
-                    errors[layer, s, j] = (zero if slope < zero else slope) * scratch[0, s, j]
+                    slope = errors[layer, q, j]
+                    errors[layer, q, j] = (zero if slope < zero else slope) * scratch[0, q, j]
             else:
                 for j in range(width):
-                    errors[layer, s, j] = scratch[0, s, j] if errors[layer, s, j] > zero else zero
+                    error = scratch[0, q, j]
+                    errors[layer, q, j] = error if errors[layer, q, j] > zero else zero
 
 
-@parallel_kernel
-def forward(
-    dense, start, index, value, batches, labels, soft, sizes, widths, weights_at, activation, delta,
-    weights, values, errors, sample_loss,
-):  # fmt: skip
-    """Run the forward pass over the first row of ``batches``.
+@task_kernel
+def forward(share, s):
+    """Run the forward pass for a share of the batch's samples.
 
-    Parameters are those of `iterate`. Afterwards ``errors`` holds slopes (sigmoid) or inputs (ReLU)
-    of the hidden units, and probabilities. Without targets there is no loss.
+    Afterwards ``errors`` holds slopes (sigmoid) or inputs (ReLU) of the hidden units, and
+    probabilities. Without targets there is no loss.
     """
-    for group in prange((batches.shape[1] + GROUP - 1) // GROUP):
-        forward_group(
-            group * GROUP, dense, start, index, value, batches, 0, labels, soft, sizes, widths,
-            weights_at, activation, delta, weights, values, errors, sample_loss,
-        )  # fmt: skip
+    shares = s.partial.shape[0]
+    groups = (s.batches.shape[1] + GROUP - 1) // GROUP
+    for group in range(groups * share // shares, groups * (share + 1) // shares):
+        forward_group(s, group * GROUP)
+
+
+@task_kernel
+def forward_and_back(share, s):
+    """Run forward and backward pass for a share of the batch's samples."""
+    shares = s.partial.shape[0]
+    groups = (s.batches.shape[1] + GROUP - 1) // GROUP
+    for group in range(groups * share // shares, groups * (share + 1) // shares):
+        forward_group(s, group * GROUP)
+        back_group(s, group * GROUP)
 
 
 @inlined_kernel
-def lists_by_entry(share, start, index, value, batches, b, lengths, samples, factors):
+def lists_by_entry(s, share, batch):
     """Turn a share's part of a batch's lists by sample into lists by entry.
 
     One pass, with room for the whole batch in every list: counting first, to pack them, took half
     as long again.
     """
-    shares = start.shape[1] - 1
-    n_inputs = lengths.shape[1] - ROW_BLOCK
-    for block in range(share, padded(n_inputs, ROW_BLOCK) // ROW_BLOCK, shares):
-        for i in range(block * ROW_BLOCK, min((block + 1) * ROW_BLOCK, n_inputs)):
-            lengths[share, i] = 0
-    if share == shares - 1:
-        lengths[share, n_inputs] = 0
-    for n in range(batches.shape[1]):
-        row = batches[b, n]
-        for e in range(start[row, share], start[row, share + 1]):
-            i = index[0, e]
-            place = lengths[share, i]
-            lengths[share, i] = place + 1
-            samples[i, place] = n
-            factors[i, place] = value[0, e]
-
-
-@inlined_kernel
-def dense_gradient(share, i1, i2, left, u, rows, r, errors, layer, width, gradients):
-    """Compute rows i1 .. i2 of gradient, sum_n left[u, rows[r, n], i] errors[layer, n]."""
-    for i in range(i1, i2, GROUP):
-        multiply_transposed(left, u, rows, r, i, errors, layer, width, gradients, share, i - i1)
+    shares = s.start.shape[1]
+    n_inputs = s.sizes[0]
+    for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
+        for i in range(block, min(block + ROW_BLOCK, n_inputs)):
+            s.lengths[share, i] = 0
+    s.lengths[share, n_inputs] = 0
+    for n in range(s.batches.shape[1]):
+        row = s.batches[batch, n]
+        for e in range(s.start[row, share], s.stop[row, share]):
+            i = s.index[0, e]
+            place = s.lengths[share, i]
+            s.lengths[share, i] = place + 1
+            s.list_samples[i, place] = n
+            s.list_factors[i, place] = s.value[0, e]
 
 
 @inlined_kernel
@@ -421,144 +539,108 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
                 weights[0, row, j], gradients[share, g, j], first[0, row, j], second[0, row, j],
                 rate, rest, rest_b, epsilon,
             )  # fmt: skip
-    else:
-        for j in range(width):
-            first[0, row, j] = gradients[share, g, j]
 
 
-@inlined_kernel
-def gradient_and_step(
-    share, shares, dense, start, index, value, batches, iteration, order,
-    sizes, widths, weights_at, transposed_at,
-    weights, transposed, values, errors, gradients, lengths, samples, factors,
-    rule, first, second, rate, a, b, decay,
-):  # fmt: skip
+@task_kernel
+def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
-    is_list = index.size > 0
-    if is_list:
-        lists_by_entry(share, start, index, value, batches, iteration, lengths, samples, factors)
-    decay_rate = weights.dtype.type(decay)
-    for layer in range(sizes.size - 1):
-        size = sizes[layer]
-        width = widths[layer + 1]
-        n_blocks = padded(size, ROW_BLOCK) // ROW_BLOCK
-        # The bias is one more block, of the last share.
-        for block in range(share, n_blocks + shares, shares):
-            i1 = block * ROW_BLOCK
-            i2 = min(i1 + ROW_BLOCK, size)
-            if block >= n_blocks:
-                if share < shares - 1:
-                    continue
-                i1 = size
-                i2 = size + 1
-            if layer > 0:
-                dense_gradient(
-                    share, i1, i2, values, layer, order, 0, errors, layer + 1, width, gradients
-                )
-            elif not is_list:
-                dense_gradient(
-                    share, i1, i2, dense, 0, batches, iteration, errors, 1, width, gradients
-                )
-            else:
+    shares = s.partial.shape[0]
+    if s.now[1]:
+        batch = s.now[0] - 1
+        is_list = s.index.size > 0
+        if is_list:
+            lists_by_entry(s, share, batch)
+        decay_rate = s.weights.dtype.type(s.decay)
+        result_at = 0
+        for layer in range(s.sizes.size - 1):
+            size = s.sizes[layer]
+            width = s.widths[layer + 1]
+            n_blocks = (size + ROW_BLOCK - 1) // ROW_BLOCK
+            # The bias is one more block, of the last share.
+            for block in range(share, n_blocks + shares, shares):
+                i1 = block * ROW_BLOCK
+                i2 = min(i1 + ROW_BLOCK, size)
+                if block >= n_blocks:
+                    if share < shares - 1:
+                        continue
+                    i1 = size
+                    i2 = size + 1
+                if layer == 0 and is_list:
+                    for i in range(i1, i2):
+                        sum_listed(
+                            0, s.lengths[share, i], s.list_samples, s.list_factors, i,
+                            s.errors, 1, width, s.gradients, share, i - i1,
+                        )  # fmt: skip
+                elif layer == 0:
+                    for i in range(i1, i2, GROUP):
+                        multiply_transposed(
+                            s.dense, 0, s.batches, batch, i, s.errors, 1, width,
+                            s.gradients, share, i - i1,
+                        )  # fmt: skip
+                else:
+                    for i in range(i1, i2, GROUP):
+                        multiply_transposed(
+                            s.values, layer, s.order, 0, i, s.errors, layer + 1, width,
+                            s.gradients, share, i - i1,
+                        )  # fmt: skip
                 for i in range(i1, i2):
-                    sum_listed(
-                        0, lengths[share, i], samples, factors, i, errors, 1, width,
-                        gradients, share, i - i1,
+                    row = s.weights_at[layer] + i
+                    if s.decay != 0 and i < size:
+                        for j in range(width):
+                            s.gradients[share, i - i1, j] += decay_rate * s.weights[0, row, j]
+                    if s.rule == GRADIENT_ONLY:
+                        at = result_at + i * s.sizes[layer + 1]
+                        for j in range(s.sizes[layer + 1]):
+                            s.result[at + j] = s.gradients[share, i - i1, j]
+                        continue
+                    step_row(
+                        s.rule, s.weights, row, width, s.gradients, share, i - i1,
+                        s.first, s.second, s.rates[batch], s.a, s.b,
                     )  # fmt: skip
-            for i in range(i1, i2):
-                row = weights_at[layer] + i
-                if decay != 0 and i < size:
-                    for j in range(width):
-                        gradients[share, i - i1, j] += decay_rate * weights[0, row, j]
-                step_row(
-                    rule, weights, row, width, gradients, share, i - i1, first, second, rate, a, b
-                )
-                if rule != GRADIENT_ONLY and layer > 0 and i < size:
-                    for k in range(sizes[layer + 1]):
-                        transposed[0, transposed_at[layer] + k, i] = weights[0, row, k]
+                    if layer > 0 and i < size:
+                        for k in range(s.sizes[layer + 1]):
+                            s.transposed[0, s.transposed_at[layer] + k, i] = s.weights[0, row, k]
+            result_at += (size + 1) * s.sizes[layer + 1]
+    if s.now[2] and s.index.size > 0:
+        for n in range(s.batches.shape[1]):
+            sample = s.batches[s.now[0], n]
+            sum_listed(
+                s.start[sample, share], s.stop[sample, share], s.index, s.value, 0,
+                s.weights, 0, s.widths[1], s.partial, share, n,
+            )  # fmt: skip
 
 
-@parallel_kernel
+@kernel
 def iterate(
-    dense, start, index, value, batches, order, labels, soft,
-    sizes, widths, weights_at, transposed_at, activation, delta,
-    weights, transposed, values, errors, scratch, sample_loss,
-    gradients, lengths, samples, factors,
-    rule, first, second, rates, a, b, decay, losses, done,
+    rows_body, samples_body, state, shares, now,
+    sample_loss, sizes, weights_at, weights, decay, losses, done,
 ):  # fmt: skip
-    """Run one training iteration for every row of ``batches``.
+    """Run one training iteration for every batch of a state.
 
     Parameters
     ----------
-    dense : ndarray, shape (1, N, D + 1) or (1, 0, 0)
-        Samples with a 1 appended, unless lists are given.
-    start, index, value : ndarray
-        Samples as lists (see `group_nonzeros`), else empty.
-    batches : ndarray of int64, shape (iterations, batch size)
-        Which samples an iteration takes.
-    order : ndarray of int64, shape (1, batch size)
-        0, 1, 2, ..
-    labels : ndarray of int64, shape (N,) or (0,)
-    soft : ndarray, shape (N, C) or (0, C)
-        The targets, in one of two forms.
-    sizes, widths : ndarray of int64, shape (layers + 1,)
-        Units and padded width of each layer, the input first.
-    weights_at, transposed_at : ndarray of int64, shape (layers,)
-        The first row of each layer's matrix in ``weights`` and ``transposed``.
-    activation : int
-        ``SIGMOID`` or ``RELU``, of the hidden layers.
-    delta : float
-        The loss is ``-sum(t * log(p + delta))``, averaged over the batch.
-    weights, transposed : ndarray, shape (1, rows, widest)
-        Parameters. In and out.
-    values, errors : ndarray, shape (layers + 1, batch size, widest)
-        Out: units' values (the last layer's logits) and error signals. Layer 0 is unused.
-    scratch : ndarray, shape (1, batch size, widest)
-    sample_loss : ndarray, shape (batch size,)
-        Out: the loss of each sample of the last batch.
-    gradients : ndarray, shape (shares, ROW_BLOCK, widest)
-        Scratch of each share.
-    lengths : ndarray of uint32, shape (shares, D + ROW_BLOCK)
-        Scratch. A row a share: in one row for all, whose blocks are half a cache line, two threads
-        took twice the time of one.
-    samples, factors : ndarray, shape (D + 1, batch size), samples of uint32
-        Scratch: the batch's lists by entry.
-    rule : int
-        A rule of `fastgrad.kernels.updates`, or ``GRADIENT_ONLY``.
-    first, second : ndarray
-        The rule's memory, laid out as ``weights``; rows of width 0 where there is none.
-    rates : ndarray of float64, shape (iterations,)
-        The learning rate of each iteration.
-    a, b : float
-        The rule's coefficients.
-    decay : float
-        Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
+    rows_body, samples_body, state : int
+        Addresses of the tasks `rows` and `forward_and_back` and of their state, see
+        `fastgrad.kernels.tasks`.
+    shares : int
+    now, sample_loss, sizes, weights_at, weights, decay
+        Of the state.
     losses : ndarray of float64, shape (iterations,)
         Out: the loss of each batch before its step.
     done : ndarray of int64, shape (1,)
         In and out: is counted up after each iteration.
     """
-    n_batch = batches.shape[1]
-    shares = gradients.shape[0]
-    for iteration in range(batches.shape[0]):
-        # Four samples a task: `multiply` takes four together.
-        for group in prange((n_batch + GROUP - 1) // GROUP):
-            forward_group(
-                group * GROUP, dense, start, index, value, batches, iteration, labels, soft,
-                sizes, widths, weights_at, activation, delta, weights, values, errors, sample_loss,
-            )  # fmt: skip
-            back_group(
-                group * GROUP, batches, iteration, labels, soft, sizes, widths, transposed_at,
-                activation, delta, transposed, errors, scratch,
-            )  # fmt: skip
+    now[0] = 0
+    now[1] = 0
+    now[2] = 1
+    run_shares(rows_body, state, shares)
+    for iteration in range(losses.size):
+        run_shares(samples_body, state, shares)
         losses[iteration] = mean_loss(sample_loss, sizes, weights_at, weights, decay)
-        for share in prange(shares):
-            gradient_and_step(
-                share, shares, dense, start, index, value, batches, iteration, order,
-                sizes, widths, weights_at, transposed_at,
-                weights, transposed, values, errors, gradients, lengths, samples, factors,
-                rule, first, second, rates[iteration], a, b, decay,
-            )  # fmt: skip
+        now[0] = iteration + 1
+        now[1] = 1
+        now[2] = iteration + 1 < losses.size
+        run_shares(rows_body, state, shares)
         done[0] += 1
 
 

@@ -29,7 +29,7 @@ import math
 
 from numba import prange
 
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import inlined_kernel, kernel, parallel_kernel
 
 SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADAM = range(6)
 
@@ -37,40 +37,40 @@ SGD, MOMENTUM, NESTEROV, ADAGRAD, RMSPROP, ADAM = range(6)
 EPSILON = 1e-7
 
 
-@kernel
+@inlined_kernel
 def sgd_step(p, g, lr):
     """Return the new parameter of plain gradient descent."""
     return p - lr * g
 
 
-@kernel
+@inlined_kernel
 def momentum_step(p, g, v, lr, m):
     """Return the new parameter and velocity of gradient descent with momentum."""
     v = m * v - lr * g
     return p + v, v
 
 
-@kernel
+@inlined_kernel
 def nesterov_step(p, g, v, lr, m, one):
     """Return the new parameter and velocity of Nesterov's accelerated gradient."""
     return p + m * m * v - (one + m) * lr * g, m * v - lr * g
 
 
-@kernel
+@inlined_kernel
 def adagrad_step(p, g, h, lr, epsilon):
     """Return the new parameter and sum of squares of AdaGrad."""
     h = h + g * g
     return p - lr * g / (math.sqrt(h) + epsilon), h
 
 
-@kernel
+@inlined_kernel
 def rmsprop_step(p, g, h, lr, keep, take, epsilon):
     """Return the new parameter and mean square of RMSprop; `take` is 1 - `keep`."""
     h = keep * h + take * (g * g)
     return p - lr * g / (math.sqrt(h) + epsilon), h
 
 
-@kernel
+@inlined_kernel
 def adam_step(p, g, m, v, lr, take_mean, take_square, epsilon):
     """Return the new parameter, mean and mean square of Adam; `take_mean` is 1 - β₁."""
     m = m + take_mean * (g - m)

@@ -1,0 +1,244 @@
+"""Tasks: large kernels that run on all threads, share by share, known by their address only.
+
+Numba compiles what stands inside a ``prange`` five times over: as a function of its own, in two
+wrappers, in the driver, and once more for the driver's machine code. For a training iteration that
+took 33 s. So a large body is a serial kernel of ``(share, s)`` instead
+(`fastgrad.kernels.compile.task_kernel`), compiled once, and the one ``prange`` that all of them
+have in common, in `run_shares`, calls it by its address.
+
+``s`` is the task's state: a pointer to memory that holds arrays and numbers, which compiled code
+reads as attributes. A `Block` owns that memory. While a task runs nothing in it changes, and LLVM
+is told so: an attribute may be used in the innermost loop. Without compilation, under
+``NUMBA_DISABLE_JIT``, a state is a plain object, and an address the thing itself.
+"""
+
+# A function and its Numba overload must have like signatures to the letter, annotations included,
+# so some carry none.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, attr-defined"
+
+from __future__ import annotations
+
+import zlib
+from types import SimpleNamespace
+from typing import Any
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.core import cgutils
+from numba.core.dispatcher import Dispatcher
+from numba.core.typing.templates import AttributeTemplate
+from numba.extending import (
+    infer_getattr,
+    intrinsic,
+    lower_getattr_generic,
+    models,
+    overload,
+    register_model,
+)
+from numba.np.numpy_support import as_dtype
+
+from fastgrad.kernels.compile import parallel_kernel
+
+
+@parallel_kernel
+def run_shares(body, state, shares):
+    """Run a task for the shares 0 .. shares - 1.
+
+    Parameters
+    ----------
+    body : int
+        The task's address, from `Block.address_of`.
+    state : int
+        `Block.address` of its state.
+    shares : int
+    """
+    for share in prange(shares):
+        call_body(body, share, state)
+
+
+class Block:
+    """Arrays and numbers in memory, where tasks find them.
+
+    Parameters
+    ----------
+    state : NamedTuple
+        Of integers, floats and C-contiguous arrays.
+
+    Attributes
+    ----------
+    address : int
+        Where the memory lies. It lives as long as the block, and keeps the arrays alive.
+    """
+
+    def __init__(self, state: Any) -> None:
+        self._values = state._asdict()
+        self._type = StateType(type(state).__name__, self._values)
+        self._memory = np.zeros(self._type.words, np.int64)
+        self._floats = self._memory.view(np.float64)
+        self._compiled = isinstance(run_shares, Dispatcher)
+        self.address = self._memory.ctypes.data if self._compiled else SimpleNamespace()
+        for name, value in self._values.items():
+            self._write(name, value)
+
+    def update(self, **values: Any) -> None:
+        """Replace values by others of the same types."""
+        for name, value in values.items():
+            if value is not self._values[name]:
+                self._values[name] = value
+                self._write(name, value)
+
+    def _write(self, name: str, value: Any) -> None:
+        if not self._compiled:
+            setattr(self.address, name, value)
+            return
+        field, at = self._type.fields[name]
+        if field is types.float64:
+            self._floats[at] = value
+        elif field is types.int64:
+            self._memory[at] = value
+        else:
+            if value.dtype != as_dtype(field.dtype) or not value.flags.c_contiguous:
+                raise TypeError(f"`{name}` must be a contiguous {field}. Got {numba.typeof(value)}.")
+            place = value.__array_interface__["data"][0]
+            self._memory[at : at + 1 + field.ndim] = (place, *value.shape)
+
+    def address_of(self, body: Any) -> Any:
+        """Return the address of a task's code for this state, compiling it if need be."""
+        if not self._compiled:
+            return body
+        found = _known.get((body, self._type.name))
+        if found is None:
+            found = _known[body, self._type.name] = address(body, (types.int64, self._type))
+        return found
+
+
+#: The addresses of tasks, by body and by the name of the state's type.
+_known: dict[tuple[Any, str], int] = {}
+
+
+def address(function: Any, signature: tuple[types.Type, ...]) -> int:
+    """Return where a kernel's code for these argument types lies, compiling it if need be."""
+    function.compile(signature)
+    overload = function.overloads[signature]
+    return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+
+
+# What follows speaks to LLVM, because Numba has no word for it: a call through an address, and
+# attributes of what a pointer leads to.
+
+
+class StateType(types.Type):
+    """The Numba type of a pointer to a state.
+
+    Parameters
+    ----------
+    name : str
+        What the state is called.
+    values : dict
+        Values of the state, by name. An array takes as many words of 8 bytes as it has dimensions,
+        and one for its address; a number takes one.
+    """
+
+    def __init__(self, name: str, values: dict[str, Any]) -> None:
+        self.fields: dict[str, tuple[types.Type, int]] = {}
+        self.words = 0
+        for field, value in values.items():
+            if isinstance(value, np.ndarray):
+                kind = types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
+            else:
+                kind = types.float64 if isinstance(value, float) else types.int64
+            self.fields[field] = kind, self.words
+            self.words += 1 + getattr(kind, "ndim", 0)
+        described = ", ".join(f"{field}: {kind}" for field, (kind, _) in self.fields.items())
+        super().__init__(name=f"{name}({zlib.crc32(described.encode()):08x})")
+
+
+@register_model(StateType)
+class _StateModel(models.PrimitiveModel):
+    def __init__(self, manager, type_):
+        super().__init__(manager, type_, ir.IntType(8).as_pointer())
+
+
+@infer_getattr
+class _StateAttributes(AttributeTemplate):
+    key = StateType
+
+    def generic_resolve(self, type_, name):
+        return type_.fields[name][0] if name in type_.fields else None
+
+
+@lower_getattr_generic(StateType)
+def _load_field(context, builder, type_, value, name):
+    kind, at = type_.fields[name]
+    integer = ir.IntType(64)
+    words = builder.bitcast(value, integer.as_pointer())
+
+    def load(word, element):
+        place = builder.gep(words, [ir.Constant(integer, word)])
+        loaded = builder.load(builder.bitcast(place, element.as_pointer()))
+        loaded.align = 8
+        loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+        return loaded
+
+    if not isinstance(kind, types.Array):
+        return load(at, context.get_value_type(kind))
+    # As Numba lays an array out, without an owner: nobody counts references to it.
+    array = context.make_array(kind)(context, builder)
+    size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+    shape = [load(at + 1 + axis, integer) for axis in range(kind.ndim)]
+    strides = [ir.Constant(integer, size)]
+    for length in reversed(shape[1:]):
+        strides.insert(0, builder.mul(strides[0], length))
+    n_items = shape[0]
+    for length in shape[1:]:
+        n_items = builder.mul(n_items, length)
+    array.meminfo = cgutils.get_null_value(array.meminfo.type)
+    array.parent = cgutils.get_null_value(array.parent.type)
+    array.nitems = n_items
+    array.itemsize = ir.Constant(integer, size)
+    array.data = load(at, array.data.type)
+    array.shape = cgutils.pack_array(builder, shape)
+    array.strides = cgutils.pack_array(builder, strides)
+    return array._getvalue()
+
+
+def call_body(body, share, state):
+    """Call a task's body by its address."""
+    body(share, state)
+
+
+@overload(call_body)
+def _compile_call_body(body, share, state):
+    return lambda body, share, state: _call(body, (np.int64(share), _pointer(state)))
+
+
+@intrinsic
+def _pointer(typingctx, address):
+    """Turn an address into a pointer."""
+
+    def generate(context, builder, signature, arguments):
+        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(address), generate
+
+
+@intrinsic
+def _call(typingctx, address, arguments):
+    """Call a kernel that returns nothing by its address."""
+
+    def generate(context, builder, signature, values):
+        convention = context.call_conv
+        argument_types = signature.args[1].types
+        function_type = convention.get_function_type(types.none, argument_types)
+        convention.call_function(
+            builder,
+            builder.inttoptr(values[0], function_type.as_pointer()),
+            types.none,
+            argument_types,
+            cgutils.unpack_tuple(builder, values[1]),
+        )
+        return context.get_dummy_value()
+
+    return types.void(address, arguments), generate
