@@ -112,6 +112,8 @@ def _plain_array(value: Any, name: str) -> NDArray[Any]:
 
 def require_shape(array: NDArray[Any], name: str, shape: Sequence[int | str | None]) -> None:
     """Raise a ValueError unless `array` has the required shape (see `real_array`)."""
+    if array.shape == shape:
+        return
     fits = array.ndim == len(shape) and all(
         not isinstance(want, int) or have == want
         for have, want in zip(array.shape, shape, strict=True)
@@ -139,7 +141,7 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
         )
     if array.shape[0] == 0:
         raise ValueError(f"`{name}` must hold at least one sample. Got {array.shape}.")
-    return np.atleast_2d(array), array.ndim == 1
+    return array.reshape(-1, width), array.ndim == 1
 
 
 def targets(
@@ -188,9 +190,9 @@ def targets(
     labels = np.ascontiguousarray(flat, dtype=np.int64)
     if not labels.flags.behaved:  # another type to Numba, as in `real_array`
         labels = labels.copy()
-    wrong = labels.view(np.uint64) >= classes  # a negative label is a huge one without its sign
-    if wrong.any():
-        position = int(np.argmax(wrong))
+    unsigned = labels.view(np.uint64)  # a negative label is a huge one without its sign
+    if unsigned.max(initial=0) >= classes:
+        position = int(np.argmax(unsigned >= classes))
         raise ValueError(
             f"`{name}` must hold labels from 0 to {classes - 1}. "
             f"Got {flat[position]} at position {position}."

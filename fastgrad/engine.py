@@ -89,19 +89,19 @@ class Samples(NamedTuple):
 
     start: IntArray
     stop: IntArray
-    index: IntArray
+    position: NDArray[np.uint32]
     value: FloatArray
     dense: FloatArray
 
     @property
     def sparse(self) -> bool:
         """Whether these are lists."""
-        return self.index.size > 0
+        return self.position.size > 0
 
 
 def is_sparse(x: FloatArray) -> bool:
-    """Return whether lists of non-zero entries pay, judged by sixteen of the samples."""
-    seen = x[:: max(1, len(x) // 16)]
+    """Return whether lists of non-zero entries pay, judged by eight of the samples."""
+    seen = x[:: max(1, len(x) // 8)]
     return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
 
 
@@ -135,7 +135,12 @@ class Engine:
         self.decay = decay
         self.weights = aligned(self.layout.weights_shape, dtype)
         self.transposed = aligned(self.layout.transposed_shape, dtype)
-        self.n_parameters = sum((n_in + 1) * n_out for n_in, n_out in itertools.pairwise(sizes))
+        #: Name, place in a flat array, and shape of every parameter.
+        self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
+        self.n_parameters = 0
+        for name, shape in parameter_shapes(sizes).items():
+            first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
+            self._parts.append((name, slice(first, self.n_parameters), shape))
         self.finite = True
         self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
@@ -144,6 +149,8 @@ class Engine:
         self._scratch_key: tuple[int, ...] = ()
         self._nudge_key: tuple[int, ...] = ()
         self._lists_key: tuple[int, ...] = ()
+        self._nudge_block: Block
+        self._holds_data_set = False
         where = self.layout
         self._block = Block(
             iteration.State(
@@ -191,13 +198,7 @@ class Engine:
 
     def split(self, flat: FloatArray) -> dict[str, FloatArray]:
         """Return the parameters' shapes as views of one array, W1, b1, .., each row by row."""
-        result: dict[str, FloatArray] = {}
-        at = 0
-        for name, shape in parameter_shapes(self.sizes).items():
-            size = math.prod(shape)
-            result[name] = flat[at : at + size].reshape(shape)
-            at += size
-        return result
+        return {name: flat[part].reshape(shape) for name, part, shape in self._parts}
 
     def load(self, params: Mapping[str, FloatArray]) -> None:
         """Take over parameters; W1, most of them, when the next batch comes, on all threads."""
@@ -220,7 +221,7 @@ class Engine:
 
     def _place(self, layer: int) -> tuple[int, int, int]:
         """Return where a layer's matrix begins, and its numbers of inputs and units."""
-        return (int(self.layout.weights_at[layer]), *self.sizes[layer : layer + 2])
+        return int(self.layout.weights_at[layer]), self.sizes[layer], self.sizes[layer + 1]
 
     def settle(self) -> None:
         """Take over W1 now."""
@@ -265,6 +266,7 @@ class Engine:
         if key != self._scratch_key:
             self._block.update(**self._allocate(n_batch, key[1], sparse=sparse))
             self._scratch_key = key
+            self._nudge_key = ()  # its block points to what has just gone
 
     def _run(self, task: Any, block: Block | None = None) -> None:
         """Run a task on all threads."""
@@ -277,6 +279,7 @@ class Engine:
         """Return samples to draw batches from, as lists if that pays (or as `sparse` says)."""
         self.settle()
         if not (is_sparse(x) and self.finite if sparse is None else sparse):
+            self._holds_data_set = True
             return self._rows(x)
         self._make_scratch(1, True)
         start, stop = np.zeros((2, len(x), self.shares), np.int64)
@@ -284,11 +287,19 @@ class Engine:
         self._run(iteration.count_entries)
         np.cumsum(stop[:-1, 0], out=start[1:, 0])
         size = int(start[-1, 0] + stop[-1, 0]) + 1  # a zero is written before it is overwritten
-        index, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
-        self._block.update(index=index, value=value)
+        position, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
+        self._block.update(position=position, value=value)
         self._run(iteration.list_entries)
         self._block.update(x=self._nothing)
-        return Samples(start, stop, index, value, self._nowhere)
+        self._holds_data_set = True
+        return Samples(start, stop, position, value, self._nowhere)
+
+    def release(self) -> None:
+        """Let go of a data set."""
+        if self._holds_data_set:
+            nothing = self._rows(np.empty((0, self.sizes[0]), self.dtype))
+            self._block.update(**nothing._asdict())
+            self._holds_data_set = False
 
     def _rows(self, x: FloatArray) -> Samples:
         n, n_inputs = x.shape
@@ -308,8 +319,9 @@ class Engine:
             # The constant 1, and one place more: a zero is written before it is overwritten.
             size = n * self.shares * (-(-blocks // self.shares) * block + 2)
             places = np.zeros((2, n, self.shares), np.int64)
-            index, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
-            self.lists = Samples(*places, index, value, self._nowhere)
+            position, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
+            self._nudge_key = ()
+            self.lists = Samples(places[0], places[1], position, value, self._nowhere)
             self._lists_key = (n, self.shares)
         return self.lists
 
@@ -374,8 +386,9 @@ class Engine:
         launch(
             iteration.iterate,
             block.address_of(iteration.rows), block.address_of(iteration.forward_and_back),
-            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes, self.layout.weights_at, self.weights,
-            self.decay, losses, np.zeros(1, np.int64) if done is None else done,
+            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes,
+            self.layout.weights_at, self.weights, self.decay, losses,
+            np.zeros(1, np.int64) if done is None else done,
         )  # fmt: skip
         return losses
 
@@ -470,7 +483,7 @@ class Engine:
     def _nudges(self, labels: IntArray, soft: FloatArray, h: float, result: FloatArray) -> Block:
         """Return the state of the tasks of `fastgrad.kernels.central_difference`."""
         item_start, item_sample, item_class, item_weight = self._items(labels, soft)
-        changing = {
+        changing: dict[str, Any] = {
             "item_start": item_start,
             "item_sample": item_sample,
             "item_class": item_class,
@@ -478,7 +491,7 @@ class Engine:
             "h": float(h),
             "result": result,
         }
-        key = (*self._scratch_key, item_class.size)
+        key = (item_class.size,)
         if key == self._nudge_key:
             self._nudge_block.update(**changing)
             return self._nudge_block
@@ -502,7 +515,7 @@ class Engine:
                 errors=self.errors,
                 start=samples.start,
                 stop=samples.stop,
-                index=samples.index,
+                position=samples.position,
                 value=samples.value,
                 bits=samples.value.view(f"u{self.dtype.itemsize}"),
                 delta=float(self.delta),

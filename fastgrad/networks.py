@@ -51,6 +51,7 @@ class Network:
         self, sizes: Sequence[int], activation: str, delta: float, dtype: DTypeLike, decay: float
     ) -> None:
         self._sizes = tuple(sizes)
+        self._shapes = parameter_shapes(self._sizes)
         self._activation = one_of(activation, "activation", tuple(ACTIVATIONS))
         self._delta = real_number(delta, "delta", minimum=0)
         self._dtype = float_dtype(dtype)
@@ -63,7 +64,7 @@ class Network:
         normal = normal_source(rng)
         self.params = {}
         for scale, (name, shape) in zip(
-            np.repeat(scales, 2), parameter_shapes(self._sizes).items(), strict=True
+            np.repeat(scales, 2), self._shapes.items(), strict=True
         ):
             values = scale * normal(shape) if name.startswith("W") else np.zeros(shape)
             self.params[name] = values.astype(self._dtype)
@@ -86,12 +87,13 @@ class Network:
             engine = Engine(self._sizes, self._activation, self._delta, self._dtype, self._decay)
         engine.load(params)
         yield engine
+        engine.release()
         self._idle.append(engine)
 
     def _checked_params(self) -> dict[str, FloatArray]:
         """Return the parameters as canonical arrays."""
-        shapes = parameter_shapes(self._sizes)
-        if not isinstance(self.params, dict) or set(self.params) != set(shapes):
+        shapes = self._shapes
+        if not isinstance(self.params, dict) or self.params.keys() != shapes.keys():
             got = sorted(map(str, self.params)) if isinstance(self.params, dict) else self.params
             raise ValueError(f"`params` must be a dict with the keys {list(shapes)}. Got {got!r}.")
         return {
@@ -313,7 +315,7 @@ class Network:
         params = self._checked_params()
         hidden = range(1, len(self._sizes) - 1)
         marks = {
-            name: np.zeros(shape, bool) for name, shape in parameter_shapes(self._sizes).items()
+            name: np.zeros(shape, bool) for name, shape in self._shapes.items()
         }
         with self.engine() as engine:
             for n in range(len(xs)):

@@ -192,9 +192,9 @@ def test_lists_hold_every_entry_once(shape, shares, zeros, seed, dtype):
             rebuilt = np.zeros(width + 1, dtype)
             for share in range(shares):
                 part = slice(lists.start[row, share], lists.stop[row, share])
-                np.add.at(rebuilt, lists.index[0, part], lists.value[0, part])
+                np.add.at(rebuilt, lists.position[0, part], lists.value[0, part])
                 assert lists.value[0, part].all()
-                inputs = lists.index[0, part][lists.index[0, part] < width]
+                inputs = lists.position[0, part][lists.position[0, part] < width]
                 assert (inputs // iteration.ROW_BLOCK % shares == share).all()
             np.testing.assert_array_equal(rebuilt, [*sample, 1])
 
@@ -219,7 +219,8 @@ def test_weights_that_are_not_finite_are_noticed(sparse):
             broken = {key: array.copy() for key, array in params.items()}
             broken[name].flat[-1] = bad
             engine.load(broken)
-            engine.forward(*batch, sparse=sparse)
+            with np.errstate(invalid="ignore"):  # for kernels that are not compiled
+                engine.forward(*batch, sparse=sparse)
             assert not engine.finite
 
 

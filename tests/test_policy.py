@@ -124,7 +124,7 @@ def test_kernels_do_not_raise_or_validate(path):
     for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.FunctionDef):
             decorators = {ast.unparse(decorator) for decorator in node.decorator_list}
-            if decorators & {"kernel", "inlined_kernel", "parallel_kernel", "task_kernel", "exact_kernel"}:
+            if any(name.endswith("kernel") for name in decorators):
                 for inner in ast.walk(node):
                     assert not isinstance(inner, ast.Raise | ast.Assert | ast.Try), node.name
                 assert ast.get_docstring(node) or node.name.startswith("_"), node.name
@@ -227,7 +227,8 @@ from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet
 rng = np.random.default_rng(0)
 frozen = rng.random((6, 8))
 frozen.flags.writeable = False
-forms = [rng.random((6, 8)) * (rng.random((6, 8)) > 0.8), np.asfortranarray(rng.random((6, 8))), rng.random((12, 16))[::2, ::2],
+forms = [rng.random((6, 8)) * (rng.random((6, 8)) > 0.8), rng.random((6, 8)),
+         np.asfortranarray(rng.random((6, 8))), rng.random((12, 16))[::2, ::2],
          frozen, rng.random((6, 8)) > 0.8, rng.integers(0, 255, (6, 8), dtype=np.uint8),
          rng.random((6, 8)).astype("f"), rng.random((6, 8)).astype(">f8"),
          rng.random((6, 8)).tolist(), rng.random((6, 8))[::-1]]

@@ -3,6 +3,7 @@
 The signals are real; the calls they meet would go on for minutes.
 """
 
+import gc
 import os
 import signal
 import threading
@@ -30,29 +31,22 @@ def python_handles_ctrl_c():
 
 
 class ctrl_c:  # noqa: N801 - reads as what it does
-    """Send SIGINT to this process after so many seconds, and again if that was not heard.
+    """Send SIGINT to this process after so many seconds.
 
-    Python drops a KeyboardInterrupt that is raised inside a callback of the garbage collector, and
-    Hypothesis has one: without another signal a test would wait for ever.
+    The garbage collector rests meanwhile: Python drops a KeyboardInterrupt that is raised inside a
+    callback of the collector, Hypothesis has such a callback, and a test would wait for ever.
     """
 
-    def __init__(self, seconds, *, again=2.0):
-        self.seconds, self.again = seconds, again
-        self.over = threading.Event()
-        self.thread = threading.Thread(target=self.send)
-
-    def send(self):
-        wait = self.seconds
-        while not self.over.wait(wait):
-            os.kill(os.getpid(), signal.SIGINT)
-            wait = self.again
+    def __init__(self, seconds):
+        self.timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
 
     def __enter__(self):
-        self.thread.start()
+        gc.disable()
+        self.timer.start()
 
     def __exit__(self, *exception):
-        self.over.set()
-        self.thread.join()
+        self.timer.join()
+        gc.enable()
 
 
 def network(**options):
@@ -80,8 +74,7 @@ def test_fit_hands_back_what_was_learned(delay, options):
         return net, net.fit(X, T, iterations=iterations, batch_size=20, rng=5, **given)
 
     train(2)  # compiles
-    # `fit` notes a first signal down, wherever it arrives, and a second one ends it at once.
-    with ctrl_c(delay, again=None):
+    with ctrl_c(delay):
         net, history = train(2_000_000)
     assert history.interrupted
     assert 0 < len(history.loss) < 2_000_000

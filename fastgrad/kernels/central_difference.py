@@ -50,8 +50,8 @@ LOGIT_MOVE_LIMIT = 1.5e-3
 #: ... and the moves by the second layer's own nudges, h * z, below this (five terms of artanh).
 VALUE_MOVE_LIMIT = 0.05
 
-#: Slots of the table in `distinct_entries`, and how a value finds its slot (Fibonacci hashing: D. E.
-#: Knuth, *The Art of Computer Programming* 3, section 6.4).
+#: Slots of the table in `distinct_entries`, and how a value finds its slot (Fibonacci hashing:
+#: D. E. Knuth, *The Art of Computer Programming* 3, section 6.4).
 HASH_SLOTS = 1024
 HASH_FACTOR, HASH_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(54)
 
@@ -63,7 +63,7 @@ class Nudges(NamedTuple):
     ----------
     sizes, widths, weights_at, transposed_at, activation, weights, transposed, values, errors
         Layout, parameters and state of a forward pass, see `fastgrad.kernels.iteration.State`.
-    start, stop, index, value
+    start, stop, position, value
         Samples as lists, see there.
     item_start : ndarray of int64, shape (N + 1,)
         The items of sample n are item_start[n] .. item_start[n + 1].
@@ -108,7 +108,7 @@ class Nudges(NamedTuple):
     errors: FloatArray
     start: IntArray
     stop: IntArray
-    index: IntArray
+    position: FloatArray
     value: FloatArray
     item_start: IntArray
     item_sample: IntArray
@@ -223,7 +223,7 @@ def prepare(share, s):
 
 @inlined_kernel
 def distinct_entries(s, share, n):
-    """Number the distinct values among a sample's entries; return how many there are.
+    """Give the distinct values among a sample's entries numbers; return how many there are.
 
     Entry e of the sample gets number ``which[share, e]``, counted along the parts of its list, and
     ``example[share, number]`` is one entry with that value. A table finds the number of a value
@@ -323,7 +323,7 @@ def accumulate(share, s):
         place = 0
         for part in range(shares):
             for e in range(s.start[n, part], s.stop[n, part]):
-                i = s.index[0, e]
+                i = s.position[0, e]
                 value = s.which[share, place]
                 place += 1
                 for j in range(width):
@@ -495,7 +495,7 @@ def general(share, s):
                 stride = 1
             for e in range(begin, end, stride):
                 if layer == 0:
-                    i = int(s.index[0, e])
+                    i = int(s.position[0, e])
                     x = s.value[0, e]
                 else:
                     i = e

@@ -96,8 +96,8 @@ class State(NamedTuple):
         Whether those are.
     start, stop : ndarray of int64, shape (N, shares)
         Where the parts of each sample's list begin and end.
-    index : ndarray of uint32, shape (1, M)
-        Positions in the sample; D stands for the constant 1, which belongs to the last share. M is
+    position : ndarray of uint32, shape (1, M)
+        Places in the sample; D stands for the constant 1, which belongs to the last share. M is
         0 for samples as rows. Unsigned, because Numba lets a signed index count from the end, at
         the cost of a comparison.
     value : ndarray, shape (1, M)
@@ -152,7 +152,7 @@ class State(NamedTuple):
     finite: FloatArray
     start: IntArray
     stop: IntArray
-    index: IntArray
+    position: FloatArray
     value: FloatArray
     dense: FloatArray
     labels: IntArray
@@ -185,7 +185,7 @@ def padded_width(size: int, itemsize: int) -> int:
 
 
 @inlined_kernel
-def list_part(x, n, share, shares, place, index, value):
+def list_part(x, n, share, shares, place, position, value):
     """List a share's part of sample n from `place` on; return where it ends."""
     n_inputs = x.shape[1]
     for first in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
@@ -200,11 +200,11 @@ def list_part(x, n, share, shares, place, index, value):
             continue
         for i in range(first, min(first + ROW_BLOCK, n_inputs)):
             # Without a branch: a zero is overwritten by what comes next.
-            index[0, place] = i
+            position[0, place] = i
             value[0, place] = x[n, i]
             place += x[n, i] != 0
     if share == shares - 1:
-        index[0, place] = n_inputs
+        position[0, place] = n_inputs
         value[0, place] = 1
         place += 1
     return place
@@ -231,7 +231,7 @@ def list_entries(share, s):
         place = s.start[n, 0]
         for part in range(shares):
             s.start[n, part] = place
-            place = list_part(s.x, n, part, shares, place, s.index, s.value)
+            place = list_part(s.x, n, part, shares, place, s.position, s.value)
             s.stop[n, part] = place
 
 
@@ -254,15 +254,15 @@ def take_over(share, s):
                     s.weights[0, i, j] = w
                     check += w * zero  # NaN, once and for all, if a weight is not finite
         s.finite[share] = check == zero
-    if s.index.size > 0:
-        room = s.index.shape[1] // (s.x.shape[0] * shares)
+    if s.position.size > 0:
+        room = s.position.shape[1] // (s.x.shape[0] * shares)
         for n in range(s.x.shape[0]):
             begin = (n * shares + share) * room
-            end = list_part(s.x, n, share, shares, begin, s.index, s.value)
+            end = list_part(s.x, n, share, shares, begin, s.position, s.value)
             s.start[n, share] = begin
             s.stop[n, share] = end
             sum_listed(
-                begin, end, s.index, s.value, 0, s.weights, 0, s.widths[1], s.partial, share, n
+                begin, end, s.position, s.value, 0, s.weights, 0, s.widths[1], s.partial, share, n
             )
 
 
@@ -374,7 +374,7 @@ def forward_group(s, n):
     last = sizes.size - 1
     batch = s.now[0]
     n_batch = batches.shape[1]
-    if s.index.size > 0:
+    if s.position.size > 0:
         for q in range(n, n + GROUP):
             source = min(q, n_batch - 1)
             for j in range(widths[1]):
@@ -492,7 +492,7 @@ def lists_by_entry(s, share, batch):
     for n in range(s.batches.shape[1]):
         row = s.batches[batch, n]
         for e in range(s.start[row, share], s.stop[row, share]):
-            i = s.index[0, e]
+            i = s.position[0, e]
             place = s.lengths[share, i]
             s.lengths[share, i] = place + 1
             s.list_samples[i, place] = n
@@ -547,7 +547,7 @@ def rows(share, s):
     shares = s.partial.shape[0]
     if s.now[1]:
         batch = s.now[0] - 1
-        is_list = s.index.size > 0
+        is_list = s.position.size > 0
         if is_list:
             lists_by_entry(s, share, batch)
         decay_rate = s.weights.dtype.type(s.decay)
@@ -601,11 +601,11 @@ def rows(share, s):
                         for k in range(s.sizes[layer + 1]):
                             s.transposed[0, s.transposed_at[layer] + k, i] = s.weights[0, row, k]
             result_at += (size + 1) * s.sizes[layer + 1]
-    if s.now[2] and s.index.size > 0:
+    if s.now[2] and s.position.size > 0:
         for n in range(s.batches.shape[1]):
             sample = s.batches[s.now[0], n]
             sum_listed(
-                s.start[sample, share], s.stop[sample, share], s.index, s.value, 0,
+                s.start[sample, share], s.stop[sample, share], s.position, s.value, 0,
                 s.weights, 0, s.widths[1], s.partial, share, n,
             )  # fmt: skip
 

@@ -37,7 +37,6 @@ from numba.extending import (
     overload,
     register_model,
 )
-from numba.np.numpy_support import as_dtype
 
 from fastgrad.kernels.compile import parallel_kernel
 
@@ -75,34 +74,38 @@ class Block:
     def __init__(self, state: Any) -> None:
         self._values = state._asdict()
         self._type = StateType(type(state).__name__, self._values)
-        self._memory = np.zeros(self._type.words, np.int64)
-        self._floats = self._memory.view(np.float64)
+        memory = np.zeros(self._type.words, np.int64)
+        self._integers = memory.data
+        self._floats = memory.view(np.float64).data
         self._compiled = isinstance(run_shares, Dispatcher)
-        self.address = self._memory.ctypes.data if self._compiled else SimpleNamespace()
+        self.address = memory.ctypes.data if self._compiled else SimpleNamespace()
         for name, value in self._values.items():
             self._write(name, value)
 
     def update(self, **values: Any) -> None:
         """Replace values by others of the same types."""
+        known = self._values
         for name, value in values.items():
-            if value is not self._values[name]:
-                self._values[name] = value
+            if value is not known[name]:
+                known[name] = value
                 self._write(name, value)
 
     def _write(self, name: str, value: Any) -> None:
         if not self._compiled:
             setattr(self.address, name, value)
             return
-        field, at = self._type.fields[name]
-        if field is types.float64:
+        dtype, at = self._type.places[name]
+        if dtype is float:
             self._floats[at] = value
-        elif field is types.int64:
-            self._memory[at] = value
+        elif dtype is int:
+            self._integers[at] = value
+        elif value.dtype == dtype and value.flags.c_contiguous:
+            self._integers[at] = value.ctypes.data
+            for length in value.shape:
+                at += 1
+                self._integers[at] = length
         else:
-            if value.dtype != as_dtype(field.dtype) or not value.flags.c_contiguous:
-                raise TypeError(f"`{name}` must be a contiguous {field}. Got {numba.typeof(value)}.")
-            place = value.__array_interface__["data"][0]
-            self._memory[at : at + 1 + field.ndim] = (place, *value.shape)
+            raise TypeError(f"`{name}` must be a contiguous array of {dtype}. Got {value.dtype}.")
 
     def address_of(self, body: Any) -> Any:
         """Return the address of a task's code for this state, compiling it if need be."""
@@ -143,12 +146,15 @@ class StateType(types.Type):
 
     def __init__(self, name: str, values: dict[str, Any]) -> None:
         self.fields: dict[str, tuple[types.Type, int]] = {}
+        self.places: dict[str, tuple[Any, int]] = {}
         self.words = 0
         for field, value in values.items():
             if isinstance(value, np.ndarray):
                 kind = types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
+                self.places[field] = value.dtype, self.words
             else:
                 kind = types.float64 if isinstance(value, float) else types.int64
+                self.places[field] = float if isinstance(value, float) else int, self.words
             self.fields[field] = kind, self.words
             self.words += 1 + getattr(kind, "ndim", 0)
         described = ", ".join(f"{field}: {kind}" for field, (kind, _) in self.fields.items())

@@ -26,8 +26,8 @@ _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 _VECTOR_BYTES = 64 if _WIDE else 32
 #: Vectors a row that are kept in registers at a time: four rows of them fill half of the registers.
 _MOST_VECTORS = 4 if _WIDE else 2
-#: ... and of a single row. Every pass reads the list again, and waits for the sums of its last step:
-#: with 50 hidden units one pass takes half the time of passes of two vectors.
+#: ... and of a single row. Every pass reads the list again, and waits for the sums of its last
+#: step: with 50 hidden units one pass takes half the time of passes of two vectors.
 _ROW_VECTORS = (14, 7, 4) if _WIDE else (14, 8, 4)
 _INTEGER = ir.IntType(64)
 
