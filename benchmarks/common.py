@@ -2,7 +2,11 @@
 
 import functools
 import importlib
+import os
+import tempfile
 import time
+import zipfile
+from pathlib import Path
 
 import numpy as np
 
@@ -28,9 +32,22 @@ def find(module, *names):
 
 @functools.cache
 def images(count, dtype):
-    """Return the first images of MNIST and their labels."""
-    (x, t), _ = find("fastgrad", "load_mnist")()
-    return x[:count].astype(dtype), t[:count].astype(np.int64)
+    """Return the first images of MNIST and their labels.
+
+    asv starts a process for every benchmark and parameter, and unpacking MNIST takes most of a
+    second; so the first process leaves what it needed beside the cache of compiled kernels.
+    """
+    load = find("fastgrad", "load_mnist")
+    kept = Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), f"mnist-{count}.npz")
+    try:
+        with np.load(kept) as file:
+            x, t = file["x"], file["t"]
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        (x, t), _ = load()
+        x, t = x[:count], t[:count]
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(kept, x=x, t=t)
+    return x.astype(dtype), t.astype(np.int64)
 
 
 @functools.cache
