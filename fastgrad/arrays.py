@@ -136,17 +136,13 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
     """
     array = real_array(x, name, dtype=dtype)
     if array.ndim not in (1, 2) or array.shape[-1] != width:
-        raise ValueError(
-            f"`{name}` must have shape (N, {width}) or ({width},). Got {array.shape}."
-        )
+        raise ValueError(f"`{name}` must have shape (N, {width}) or ({width},). Got {array.shape}.")
     if array.shape[0] == 0:
         raise ValueError(f"`{name}` must hold at least one sample. Got {array.shape}.")
     return array.reshape(-1, width), array.ndim == 1
 
 
-def targets(
-    t: Any, name: str, n: int, classes: int, dtype: Any
-) -> tuple[IntArray, FloatArray]:
+def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArray, FloatArray]:
     """Return targets as labels or as soft targets; the array that does not apply is empty.
 
     Parameters

@@ -401,10 +401,10 @@ class Engine:
         return self._mean_loss()
 
     def _mean_loss(self) -> float:
-        where = self.layout
-        loss: float = iteration.mean_loss(
-            self.sample_loss, where.sizes, where.weights_at, self.weights, self.decay
-        )
+        loss = float(np.add.reduce(self.sample_loss, dtype=np.float64)) / self.n_batch
+        if self.decay:
+            where = self.layout
+            loss += iteration.penalty(where.sizes, where.weights_at, self.weights, self.decay)
         return loss
 
     def backpropagate(
@@ -523,9 +523,7 @@ class Engine:
                 down=np.empty(samples.value.shape, self.dtype),
                 value_up=aligned((n, width), self.dtype),
                 value_down=aligned((n, width), self.dtype),
-                coefficients=aligned(
-                    (n_items, central_difference.COEFFICIENTS, width), self.dtype
-                ),
+                coefficients=aligned((n_items, central_difference.COEFFICIENTS, width), self.dtype),
                 largest=self._largest,
                 table=np.zeros((shares, central_difference.HASH_SLOTS), np.int64),
                 example=np.zeros(rows, np.int64),

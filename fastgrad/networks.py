@@ -63,9 +63,7 @@ class Network:
         """Fill `params`: weights normal with these standard deviations, biases zero."""
         normal = normal_source(rng)
         self.params = {}
-        for scale, (name, shape) in zip(
-            np.repeat(scales, 2), self._shapes.items(), strict=True
-        ):
+        for scale, (name, shape) in zip(np.repeat(scales, 2), self._shapes.items(), strict=True):
             values = scale * normal(shape) if name.startswith("W") else np.zeros(shape)
             self.params[name] = values.astype(self._dtype)
 
@@ -314,9 +312,7 @@ class Network:
         xs, labels, soft = self.checked_batch(x, t)
         params = self._checked_params()
         hidden = range(1, len(self._sizes) - 1)
-        marks = {
-            name: np.zeros(shape, bool) for name, shape in self._shapes.items()
-        }
+        marks = {name: np.zeros(shape, bool) for name, shape in self._shapes.items()}
         with self.engine() as engine:
             for n in range(len(xs)):
                 engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])

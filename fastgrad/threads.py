@@ -18,9 +18,7 @@ from typing import Any
 
 import numba
 
-_TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(
-    sys.platform, "libtbb.so.12"
-)
+_TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(sys.platform, "libtbb.so.12")
 
 #: workqueue aborts the process when two Python threads launch at once.
 _workqueue_lock = threading.RLock()

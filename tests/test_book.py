@@ -1,7 +1,5 @@
 """The book's module names: who serves them, what they hand on, and how scripts are run."""
 
-
-
 import copy
 import importlib
 import os

@@ -5,12 +5,16 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numba
+import numpy as np
 import pytest
 
 import fastgrad
 from fastgrad.kernels import compile as policy
+from fastgrad.kernels import iteration
+from fastgrad.kernels.iteration import State
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
@@ -171,9 +175,19 @@ def test_options(decorate):
     assert options["nogil"]
     assert options["error_model"] == "numpy"
     assert bool(options.get("parallel")) == (decorate is policy.parallel_kernel)
+    assert options["no_cfunc_wrapper"]
+    assert bool(options.get("no_cpython_wrapper")) == (decorate is policy.task_kernel)
     exact = decorate is policy.exact_kernel
     assert set(options["fastmath"]) == (policy.EXACT_FASTMATH if exact else policy.FASTMATH)
 
 
 def _twice(x):
     return 2 * x
+
+
+@pytest.mark.parametrize(
+    "state", [0, SimpleNamespace(), State(*[np.zeros(3)] * len(State._fields))]
+)
+def test_a_task_called_from_python_is_refused(state):
+    with pytest.raises(TypeError, match="cannot be called from Python"):
+        iteration.forward(0, state)

@@ -410,9 +410,7 @@ def test_steps_of_optimizers(kind, data):
         st.one_of(
             arrays(shape, specials=False),
             st.builds(
-                lambda seed, layout: laid_out(
-                    np.random.default_rng(seed).random(shape), layout
-                ),
+                lambda seed, layout: laid_out(np.random.default_rng(seed).random(shape), layout),
                 seeds,
                 st.sampled_from(["C", "F", "strided", "reversed", "unaligned"]),
             ),
@@ -540,9 +538,7 @@ def test_numerical_gradient(data):
             plain = plain_gradient(f, array, steps)
             close(result, plain, 1e3 * (1 + np.abs(wide(array))) ** 2 / 1e-5)
 
-    judge(
-        lambda: fastgrad.numerical_gradient(f, x, h), x, expected, ["x", "h", "f"], same=same
-    )
+    judge(lambda: fastgrad.numerical_gradient(f, x, h), x, expected, ["x", "h", "f"], same=same)
 
 
 @robust(20)
@@ -565,6 +561,7 @@ def test_numerical_diff(data):
                 close(result, plain, 1e9)
 
     call = fastgrad.numerical_diff
+
     def f(x):
         with np.errstate(all="ignore"):
             return np.sin(x)
@@ -877,9 +874,7 @@ def test_fit(data, net):
         }  # fmt: skip
         assert all(value.dtype == net.dtype for value in net.params.values())
 
-    judge(
-        lambda: net.fit(x, t, **kwargs), (x, t), expected, [*NAMES, *FIT_ARGUMENTS], same=same
-    )
+    judge(lambda: net.fit(x, t, **kwargs), (x, t), expected, [*NAMES, *FIT_ARGUMENTS], same=same)
     if wrong:
         assert repr(net.params) == contents, "a call that raised changed the parameters"
 

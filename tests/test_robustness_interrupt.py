@@ -90,6 +90,7 @@ def test_fit_hands_back_what_was_learned(delay, options):
 def test_numerical_gradient_restores_x(delay):
     x = RNG.standard_normal((400, 300))
     before = x.copy()
+
     def go_on():
         while True:
             fastgrad.numerical_gradient(lambda x: float(x[0, 0]) ** 2, x)

@@ -39,7 +39,9 @@ rng = np.random.default_rng(0)
 x, t = rng.random((20, 30)) * (rng.random((20, 30)) < 0.3), rng.integers(0, 4, 20)
 """
 
-KERNELS = MEASURE + """
+KERNELS = (
+    MEASURE
+    + """
 large, scores = rng.standard_normal(40_000), rng.standard_normal((20, 4))
 W, b = rng.standard_normal((30, 12)), rng.standard_normal(12)
 params = {"W": W.copy(), "b": b.copy()}
@@ -63,8 +65,11 @@ def shared():
 
 print(growth(kernels, int(sys.argv[1])), growth(shared, int(sys.argv[1])))
 """
+)
 
-NETS = MEASURE + """
+NETS = (
+    MEASURE
+    + """
 def make_and_drop():
     net = fg.TwoLayerNet(300, 40, 4, rng=0)
     net.fit(rng.random((20, 300)), t, iterations=3, batch_size=10, rng=0)
@@ -72,8 +77,11 @@ def make_and_drop():
 
 print(growth(make_and_drop, int(sys.argv[1])))
 """
+)
 
-FIT = MEASURE + """
+FIT = (
+    MEASURE
+    + """
 net = fg.TwoLayerNet(30, 12, 4, rng=0)
 seconds = float(sys.argv[1])
 sizes = []
@@ -89,8 +97,11 @@ for _ in range(4):
     train(max(2000, int(rate * seconds / 4)))
 print(resident() - before)
 """
+)
 
-COMPILED = MEASURE + """
+COMPILED = (
+    MEASURE
+    + """
 from numba import njit
 
 @njit
@@ -100,6 +111,7 @@ def f(x):
 work = lambda: (fg.numerical_gradient(f, x), fg.numerical_gradient(lambda x: float(x[0, 0]), x))
 print(growth(work, int(sys.argv[1])))
 """
+)
 
 
 @pytest.mark.parametrize(

@@ -57,11 +57,18 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
 
 def task_kernel(function: Callable[..., Any]) -> Any:
     """Compile a task's body, a serial kernel of (share, state), for `fastgrad.kernels.tasks`."""
-    compiled = _compile(function, parallel=False, fastmath=FASTMATH)
+    # It is called by its address. An entry from Python, with a copy of the body, costs another
+    # tenth of the time to compile.
+    compiled = _compile(function, parallel=False, fastmath=FASTMATH, no_cpython_wrapper=True)
     if isinstance(compiled, numba.core.dispatcher.Dispatcher):
+        compiled._compile_for_args = _refuse_call  # what Numba does there is jump to address 0
         # Numba sets this flag itself on what stands inside a ``prange``, and offers no option.
         compiled._compiler._customize_flags = _without_aliases
     return compiled
+
+
+def _refuse_call(*args: Any, **kwargs: Any) -> Any:
+    raise TypeError("A task cannot be called from Python: see fastgrad.kernels.tasks.run_shares.")
 
 
 def _without_aliases(flags: Any) -> Any:
@@ -85,15 +92,16 @@ def _compile(
     *,
     parallel: bool,
     fastmath: frozenset[str],
-    inline: str = "never",
+    **options: Any,
 ) -> Any:
     compiled = numba.njit(
         function,
         parallel=parallel,
         fastmath=set(fastmath),
-        inline=inline,
+        **options,
         error_model="numpy",
         nogil=True,
+        no_cfunc_wrapper=True,  # nobody calls through it
     )
     if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # a function under NUMBA_DISABLE_JIT
         _attach_cache(compiled)

@@ -189,15 +189,12 @@ def list_part(x, n, share, shares, place, position, value):
     """List a share's part of sample n from `place` on; return where it ends."""
     n_inputs = x.shape[1]
     for first in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-        # Half of the blocks of an image are empty. A NaN is not equal to zero.
-        if first + ROW_BLOCK <= n_inputs and (
-            (abs(x[n, first]) + abs(x[n, first + 1]))
-            + (abs(x[n, first + 2]) + abs(x[n, first + 3]))
-            + (abs(x[n, first + 4]) + abs(x[n, first + 5]))
-            + (abs(x[n, first + 6]) + abs(x[n, first + 7]))
-            == 0
-        ):
-            continue
+        if first + ROW_BLOCK <= n_inputs:  # half of the blocks of an image are empty
+            total = x.dtype.type(0)
+            for i in range(ROW_BLOCK):
+                total += abs(x[n, first + i])
+            if total == 0:  # which a NaN is not
+                continue
         for i in range(first, min(first + ROW_BLOCK, n_inputs)):
             # Without a branch: a zero is overwritten by what comes next.
             position[0, place] = i
@@ -390,9 +387,7 @@ def forward_group(s, n):
         )  # fmt: skip
     for layer in range(1, last):
         for q in range(n, n + GROUP):
-            activate(
-                s.activation, sizes[layer], widths[layer], values, errors, layer, q
-            )
+            activate(s.activation, sizes[layer], widths[layer], values, errors, layer, q)
         multiply(
             values, layer, n, n + 1, n + 2, n + 3, sizes[layer] + 1, weights, 0,
             s.weights_at[layer], widths[layer + 1], values, layer + 1, n,
@@ -636,7 +631,10 @@ def iterate(
     run_shares(rows_body, state, shares)
     for iteration in range(losses.size):
         run_shares(samples_body, state, shares)
-        losses[iteration] = mean_loss(sample_loss, sizes, weights_at, weights, decay)
+        loss = 0.0
+        for n in range(sample_loss.size):
+            loss += sample_loss[n]
+        losses[iteration] = loss / sample_loss.size + penalty(sizes, weights_at, weights, decay)
         now[0] = iteration + 1
         now[1] = 1
         now[2] = iteration + 1 < losses.size
@@ -645,18 +643,14 @@ def iterate(
 
 
 @kernel
-def mean_loss(sample_loss, sizes, weights_at, weights, decay):
-    """Return the mean loss of a batch plus the penalty of weight decay, in double precision."""
-    loss = 0.0
-    for n in range(sample_loss.size):
-        loss += sample_loss[n]
-    loss /= sample_loss.size
-    if decay != 0:
-        squares = 0.0
-        for layer in range(sizes.size - 1):
-            for i in range(weights_at[layer], weights_at[layer] + sizes[layer]):
-                for j in range(sizes[layer + 1]):
-                    w = np.float64(weights[0, i, j])
-                    squares += w * w
-        loss += 0.5 * decay * squares
-    return loss
+def penalty(sizes, weights_at, weights, decay):
+    """Return what weight decay adds to the loss, in double precision."""
+    if decay == 0:
+        return 0.0
+    squares = 0.0
+    for layer in range(sizes.size - 1):
+        for i in range(weights_at[layer], weights_at[layer] + sizes[layer]):
+            for j in range(sizes[layer + 1]):
+                w = np.float64(weights[0, i, j])
+                squares += w * w
+    return 0.5 * decay * squares

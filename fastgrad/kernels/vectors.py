@@ -24,12 +24,15 @@ from numba.extending import intrinsic, overload
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 #: Bytes of a vector register.
 _VECTOR_BYTES = 64 if _WIDE else 32
-#: Vectors a row that are kept in registers at a time: four rows of them fill half of the registers.
-_MOST_VECTORS = 4 if _WIDE else 2
-#: ... and of a single row. Every pass reads the list again, and waits for the sums of its last
-#: step: with 50 hidden units one pass takes half the time of passes of two vectors.
-_ROW_VECTORS = (14, 7, 4) if _WIDE else (14, 8, 4)
+#: How many vectors of a row are summed at a time: the first number as long as there are that many,
+#: then the next. Rows are whole AVX-512 registers. Four rows a time, whose sums fill half of the
+#: registers:
+_GROUP_VECTORS = (4, 2, 1) if _WIDE else (2,)
+#: ... and one row a time. Every pass reads the list again, and waits for the sums of its last step:
+#: with 50 hidden units one pass takes half the time of passes of two vectors.
+_ROW_VECTORS = (14, 7, 4, 2, 1) if _WIDE else (14, 8, 4, 2)
 _INTEGER = ir.IntType(64)
+_ZERO = ir.Constant(_INTEGER, 0)
 
 
 def sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
@@ -80,82 +83,34 @@ def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
     out[v, g : g + 4, :width] = left[u, rows[r], i : i + 4].T @ right[w, :count, :width]
 
 
-# Each function below covers the columns in steps of as many vectors as registers hold. The number
-# is part of the code that is generated, so every number has a call of its own.
-
-
 @overload(sum_listed)
 def _compile_sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
-    lanes = _VECTOR_BYTES * 8 // value.dtype.bitwidth
-    most, many, some = _ROW_VECTORS
-
-    def sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
-        j = 0
-        while j + most * lanes <= width:
-            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, most)
-            j += most * lanes
-        if j + many * lanes <= width:
-            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, many)
-            j += many * lanes
-        if j + some * lanes <= width:
-            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, some)
-            j += some * lanes
-        if j + 2 * lanes <= width:
-            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, 2)
-            j += 2 * lanes
-        if j + lanes <= width:
-            _sum_listed(begin, end, index, value, q, right, u, j, out, v, n, 1)
-
-    return sum_listed
+    return lambda begin, end, index, value, q, right, u, width, out, v, n: _sum_listed(
+        begin, end, index, value, q, right, u, width, out, v, n
+    )
 
 
 @overload(multiply)
 def _compile_multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
-    lanes = _VECTOR_BYTES * 8 // left.dtype.bitwidth
-    most = _MOST_VECTORS
-
-    def multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
-        j = 0
-        while j + most * lanes <= width:
-            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, most)
-            j += most * lanes
-        if j + 2 * lanes <= width:
-            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, 2)
-            j += 2 * lanes
-        if j + lanes <= width:
-            _multiply(left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, 1)
-
-    return multiply
+    return lambda left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n: _multiply(
+        left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n
+    )
 
 
 @overload(multiply_transposed)
 def _compile_multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
-    lanes = _VECTOR_BYTES * 8 // left.dtype.bitwidth
-    most = _MOST_VECTORS
-
-    def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
-        j = 0
-        while j + most * lanes <= width:
-            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, most)
-            j += most * lanes
-        if j + 2 * lanes <= width:
-            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, 2)
-            j += 2 * lanes
-        if j + lanes <= width:
-            _multiply_transposed(left, u, rows, r, i, right, w, j, out, v, g, 1)
-
-    return multiply_transposed
+    return lambda left, u, rows, r, i, right, w, width, out, v, g: _multiply_transposed(
+        left, u, rows, r, i, right, w, width, out, v, g
+    )
 
 
-@intrinsic(prefer_literal=True)
-def _sum_listed(typing_context, begin, end, index, value, q, right, u, j, out, v, n, vectors):
-    """Do as `sum_listed` does, for a number of vectors from column j on."""
-
+@intrinsic
+def _sum_listed(typing_context, begin, end, index, value, q, right, u, width, out, v, n):
     def generate(emit):
         indices, _ = emit.address("index", "q")
         factors, _ = emit.address("value", "q")
-        source, stride = emit.address("right", "u", column="j")
-        target, _ = emit.address("out", "v", "n", column="j")
+        source, stride = emit.address("right", "u")
+        target, _ = emit.address("out", "v", "n")
 
         def factor(row, step):
             return emit.add(factors, emit.times(step, emit.size))
@@ -165,21 +120,17 @@ def _sum_listed(typing_context, begin, end, index, value, q, right, u, j, out, v
             entry = emit.builder.zext(emit.load(place, ir.IntType(32)), _INTEGER)
             return emit.add(source, emit.builder.mul(entry, stride[1]))
 
-        emit.sums(emit.whole("begin"), emit.whole("end"), factor, line, [target])
+        emit.sums(_ROW_VECTORS, emit.whole("begin"), emit.whole("end"), factor, line, [target])
 
-    return _typed(generate, right, vectors, locals())
+    return _typed(generate, right, locals())
 
 
-@intrinsic(prefer_literal=True)
-def _multiply(
-    typing_context, left, u, r1, r2, r3, r4, depth, right, w, at, j, out, v, n, vectors
-):  # fmt: skip
-    """Do as `multiply` does, for a number of vectors from column j on."""
-
+@intrinsic
+def _multiply(typing_context, left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
     def generate(emit):
         factors = [emit.address("left", "u", name)[0] for name in ("r1", "r2", "r3", "r4")]
-        source, stride = emit.address("right", "w", "at", column="j")
-        target, pitch = emit.address("out", "v", "n", column="j")
+        source, stride = emit.address("right", "w", "at")
+        target, pitch = emit.address("out", "v", "n")
 
         def factor(row, step):
             return emit.add(factors[row], emit.times(step, emit.size))
@@ -188,22 +139,19 @@ def _multiply(
             return emit.add(source, emit.builder.mul(step, stride[1]))
 
         targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
-        emit.sums(ir.Constant(_INTEGER, 0), emit.whole("depth"), factor, line, targets)
+        emit.sums(_GROUP_VECTORS, _ZERO, emit.whole("depth"), factor, line, targets)
 
-    return _typed(generate, right, vectors, locals())
+    return _typed(generate, right, locals())
 
 
-@intrinsic(prefer_literal=True)
-def _multiply_transposed(
-    typing_context, left, u, rows, r, i, right, w, j, out, v, g, vectors
-):  # fmt: skip
-    """Do as `multiply_transposed` does, for a number of vectors from column j on."""
-
+@intrinsic
+def _multiply_transposed(typing_context, left, u, rows, r, i, right, w, width, out, v, g):
     def generate(emit):
         chosen, _ = emit.address("rows", "r")
-        factors, gap = emit.address("left", "u", column="i")
-        source, stride = emit.address("right", "w", column="j")
-        target, pitch = emit.address("out", "v", "g", column="j")
+        factors, gap = emit.address("left", "u")
+        factors = emit.add(factors, emit.times(emit.whole("i"), emit.size))
+        source, stride = emit.address("right", "w")
+        target, pitch = emit.address("out", "v", "g")
 
         def factor(row, step):
             entry = emit.load(emit.add(chosen, emit.times(step, 8)), _INTEGER)
@@ -214,21 +162,19 @@ def _multiply_transposed(
             return emit.add(source, emit.builder.mul(step, stride[1]))
 
         targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
-        emit.sums(ir.Constant(_INTEGER, 0), emit.length("rows", 1), factor, line, targets)
+        emit.sums(_GROUP_VECTORS, _ZERO, emit.length("rows", 1), factor, line, targets)
 
-    return _typed(generate, right, vectors, locals())
+    return _typed(generate, right, locals())
 
 
-def _typed(generate, right, vectors, scope):
+def _typed(generate, right, scope):
     """Return the signature and the code generator of an intrinsic with these arguments."""
-    if not isinstance(vectors, types.IntegerLiteral):
-        return None
     names = [name for name in scope if name not in ("typing_context", "generate")]
 
     def code_generator(context, builder, signature, arguments):
         kinds = dict(zip(names, signature.args, strict=True))
         values = dict(zip(names, arguments, strict=True))
-        generate(_Emitter(context, builder, kinds, values, right.dtype, vectors.literal_value))
+        generate(_Emitter(context, builder, kinds, values, right.dtype))
         return context.get_dummy_value()
 
     return types.void(*(scope[name] for name in names)), code_generator
@@ -237,10 +183,9 @@ def _typed(generate, right, vectors, scope):
 class _Emitter:
     """Writes the LLVM instructions of a loop that sums scaled rows."""
 
-    def __init__(self, context, builder, kinds, values, dtype, vectors):
+    def __init__(self, context, builder, kinds, values, dtype):
         self.context, self.builder = context, builder
         self.kinds, self.values = kinds, values
-        self.vectors = vectors
         self.number = context.get_data_type(dtype)
         self.size = dtype.bitwidth // 8
         self.lanes = _VECTOR_BYTES // self.size
@@ -267,7 +212,7 @@ class _Emitter:
         )
         return cgutils.unpack_tuple(self.builder, array.shape)[axis]
 
-    def address(self, name, *indices, column=None):
+    def address(self, name, *indices):
         """Return the address of an array's element as an integer, and the array's strides."""
         array = self.context.make_array(self.kinds[name])(
             self.context, self.builder, self.values[name]
@@ -276,8 +221,6 @@ class _Emitter:
         place = self.builder.ptrtoint(array.data, _INTEGER)
         for argument, stride in zip(indices, strides, strict=False):
             place = self.add(place, self.builder.mul(self.whole(argument), stride))
-        if column is not None:
-            place = self.add(place, self.times(self.whole(column), self.size))
         return place, strides
 
     def load(self, place, kind):
@@ -292,27 +235,54 @@ class _Emitter:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, mask)
 
-    def sums(self, begin, end, factor, line, targets):
-        """Write the loop: sum over steps of factor(row, step) * line(step), for every target row.
+    def sums(self, counts, begin, end, factor, line, targets):
+        """Write the loops over columns, ``counts`` vectors at a time, up to the argument ``width``.
 
-        ``factor`` and ``line`` return addresses; vector k of a line, or of a target, lies k
-        registers further on.
+        For each, sum over steps of factor(row, step) * line(step), for every target row.
+        ``factor`` and ``line`` return addresses; a vector of a line, or of a target, lies as far
+        behind its beginning as its column does.
         """
+        builder = self.builder
+        width = self.times(self.whole("width"), self.size)
+        column = _ZERO
+        for count in counts:
+            entry = builder.block
+            head = builder.append_basic_block("columns.head")
+            body = builder.append_basic_block("columns.body")
+            done = builder.append_basic_block("columns.done")
+            builder.branch(head)
+
+            builder.position_at_end(head)
+            here = builder.phi(_INTEGER)
+            following = self.add(here, ir.Constant(_INTEGER, count * _VECTOR_BYTES))
+            builder.cbranch(builder.icmp_signed("<=", following, width), body, done)
+
+            builder.position_at_end(body)
+            self.sum_columns(count, here, begin, end, factor, line, targets)
+            here.add_incoming(column, entry)
+            here.add_incoming(following, builder.block)
+            builder.branch(head)
+
+            builder.position_at_end(done)
+            column = here
+
+    def sum_columns(self, count, column, begin, end, factor, line, targets):
+        """Write the loop over steps for ``count`` vectors from a column, given in bytes, on."""
         builder = self.builder
         entry = builder.block
         head = builder.append_basic_block("sums.head")
         body = builder.append_basic_block("sums.body")
         done = builder.append_basic_block("sums.done")
+        offsets = [self.add(column, ir.Constant(_INTEGER, k * _VECTOR_BYTES)) for k in range(count)]
         builder.branch(head)
 
         builder.position_at_end(head)
         step = builder.phi(_INTEGER)
-        totals = [[builder.phi(self.vector) for _ in range(self.vectors)] for _ in targets]
+        totals = [[builder.phi(self.vector) for _ in offsets] for _ in targets]
         builder.cbranch(builder.icmp_signed("<", step, end), body, done)
 
         builder.position_at_end(body)
         start = line(step)
-        offsets = [ir.Constant(_INTEGER, k * _VECTOR_BYTES) for k in range(self.vectors)]
         terms = [self.load(self.add(start, offset), self.vector) for offset in offsets]
         added = []
         for row, sums in enumerate(totals):
