@@ -21,6 +21,11 @@ IntArray = NDArray[np.int64]
 #: The two dtypes that the kernels are compiled for.
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _FLOAT32, _FLOAT64 = FLOAT_DTYPES
+_INT64 = np.dtype(np.int64)
+
+#: What `targets` returns for the form that does not apply.
+_NO_LABELS = np.empty(0, np.int64)
+_NO_TARGETS = {dtype: np.empty(0, dtype) for dtype in FLOAT_DTYPES}
 
 
 def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -169,12 +174,17 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
     ValueError
         If the shape does not fit, or a label is out of range.
     """
+    if type(t) is np.ndarray and t.flags.carray:  # the common cases need no closer look
+        if t.dtype is dtype and t.shape == (n, classes):
+            return _NO_LABELS, t
+        if t.dtype is _INT64 and t.shape == (n,) and _in_range(t, classes):
+            return t, _NO_TARGETS[dtype].reshape(0, classes)
     array = _plain_array(t, name)
     integers = array.dtype.kind in "iu"
     if array.shape == (n, classes) and not (classes == 1 and integers):
-        return np.empty(0, np.int64), real_array(array, name, dtype=dtype)
+        return _NO_LABELS, real_array(array, name, dtype=dtype)
     if n == 1 and array.shape == (classes,) and not (classes == 1 and integers):
-        return np.empty(0, np.int64), real_array(array[None], name, dtype=dtype)
+        return _NO_LABELS, real_array(array[None], name, dtype=dtype)
     if array.shape not in ((n,), (n, 1)) and not (n == 1 and array.ndim == 0):
         raise ValueError(
             f"`{name}` must be labels of shape ({n},) or targets of shape ({n}, {classes}). "
@@ -186,14 +196,19 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
     labels = np.ascontiguousarray(flat, dtype=np.int64)
     if not labels.flags.behaved:  # another type to Numba, as in `real_array`
         labels = labels.copy()
-    unsigned = labels.view(np.uint64)  # a negative label is a huge one without its sign
-    if unsigned.max(initial=0) >= classes:
-        position = int(np.argmax(unsigned >= classes))
+    if not _in_range(labels, classes):
+        position = int(np.argmax(labels.view(np.uint64) >= classes))
         raise ValueError(
             f"`{name}` must hold labels from 0 to {classes - 1}. "
             f"Got {flat[position]} at position {position}."
         )
-    return labels, np.empty((0, classes), dtype)
+    return labels, _NO_TARGETS[dtype].reshape(0, classes)
+
+
+def _in_range(labels: IntArray, classes: int) -> bool:
+    """Return whether all labels are from 0 to classes - 1."""
+    # A negative label is a huge one without its sign.
+    return bool(np.maximum.reduce(labels.view(np.uint64), initial=0) < classes)
 
 
 def real_number(value: Any, name: str, *, minimum: float = -math.inf) -> float:

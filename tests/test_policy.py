@@ -240,10 +240,9 @@ for dtype in "fd":
     for net in (TwoLayerNet(8, 5, 3, dtype=dtype),
                 TwoLayerNet(8, 5, 3, activation="relu", delta=0, dtype=dtype),
                 MultiLayerNet(8, [5, 4], 3, dtype=dtype)):
-        for x in forms:
-            for t in kinds:
-                net.predict(x), net.loss(x, t), net.accuracy(x, t), net.gradient(x, t)
-                net.numerical_gradient(x, t), net.numerical_gradient(x, t, 0.5)
+        for x, t in [(x, labels) for x in forms] + [(forms[0], t) for t in kinds]:
+            net.predict(x), net.loss(x, t), net.accuracy(x, t), net.gradient(x, t)
+            net.numerical_gradient(x, t), net.numerical_gradient(x, t, 0.5)
         net.params["W1"] = np.asfortranarray(net.params["W1"])
         for t in kinds:
             for optimizer in (None, Adam()):

@@ -1,152 +1,80 @@
 r"""The affine map x W + b and its backward pass, on one register-tiled matrix product.
 
-A tile is a few entries of the product, ROWS high and some columns wide. Its sums stay in registers
-while one row of the right factor after another is multiplied in: at each step, ROWS numbers of the
-left factor, spread over a register each, meet neighbours of the right factor. All three products of
-an affine layer have this form:
+A tile is a few entries of the product, six rows high and two vectors wide. Its sums stay in
+registers while one row of the right factor after another is multiplied in: at each step, six
+numbers of the left factor, spread over a register each, meet neighbours of the right factor. All
+three products of an affine layer have this form:
 
 - forward ``x @ W``: neighbours are the units in a row of W;
 - ``dW = x.T @ dout``: neighbours are the units in a row of dout;
 - ``dx = dout @ W.T``: neighbours are pixels, so W is transposed first, which costs a tenth of the
   product.
-
-Measured at (100, 784) x (784, 50) on one Zen 4 core, this reaches 114 GFLOP/s in float32 and 57 in
-float64, of about 118 and 59 that the core can do; a fifth of it goes into the columns that round 50
-up to 64.
 """
-
-# Helpers take scalars of either dtype and Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
 
 from __future__ import annotations
 
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
-from numba import carray, prange, types  # type: ignore[attr-defined]
-from numba.core import cgutils
-from numba.extending import intrinsic, overload
+from numba import prange
 
 from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.vectors import (
+    NARROW_ROWS,
+    VECTOR_BYTES,
+    WIDE_ROWS,
+    WIDE_VECTORS,
+    narrow_tile,
+    wide_tile,
+)
 
-#: Height of a tile; the loops below are written out for four rows.
-ROWS = 4
-#: Widths of a tile: two AVX-512 registers of float32 (four of float64), and one (two).
-WIDE = 32
-NARROW = 16
+#: Bytes of the right factor that one block of terms may have, for the second cache to hold.
+BLOCK_BYTES = 2**17
 #: Multiplications that are worth a second thread.
 PARALLEL_WORK = 250_000
 
 
-def tile_sums(like, size):
-    """Return uninitialised scratch of the dtype of `like`; in compiled code, on the stack.
-
-    Nothing else can refer to it there, and the compiler knows. So it holds the sums in registers
-    over a whole loop, where an array from the heap would go through memory at every step (2.7 times
-    slower). It is gone when the function that made it returns. `size` must be a constant.
-    """
-    return np.empty(size, like.dtype)
-
-
-@intrinsic
-def _stack_pointer(typing_context, like, size):
-    """Reserve `size` numbers of the dtype of `like` on the stack, aligned to a cache line."""
-    if not isinstance(size, types.IntegerLiteral):
-        return None
-    count = size.literal_value
-
-    def codegen(context, builder, signature, args):
-        number = context.get_data_type(like.dtype)
-        memory = cgutils.alloca_once(builder, ir.ArrayType(number, count))
-        memory.align = 64
-        return builder.bitcast(memory, ir.PointerType(number))
-
-    return types.CPointer(like.dtype)(like, size), codegen
-
-
-def _tile_sums_on_stack(like, size):
-    if not isinstance(size, types.IntegerLiteral):
-        return None
-    count = size.literal_value
-    return lambda like, size: carray(_stack_pointer(like, count), (count,))  # type: ignore[call-arg]
-
-
-overload(tile_sums, prefer_literal=True, inline="always")(_tile_sums_on_stack)
-
-
-def _tiled_product(columns: int) -> Any:
-    """Make the kernel that computes a part of a product in tiles of that many columns."""
-    size = ROWS * columns
-
-    def tiled_product(a, b, offset, out, first_row, last_row, first_column, last_column):
-        n_terms = a.shape[1]
-        sums = tile_sums(a, size)
-        width = min(columns, out.shape[1])
-        for left in range(first_column, last_column, columns):
-            # At the edge a tile reaches back over its neighbour and computes the same once more.
-            # max(0, ...) tells the compiler that an index does not count from the end.
-            c = max(0, min(left, b.shape[1] - columns))
-            for top in range(first_row, last_row, ROWS):
-                r0 = max(0, top)
-                r1 = max(0, min(top + 1, last_row - 1))
-                r2 = max(0, min(top + 2, last_row - 1))
-                r3 = max(0, min(top + 3, last_row - 1))
-                for j in range(size):
-                    sums[j] = 0
-                for k in range(n_terms):
-                    a0 = a[r0, k]
-                    a1 = a[r1, k]
-                    a2 = a[r2, k]
-                    a3 = a[r3, k]
-                    for j in range(columns):
-                        neighbour = b[k, c + j]
-                        sums[j] += a0 * neighbour
-                        sums[columns + j] += a1 * neighbour
-                        sums[2 * columns + j] += a2 * neighbour
-                        sums[3 * columns + j] += a3 * neighbour
-                for j in range(width):
-                    out[r0, c + j] = sums[j] + offset[c + j]
-                    out[r1, c + j] = sums[columns + j] + offset[c + j]
-                    out[r2, c + j] = sums[2 * columns + j] + offset[c + j]
-                    out[r3, c + j] = sums[3 * columns + j] + offset[c + j]
-
-    return kernel(tiled_product)
-
-
-_product_wide = _tiled_product(WIDE)
-_product_narrow = _tiled_product(NARROW)
-
-
 @kernel
-def product_rows(a: Any, b: Any, offset: Any, out: Any, first: int, last: int) -> None:
-    """Compute rows first .. last - 1 of a product plus a row, ``out = a @ b + offset``.
+def add_product(a: Any, b: Any, out: Any, first: int, last: int) -> None:
+    """Add rows first .. last - 1 of a product, ``out += a @ b``.
 
     Parameters
     ----------
     a : ndarray, shape (M, K)
         C- or F-contiguous.
     b : ndarray of a's dtype, shape (K, P)
-        With at least NARROW columns, see `widen`; those beyond the P of `out` count for nothing.
-    offset : ndarray of a's dtype, shape (P,)
+        With at least as many columns as a vector has lanes, see `widen`.
     out : ndarray of a's dtype, shape (M, P)
-        Out.
+        In and out.
     first, last : int
     """
-    n_columns = out.shape[1]
-    wide = n_columns // WIDE * WIDE
-    if b.shape[1] >= WIDE and n_columns - wide > NARROW:
+    lanes = VECTOR_BYTES // out.itemsize
+    width = WIDE_VECTORS * lanes
+    n_terms, n_columns = b.shape
+    wide = n_columns // width * width
+    if wide > 0 and n_columns - wide > lanes:
         wide = n_columns
-    _product_wide(a, b, offset, out, first, last, 0, wide)
-    _product_narrow(a, b, offset, out, first, last, wide, n_columns)
+    # All tiles use the same rows of the right factor before any uses the next ones.
+    block = max(64, BLOCK_BYTES // (n_columns * b.itemsize))
+    for begin in range(0, n_terms, block):
+        end = min(begin + block, n_terms)
+        for r in range(first, last, WIDE_ROWS):
+            for left in range(0, wide, width):
+                column = min(left, n_columns - width)  # at the edge it reaches back
+                wide_tile(a, r, last, b, begin, end, column, left, out)
+        for r in range(first, last, NARROW_ROWS):
+            for left in range(wide, n_columns, lanes):
+                column = min(left, n_columns - lanes)
+                narrow_tile(a, r, last, b, begin, end, column, left, out)
 
 
 @kernel
 def widen(b: Any) -> Any:
-    """Return `b` with columns of zeros added where it has fewer than a tile."""
-    if b.shape[1] >= NARROW:
+    """Return `b` with columns of zeros added where it has fewer than a vector has lanes."""
+    lanes = VECTOR_BYTES // b.itemsize
+    if b.shape[1] >= lanes:
         return b
-    wide = np.zeros((b.shape[0], NARROW), b.dtype)
+    wide = np.zeros((b.shape[0], lanes), b.dtype)
     for k in range(b.shape[0]):
         for j in range(b.shape[1]):
             wide[k, j] = b[k, j]
@@ -154,12 +82,57 @@ def widen(b: Any) -> Any:
 
 
 @kernel
+def room_for(out: Any) -> Any:
+    """Return `out`, or scratch with as many columns as `widen` makes, for `take_columns`."""
+    lanes = VECTOR_BYTES // out.itemsize
+    if out.shape[1] >= lanes:
+        return out
+    return np.empty((out.shape[0], lanes), out.dtype)
+
+
+@kernel
+def take_columns(room: Any, out: Any, first: int, last: int) -> None:
+    """Copy rows from what `room_for` returned, if that was scratch."""
+    if room.shape[1] != out.shape[1]:
+        for n in range(first, last):
+            for j in range(out.shape[1]):
+                out[n, j] = room[n, j]
+
+
+@kernel
+def forward_rows(x: Any, W: Any, b: Any, room: Any, out: Any, first: int, last: int) -> None:
+    """Compute rows first .. last - 1 of the affine map."""
+    for n in range(first, last):
+        for j in range(b.size):
+            room[n, j] = b[j]
+        for j in range(b.size, room.shape[1]):
+            room[n, j] = 0
+    add_product(x, W, room, first, last)
+    take_columns(room, out, first, last)
+
+
+@kernel
+def product_rows(a: Any, b: Any, room: Any, out: Any, first: int, last: int) -> None:
+    """Compute rows first .. last - 1 of a product, ``out = a @ b``."""
+    for n in range(first, last):
+        for j in range(room.shape[1]):
+            room[n, j] = 0
+    add_product(a, b, room, first, last)
+    take_columns(room, out, first, last)
+
+
+@kernel
 def transpose_columns(W: Any, transposed: Any, first: int, last: int) -> None:
-    """Copy rows first .. last - 1 of `W` to columns of `transposed`, in blocks of eight."""
-    for block in range(first, last, 8):
+    """Copy rows first .. last - 1 of `W` to columns of `transposed`, four at a time."""
+    for i in range(first, last - 3, 4):
         for j in range(W.shape[1]):
-            for i in range(max(0, block), min(block + 8, last)):
-                transposed[j, i] = W[i, j]
+            transposed[j, i] = W[i, j]
+            transposed[j, i + 1] = W[i + 1, j]
+            transposed[j, i + 2] = W[i + 2, j]
+            transposed[j, i + 3] = W[i + 3, j]
+    for i in range(last - (last - first) % 4, last):
+        for j in range(W.shape[1]):
+            transposed[j, i] = W[i, j]
 
 
 @kernel
@@ -174,18 +147,18 @@ def affine_forward(x: Any, W: Any, b: Any, out: Any) -> None:
     out : ndarray of x's dtype, shape (N, H)
         Out.
     """
-    product_rows(x, widen(W), b, out, 0, x.shape[0])
+    forward_rows(x, widen(W), b, room_for(out), out, 0, x.shape[0])
 
 
 @parallel_kernel
 def affine_forward_parallel(x: Any, W: Any, b: Any, out: Any, shares: int) -> None:
     """Compute the affine map as `affine_forward` does, on `shares` threads."""
-    wide = widen(W)
-    bands = (x.shape[0] + ROWS - 1) // ROWS
+    wide, room = widen(W), room_for(out)
+    bands = (x.shape[0] + NARROW_ROWS - 1) // NARROW_ROWS
     for share in prange(shares):
-        first = share * bands // shares * ROWS
-        last = min(x.shape[0], (share + 1) * bands // shares * ROWS)
-        product_rows(x, wide, b, out, first, last)
+        first = share * bands // shares * NARROW_ROWS
+        last = min(x.shape[0], (share + 1) * bands // shares * NARROW_ROWS)
+        forward_rows(x, wide, b, room, out, first, last)
 
 
 @kernel
@@ -211,12 +184,12 @@ def affine_backward(dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any) -> Non
         Out: the gradients with respect to x, W and b.
     """
     n_samples, n_inputs = x.shape
-    nothing = np.zeros(max(n_inputs, dout.shape[1]), x.dtype)
     transposed = np.empty((dout.shape[1], n_inputs), x.dtype)
     transpose_columns(W, transposed, 0, n_inputs)
     sum_rows(dout, db)
-    product_rows(x.T, widen(dout), nothing, dW, 0, n_inputs)
-    product_rows(dout, widen(transposed), nothing, dx, 0, n_samples)
+    room_W, room_x = room_for(dW), room_for(dx)
+    product_rows(x.T, widen(dout), room_W, dW, 0, n_inputs)
+    product_rows(dout, widen(transposed), room_x, dx, 0, n_samples)
 
 
 @parallel_kernel
@@ -225,19 +198,19 @@ def affine_backward_parallel(
 ) -> None:
     """Compute the gradients as `affine_backward` does, on `shares` threads."""
     n_samples, n_inputs = x.shape
-    nothing = np.zeros(max(n_inputs, dout.shape[1]), x.dtype)
     transposed = np.empty((dout.shape[1], n_inputs), x.dtype)
     wide_dout = widen(dout)
+    room_W, room_x = room_for(dW), room_for(dx)
     sum_rows(dout, db)
-    bands = (n_inputs + ROWS - 1) // ROWS
+    bands = (n_inputs + NARROW_ROWS - 1) // NARROW_ROWS
     for share in prange(shares):
-        first = share * bands // shares * ROWS
-        last = min(n_inputs, (share + 1) * bands // shares * ROWS)
+        first = share * bands // shares * NARROW_ROWS
+        last = min(n_inputs, (share + 1) * bands // shares * NARROW_ROWS)
         transpose_columns(W, transposed, first, last)
-        product_rows(x.T, wide_dout, nothing, dW, first, last)
+        product_rows(x.T, wide_dout, room_W, dW, first, last)
     wide_transposed = widen(transposed)
-    bands = (n_samples + ROWS - 1) // ROWS
+    bands = (n_samples + NARROW_ROWS - 1) // NARROW_ROWS
     for share in prange(shares):
-        first = share * bands // shares * ROWS
-        last = min(n_samples, (share + 1) * bands // shares * ROWS)
-        product_rows(dout, wide_transposed, nothing, dx, first, last)
+        first = share * bands // shares * NARROW_ROWS
+        last = min(n_samples, (share + 1) * bands // shares * NARROW_ROWS)
+        product_rows(dout, wide_transposed, room_x, dx, first, last)

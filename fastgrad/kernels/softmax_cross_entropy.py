@@ -152,26 +152,34 @@ def softmax_cross_entropy_backward(
         Out.
     """
     n_samples, n_classes = y.shape
-    for n in range(n_samples):
-        one = like(1.0, y[n, 0])
-        if labels.size == n_samples:
+    number = y.dtype.type
+    one = number(1.0)
+    shift = number(delta)
+    rate = number(scale)
+    if labels.size == n_samples:
+        for n in range(n_samples):
             label = labels[n]
-            factor = one * like(scale, one)
+            factor = rate
             if delta != 0:
-                factor *= y[n, label] / (y[n, label] + like(delta, one))
+                factor *= y[n, label] / (y[n, label] + shift)
             for k in range(n_classes):
                 da[n, k] = y[n, k] * factor
             da[n, label] = (y[n, label] - one) * factor
-        else:
-            mixed = like(0.0, one)
-            for k in range(n_classes):
-                q = one
-                if delta != 0:
-                    q = y[n, k] / (y[n, k] + like(delta, one))
-                da[n, k] = soft[n, k] * q
-                mixed += da[n, k]
-            for k in range(n_classes):
-                da[n, k] = (y[n, k] * mixed - da[n, k]) * like(scale, one)
+        return
+    # In one loop over all cells, because rows are too short to be worth vector instructions.
+    p, t, u = y.reshape(-1), soft.reshape(-1), da.reshape(-1)
+    if delta != 0:
+        for i in range(u.size):
+            u[i] = t[i] * (p[i] / (p[i] + shift))
+    else:
+        for i in range(u.size):
+            u[i] = t[i]
+    for n in range(n_samples):
+        mixed = number(0.0)
+        for k in range(n_classes):
+            mixed += da[n, k]
+        for k in range(n_classes):
+            da[n, k] = (y[n, k] * mixed - da[n, k]) * rate
 
 
 @kernel

@@ -3,7 +3,7 @@
 The loop vectoriser keeps a row of running sums in memory: it loads and stores it once a pass, and
 each pass waits for the one before. Spelled out as LLVM instructions the sums stay in registers for
 the whole loop: products with lists of non-zero pixels take 0.6 to 0.8 of the time, dense products
-half. There are three of them, which differ in where the factors and the rows come from.
+half. They differ in where the factors and the rows come from.
 
 The functions also run as plain Python, where Numba is switched off.
 """
@@ -23,7 +23,7 @@ from numba.extending import intrinsic, overload
 
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 #: Bytes of a vector register.
-_VECTOR_BYTES = 64 if _WIDE else 32
+VECTOR_BYTES = 64 if _WIDE else 32
 #: How many vectors of a row are summed at a time: the first number as long as there are that many,
 #: then the next. Rows are whole AVX-512 registers. Four rows a time, whose sums fill half of the
 #: registers:
@@ -31,6 +31,10 @@ _GROUP_VECTORS = (4, 2, 1) if _WIDE else (2,)
 #: ... and one row a time. Every pass reads the list again, and waits for the sums of its last step:
 #: with 50 hidden units one pass takes half the time of passes of two vectors.
 _ROW_VECTORS = (14, 7, 4, 2, 1) if _WIDE else (14, 8, 4, 2)
+#: Rows and vectors of a wide tile, and of a narrow one. Twelve sums keep the multipliers busy while
+#: each waits for its last step, and leave room for the factors in the 16 registers of AVX2.
+WIDE_ROWS, WIDE_VECTORS = 6, 2
+NARROW_ROWS, NARROW_VECTORS = 12, 1
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
 
@@ -81,6 +85,71 @@ def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
     """
     count = rows.shape[1]
     out[v, g : g + 4, :width] = left[u, rows[r], i : i + 4].T @ right[w, :count, :width]
+
+
+def _make_tile(height, vectors):
+    """Make the product of a few rows of a matrix with a few vectors of columns of another."""
+
+    def tile(a, first, last, b, begin, end, column, left, out):
+        """Add a[r, begin:end] @ b[begin:end, column + j] to out[r, column + j] for all lanes j.
+
+        Parameters
+        ----------
+        a, b, out : ndarray, 2-D
+            ``b`` and ``out`` contiguous along rows.
+        first, last : int
+            The rows r are `height` ones from ``first`` on, as far as they are below ``last``.
+        begin, end : int
+        column, left : int
+            Columns to the left of the second are left alone.
+        """
+        lanes = vectors * (VECTOR_BYTES // out.itemsize)
+        rows, columns = slice(first, min(first + height, last)), slice(left, column + lanes)
+        out[rows, columns] += a[rows, begin:end] @ b[begin:end, columns]
+
+    @intrinsic
+    def emit_tile(typing_context, a, first, last, b, begin, end, column, left, out):
+        def generate(emit):
+            bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
+            numbers = []
+            for row in range(height):  # what would be below the last row is that row once more
+                number = emit.add(emit.whole("first"), ir.Constant(_INTEGER, row))
+                above = emit.builder.icmp_signed("<", number, bottom)
+                numbers.append(emit.builder.select(above, number, bottom))
+            rows, pitch = zip(*[emit.address("a", number) for number in numbers], strict=True)
+            source, stride = emit.address("b")
+            targets = [emit.address("out", number)[0] for number in numbers]
+
+            def factor(row, step):
+                return emit.add(rows[row], emit.builder.mul(step, pitch[0][1]))
+
+            def line(step):
+                return emit.add(source, emit.builder.mul(step, stride[0]))
+
+            start = emit.times(emit.whole("column"), emit.size)
+            skipped = emit.builder.sub(emit.whole("left"), emit.whole("column"))
+            emit.sum_columns(
+                vectors, start, emit.whole("begin"), emit.whole("end"), factor, line, targets,
+                skipped,
+            )  # fmt: skip
+
+        scope = {
+            "a": a, "first": first, "last": last, "b": b, "begin": begin, "end": end,
+            "column": column, "left": left, "out": out,
+        }  # fmt: skip
+        return _typed(generate, b, scope)
+
+    @overload(tile)
+    def compile_tile(a, first, last, b, begin, end, column, left, out):
+        return lambda a, first, last, b, begin, end, column, left, out: emit_tile(
+            a, first, last, b, begin, end, column, left, out
+        )
+
+    return tile
+
+
+wide_tile = _make_tile(WIDE_ROWS, WIDE_VECTORS)
+narrow_tile = _make_tile(NARROW_ROWS, NARROW_VECTORS)
 
 
 @overload(sum_listed)
@@ -188,7 +257,7 @@ class _Emitter:
         self.kinds, self.values = kinds, values
         self.number = context.get_data_type(dtype)
         self.size = dtype.bitwidth // 8
-        self.lanes = _VECTOR_BYTES // self.size
+        self.lanes = VECTOR_BYTES // self.size
         self.vector = ir.VectorType(self.number, self.lanes)
         self.fused = cgutils.get_or_insert_function(
             builder.module,
@@ -213,14 +282,18 @@ class _Emitter:
         return cgutils.unpack_tuple(self.builder, array.shape)[axis]
 
     def address(self, name, *indices):
-        """Return the address of an array's element as an integer, and the array's strides."""
+        """Return the address of an array's element as an integer, and the array's strides.
+
+        An index is the name of an argument, or an integer of 64 bits.
+        """
         array = self.context.make_array(self.kinds[name])(
             self.context, self.builder, self.values[name]
         )
         strides = cgutils.unpack_tuple(self.builder, array.strides)
         place = self.builder.ptrtoint(array.data, _INTEGER)
-        for argument, stride in zip(indices, strides, strict=False):
-            place = self.add(place, self.builder.mul(self.whole(argument), stride))
+        for index, stride in zip(indices, strides, strict=False):
+            number = self.whole(index) if isinstance(index, str) else index
+            place = self.add(place, self.builder.mul(number, stride))
         return place, strides
 
     def load(self, place, kind):
@@ -228,9 +301,9 @@ class _Emitter:
         loaded.align = 4 if kind == ir.IntType(32) else self.size if kind != _INTEGER else 8
         return loaded
 
-    def spread(self, scalar):
+    def spread(self, scalar, vector=None):
         """Return a vector with the scalar in every lane."""
-        undefined = ir.Constant(self.vector, ir.Undefined)
+        undefined = ir.Constant(vector or self.vector, ir.Undefined)
         first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, mask)
@@ -254,7 +327,7 @@ class _Emitter:
 
             builder.position_at_end(head)
             here = builder.phi(_INTEGER)
-            following = self.add(here, ir.Constant(_INTEGER, count * _VECTOR_BYTES))
+            following = self.add(here, ir.Constant(_INTEGER, count * VECTOR_BYTES))
             builder.cbranch(builder.icmp_signed("<=", following, width), body, done)
 
             builder.position_at_end(body)
@@ -266,14 +339,23 @@ class _Emitter:
             builder.position_at_end(done)
             column = here
 
-    def sum_columns(self, count, column, begin, end, factor, line, targets):
-        """Write the loop over steps for ``count`` vectors from a column, given in bytes, on."""
+    def sum_columns(self, count, column, begin, end, factor, line, targets, skipped=None):
+        """Write the loop over steps for ``count`` vectors from a column, given in bytes, on.
+
+        The sums replace what is in the targets; or, with ``skipped``, are added to that, but for as
+        many lanes on the left.
+        """
         builder = self.builder
         entry = builder.block
         head = builder.append_basic_block("sums.head")
         body = builder.append_basic_block("sums.body")
         done = builder.append_basic_block("sums.done")
-        offsets = [self.add(column, ir.Constant(_INTEGER, k * _VECTOR_BYTES)) for k in range(count)]
+        offsets = [self.add(column, ir.Constant(_INTEGER, k * VECTOR_BYTES)) for k in range(count)]
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        before = [
+            [zero if skipped is None else self.load(self.add(t, o), self.vector) for o in offsets]
+            for t in targets
+        ]
         builder.branch(head)
 
         builder.position_at_end(head)
@@ -294,14 +376,26 @@ class _Emitter:
         builder.branch(head)
         step.add_incoming(begin, entry)
         step.add_incoming(following, body)
-        zeros = ir.Constant(self.vector, [0.0] * self.lanes)
-        for sums, news in zip(totals, added, strict=True):
-            for total, new in zip(sums, news, strict=True):
-                total.add_incoming(zeros, entry)
+        for olds, sums, news in zip(before, totals, added, strict=True):
+            for old, total, new in zip(olds, sums, news, strict=True):
+                total.add_incoming(old, entry)
                 total.add_incoming(new, body)
 
         builder.position_at_end(done)
-        for target, sums in zip(targets, totals, strict=True):
+        results = totals
+        if skipped is not None:
+            kept = [self.lanes_below(skipped, k * self.lanes) for k in range(count)]
+            results = [
+                [builder.select(*three) for three in zip(kept, olds, sums, strict=True)]
+                for olds, sums in zip(before, totals, strict=True)
+            ]
+        for target, sums in zip(targets, results, strict=True):
             for offset, total in zip(offsets, sums, strict=True):
                 place = builder.inttoptr(self.add(target, offset), self.vector.as_pointer())
                 builder.store(total, place).align = self.size
+
+    def lanes_below(self, limit, first):
+        """Return a mask of the lanes, counted from ``first`` on, below a limit."""
+        integers = ir.VectorType(_INTEGER, self.lanes)
+        numbers = ir.Constant(integers, list(range(first, first + self.lanes)))
+        return self.builder.icmp_signed("<", numbers, self.spread(limit, integers))
