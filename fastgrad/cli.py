@@ -601,7 +601,7 @@ def _describe(net: fastgrad.TwoLayerNet, options: argparse.Namespace, total: int
 def _say_if_compiling() -> None:
     folder = _cache_folder()
     if folder is None or not any(folder.glob("*.nbi")):
-        print("The kernels are being compiled. That takes half a minute, and once only.")
+        print("The kernels are being compiled. That takes a quarter of a minute, and once only.")
 
 
 def _say_if_busy() -> None:
