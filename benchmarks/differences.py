@@ -1,24 +1,24 @@
 """Measure what `fastgrad.numerical_gradient` promises: ``python benchmarks/differences.py``.
 
-Timings are taken in turn, A B A B, in one process, and the ratio of the medians counts. In brackets
-stands the ratio of the fastest runs: where it is far from the other, the machine was busy. Exits
-with 1 if a figure misses its goal.
+Timings are taken in turn, A B A B, in one process, each after its threads have settled, and the
+median of the ratios counts. In brackets stands the ratio of the fastest runs: where it is far from
+the other, the machine was busy. Exits with 1 if a figure misses its goal.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import platform
 import statistics
 import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
+import measuring
 import numba
 import numpy as np
 from numba import njit
+from scipy.optimize._numdiff import approx_derivative
 
 from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
 
@@ -58,19 +58,16 @@ def textbook(f, x, h=1e-4):
 
 
 def ratio(slow: Callable[[], Any], fast: Callable[[], Any], rounds: int) -> tuple[float, str]:
-    """Return the ratio of the medians, and the times in words."""
-    slow(), fast()
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for function, seconds in zip((slow, fast), times, strict=True):
-            start = time.perf_counter()
-            function()
-            seconds.append(time.perf_counter() - start)
-    medians = [statistics.median(seconds) for seconds in times]
+    """Return the median of the ratios, and the times in words."""
+    sides = {"slow": measuring.calls(slow), "fast": measuring.calls(fast)}
+    times = measuring.in_turn(sides, rounds)
+    rows = {row["name"]: row for row in measuring.summary(times, "fast")}
+    slow_row, fast_row = rows["slow"], rows["fast"]
     note = (
-        f"{1e3 * medians[0]:.2f} / {1e3 * medians[1]:.2f} ms ({min(times[0]) / min(times[1]):.2f})"
+        f"{measuring.seconds(slow_row['median_s'])} / {measuring.seconds(fast_row['median_s'])} "
+        f"({slow_row['min_s'] / fast_row['min_s']:.2f})"
     )
-    return medians[0] / medians[1], note
+    return slow_row["ratio"], note
 
 
 def new_function(factor: float) -> Any:
@@ -143,11 +140,9 @@ def book_facts() -> dict[str, tuple[float, float]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=41, help="how often each side runs")
+    parser.add_argument("--rounds", type=int, default=15, help="how often each side has its turn")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
-
-    from scipy.optimize._numdiff import approx_derivative  # asv imports this file, without SciPy
 
     x = np.random.default_rng(0).normal(size=1000)
     scipy_jacobian = lambda: approx_derivative(rosenbrock_numpy, x, method="3-point")  # noqa: E731
@@ -159,10 +154,7 @@ def main() -> int:
         sign = ">=" if at_least else "<="
         print(f"{what:<58}{value:>10.3g} {sign} {goal:<8g}{'ok' if met else 'MISSED':<8}{note}")
 
-    print(
-        f"{platform.processor() or platform.machine()}, {numba.config.NUMBA_NUM_THREADS} threads, "
-        f"numba {numba.__version__}, numpy {np.__version__}"
-    )
+    print(measuring.describe(measuring.machine(["numpy", "numba", "fastgrad"])), end="\n\n")
     for count, goal in ((1, 1.3), (2, 2.3)):
         if count > numba.config.NUMBA_NUM_THREADS:
             continue
@@ -187,8 +179,7 @@ def main() -> int:
         report(f"book: error of {name}", error, goal, at_least=False)
 
     if options.json:
-        with open(options.json, "w", encoding="utf-8") as file:
-            json.dump(figures, file, indent=1)
+        measuring.write_json(options.json, figures)
     return 0 if all(figure["met"] for figure in figures) else 1
 
 
