@@ -14,13 +14,16 @@ import time
 from collections.abc import Callable
 from typing import Any
 
-import measuring
 import numba
 import numpy as np
 from numba import njit
-from scipy.optimize._numdiff import approx_derivative
 
 from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
+
+if __package__:  # imported as a part of the folder, by asv, which imports every file
+    from . import measuring
+else:
+    import measuring
 
 
 @njit
@@ -143,6 +146,8 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=15, help="how often each side has its turn")
     parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
     options = parser.parse_args()
+
+    from scipy.optimize._numdiff import approx_derivative  # asv's environments have no SciPy
 
     x = np.random.default_rng(0).normal(size=1000)
     scipy_jacobian = lambda: approx_derivative(rosenbrock_numpy, x, method="3-point")  # noqa: E731
