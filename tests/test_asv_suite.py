@@ -2,6 +2,8 @@
 
 import ast
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +46,21 @@ def test_every_public_name_is_measured():
     found = {word for path in FOLDER.glob("bench_*.py") for word in words(path)}
     found |= set(words(FOLDER / "common.py"))
     assert {name for name in fastgrad.__all__ if name not in found} <= NOT_MEASURED
+
+
+def test_every_file_is_imported_without_the_alternatives():
+    # asv imports them all, scripts included, in environments with fastgrad and what it needs.
+    code = """
+import importlib, pkgutil, sys
+sys.modules["scipy"] = sys.modules["matplotlib"] = sys.modules["torch"] = None
+import benchmarks
+for module in pkgutil.iter_modules(benchmarks.__path__):
+    importlib.import_module("benchmarks." + module.name)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=FOLDER.parent, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_params_and_their_names_agree():
