@@ -301,7 +301,8 @@ class Network:
             largest = float(np.abs(array).max(initial=0))
             # Three times the truncation error, entry by entry. Where 2h reaches a kink that h does
             # not reach, the difference tells nothing about it.
-            truncation = np.abs(array - double[name])
+            with np.errstate(invalid="ignore"):  # both may be infinite
+                truncation = np.abs(array - double[name])
             if relu:
                 np.minimum(truncation, h * h * largest, out=truncation)
             noise[name] = truncation + (precision * largest or precision)
