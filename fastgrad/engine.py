@@ -151,18 +151,21 @@ class Engine:
         self._lists_key: tuple[int, ...] = ()
         self._nudge_block: Block
         self._holds_data_set = False
-        where = self.layout
+        #: What every state of a task says of the network.
+        self._network: dict[str, Any] = {
+            "sizes": self.layout.sizes,
+            "widths": self.layout.widths,
+            "weights_at": self.layout.weights_at,
+            "transposed_at": self.layout.transposed_at,
+            "activation": self.activation,
+            "delta": float(delta),
+            "weights": self.weights,
+            "transposed": self.transposed,
+        }
         self._block = Block(
             iteration.State(
-                sizes=where.sizes,
-                widths=where.widths,
-                weights_at=where.weights_at,
-                transposed_at=where.transposed_at,
-                activation=self.activation,
-                delta=float(delta),
+                **self._network,
                 decay=float(decay),
-                weights=self.weights,
-                transposed=self.transposed,
                 **self._allocate(0, 1, sparse=False),
                 **self._rows(np.empty((0, sizes[0]), dtype))._asdict(),
                 x=self._nothing,
@@ -232,7 +235,7 @@ class Engine:
 
     # ---------------------------------------------------------------------------- scratch
 
-    def _allocate(self, n_batch: int, shares: int, *, sparse: bool) -> dict[str, NDArray[Any]]:
+    def _allocate(self, n_batch: int, shares: int, *, sparse: bool) -> dict[str, Any]:
         """Return scratch for batches of a size."""
         rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
         layers, widest = len(self.sizes), self.layout.weights_shape[2]
@@ -504,13 +507,7 @@ class Engine:
         self._nudge_key = key
         self._nudge_block = Block(
             central_difference.Nudges(
-                sizes=where.sizes,
-                widths=where.widths,
-                weights_at=where.weights_at,
-                transposed_at=where.transposed_at,
-                activation=self.activation,
-                weights=self.weights,
-                transposed=self.transposed,
+                **self._network,
                 values=self.values,
                 errors=self.errors,
                 start=samples.start,
@@ -518,7 +515,6 @@ class Engine:
                 position=samples.position,
                 value=samples.value,
                 bits=samples.value.view(f"u{self.dtype.itemsize}"),
-                delta=float(self.delta),
                 up=np.empty(samples.value.shape, self.dtype),
                 down=np.empty(samples.value.shape, self.dtype),
                 value_up=aligned((n, width), self.dtype),

@@ -199,6 +199,8 @@ class _Run:
                 engine.pack(remembered, packed)
         nothing = np.empty((1, 0, 0), engine.dtype)
         self.first, self.second = [*self.memory, nothing, nothing][:2]
+        if self.numerical:
+            self.gradient = aligned(engine.weights.shape, engine.dtype)
         self._done = np.zeros(1, np.int64)
 
     @property
@@ -237,11 +239,10 @@ class _Run:
         labels = self.labels[batch] if self.labels.size else self.labels
         soft = self.soft if self.labels.size else self.soft[batch]
         loss, flat = engine.central_difference(self.xs[batch], labels, soft, 1e-4)
-        gradient = aligned(engine.weights.shape, engine.dtype)
-        engine.pack(engine.split(flat), gradient)
+        engine.pack(engine.split(flat), self.gradient)
         lr, a, b = self.optimizer._begin_step()
         padded = [
-            array.reshape(-1) for array in (engine.weights, gradient, self.first, self.second)
+            array.reshape(-1) for array in (engine.weights, self.gradient, self.first, self.second)
         ]
         updates.update(self.optimizer._rule, *padded, lr, a, b)
         engine.refresh()
