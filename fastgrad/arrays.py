@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 FloatArray = NDArray[Any]
 IntArray = NDArray[np.int64]
+BitArray = NDArray[np.uint64]
 
 #: The two dtypes that the kernels are compiled for.
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))

@@ -18,14 +18,20 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
-from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels import central_difference, iteration
 from fastgrad.kernels.tasks import Block, run_shares
 from fastgrad.threads import launch
 
-#: Share of non-zero entries below which lists of them beat dense products (measured: at 0.5 both
-#: take the same time with 50 hidden units, at 0.2 lists take less than half).
+#: Share of non-zero entries below which products over them alone beat dense products (measured: at
+#: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
 SPARSE_BELOW = 0.4
+#: How many samples of a batch are looked at to judge that. A data set is looked at more closely.
+LOOKS = 8
+
+_NO_LABELS = np.empty(0, np.int64)
+_NO_MARKS = np.empty((0, 0), np.uint64)
+_NO_PLACES = np.empty((0, 0), np.int64)
 
 ACTIVATIONS = {"sigmoid": iteration.SIGMOID, "relu": iteration.RELU}
 
@@ -81,28 +87,24 @@ def layout(sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
     )
 
 
+def _words(n: int) -> int:
+    """Return how many numbers hold marks for `n` entries."""
+    return -(-n // iteration.WORD)
+
+
 class Samples(NamedTuple):
-    """Samples in the form that the kernels want: lists of non-zero entries, or padded rows.
+    """Samples in the form that the kernels want: with marks, or as padded rows.
 
     What does not apply is empty; see `fastgrad.kernels.iteration.State`.
     """
 
+    x: FloatArray
+    marks: BitArray
+    bounds: IntArray
+    own: BitArray
     start: IntArray
-    stop: IntArray
-    position: NDArray[np.uint32]
     value: FloatArray
     dense: FloatArray
-
-    @property
-    def sparse(self) -> bool:
-        """Whether these are lists."""
-        return self.position.size > 0
-
-
-def is_sparse(x: FloatArray) -> bool:
-    """Return whether lists of non-zero entries pay, judged by eight of the samples."""
-    seen = x[:: max(1, len(x) // 8)]
-    return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
 
 
 class Engine:
@@ -145,12 +147,11 @@ class Engine:
         self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
+        self._no_samples = self._rows(np.empty((0, sizes[0]), dtype))
         self._pending = self._nothing
         self._scratch_key: tuple[int, ...] = ()
         self._nudge_key: tuple[int, ...] = ()
-        self._lists_key: tuple[int, ...] = ()
         self._nudge_block: Block
-        self._holds_data_set = False
         #: What every state of a task says of the network.
         self._network: dict[str, Any] = {
             "sizes": self.layout.sizes,
@@ -166,13 +167,13 @@ class Engine:
             iteration.State(
                 **self._network,
                 decay=float(decay),
-                **self._allocate(0, 1, sparse=False),
-                **self._rows(np.empty((0, sizes[0]), dtype))._asdict(),
-                x=self._nothing,
+                **self._allocate(0, 1),
+                **self._no_samples._asdict(),
                 W1=self._nothing,
                 labels=np.empty(0, np.int64),
                 soft=self._nothing,
                 batches=np.empty((0, 0), np.int64),
+                stride=1,
                 result=np.empty(0, dtype),
                 rule=iteration.GRADIENT_ONLY,
                 first=self._nowhere,
@@ -235,11 +236,10 @@ class Engine:
 
     # ---------------------------------------------------------------------------- scratch
 
-    def _allocate(self, n_batch: int, shares: int, *, sparse: bool) -> dict[str, Any]:
+    def _allocate(self, n_batch: int, shares: int) -> dict[str, Any]:
         """Return scratch for batches of a size."""
         rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
         layers, widest = len(self.sizes), self.layout.weights_shape[2]
-        entries = self.sizes[0] + 1 if sparse else 0
         self.shares = shares
         self.now = np.zeros(3, np.int64)
         self.order = np.arange(n_batch)[None]
@@ -247,27 +247,29 @@ class Engine:
         self.errors = aligned((layers, rows, widest), self.dtype)
         self.sample_loss = np.zeros(n_batch, self.dtype)
         self._finite = np.ones(shares, np.bool_)
+        self._cost = np.zeros((shares, -(-self.sizes[0] // iteration.ROW_BLOCK) + 1), np.int64)
+        self._batch = self._room_for_marks(n_batch)
         return {
             "finite": self._finite,
             "now": self.now,
             "order": self.order,
-            "partial": aligned((shares, rows if sparse else 0, widest), self.dtype),
+            "partial": aligned((shares, rows, widest), self.dtype),
             "values": self.values,
             "errors": self.errors,
             "scratch": aligned((1, rows, widest), self.dtype),
             "sample_loss": self.sample_loss,
-            "gradients": aligned((shares, iteration.ROW_BLOCK, widest), self.dtype),
-            "lengths": np.empty((shares, self.sizes[0] + iteration.ROW_BLOCK), np.uint32),
-            "list_samples": np.empty((entries, n_batch), np.uint32),
-            "list_factors": np.empty((entries, n_batch), self.dtype),
+            "gradients": aligned((shares, iteration.WORD, widest), self.dtype),
+            "cost": self._cost,
+            "copy": np.empty((n_batch, self.sizes[0]), self.dtype),
+            "entry_marks": np.empty((shares, _words(n_batch), iteration.WORD), np.uint64),
         }
 
-    def _make_scratch(self, n_batch: int, sparse: bool) -> None:
+    def _make_scratch(self, n_batch: int, shares: int) -> None:
         """Allocate what a batch of this size needs, unless the last call's still fits."""
         self.n_batch = n_batch
-        key = (n_batch, numba.get_num_threads(), sparse)
+        key = (n_batch, shares)
         if key != self._scratch_key:
-            self._block.update(**self._allocate(n_batch, key[1], sparse=sparse))
+            self._block.update(**self._allocate(n_batch, shares))
             self._scratch_key = key
             self._nudge_key = ()  # its block points to what has just gone
 
@@ -279,82 +281,89 @@ class Engine:
     # ---------------------------------------------------------------------------- samples
 
     def data_set(self, x: FloatArray, *, sparse: bool | None = None) -> Samples:
-        """Return samples to draw batches from, as lists if that pays (or as `sparse` says)."""
+        """Return samples to draw batches from, with marks if that pays (or as `sparse` says)."""
         self.settle()
-        if not (is_sparse(x) and self.finite if sparse is None else sparse):
-            self._holds_data_set = True
-            return self._rows(x)
-        self._make_scratch(1, True)
-        start, stop = np.zeros((2, len(x), self.shares), np.int64)
-        self._block.update(x=x, start=start, stop=stop)
-        self._run(iteration.count_entries)
-        np.cumsum(stop[:-1, 0], out=start[1:, 0])
-        size = int(start[-1, 0] + stop[-1, 0]) + 1  # a zero is written before it is overwritten
-        position, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
-        self._block.update(position=position, value=value)
-        self._run(iteration.list_entries)
-        self._block.update(x=self._nothing)
-        self._holds_data_set = True
-        return Samples(start, stop, position, value, self._nowhere)
+        if sparse is None and not self.finite:
+            sparse = False
+        n = len(x)
+        self._make_scratch(1, numba.get_num_threads())
+        if sparse is not False:
+            samples = self._room_for_marks(len(x))._replace(x=x)
+            if self._mark(samples, n // (LOOKS + n // 256)) or sparse:
+                start = np.empty((n, self.shares + 1), np.int64)
+                self._block.update(start=start)
+                self._run(iteration.count_values)
+                counts = start[:, -1]
+                start += (np.cumsum(counts) - counts)[:, None]
+                value = np.empty((1, int(start[-1, -1])), self.dtype)
+                self._block.update(value=value)
+                self._run(iteration.list_values)
+                return samples._replace(x=self._nothing, start=start, value=value)
+        return self._rows(x)
 
     def release(self) -> None:
-        """Let go of a data set."""
-        if self._holds_data_set:
-            nothing = self._rows(np.empty((0, self.sizes[0]), self.dtype))
-            self._block.update(**nothing._asdict())
-            self._holds_data_set = False
+        """Let go of samples and targets: the block must not keep the caller's arrays alive."""
+        self._block.update(
+            **self._no_samples._asdict(), W1=self._nothing, labels=_NO_LABELS, soft=self._nothing
+        )
+
+    def _mark(self, samples: Samples, stride: int) -> bool:
+        """Mark samples, and take over a first layer that waits; return whether marks pay.
+
+        Judged, and dealt out, by every stride-th of the samples.
+        """
+        stride = max(stride, 1)
+        self._block.update(W1=self._pending, stride=stride, **samples._asdict())
+        self._run(iteration.take_over)
+        if self._pending.size:
+            self.finite = self.finite and bool(self._finite.all())
+            self._pending = self._nothing
+        n, n_inputs = samples.x.shape
+        not_zero = (int(self._cost[0, -1]) - self._cost.shape[1] + 1) / iteration.ENTRY_COST
+        return self.finite and not_zero < SPARSE_BELOW * -(-n // stride) * n_inputs
+
+    def _room_for_marks(self, n: int) -> Samples:
+        words = _words(self.sizes[0])
+        return Samples(
+            self._nothing,
+            np.empty((n, words), np.uint64),
+            np.empty((self.shares, self.shares + 1), np.int64),
+            np.empty((self.shares, words), np.uint64),
+            _NO_PLACES,
+            self._nothing,
+            self._nowhere,
+        )
 
     def _rows(self, x: FloatArray) -> Samples:
+        """Return samples as padded rows."""
         n, n_inputs = x.shape
         dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
         dense[0, :, :n_inputs] = x
         dense[0, :, n_inputs] = 1
-        places = np.zeros((0, numba.get_num_threads()), np.int64)
-        return Samples(
-            places, places, np.empty((1, 0), np.uint32), np.empty((1, 0), x.dtype), dense
-        )
-
-    def _room_for_lists(self, n: int) -> Samples:
-        """Return lists for `take_over` to fill, in the memory of the last ones if they fit."""
-        if self._lists_key != (n, self.shares):
-            block = iteration.ROW_BLOCK
-            blocks = -(-self.sizes[0] // block)
-            # The constant 1, and one place more: a zero is written before it is overwritten.
-            size = n * self.shares * (-(-blocks // self.shares) * block + 2)
-            places = np.zeros((2, n, self.shares), np.int64)
-            position, value = np.empty((1, size), np.uint32), np.empty((1, size), self.dtype)
-            self._nudge_key = ()
-            self.lists = Samples(places[0], places[1], position, value, self._nowhere)
-            self._lists_key = (n, self.shares)
-        return self.lists
+        nothing = self._nothing
+        return Samples(nothing, _NO_MARKS, _NO_PLACES, _NO_MARKS, _NO_PLACES, nothing, dense)
 
     def _take_over(
         self, x: FloatArray, labels: IntArray, soft: FloatArray, sparse: bool | None
     ) -> None:
         """Take over a batch, and parameters that wait.
 
-        Lists leave out the products of zeros. Where a weight is NaN or infinite such a product is
-        NaN, so then rows are taken unless lists are asked for.
+        Marks leave out the products of zeros. Where a weight is NaN or infinite such a product is
+        NaN, so then rows are taken unless marks are asked for.
         """
-        listed = (self.finite and is_sparse(x)) if sparse is None else sparse
         block = self._block
-        if listed:
-            self._make_scratch(len(x), True)
-            block.update(x=x, W1=self._pending, **self._room_for_lists(len(x))._asdict())
-            self._run(iteration.take_over)
-            if self._pending.size:
-                self.finite = self.finite and bool(self._finite.all())
-                self._pending = self._nothing
-            listed = self.finite or sparse is True
-        if not listed:
+        self._make_scratch(len(x), numba.get_num_threads())
+        marked = False
+        if sparse or (sparse is None and self.finite):
+            pays = self._mark(self._batch._replace(x=x), len(x) // LOOKS)
+            marked = pays or sparse is True
+        if not marked:
             self.settle()
-            self._make_scratch(len(x), False)
             block.update(**self._rows(x)._asdict())
-        # The block must not keep the caller's arrays alive.
-        block.update(
-            x=self._nothing, W1=self._nothing, labels=labels, soft=soft, batches=self.order
-        )
+        block.update(labels=labels, soft=soft, batches=self.order)
         self.now[:] = 0
+        if marked:
+            self._run(iteration.first_layer)
 
     # ------------------------------------------------------------------------------- runs
 
@@ -377,7 +386,8 @@ class Engine:
         """Run `fastgrad.kernels.iteration.iterate` on batches of a data set; return the losses."""
         count, n_batch = batches.shape
         self.settle()
-        self._make_scratch(n_batch, samples.sparse)
+        shares = len(samples.bounds) or numba.get_num_threads()
+        self._make_scratch(n_batch, shares)
         losses = np.empty(count) if losses is None else losses
         block = self._block
         block.update(
@@ -456,7 +466,9 @@ class Engine:
         if not (self.finite and math.isfinite(loss)):
             return loss if self.finite else math.nan, np.full(self.n_parameters, np.nan, self.dtype)
         result = np.empty(self.n_parameters, self.dtype)
-        nudges = self._nudges(labels, soft, h, result)
+        nudges = self._nudges(x, labels, soft, h, result)
+        self._run(central_difference.list_entries, nudges)
+        nudges.update(x=self._nothing)
         if len(self.sizes) == 3 and self._moves_little(nudges):
             self._accumulate(nudges)
         else:
@@ -483,10 +495,13 @@ class Engine:
         counts = np.bincount(sample, minlength=n)
         return np.concatenate([[0], np.cumsum(counts)]), sample, klass, soft[sample, klass] / n
 
-    def _nudges(self, labels: IntArray, soft: FloatArray, h: float, result: FloatArray) -> Block:
+    def _nudges(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
+    ) -> Block:
         """Return the state of the tasks of `fastgrad.kernels.central_difference`."""
         item_start, item_sample, item_class, item_weight = self._items(labels, soft)
         changing: dict[str, Any] = {
+            "x": x,
             "item_start": item_start,
             "item_sample": item_sample,
             "item_class": item_class,
@@ -498,11 +513,13 @@ class Engine:
         if key == self._nudge_key:
             self._nudge_block.update(**changing)
             return self._nudge_block
-        where, samples, shares, n = self.layout, self.lists, self.shares, self.n_batch
+        where, shares, n = self.layout, self.shares, self.n_batch
         fast = len(self.sizes) == 3
         width = int(where.widths[1])
         n_items = item_class.size if fast else 0
         rows = (shares, self.sizes[0] + 1 if fast else 0)
+        start, stop = np.empty((2, n, shares), np.int64)
+        value = np.empty((1, n * (self.sizes[0] + 1)), self.dtype)
         self._largest = np.empty((n, 2), self.dtype)
         self._nudge_key = key
         self._nudge_block = Block(
@@ -510,13 +527,15 @@ class Engine:
                 **self._network,
                 values=self.values,
                 errors=self.errors,
-                start=samples.start,
-                stop=samples.stop,
-                position=samples.position,
-                value=samples.value,
-                bits=samples.value.view(f"u{self.dtype.itemsize}"),
-                up=np.empty(samples.value.shape, self.dtype),
-                down=np.empty(samples.value.shape, self.dtype),
+                marks=self._batch.marks,
+                bounds=self._batch.bounds,
+                start=start,
+                stop=stop,
+                position=np.empty(value.shape, np.uint32),
+                value=value,
+                bits=value.view(f"u{self.dtype.itemsize}"),
+                up=np.empty_like(value),
+                down=np.empty_like(value),
                 value_up=aligned((n, width), self.dtype),
                 value_down=aligned((n, width), self.dtype),
                 coefficients=aligned((n_items, central_difference.COEFFICIENTS, width), self.dtype),

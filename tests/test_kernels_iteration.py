@@ -1,5 +1,7 @@
 """Compiled iterations against plain NumPy: every shape that padding could get wrong."""
 
+import itertools
+
 import numba
 import numpy as np
 import pytest
@@ -56,7 +58,7 @@ def close(got, want, dtype):
 
 
 @pytest.mark.parametrize("dtype", ["f", "d"])
-@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "marks"])
 @pytest.mark.parametrize("kind", ["labels", "one-hot", "soft"])
 def test_loss_values_and_gradient(kind, sparse, dtype, shares):
     rng = np.random.default_rng([shares, sparse, ord(dtype), len(kind)])
@@ -109,7 +111,7 @@ def numpy_step(rule, p, g, first, second, rate, a, b):
         p -= rate * first / (np.sqrt(second) + 1e-7)
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "marks"])
 @pytest.mark.parametrize("rule", range(6), ids=RULES)
 def test_iterations_of_every_rule(rule, sparse, shares):
     rng = np.random.default_rng([rule, sparse, shares])
@@ -171,41 +173,77 @@ def test_a_batch_may_repeat_samples(shares):
             close(result[name], array, "d")
 
 
+def is_marked(marks, n_entries):
+    """Return bits, 64 a number, as booleans."""
+    shifts = np.arange(64, dtype=np.uint64)
+    return (
+        (marks[..., None] >> shifts & np.uint64(1))
+        .reshape(*marks.shape[:-1], -1)
+        .astype(bool)[..., :n_entries]
+    )
+
+
 @given(
-    shape=st.tuples(st.integers(1, 7), st.sampled_from(SIZES)),
+    shape=st.tuples(st.integers(1, 7), st.sampled_from([*SIZES, 128, 130])),
     shares=st.integers(1, 5),
     zeros=st.sampled_from([0.0, 0.5, 0.9, 1.0]),
     seed=st.integers(0, 2**32 - 1),
     dtype=st.sampled_from("fd"),
 )
-def test_lists_hold_every_entry_once(shape, shares, zeros, seed, dtype):
+def test_every_entry_is_marked_once_and_has_one_owner(shape, shares, zeros, seed, dtype):
     n, width = shape
     x = draw_samples(n, width, dtype, np.random.default_rng(seed), zeros)
     threads.layer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(numba, "get_num_threads", lambda: shares)
         engine = Engine((width, 2), "relu", 0.0, np.dtype(dtype))
-        kept = engine.data_set(x, sparse=True)
-        engine.forward(x, np.zeros(n, np.int64), np.empty((0, 2), dtype), sparse=True)
-    for lists in (kept, engine.lists):
-        for row, sample in enumerate(x):
-            rebuilt = np.zeros(width + 1, dtype)
-            for share in range(shares):
-                part = slice(lists.start[row, share], lists.stop[row, share])
-                np.add.at(rebuilt, lists.position[0, part], lists.value[0, part])
-                assert lists.value[0, part].all()
-                inputs = lists.position[0, part][lists.position[0, part] < width]
-                assert (inputs // iteration.ROW_BLOCK % shares == share).all()
-            np.testing.assert_array_equal(rebuilt, [*sample, 1])
+        samples = engine.data_set(x, sparse=True)
+    marked = is_marked(samples.marks, 64 * samples.marks.shape[1])
+    np.testing.assert_array_equal(marked[:, :width], x != 0)
+    assert not marked[:, width:].any()
+    owned = is_marked(samples.own, width)
+    assert (owned.sum(axis=0) == 1).all()
+    for share, bounds in enumerate(samples.bounds):
+        assert bounds[0] == 0
+        assert bounds[-1] == width
+        np.testing.assert_array_equal(np.flatnonzero(owned[share]), np.arange(*bounds[share:][:2]))
+    for sample, start in zip(x, samples.start, strict=True):
+        np.testing.assert_array_equal(samples.value[0, start[0] : start[-1]], sample[sample != 0])
+        np.testing.assert_array_equal(np.diff(start), owned.astype(int) @ (sample != 0))
 
 
-def test_nan_and_infinity_are_entries_of_a_list():
-    x = np.array([[0.0, np.nan, 0.0, -np.inf]])
-    lists = Engine((4, 2), "relu", 0.0, np.dtype("d")).data_set(x, sparse=True)
-    assert (lists.stop - lists.start).sum() == 3
+def test_rows_are_dealt_out_by_their_non_zero_entries():
+    x = np.zeros((20, 800))
+    x[:, 600:] = 1
+    threads.layer()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(numba, "get_num_threads", lambda: 4)
+        bounds = Engine((800, 2), "relu", 0.0, np.dtype("d")).data_set(x).bounds[0]
+    parts = [np.count_nonzero(x[:, a:b]) for a, b in itertools.pairwise(bounds)]
+    assert max(parts) < 1.2 * np.mean(parts)
 
 
-@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "lists"])
+def test_nan_and_infinity_are_marked():
+    x = np.array([[0.0, np.nan, 0.0, -np.inf, -0.0]])
+    samples = Engine((5, 2), "relu", 0.0, np.dtype("d")).data_set(x, sparse=True)
+    np.testing.assert_array_equal(samples.value, [[np.nan, -np.inf]])
+
+
+def test_a_batch_of_more_samples_than_marks_fit_into_a_number(shares):
+    rng = np.random.default_rng(3)
+    for n in (63, 64, 65, 130) if COMPILED else (65,):
+        sizes = (70, 6, 3)
+        params, x = random_params(sizes, rng), draw_samples(n, 70, "d", rng, 0.8)
+        labels = rng.integers(0, 3, n)
+        engine = Engine(sizes, "sigmoid", 1e-7, np.dtype("d"))
+        engine.load(params)
+        _, flat = engine.backpropagate(x, labels, np.empty((0, 3)), sparse=True)
+        want = gradient(params, x, rows(labels, 3), "sigmoid", 1e-7)
+        for name, array in engine.split(flat).items():
+            close(array, want[name], "d")
+
+
+@pytest.mark.parametrize("sparse", [False, True], ids=["rows", "marks"])
 def test_weights_that_are_not_finite_are_noticed(sparse):
     params = random_params((3, 4, 2), np.random.default_rng(0))
     engine = Engine((3, 4, 2), "sigmoid", 0.0, np.dtype("d"))

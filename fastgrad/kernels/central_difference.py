@@ -25,9 +25,10 @@ for all pixels, so the inner loop depends neither on the number of classes nor o
 function.
 `general` calls the library functions and holds for every h and any number of layers.
 
-All three are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
-`fastgrad.kernels.iteration` leave: samples as lists of non-zero entries, units' values, slopes (or
-inputs, for ReLU) and probabilities, padded as there.
+All of these are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
+`fastgrad.kernels.iteration` leave: marks, units' values, slopes (or inputs, for ReLU) and
+probabilities, padded as there. `list_entries` comes first: what is computed of an entry needs a
+place.
 """
 
 from __future__ import annotations
@@ -37,10 +38,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.compile import inlined_kernel, task_kernel
 from fastgrad.kernels.elementary import exp, expm1, like
-from fastgrad.kernels.iteration import GROUP, SIGMOID
+from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, SIGMOID, WORD, bits_between
+from fastgrad.kernels.vectors import lowest_bit
 
 #: Rows of coefficients an item has: two of the activation, U1..U5, V1..V4.
 COEFFICIENTS = 11
@@ -63,8 +65,15 @@ class Nudges(NamedTuple):
     ----------
     sizes, widths, weights_at, transposed_at, activation, weights, transposed, values, errors
         Layout, parameters and state of a forward pass, see `fastgrad.kernels.iteration.State`.
-    start, stop, position, value
-        Samples as lists, see there.
+    x, marks, bounds
+        Samples, where they are not zero, and which entries belong to a share, see there.
+    start, stop : ndarray of int64, shape (N, shares)
+        Where the parts of each sample's list begin and end, one part a share.
+    position : ndarray of uint32, shape (1, N (D + 1))
+        Places in the sample; D stands for the constant 1, which belongs to the last share.
+        Unsigned, because Numba lets a signed index count from the end, at the cost of a comparison.
+    value : ndarray, shape (1, N (D + 1))
+        What stands there.
     item_start : ndarray of int64, shape (N + 1,)
         The items of sample n are item_start[n] .. item_start[n + 1].
     item_sample, item_class : ndarray of int64, shape (M,)
@@ -106,6 +115,9 @@ class Nudges(NamedTuple):
     transposed: FloatArray
     values: FloatArray
     errors: FloatArray
+    x: FloatArray
+    marks: BitArray
+    bounds: IntArray
     start: IntArray
     stop: IntArray
     position: FloatArray
@@ -133,6 +145,35 @@ class Nudges(NamedTuple):
     moves: FloatArray
     gradient: FloatArray
     result: FloatArray
+
+
+@task_kernel
+def list_entries(share, s):
+    """List the non-zero entries of a share of the samples, each followed by the constant 1."""
+    shares = s.start.shape[1]
+    n_samples, n_inputs = s.x.shape
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        place = n * (n_inputs + 1)
+        for part in range(shares):
+            s.start[n, part] = place
+            i1 = s.bounds[share, part]
+            end = s.bounds[share, part + 1]
+            while i1 < end:
+                begin = i1 // WORD * WORD
+                i2 = min(begin + WORD, end)
+                bits = s.marks[n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
+                while bits != NO_BITS:
+                    i = begin + lowest_bit(bits)
+                    s.position[0, place] = i
+                    s.value[0, place] = s.x[n, i]
+                    place += 1
+                    bits &= bits - ONE_BIT
+                i1 = i2
+            if part == shares - 1:
+                s.position[0, place] = n_inputs
+                s.value[0, place] = 1
+                place += 1
+            s.stop[n, part] = place
 
 
 @task_kernel

@@ -14,7 +14,8 @@
     A helper whose rounding errors are part of the algorithm (argument reduction, two-term
     constants): the compiler may fuse a multiply and an add, but never reorder.
 
-A bridge to a user's function is made at run time by `c_callable`.
+A bridge to a user's function is made at run time by `c_callable`, and what Numba has no word for is
+written as LLVM instructions and turned into a function by `emitted`.
 
 All share ``error_model="numpy"`` (a division checks nothing, so it vectorises), ``nogil`` (Python
 threads run side by side) and an on-disk cache that is never fatal and never stale.
@@ -31,6 +32,7 @@ from typing import Any
 
 import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
+from numba.extending import intrinsic
 
 #: Fast-math flags of `kernel` and `parallel_kernel`. Without ``nnan`` and ``ninf``: a NaN must
 #: reach the caller.
@@ -85,6 +87,15 @@ def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     """Compile a function that kernels call by its address; in memory, without fast-math."""
     decorate: Callable[[Callable[..., Any]], Any] = numba.cfunc(signature)
     return decorate
+
+
+def emitted(plain: Callable[..., Any], emit: Callable[..., Any]) -> Any:
+    """Return an intrinsic, or the same in plain Python where Numba is switched off.
+
+    Kernels call the intrinsic itself. With ``numba.extending.overload`` between them it would come
+    in a function of its own, which takes a tenth of a second more to compile.
+    """
+    return plain if numba.config.DISABLE_JIT else intrinsic(emit)
 
 
 def _compile(

@@ -3,7 +3,7 @@ r"""Whole training iterations of a fully connected network, compiled.
 An iteration is two tasks (`fastgrad.kernels.tasks`), so that no two threads write the same cell:
 
 `rows`
-    Over rows of weights: gradient and step for the last batch, and, for samples given as lists, the
+    Over rows of weights: gradient and step for the last batch, and, for marked samples, the
     products of the same rows with the next batch. So a row of the first layer, which is nearly
     everything, stays in the cache of one core for the whole training.
 `forward_and_back`
@@ -24,10 +24,12 @@ Everything is padded with zeros, so that no loop has a remainder: rows of a matr
 of GROUP, columns to whole vector registers (`padded_width`), the batch to whole groups of samples
 (repeating its last sample, whose error signal is then set to zero).
 
-Samples come in one of two forms: as padded rows, or as lists of their non-zero entries, which on
-MNIST saves four fifths of the work. A list has a part for each share: share s of all the work owns
-the blocks s, s + shares, .. of ROW_BLOCK entries. Dealing blocks out in turn balances the shares on
-images, whose border is empty.
+Samples come in one of two forms: as padded rows, or as they are with marks, bits that say where a
+sample is not zero, which on MNIST saves four fifths of the work. Marks by sample serve the way
+forward, and the same bits transposed, marks by entry, the way back.
+
+Every share owns a range of the rows of each matrix. For marked samples the ranges of the first
+layer hold about equally many non-zero entries: an image's border is empty.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
 from fastgrad.kernels.tasks import run_shares
@@ -56,15 +58,31 @@ from fastgrad.kernels.updates import (
     rmsprop_step,
     sgd_step,
 )
-from fastgrad.kernels.vectors import multiply, multiply_transposed, sum_listed
+from fastgrad.kernels.vectors import (
+    count_bits,
+    lowest_bit,
+    multiply,
+    multiply_marked,
+    multiply_transposed,
+    multiply_transposed_marked,
+    nonzero_bits,
+    prefetch,
+)
 
 #: `rows` writes the gradient into ``result`` instead of taking a step.
 GRADIENT_ONLY = -1
 
 SIGMOID, RELU = 0, 1
 
-#: Rows of weights that go to a thread as one block.
+#: Rows of weights are dealt out by so many at a time.
 ROW_BLOCK = 8
+#: What a non-zero entry adds to the cost of a block of rows, which is 1 without any (measured).
+ENTRY_COST = 1
+#: How many samples ahead of the one at work are fetched from memory.
+AHEAD = 2
+#: Entries that one number marks.
+WORD = 64
+NO_BITS, ONE_BIT, ALL_BITS = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
 #: Samples, and rows of a matrix, that dense products take together.
 GROUP = 4
 #: Bytes a row is padded to: one AVX-512 register.
@@ -88,22 +106,31 @@ class State(NamedTuple):
         Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
     weights, transposed : ndarray, shape (1, rows, widest)
         Parameters.
-    x : ndarray, shape (N, D) or (0, 0)
-        Samples to be listed.
     W1 : ndarray, shape (D, H) or (0, 0)
         Weights to be taken over.
     finite : ndarray of bool, shape (shares,)
         Whether those are.
-    start, stop : ndarray of int64, shape (N, shares)
-        Where the parts of each sample's list begin and end.
-    position : ndarray of uint32, shape (1, M)
-        Places in the sample; D stands for the constant 1, which belongs to the last share. M is
-        0 for samples as rows. Unsigned, because Numba lets a signed index count from the end, at
-        the cost of a comparison.
+    x : ndarray, shape (N, D) or (0, 0)
+        Samples to be taken over.
+    marks : ndarray of uint64, shape (N, D / 64) or (0, 0)
+        Bit i % 64 of number i // 64 says whether entry i of a sample is not 0.
+    bounds : ndarray of int64, shape (shares, shares + 1)
+        For marked samples: share s owns the rows bounds[:, s] .. bounds[:, s + 1] - 1 of the first
+        layer. Each share reads its own copy.
+    own : ndarray of uint64, shape (shares, D / 64)
+        The same as bits.
+    start : ndarray of int64, shape (N, shares + 1) or (0, 0)
+        Where each share's part of a sample's non-zero entries begins in ``value``, and where the
+        last one ends.
     value : ndarray, shape (1, M)
-        What stands there.
+        The non-zero entries of a data set, sample by sample, a fifth of what would come from memory
+        otherwise. Those of a single batch are taken from ``x``.
+    stride : int
+        Every stride-th sample is looked at to deal the rows out.
+    cost : ndarray of int64, shape (shares, D / ROW_BLOCK + 1)
+        What the rows up to each block cost, by the non-zero entries of those samples.
     dense : ndarray, shape (1, N, D + 1 or more) or (1, 0, 0)
-        Samples as rows, with a 1 appended.
+        Samples as padded rows, with a 1 appended.
     labels : ndarray of int64, shape (N,) or (0,)
     soft : ndarray, shape (N, C) or (0, C)
         The targets, in one of two forms, or none.
@@ -120,12 +147,12 @@ class State(NamedTuple):
         Units' values (the last layer's logits) and error signals. Layer 0 is unused.
     scratch : ndarray, shape (1, batch size, widest)
     sample_loss : ndarray, shape (batch size,)
-    gradients : ndarray, shape (shares, ROW_BLOCK, widest)
-    lengths : ndarray of uint32, shape (shares, D + ROW_BLOCK)
-        A row a share: in one row for all, whose blocks are half a cache line, two threads took
-        twice the time of one.
-    list_samples, list_factors : ndarray, shape (D + 1, batch size), the first of uint32
-        The batch's lists by entry.
+    gradients : ndarray, shape (shares, 64, widest)
+    copy : ndarray, shape (batch size, D)
+        The batch, as far as it is marked.
+    entry_marks : ndarray of uint64, shape (shares, batch size / 64, 64)
+        Marks by entry: bit n of [:, g, i] says whether sample 64 g + n of the batch is not 0 at
+        entry i of some 64.
     result : ndarray, shape (parameters,)
         The gradient: W1, b1, W2, b2, .., each row by row.
     rule : int
@@ -147,13 +174,16 @@ class State(NamedTuple):
     decay: float
     weights: FloatArray
     transposed: FloatArray
-    x: FloatArray
     W1: FloatArray
     finite: FloatArray
+    x: FloatArray
+    marks: BitArray
+    bounds: IntArray
+    own: BitArray
     start: IntArray
-    stop: IntArray
-    position: FloatArray
     value: FloatArray
+    stride: int
+    cost: IntArray
     dense: FloatArray
     labels: IntArray
     soft: FloatArray
@@ -166,9 +196,8 @@ class State(NamedTuple):
     scratch: FloatArray
     sample_loss: FloatArray
     gradients: FloatArray
-    lengths: IntArray
-    list_samples: IntArray
-    list_factors: FloatArray
+    copy: FloatArray
+    entry_marks: BitArray
     result: FloatArray
     rule: int
     first: FloatArray
@@ -185,82 +214,107 @@ def padded_width(size: int, itemsize: int) -> int:
 
 
 @inlined_kernel
-def list_part(x, n, share, shares, place, position, value):
-    """List a share's part of sample n from `place` on; return where it ends."""
-    n_inputs = x.shape[1]
-    for first in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-        if first + ROW_BLOCK <= n_inputs:  # half of the blocks of an image are empty
-            total = x.dtype.type(0)
-            for i in range(ROW_BLOCK):
-                total += abs(x[n, first + i])
-            if total == 0:  # which a NaN is not
-                continue
-        for i in range(first, min(first + ROW_BLOCK, n_inputs)):
-            # Without a branch: a zero is overwritten by what comes next.
-            position[0, place] = i
-            value[0, place] = x[n, i]
-            place += x[n, i] != 0
-    if share == shares - 1:
-        position[0, place] = n_inputs
-        value[0, place] = 1
-        place += 1
-    return place
+def first_row(s, layer, share, number):
+    """Return the first row of a layer that a share owns, `number`, as another share reads it.
+
+    The bias is the last row of the last share.
+    """
+    shares = s.partial.shape[0]
+    size = s.sizes[layer]
+    if number == shares:
+        return size + 1
+    if layer == 0 and s.marks.shape[0] > 0:
+        return s.bounds[share, number]
+    return (size + ROW_BLOCK - 1) // ROW_BLOCK * number // shares * ROW_BLOCK
 
 
-@task_kernel
-def count_entries(share, s):
-    """Count the entries of every sample's list, with the constant 1, into ``stop``."""
-    shares = s.start.shape[1]
-    n_samples = s.x.shape[0]
-    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        count = 1
-        for i in range(s.x.shape[1]):
-            count += s.x[n, i] != 0
-        s.stop[n, 0] = count
+@inlined_kernel
+def bits_between(begin, end):
+    """Return 64 bits, of which begin .. end - 1 are set, as far as there are such."""
+    begin = max(begin, 0)
+    end = min(end, WORD)
+    if begin >= end:
+        return NO_BITS
+    return (ALL_BITS << np.uint64(begin)) & (ALL_BITS >> np.uint64(WORD - end))
 
 
-@task_kernel
-def list_entries(share, s):
-    """Make every sample's list, from where ``start`` says that its first part begins."""
-    shares = s.start.shape[1]
-    n_samples = s.x.shape[0]
-    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        place = s.start[n, 0]
-        for part in range(shares):
-            s.start[n, part] = place
-            place = list_part(s.x, n, part, shares, place, s.position, s.value)
-            s.stop[n, part] = place
+@inlined_kernel
+def deal_out(s, share):
+    """Divide the first layer's rows among the shares, judged by some of the samples."""
+    cost = s.cost
+    blocks = cost.shape[1] - 1
+    n_samples, n_inputs = s.x.shape
+    for block in range(blocks):
+        total = cost[share, block] + 1  # a row costs something even where all samples are zero
+        for n in range(0, n_samples, s.stride):
+            for i in range(block * ROW_BLOCK, min(block * ROW_BLOCK + ROW_BLOCK, n_inputs)):
+                total += ENTRY_COST * (s.x[n, i] != 0)
+        cost[share, block + 1] = total
+    block = 0
+    for number in range(s.bounds.shape[1]):
+        while cost[share, block] * s.bounds.shape[0] < cost[share, blocks] * number:
+            block += 1
+        s.bounds[share, number] = min(block * ROW_BLOCK, n_inputs)
+    for word in range(s.own.shape[1]):
+        at = word * WORD
+        s.own[share, word] = bits_between(
+            s.bounds[share, share] - at, s.bounds[share, share + 1] - at
+        )
 
 
 @task_kernel
 def take_over(share, s):
-    """Bring a share of the first layer into the padded form, and multiply a batch with it.
-
-    The batch is all of ``x``. Its lists lie in pieces of equal length, one for each part of each
-    sample, so that every share can write its own.
-    """
-    shares = s.partial.shape[0]
-    n_inputs = s.sizes[0]
+    """Deal rows out, bring a share of them into the padded form, and mark a share of samples."""
+    deal_out(s, share)
     zero = s.weights.dtype.type(0)
     if s.W1.shape[0] > 0:
         check = zero
-        for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-            for i in range(block, min(block + ROW_BLOCK, n_inputs)):
-                for j in range(s.W1.shape[1]):
-                    w = s.W1[i, j]
-                    s.weights[0, i, j] = w
-                    check += w * zero  # NaN, once and for all, if a weight is not finite
+        for i in range(s.bounds[share, share], s.bounds[share, share + 1]):
+            for j in range(s.W1.shape[1]):
+                w = s.W1[i, j]
+                s.weights[0, i, j] = w
+                check += w * zero  # NaN, once and for all, if a weight is not finite
         s.finite[share] = check == zero
-    if s.position.size > 0:
-        room = s.position.shape[1] // (s.x.shape[0] * shares)
-        for n in range(s.x.shape[0]):
-            begin = (n * shares + share) * room
-            end = list_part(s.x, n, share, shares, begin, s.position, s.value)
-            s.start[n, share] = begin
-            s.stop[n, share] = end
-            sum_listed(
-                begin, end, s.position, s.value, 0, s.weights, 0, s.widths[1], s.partial, share, n
-            )
+    shares = s.partial.shape[0]
+    n_samples, n_inputs = s.x.shape
+    whole = n_inputs // WORD
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        for word in range(whole):
+            s.marks[n, word] = nonzero_bits(s.x, n, word * WORD)
+        if whole < s.marks.shape[1]:
+            bits = NO_BITS
+            for i in range(whole * WORD, n_inputs):
+                bits |= np.uint64(s.x[n, i] != zero) << np.uint64(i - whole * WORD)
+            s.marks[n, whole] = bits
+
+
+@task_kernel
+def count_values(share, s):
+    """Count the non-zero entries of a share of the samples, part by part, into ``start``."""
+    shares = s.partial.shape[0]
+    n_samples = s.x.shape[0]
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        s.start[n, 0] = 0
+        for part in range(shares):
+            count = s.start[n, part]
+            for word in range(s.marks.shape[1]):
+                count += count_bits(s.marks[n, word] & s.own[part, word])
+            s.start[n, part + 1] = count
+
+
+@task_kernel
+def list_values(share, s):
+    """Copy the non-zero entries of a share of the samples to where ``start`` says."""
+    shares = s.partial.shape[0]
+    n_samples = s.x.shape[0]
+    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        place = s.start[n, 0]
+        for word in range(s.marks.shape[1]):
+            bits = s.marks[n, word]
+            while bits != NO_BITS:
+                s.value[0, place] = s.x[n, word * WORD + lowest_bit(bits)]
+                place += 1
+                bits &= bits - ONE_BIT
 
 
 @inlined_kernel
@@ -371,12 +425,12 @@ def forward_group(s, n):
     last = sizes.size - 1
     batch = s.now[0]
     n_batch = batches.shape[1]
-    if s.position.size > 0:
+    if s.marks.shape[0] > 0:
         for q in range(n, n + GROUP):
             source = min(q, n_batch - 1)
             for j in range(widths[1]):
-                values[1, q, j] = partial[0, source, j]
-            for share in range(1, partial.shape[0]):
+                values[1, q, j] = weights[0, sizes[0], j]
+            for share in range(partial.shape[0]):
                 for j in range(widths[1]):
                     values[1, q, j] += partial[share, source, j]
     else:
@@ -472,26 +526,102 @@ def forward_and_back(share, s):
 
 
 @inlined_kernel
-def lists_by_entry(s, share, batch):
-    """Turn a share's part of a batch's lists by sample into lists by entry.
+def copy_row(rows, u, n, flat, begin, count):
+    """Copy the beginning of a row into an array of one dimension."""
+    at = np.uint64(begin)  # vectorised only if Numba need not think of negative indices
+    for j in range(np.uint64(count)):
+        flat[at + j] = rows[u, n, j]
 
-    One pass, with room for the whole batch in every list: counting first, to pack them, took half
-    as long again.
+
+@inlined_kernel
+def turn_marks(s, share, batch, word):
+    """Turn a batch's marks by sample, of 64 entries, into marks by entry.
+
+    64 x 64 bits at a time, halves of halves of them swapped (H. S. Warren, *Hacker's Delight*,
+    section 7-3).
     """
-    shares = s.start.shape[1]
+    turned = s.entry_marks
+    n_batch = s.batches.shape[1]
+    for group in range(turned.shape[1]):
+        count = min(WORD, n_batch - group * WORD)
+        for n in range(count):
+            turned[share, group, n] = s.marks[s.batches[batch, group * WORD + n], word]
+        for n in range(count, WORD):
+            turned[share, group, n] = NO_BITS
+        half = WORD // 2
+        low = ALL_BITS >> np.uint64(half)
+        while half > 0:
+            shift = np.uint64(half)
+            for begin in range(0, WORD, 2 * half):
+                for k in range(begin, begin + half):
+                    swap = turned[share, group, k] >> shift ^ turned[share, group, k + half]
+                    swap &= low
+                    turned[share, group, k] ^= swap << shift
+                    turned[share, group, k + half] ^= swap
+            half //= 2
+            low ^= low << np.uint64(half)
+
+
+@inlined_kernel
+def marked_gradient(s, share, batch, first, last, width):
+    """Compute the gradient of rows first .. last - 1 of the first layer, for marked samples.
+
+    The rows are among 64 with marks in one number. 64 samples at a time, whose error signals the
+    first cache holds.
+    """
     n_inputs = s.sizes[0]
-    for block in range(share * ROW_BLOCK, n_inputs, shares * ROW_BLOCK):
-        for i in range(block, min(block + ROW_BLOCK, n_inputs)):
-            s.lengths[share, i] = 0
-    s.lengths[share, n_inputs] = 0
-    for n in range(s.batches.shape[1]):
-        row = s.batches[batch, n]
-        for e in range(s.start[row, share], s.stop[row, share]):
-            i = s.position[0, e]
-            place = s.lengths[share, i]
-            s.lengths[share, i] = place + 1
-            s.list_samples[i, place] = n
-            s.list_factors[i, place] = s.value[0, e]
+    gradients = s.gradients
+    n_batch = s.batches.shape[1]
+    zero = gradients.dtype.type(0)
+    for g in range(last - first):
+        for j in range(width):
+            gradients[share, g, j] = zero
+    if first < n_inputs:
+        word = first // WORD
+        begin = word * WORD
+        end = min(last, n_inputs)
+        turn_marks(s, share, batch, word)
+        for group in range(s.entry_marks.shape[1]):
+            for i in range(first, end):
+                bits = s.entry_marks[share, group, i - begin]
+                if bits != NO_BITS:
+                    multiply_transposed_marked(
+                        bits, group * WORD, s.copy, i, s.errors, 1, width,
+                        gradients, share, i - first,
+                    )  # fmt: skip
+    if last > n_inputs:  # the bias
+        for n in range(n_batch):
+            for j in range(width):
+                gradients[share, n_inputs - first, j] += s.errors[1, n, j]
+
+
+@inlined_kernel
+def marked_product(s, share, batch):
+    """Compute the products of a share of the first layer with a batch of marked samples."""
+    n_batch = s.batches.shape[1]
+    is_list = s.start.shape[0] > 0
+    at = -1
+    begin = s.bounds[share, share] // WORD
+    end = (s.bounds[share, share + 1] + WORD - 1) // WORD
+    for n in range(n_batch):
+        sample = s.batches[batch, n]
+        if is_list:
+            later = s.batches[batch, min(n + 2 * AHEAD, n_batch - 1)]
+            prefetch(s.start, later, share, share + 2)
+            prefetch(s.marks, later, begin, end)
+            soon = s.batches[batch, min(n + AHEAD, n_batch - 1)]
+            prefetch(s.value, 0, s.start[soon, share], s.start[soon, share + 1])
+            at = s.start[sample, share]
+        multiply_marked(
+            s.marks, s.x, sample, s.value, at, s.own, share, begin, end, s.copy,
+            s.weights, 0, s.widths[1], s.partial, share, n,
+        )  # fmt: skip
+
+
+@task_kernel
+def first_layer(share, s):
+    """Compute the products of a share of the first layer with the batch, for marked samples."""
+    marked_product(s, share, s.now[0])
 
 
 @inlined_kernel
@@ -539,33 +669,20 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
 @task_kernel
 def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
-    shares = s.partial.shape[0]
-    if s.now[1]:
-        batch = s.now[0] - 1
-        is_list = s.position.size > 0
-        if is_list:
-            lists_by_entry(s, share, batch)
-        decay_rate = s.weights.dtype.type(s.decay)
-        result_at = 0
-        for layer in range(s.sizes.size - 1):
-            size = s.sizes[layer]
-            width = s.widths[layer + 1]
-            n_blocks = (size + ROW_BLOCK - 1) // ROW_BLOCK
-            # The bias is one more block, of the last share.
-            for block in range(share, n_blocks + shares, shares):
-                i1 = block * ROW_BLOCK
-                i2 = min(i1 + ROW_BLOCK, size)
-                if block >= n_blocks:
-                    if share < shares - 1:
-                        continue
-                    i1 = size
-                    i2 = size + 1
-                if layer == 0 and is_list:
-                    for i in range(i1, i2):
-                        sum_listed(
-                            0, s.lengths[share, i], s.list_samples, s.list_factors, i,
-                            s.errors, 1, width, s.gradients, share, i - i1,
-                        )  # fmt: skip
+    marked = s.marks.shape[0] > 0
+    batch = s.now[0] - 1
+    decay_rate = s.weights.dtype.type(s.decay)
+    result_at = 0
+    for layer in range(s.sizes.size - 1):
+        size = s.sizes[layer]
+        width = s.widths[layer + 1]
+        i1 = first_row(s, layer, share, share)
+        end = first_row(s, layer, share, share + 1)
+        while i1 < end:
+            i2 = min(i1 // WORD * WORD + WORD, end)
+            if s.now[1]:
+                if layer == 0 and marked:
+                    marked_gradient(s, share, batch, i1, i2, width)
                 elif layer == 0:
                     for i in range(i1, i2, GROUP):
                         multiply_transposed(
@@ -584,9 +701,10 @@ def rows(share, s):
                         for j in range(width):
                             s.gradients[share, i - i1, j] += decay_rate * s.weights[0, row, j]
                     if s.rule == GRADIENT_ONLY:
-                        at = result_at + i * s.sizes[layer + 1]
-                        for j in range(s.sizes[layer + 1]):
-                            s.result[at + j] = s.gradients[share, i - i1, j]
+                        copy_row(
+                            s.gradients, share, i - i1, s.result,
+                            result_at + i * s.sizes[layer + 1], s.sizes[layer + 1],
+                        )  # fmt: skip
                         continue
                     step_row(
                         s.rule, s.weights, row, width, s.gradients, share, i - i1,
@@ -595,14 +713,10 @@ def rows(share, s):
                     if layer > 0 and i < size:
                         for k in range(s.sizes[layer + 1]):
                             s.transposed[0, s.transposed_at[layer] + k, i] = s.weights[0, row, k]
-            result_at += (size + 1) * s.sizes[layer + 1]
-    if s.now[2] and s.position.size > 0:
-        for n in range(s.batches.shape[1]):
-            sample = s.batches[s.now[0], n]
-            sum_listed(
-                s.start[sample, share], s.stop[sample, share], s.position, s.value, 0,
-                s.weights, 0, s.widths[1], s.partial, share, n,
-            )  # fmt: skip
+            i1 = i2
+        result_at += (size + 1) * s.sizes[layer + 1]
+    if s.now[2] and marked:
+        marked_product(s, share, batch + 1)
 
 
 @kernel

@@ -29,32 +29,9 @@ from numba import prange, types
 from numba.core import cgutils
 from numba.core.dispatcher import Dispatcher
 from numba.core.typing.templates import AttributeTemplate
-from numba.extending import (
-    infer_getattr,
-    intrinsic,
-    lower_getattr_generic,
-    models,
-    overload,
-    register_model,
-)
+from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
 
-from fastgrad.kernels.compile import parallel_kernel
-
-
-@parallel_kernel
-def run_shares(body, state, shares):
-    """Run a task for the shares 0 .. shares - 1.
-
-    Parameters
-    ----------
-    body : int
-        The task's address, from `Block.address_of`.
-    state : int
-        `Block.address` of its state.
-    shares : int
-    """
-    for share in prange(shares):
-        call_body(body, share, state)
+from fastgrad.kernels.compile import emitted, parallel_kernel
 
 
 class Block:
@@ -210,41 +187,46 @@ def _load_field(context, builder, type_, value, name):
     return array._getvalue()
 
 
-def call_body(body, share, state):
+def _plain_call(body, share, state):
     """Call a task's body by its address."""
     body(share, state)
 
 
-@overload(call_body)
-def _compile_call_body(body, share, state):
-    return lambda body, share, state: _call(body, (np.int64(share), _pointer(state)))
-
-
-@intrinsic
-def _pointer(typingctx, address):
-    """Turn an address into a pointer."""
-
+def _emit_call(typing_context, body, share, state):
     def generate(context, builder, signature, arguments):
-        return builder.inttoptr(arguments[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(address), generate
-
-
-@intrinsic
-def _call(typingctx, address, arguments):
-    """Call a kernel that returns nothing by its address."""
-
-    def generate(context, builder, signature, values):
         convention = context.call_conv
-        argument_types = signature.args[1].types
+        argument_types = types.int64, types.voidptr
         function_type = convention.get_function_type(types.none, argument_types)
+        address, number, place = arguments
         convention.call_function(
             builder,
-            builder.inttoptr(values[0], function_type.as_pointer()),
+            builder.inttoptr(address, function_type.as_pointer()),
             types.none,
             argument_types,
-            cgutils.unpack_tuple(builder, values[1]),
+            [
+                context.cast(builder, number, signature.args[1], types.int64),
+                builder.inttoptr(place, ir.IntType(8).as_pointer()),
+            ],
         )
         return context.get_dummy_value()
 
-    return types.void(address, arguments), generate
+    return types.void(body, share, state), generate
+
+
+call_body = emitted(_plain_call, _emit_call)
+
+
+@parallel_kernel
+def run_shares(body, state, shares):
+    """Run a task for the shares 0 .. shares - 1.
+
+    Parameters
+    ----------
+    body : int
+        The task's address, from `Block.address_of`.
+    state : int
+        `Block.address` of its state.
+    shares : int
+    """
+    for share in prange(shares):
+        call_body(body, share, state)

@@ -1,15 +1,18 @@
-"""Sums of scaled rows, with the running sums held in vector registers.
+"""Sums of scaled rows, with the running sums held in vector registers; and bits.
 
 The loop vectoriser keeps a row of running sums in memory: it loads and stores it once a pass, and
 each pass waits for the one before. Spelled out as LLVM instructions the sums stay in registers for
-the whole loop: products with lists of non-zero pixels take 0.6 to 0.8 of the time, dense products
-half. They differ in where the factors and the rows come from.
+the whole loop: products with the non-zero pixels take 0.6 to 0.8 of the time, dense products half.
+They differ in where the factors and the rows come from.
+
+Bits say which entries are not zero, 64 a number. A list of them would take three times as long to
+make as it saves.
 
 The functions also run as plain Python, where Numba is switched off.
 """
 
-# A function and its Numba overload must have like signatures to the letter, annotations included,
-# so these carry none.
+# What kernels call carries no annotations: its arguments are Numba types for one reader, values for
+# the other.
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
 
 from __future__ import annotations
@@ -19,7 +22,8 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic, overload
+
+from fastgrad.kernels.compile import emitted
 
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 #: Bytes of a vector register.
@@ -35,28 +39,114 @@ _ROW_VECTORS = (14, 7, 4, 2, 1) if _WIDE else (14, 8, 4, 2)
 #: each waits for its last step, and leave room for the factors in the 16 registers of AVX2.
 WIDE_ROWS, WIDE_VECTORS = 6, 2
 NARROW_ROWS, NARROW_VECTORS = 12, 1
+#: Bytes of a cache line.
+LINE_BYTES = 64
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
 
 
-def sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
-    """Compute out[v, n] = sum_e value[q, e] * right[u, index[q, e]] for begin <= e < end.
+def _plain_nonzero_bits(x, n, first):
+    """Return 64 bits, of which bit i says whether x[n, first + i] differs from zero.
 
     Parameters
     ----------
+    x : ndarray, 2-D
+        With at least 64 columns from ``first`` on.
+    n, first : int
+
+    Returns
+    -------
+    uint64
+    """
+    return np.uint64(sum(1 << i for i in range(64) if x[n, first + i] != 0))
+
+
+def _plain_lowest_bit(bits):
+    """Return the place of the lowest bit that is set.
+
+    Parameters
+    ----------
+    bits : uint64
+        Not 0.
+
+    Returns
+    -------
+    int
+    """
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+def _plain_count_bits(bits):
+    """Return how many bits are set.
+
+    Parameters
+    ----------
+    bits : uint64
+
+    Returns
+    -------
+    int
+    """
+    return int(bits).bit_count()
+
+
+def _plain_prefetch(array, row, begin, end):
+    """Have entries begin .. end - 1 of a row fetched from memory, for use a little later.
+
+    Parameters
+    ----------
+    array : ndarray, 2-D
+    row, begin, end : int
+    """
+
+
+def _plain_multiply_marked(
+    marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
+):
+    """Compute out[v, n] = sum_i x[r, i] * right[u, i] over the marked i, and copy[n, i] = x[r, i].
+
+    Parameters
+    ----------
+    marks, own : ndarray of uint64, 2-D
+        Entry i is marked if it is in marks[r] and in own[q]: bit i % 64 of number i // 64.
+    x, value : ndarray, 2-D
+        Where ``at`` is not negative, the marked numbers come not from x but from value[0, at],
+        value[0, at + 1], ..
     begin, end : int
-    index : ndarray of uint32, 2-D
-    value : ndarray, 2-D
-    q, u, v, n : int
-    right : ndarray, 3-D
+        Which of the numbers in marks[r] and own[q] count.
+    copy : ndarray, 2-D
+    right, out : ndarray, 3-D
+    r, at, q, u, v, n : int
     width : int
         Columns to compute: whole registers.
-    out : ndarray, 3-D
     """
-    out[v, n, :width] = value[q, begin:end] @ right[u, index[q, begin:end], :width]
+    places = [i for k in range(begin, end) for i in _places(marks[r, k] & own[q, k], 64 * k)]
+    numbers = x[r, places] if at < 0 else value[0, at : at + len(places)]
+    copy[n, places] = numbers
+    out[v, n, :width] = numbers @ right[u, places, :width]
 
 
-def multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
+def _plain_multiply_transposed_marked(bits, begin, left, i, right, w, width, out, v, g):
+    """Add left[begin + n, i] * right[w, begin + n] to out[v, g] for every bit n that is set.
+
+    Parameters
+    ----------
+    bits : uint64
+    left : ndarray, 2-D
+    right, out : ndarray, 3-D
+    begin, i, w, v, g : int
+    width : int
+        Columns to compute: whole registers.
+    """
+    for n in _places(bits, begin):
+        out[v, g, :width] += left[n, i] * right[w, n, :width]
+
+
+def _places(bits, begin):
+    return [begin + i for i in range(64) if int(bits) >> i & 1]
+
+
+def _plain_multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
     """Compute out[v, n + s] = sum_i left[u, r, i] * right[w, at + i] for r = r1 .. r4, s = 0 .. 3.
 
     Parameters
@@ -72,7 +162,7 @@ def multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
     out[v, n : n + 4, :width] = left[u, rows, :depth] @ right[w, at : at + depth, :width]
 
 
-def multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
+def _plain_multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
     """Compute out[v, g + s] = sum_n left[u, rows[r, n], i + s] * right[w, n] for s = 0 .. 3.
 
     Parameters
@@ -107,7 +197,6 @@ def _make_tile(height, vectors):
         rows, columns = slice(first, min(first + height, last)), slice(left, column + lanes)
         out[rows, columns] += a[rows, begin:end] @ b[begin:end, columns]
 
-    @intrinsic
     def emit_tile(typing_context, a, first, last, b, begin, end, column, left, out):
         def generate(emit):
             bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
@@ -120,18 +209,19 @@ def _make_tile(height, vectors):
             source, stride = emit.address("b")
             targets = [emit.address("out", number)[0] for number in numbers]
 
-            def factor(row, step):
-                return emit.add(rows[row], emit.builder.mul(step, pitch[0][1]))
+            def factor(row, step, _):
+                place = emit.add(rows[row], emit.builder.mul(step, pitch[0][1]))
+                return emit.load(place, emit.number)
 
             def line(step):
                 return emit.add(source, emit.builder.mul(step, stride[0]))
 
             start = emit.times(emit.whole("column"), emit.size)
             skipped = emit.builder.sub(emit.whole("left"), emit.whole("column"))
+            loop = emit.counted(emit.whole("begin"), emit.whole("end"))
             emit.sum_columns(
-                vectors, start, emit.whole("begin"), emit.whole("end"), factor, line, targets,
-                skipped,
-            )  # fmt: skip
+                vectors, start, loop, factor, line, targets, adding=True, skipped=skipped
+            )
 
         scope = {
             "a": a, "first": first, "last": last, "b": b, "begin": begin, "end": end,
@@ -139,81 +229,139 @@ def _make_tile(height, vectors):
         }  # fmt: skip
         return _typed(generate, b, scope)
 
-    @overload(tile)
-    def compile_tile(a, first, last, b, begin, end, column, left, out):
-        return lambda a, first, last, b, begin, end, column, left, out: emit_tile(
-            a, first, last, b, begin, end, column, left, out
-        )
-
-    return tile
+    return emitted(tile, emit_tile)
 
 
 wide_tile = _make_tile(WIDE_ROWS, WIDE_VECTORS)
 narrow_tile = _make_tile(NARROW_ROWS, NARROW_VECTORS)
 
 
-@overload(sum_listed)
-def _compile_sum_listed(begin, end, index, value, q, right, u, width, out, v, n):
-    return lambda begin, end, index, value, q, right, u, width, out, v, n: _sum_listed(
-        begin, end, index, value, q, right, u, width, out, v, n
-    )
+def _nonzero_bits(typing_context, x, n, first):
+    def code_generator(context, builder, signature, arguments):
+        kinds = dict(zip(("x", "n", "first"), signature.args, strict=True))
+        values = dict(zip(kinds, arguments, strict=True))
+        emit = _Emitter(context, builder, kinds, values, x.dtype)
+        place, _ = emit.address("x", "n", "first")
+        entries = emit.load(place, ir.VectorType(emit.number, 64))
+        zeros = ir.Constant(entries.type, [0.0] * 64)
+        return builder.bitcast(builder.fcmp_unordered("!=", entries, zeros), _INTEGER)
+
+    return types.uint64(x, n, first), code_generator
 
 
-@overload(multiply)
-def _compile_multiply(left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
-    return lambda left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n: _multiply(
-        left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n
-    )
+def _lowest_bit(typing_context, bits):
+    def code_generator(context, builder, signature, arguments):
+        return builder.cttz(arguments[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.intp(types.uint64), code_generator
 
 
-@overload(multiply_transposed)
-def _compile_multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
-    return lambda left, u, rows, r, i, right, w, width, out, v, g: _multiply_transposed(
-        left, u, rows, r, i, right, w, width, out, v, g
-    )
+def _count_bits(typing_context, bits):
+    def code_generator(context, builder, signature, arguments):
+        return builder.ctpop(arguments[0])
+
+    return types.intp(types.uint64), code_generator
 
 
-@intrinsic
-def _sum_listed(typing_context, begin, end, index, value, q, right, u, width, out, v, n):
+def _prefetch(typing_context, array, row, begin, end):
     def generate(emit):
-        indices, _ = emit.address("index", "q")
-        factors, _ = emit.address("value", "q")
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        fetch = cgutils.get_or_insert_function(
+            emit.builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
+        first, last = (emit.address("array", "row", name)[0] for name in ("begin", "end"))
+
+        def body(place, _):
+            emit.builder.call(fetch, [emit.builder.inttoptr(place, pointer), *hints])
+            return []
+
+        emit.loop(
+            first,
+            [],
+            lambda place: emit.builder.icmp_unsigned("<", place, last),
+            lambda place: emit.add(place, ir.Constant(_INTEGER, LINE_BYTES)),
+            body,
+        )
+
+    return _typed(generate, array, locals())
+
+
+def _multiply_marked(
+    typing_context, marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
+):
+    def generate(emit):
+        builder = emit.builder
+        words, _ = emit.address("marks", "r")
+        owned, _ = emit.address("own", "q")
+        row, _ = emit.address("x", "r")
+        listed, _ = emit.address("value", _ZERO, "at")
+        is_list = builder.icmp_signed(">=", emit.whole("at"), _ZERO)
+        numbers = builder.select(is_list, listed, row)
+        room, _ = emit.address("copy", "n")
         source, stride = emit.address("right", "u")
         target, _ = emit.address("out", "v", "n")
 
-        def factor(row, step):
-            return emit.add(factors, emit.times(step, emit.size))
+        def word(step):
+            offset = emit.times(step, 8)
+            return builder.and_(
+                *[emit.load(emit.add(place, offset), _INTEGER) for place in (words, owned)]
+            )
 
-        def line(step):
-            place = emit.add(indices, emit.times(step, 4))
-            entry = emit.builder.zext(emit.load(place, ir.IntType(32)), _INTEGER)
-            return emit.add(source, emit.builder.mul(entry, stride[1]))
+        def factor(_, place, count):
+            which = builder.select(is_list, count, place)
+            number = emit.load(emit.add(numbers, emit.times(which, emit.size)), emit.number)
+            emit.store(number, emit.add(room, emit.times(place, emit.size)))
+            return number
 
-        emit.sums(_ROW_VECTORS, emit.whole("begin"), emit.whole("end"), factor, line, [target])
+        def line(place):
+            return emit.add(source, builder.mul(place, stride[1]))
+
+        loop = emit.marked_words(emit.whole("begin"), emit.whole("end"), word)
+        emit.sums(_ROW_VECTORS, loop, factor, line, [target])
 
     return _typed(generate, right, locals())
 
 
-@intrinsic
+def _multiply_transposed_marked(typing_context, bits, begin, left, i, right, w, width, out, v, g):
+    def generate(emit):
+        factors, gap = emit.address("left", "begin", "i")
+        source, stride = emit.address("right", "w", "begin")
+        target, _ = emit.address("out", "v", "g")
+
+        def factor(_, place, count):
+            return emit.load(emit.add(factors, emit.builder.mul(place, gap[0])), emit.number)
+
+        def line(place):
+            return emit.add(source, emit.builder.mul(place, stride[1]))
+
+        loop = emit.marked(emit.values["bits"])
+        emit.sums(_ROW_VECTORS, loop, factor, line, [target], adding=True)
+
+    return _typed(generate, right, locals())
+
+
 def _multiply(typing_context, left, u, r1, r2, r3, r4, depth, right, w, at, width, out, v, n):
     def generate(emit):
         factors = [emit.address("left", "u", name)[0] for name in ("r1", "r2", "r3", "r4")]
         source, stride = emit.address("right", "w", "at")
         target, pitch = emit.address("out", "v", "n")
 
-        def factor(row, step):
-            return emit.add(factors[row], emit.times(step, emit.size))
+        def factor(row, step, _):
+            return emit.load(emit.add(factors[row], emit.times(step, emit.size)), emit.number)
 
         def line(step):
             return emit.add(source, emit.builder.mul(step, stride[1]))
 
         targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
-        emit.sums(_GROUP_VECTORS, _ZERO, emit.whole("depth"), factor, line, targets)
+        loop = emit.counted(_ZERO, emit.whole("depth"))
+        emit.sums(_GROUP_VECTORS, loop, factor, line, targets)
 
     return _typed(generate, right, locals())
 
 
-@intrinsic
 def _multiply_transposed(typing_context, left, u, rows, r, i, right, w, width, out, v, g):
     def generate(emit):
         chosen, _ = emit.address("rows", "r")
@@ -222,16 +370,18 @@ def _multiply_transposed(typing_context, left, u, rows, r, i, right, w, width, o
         source, stride = emit.address("right", "w")
         target, pitch = emit.address("out", "v", "g")
 
-        def factor(row, step):
+        def factor(row, step, _):
             entry = emit.load(emit.add(chosen, emit.times(step, 8)), _INTEGER)
             place = emit.add(factors, emit.builder.mul(entry, gap[1]))
-            return emit.add(place, ir.Constant(_INTEGER, row * emit.size))
+            place = emit.add(place, ir.Constant(_INTEGER, row * emit.size))
+            return emit.load(place, emit.number)
 
         def line(step):
             return emit.add(source, emit.builder.mul(step, stride[1]))
 
         targets = [emit.add(target, emit.times(pitch[1], s)) for s in range(4)]
-        emit.sums(_GROUP_VECTORS, _ZERO, emit.length("rows", 1), factor, line, targets)
+        loop = emit.counted(_ZERO, emit.length("rows", 1))
+        emit.sums(_GROUP_VECTORS, loop, factor, line, targets)
 
     return _typed(generate, right, locals())
 
@@ -259,11 +409,6 @@ class _Emitter:
         self.size = dtype.bitwidth // 8
         self.lanes = VECTOR_BYTES // self.size
         self.vector = ir.VectorType(self.number, self.lanes)
-        self.fused = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fmuladd.v{self.lanes}f{dtype.bitwidth}",
-        )
 
     def add(self, a, b):
         return self.builder.add(a, b)
@@ -308,94 +453,162 @@ class _Emitter:
         mask = ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), [0] * self.lanes)
         return self.builder.shuffle_vector(first, undefined, mask)
 
-    def sums(self, counts, begin, end, factor, line, targets):
-        """Write the loops over columns, ``counts`` vectors at a time, up to the argument ``width``.
+    def store(self, number, place):
+        pointer = self.builder.inttoptr(place, number.type.as_pointer())
+        self.builder.store(number, pointer).align = self.size
 
-        For each, sum over steps of factor(row, step) * line(step), for every target row.
-        ``factor`` and ``line`` return addresses; a vector of a line, or of a target, lies as far
-        behind its beginning as its column does.
-        """
-        builder = self.builder
-        width = self.times(self.whole("width"), self.size)
-        column = _ZERO
-        for count in counts:
-            entry = builder.block
-            head = builder.append_basic_block("columns.head")
-            body = builder.append_basic_block("columns.body")
-            done = builder.append_basic_block("columns.done")
-            builder.branch(head)
+    # A loop, below, is a function of values that are carried from step to step, and of a body. The
+    # body gets the step, how many went before it, and the values, and returns the next values; the
+    # loop returns the last ones.
 
-            builder.position_at_end(head)
-            here = builder.phi(_INTEGER)
-            following = self.add(here, ir.Constant(_INTEGER, count * VECTOR_BYTES))
-            builder.cbranch(builder.icmp_signed("<=", following, width), body, done)
+    def counted(self, begin, end):
+        """Return a loop over begin .. end - 1; the steps count themselves."""
 
-            builder.position_at_end(body)
-            self.sum_columns(count, here, begin, end, factor, line, targets)
-            here.add_incoming(column, entry)
-            here.add_incoming(following, builder.block)
-            builder.branch(head)
+        def loop(carried, body):
+            return self.loop(
+                begin,
+                carried,
+                lambda step: self.builder.icmp_signed("<", step, end),
+                lambda step: self.add(step, ir.Constant(_INTEGER, 1)),
+                lambda step, carried: body(step, step, carried),
+            )[1:]
 
-            builder.position_at_end(done)
-            column = here
+        return loop
 
-    def sum_columns(self, count, column, begin, end, factor, line, targets, skipped=None):
-        """Write the loop over steps for ``count`` vectors from a column, given in bytes, on.
+    def marked(self, bits, begin=_ZERO, count=_ZERO):
+        """Return a loop over the places of the bits that are set, counted from ``begin`` on."""
+        builder, one = self.builder, ir.Constant(_INTEGER, 1)
 
-        The sums replace what is in the targets; or, with ``skipped``, are added to that, but for as
-        many lanes on the left.
+        def loop(carried, body):
+            def step(bits, carried):
+                place = self.add(begin, builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
+                count, *values = carried
+                return [self.add(count, one), *body(place, count, values)]
+
+            return self.loop(
+                bits,
+                [count, *carried],
+                lambda bits: builder.icmp_unsigned("!=", bits, _ZERO),
+                lambda bits: builder.and_(bits, builder.sub(bits, one)),
+                step,
+            )[1:]
+
+        return loop
+
+    def marked_words(self, begin, end, word):
+        """Return a loop over the bits that are set in word(begin) .. word(end - 1), 64 each."""
+
+        def loop(carried, body):
+            def step(number, _, carried):
+                inner = self.marked(word(number), self.times(number, 64), carried[0])
+                return inner(carried[1:], body)
+
+            return self.counted(begin, end)([_ZERO, *carried], step)[1:]
+
+        return loop
+
+    def loop(self, start, carried, go_on, following, body):
+        """Write a loop over start, following(start), .., as long as ``go_on`` says.
+
+        Returns the step that it ended at, and the last values.
         """
         builder = self.builder
         entry = builder.block
-        head = builder.append_basic_block("sums.head")
-        body = builder.append_basic_block("sums.body")
-        done = builder.append_basic_block("sums.done")
-        offsets = [self.add(column, ir.Constant(_INTEGER, k * VECTOR_BYTES)) for k in range(count)]
-        zero = ir.Constant(self.vector, [0.0] * self.lanes)
-        before = [
-            [zero if skipped is None else self.load(self.add(t, o), self.vector) for o in offsets]
-            for t in targets
-        ]
+        head = builder.append_basic_block("loop.head")
+        inside = builder.append_basic_block("loop.body")
+        done = builder.append_basic_block("loop.done")
         builder.branch(head)
 
         builder.position_at_end(head)
         step = builder.phi(_INTEGER)
-        totals = [[builder.phi(self.vector) for _ in offsets] for _ in targets]
-        builder.cbranch(builder.icmp_signed("<", step, end), body, done)
+        values = [builder.phi(value.type) for value in carried]
+        builder.cbranch(go_on(step), inside, done)
 
-        builder.position_at_end(body)
-        start = line(step)
-        terms = [self.load(self.add(start, offset), self.vector) for offset in offsets]
-        added = []
-        for row, sums in enumerate(totals):
-            scale = self.spread(self.load(factor(row, step), self.number))
-            added.append(
-                [builder.call(self.fused, [scale, t, s]) for t, s in zip(terms, sums, strict=True)]
-            )
-        following = self.add(step, ir.Constant(_INTEGER, 1))
+        builder.position_at_end(inside)
+        changed = [following(step), *body(step, values)]
         builder.branch(head)
-        step.add_incoming(begin, entry)
-        step.add_incoming(following, body)
-        for olds, sums, news in zip(before, totals, added, strict=True):
-            for old, total, new in zip(olds, sums, news, strict=True):
-                total.add_incoming(old, entry)
-                total.add_incoming(new, body)
+        for phi, first, later in zip([step, *values], [start, *carried], changed, strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(later, builder.block)
 
         builder.position_at_end(done)
-        results = totals
+        return [step, *values]
+
+    def sums(self, counts, loop, factor, line, targets, *, adding=False):
+        """Write the loops over columns, ``counts`` vectors at a time, up to the argument ``width``.
+
+        For each, sum over steps of factor(row, step, number) * line(step), for every target row.
+        ``line`` returns an address, as the targets are; a vector lies as far behind it as its
+        column does.
+        """
+        width = self.times(self.whole("width"), self.size)
+        column = _ZERO
+        for count in counts:
+            size = ir.Constant(_INTEGER, count * VECTOR_BYTES)
+
+            def columns(column, _, count=count):
+                self.sum_columns(count, column, loop, factor, line, targets, adding=adding)
+                return []
+
+            column, *_ = self.loop(
+                column,
+                [],
+                lambda here, size=size: self.builder.icmp_signed("<=", self.add(here, size), width),
+                lambda here, size=size: self.add(here, size),
+                columns,
+            )
+
+    def sum_columns(
+        self, count, column, loop, factor, line, targets, *, adding=False, skipped=None
+    ):
+        """Write the loop over steps for ``count`` vectors from a column, given in bytes, on.
+
+        The sums replace what is in the targets, or are added to that, except for ``skipped`` lanes
+        on the left.
+        """
+        builder = self.builder
+        fused = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fmuladd.v{self.lanes}f{8 * self.size}",
+        )
+        offsets = [self.add(column, ir.Constant(_INTEGER, k * VECTOR_BYTES)) for k in range(count)]
+        places = [self.add(target, offset) for target in targets for offset in offsets]
+        zero = ir.Constant(self.vector, [0.0] * self.lanes)
+        before = [self.load(place, self.vector) if adding else zero for place in places]
+
+        def add_products(step, number, totals):
+            start = line(step)
+            terms = [self.load(self.add(start, offset), self.vector) for offset in offsets]
+            scales = [self.spread(factor(row, step, number)) for row in range(len(targets))]
+            pairs = [(scale, term) for scale in scales for term in terms]
+            return [
+                builder.call(fused, [*pair, total])
+                for pair, total in zip(pairs, totals, strict=True)
+            ]
+
+        results = loop(before, add_products)[-len(before) :]
         if skipped is not None:
             kept = [self.lanes_below(skipped, k * self.lanes) for k in range(count)]
             results = [
-                [builder.select(*three) for three in zip(kept, olds, sums, strict=True)]
-                for olds, sums in zip(before, totals, strict=True)
+                builder.select(*three)
+                for three in zip(kept * len(targets), before, results, strict=True)
             ]
-        for target, sums in zip(targets, results, strict=True):
-            for offset, total in zip(offsets, sums, strict=True):
-                place = builder.inttoptr(self.add(target, offset), self.vector.as_pointer())
-                builder.store(total, place).align = self.size
+        for place, total in zip(places, results, strict=True):
+            self.store(total, place)
 
     def lanes_below(self, limit, first):
         """Return a mask of the lanes, counted from ``first`` on, below a limit."""
         integers = ir.VectorType(_INTEGER, self.lanes)
         numbers = ir.Constant(integers, list(range(first, first + self.lanes)))
         return self.builder.icmp_signed("<", numbers, self.spread(limit, integers))
+
+
+lowest_bit = emitted(_plain_lowest_bit, _lowest_bit)
+count_bits = emitted(_plain_count_bits, _count_bits)
+nonzero_bits = emitted(_plain_nonzero_bits, _nonzero_bits)
+prefetch = emitted(_plain_prefetch, _prefetch)
+multiply = emitted(_plain_multiply, _multiply)
+multiply_transposed = emitted(_plain_multiply_transposed, _multiply_transposed)
+multiply_marked = emitted(_plain_multiply_marked, _multiply_marked)
+multiply_transposed_marked = emitted(_plain_multiply_transposed_marked, _multiply_transposed_marked)
