@@ -7,6 +7,7 @@ it was.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
 from collections.abc import Sequence
@@ -26,7 +27,11 @@ _INT64 = np.dtype(np.int64)
 
 #: What `targets` returns for the form that does not apply.
 _NO_LABELS = np.empty(0, np.int64)
-_NO_TARGETS = {dtype: np.empty(0, dtype) for dtype in FLOAT_DTYPES}
+
+
+@functools.lru_cache(maxsize=64)
+def _no_targets(classes: int, dtype: np.dtype[Any]) -> FloatArray:
+    return np.empty((0, classes), dtype)
 
 
 def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -179,7 +184,7 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
         if t.dtype is dtype and t.shape == (n, classes):
             return _NO_LABELS, t
         if t.dtype is _INT64 and t.shape == (n,) and _in_range(t, classes):
-            return t, _NO_TARGETS[dtype].reshape(0, classes)
+            return t, _no_targets(classes, dtype)
     array = _plain_array(t, name)
     integers = array.dtype.kind in "iu"
     if array.shape == (n, classes) and not (classes == 1 and integers):
@@ -203,7 +208,7 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
             f"`{name}` must hold labels from 0 to {classes - 1}. "
             f"Got {flat[position]} at position {position}."
         )
-    return labels, _NO_TARGETS[dtype].reshape(0, classes)
+    return labels, _no_targets(classes, dtype)
 
 
 def _in_range(labels: IntArray, classes: int) -> bool:

@@ -98,7 +98,6 @@ class Samples(NamedTuple):
     What does not apply is empty; see `fastgrad.kernels.iteration.State`.
     """
 
-    x: FloatArray
     marks: BitArray
     bounds: IntArray
     own: BitArray
@@ -137,6 +136,7 @@ class Engine:
         self.decay = decay
         self.weights = aligned(self.layout.weights_shape, dtype)
         self.transposed = aligned(self.layout.transposed_shape, dtype)
+        self._find_parameters()
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
         self.n_parameters = 0
@@ -147,8 +147,9 @@ class Engine:
         self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
-        self._no_samples = self._rows(np.empty((0, sizes[0]), dtype))
-        self._pending = self._nothing
+        self._held: Samples | None = self._rows(np.empty((0, sizes[0]), dtype))
+        self._no_weights = np.empty(0, dtype)
+        self._pending = self._no_weights
         self._scratch_key: tuple[int, ...] = ()
         self._nudge_key: tuple[int, ...] = ()
         self._nudge_block: Block
@@ -168,8 +169,9 @@ class Engine:
                 **self._network,
                 decay=float(decay),
                 **self._allocate(0, 1),
-                **self._no_samples._asdict(),
-                W1=self._nothing,
+                **self._held._asdict(),
+                x=self._nothing,
+                W1=self._no_weights,
                 labels=np.empty(0, np.int64),
                 soft=self._nothing,
                 batches=np.empty((0, 0), np.int64),
@@ -206,33 +208,44 @@ class Engine:
 
     def load(self, params: Mapping[str, FloatArray]) -> None:
         """Take over parameters; W1, most of them, when the next batch comes, on all threads."""
-        self._pending = params["W1"]
-        self.weights[0, self.sizes[0], : self.sizes[1]] = params["b1"]
-        for layer in range(1, len(self.sizes) - 1):
-            at, n_in, n_out = self._place(layer)
-            self.weights[0, at : at + n_in, :n_out] = params[f"W{layer + 1}"]
-            self.weights[0, at + n_in, :n_out] = params[f"b{layer + 1}"]
+        self._pending = params["W1"].reshape(-1)
+        self._first_bias[:] = params["b1"]
+        for layer, (W, b, _) in enumerate(self._deep, start=2):
+            W[:] = params[f"W{layer}"]
+            b[:] = params[f"b{layer}"]
         self.refresh()
 
     def refresh(self) -> None:
         """Bring the transposed weights in step with the weights."""
-        for layer in range(1, len(self.sizes) - 1):
-            at, n_in, n_out = self._place(layer)
-            back = self.layout.transposed_at[layer]
-            W = self.weights[0, at : at + n_in, :n_out]
-            self.transposed[0, back : back + n_out, :n_in] = W.T
-        self.finite = bool(np.isfinite(self.weights[0, self.sizes[0] :]).all())
+        for W, _, transposed in self._deep:
+            transposed[:] = W.T
+        self.finite = bool(np.isfinite(self._but_W1).all())
 
-    def _place(self, layer: int) -> tuple[int, int, int]:
-        """Return where a layer's matrix begins, and its numbers of inputs and units."""
-        return int(self.layout.weights_at[layer]), self.sizes[layer], self.sizes[layer + 1]
+    def _find_parameters(self) -> None:
+        """Make views of the parameters in ``weights`` and ``transposed``."""
+        n_inputs = self.sizes[0]
+        self._W1 = self.weights[0, :n_inputs, : self.sizes[1]]
+        self._but_W1 = self.weights[0, n_inputs:]
+        self._first_bias = self.weights[0, n_inputs, : self.sizes[1]]
+        #: Matrix, bias and transposed matrix of every layer but the first.
+        self._deep = []
+        for layer in range(1, len(self.sizes) - 1):
+            n_in, n_out = self.sizes[layer : layer + 2]
+            at, back = self.layout.weights_at[layer], self.layout.transposed_at[layer]
+            self._deep.append(
+                (
+                    self.weights[0, at : at + n_in, :n_out],
+                    self.weights[0, at + n_in, :n_out],
+                    self.transposed[0, back : back + n_out, :n_in],
+                )
+            )
 
     def settle(self) -> None:
         """Take over W1 now."""
         if self._pending.size:
-            self.weights[0, : self.sizes[0], : self.sizes[1]] = self._pending
+            self._W1[:] = self._pending.reshape(self._W1.shape)
             self.finite = self.finite and bool(np.isfinite(self._pending).all())
-            self._pending = self._nothing
+            self._pending = self._no_weights
 
     # ---------------------------------------------------------------------------- scratch
 
@@ -288,44 +301,52 @@ class Engine:
         n = len(x)
         self._make_scratch(1, numba.get_num_threads())
         if sparse is not False:
-            samples = self._room_for_marks(len(x))._replace(x=x)
-            if self._mark(samples, n // (LOOKS + n // 256)) or sparse:
+            samples = self._room_for_marks(n)
+            if self._mark(x, samples, n // (LOOKS + n // 256)) or sparse:
                 start = np.empty((n, self.shares + 1), np.int64)
-                self._block.update(start=start)
+                self._hold(samples._replace(start=start))
                 self._run(iteration.count_values)
                 counts = start[:, -1]
                 start += (np.cumsum(counts) - counts)[:, None]
                 value = np.empty((1, int(start[-1, -1])), self.dtype)
-                self._block.update(value=value)
+                samples = samples._replace(start=start, value=value)
+                self._hold(samples)
                 self._run(iteration.list_values)
-                return samples._replace(x=self._nothing, start=start, value=value)
+                return samples
         return self._rows(x)
 
     def release(self) -> None:
-        """Let go of samples and targets: the block must not keep the caller's arrays alive."""
-        self._block.update(
-            **self._no_samples._asdict(), W1=self._nothing, labels=_NO_LABELS, soft=self._nothing
-        )
+        """Let go of samples, targets and results: an idle engine keeps nobody's arrays alive."""
+        self._block.forget("x", "W1", "labels", "soft", "result")
+        if self._held is not self._batch:
+            self._block.forget(*Samples._fields)
+            self._held = None
 
-    def _mark(self, samples: Samples, stride: int) -> bool:
+    def _hold(self, samples: Samples) -> None:
+        """Have the tasks read these samples."""
+        if samples is not self._held:
+            self._block.update(**samples._asdict())
+            self._held = samples
+
+    def _mark(self, x: FloatArray, samples: Samples, stride: int) -> bool:
         """Mark samples, and take over a first layer that waits; return whether marks pay.
 
         Judged, and dealt out, by every stride-th of the samples.
         """
         stride = max(stride, 1)
-        self._block.update(W1=self._pending, stride=stride, **samples._asdict())
+        self._hold(samples)
+        self._block.update(x=x, W1=self._pending, stride=stride)
         self._run(iteration.take_over)
         if self._pending.size:
             self.finite = self.finite and bool(self._finite.all())
-            self._pending = self._nothing
-        n, n_inputs = samples.x.shape
+            self._pending = self._no_weights
+        n, n_inputs = x.shape
         not_zero = (int(self._cost[0, -1]) - self._cost.shape[1] + 1) / iteration.ENTRY_COST
         return self.finite and not_zero < SPARSE_BELOW * -(-n // stride) * n_inputs
 
     def _room_for_marks(self, n: int) -> Samples:
         words = _words(self.sizes[0])
         return Samples(
-            self._nothing,
             np.empty((n, words), np.uint64),
             np.empty((self.shares, self.shares + 1), np.int64),
             np.empty((self.shares, words), np.uint64),
@@ -340,8 +361,7 @@ class Engine:
         dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
         dense[0, :, :n_inputs] = x
         dense[0, :, n_inputs] = 1
-        nothing = self._nothing
-        return Samples(nothing, _NO_MARKS, _NO_PLACES, _NO_MARKS, _NO_PLACES, nothing, dense)
+        return Samples(_NO_MARKS, _NO_PLACES, _NO_MARKS, _NO_PLACES, self._nothing, dense)
 
     def _take_over(
         self, x: FloatArray, labels: IntArray, soft: FloatArray, sparse: bool | None
@@ -355,11 +375,11 @@ class Engine:
         self._make_scratch(len(x), numba.get_num_threads())
         marked = False
         if sparse or (sparse is None and self.finite):
-            pays = self._mark(self._batch._replace(x=x), len(x) // LOOKS)
+            pays = self._mark(x, self._batch, len(x) // LOOKS)
             marked = pays or sparse is True
         if not marked:
             self.settle()
-            block.update(**self._rows(x)._asdict())
+            self._hold(self._rows(x))
         block.update(labels=labels, soft=soft, batches=self.order)
         self.now[:] = 0
         if marked:
@@ -389,9 +409,10 @@ class Engine:
         shares = len(samples.bounds) or numba.get_num_threads()
         self._make_scratch(n_batch, shares)
         losses = np.empty(count) if losses is None else losses
+        self._hold(samples)
         block = self._block
         block.update(
-            **samples._asdict(), labels=labels, soft=soft, batches=batches, rule=rule, rates=rates,
+            labels=labels, soft=soft, batches=batches, rule=rule, rates=rates,
             a=float(a), b=float(b),
             first=self._nowhere if first is None else first,
             second=self._nowhere if second is None else second,
@@ -433,7 +454,6 @@ class Engine:
         self._run(iteration.forward_and_back)
         self.now[:] = 1, 1, 0
         self._run(iteration.rows)
-        self._block.update(result=gradient[:0])
         loss = self._mean_loss()
         if math.isnan(loss):
             gradient.fill(np.nan)
@@ -468,7 +488,7 @@ class Engine:
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(x, labels, soft, h, result)
         self._run(central_difference.list_entries, nudges)
-        nudges.update(x=self._nothing)
+        nudges.forget("x")
         if len(self.sizes) == 3 and self._moves_little(nudges):
             self._accumulate(nudges)
         else:

@@ -106,8 +106,8 @@ class State(NamedTuple):
         Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
     weights, transposed : ndarray, shape (1, rows, widest)
         Parameters.
-    W1 : ndarray, shape (D, H) or (0, 0)
-        Weights to be taken over.
+    W1 : ndarray, shape (D H,) or (0,)
+        Weights to be taken over, row by row.
     finite : ndarray of bool, shape (shares,)
         Whether those are.
     x : ndarray, shape (N, D) or (0, 0)
@@ -149,7 +149,7 @@ class State(NamedTuple):
     sample_loss : ndarray, shape (batch size,)
     gradients : ndarray, shape (shares, 64, widest)
     copy : ndarray, shape (batch size, D)
-        The batch, as far as it is marked.
+        The batch's entries from ``value``, where they are marked.
     entry_marks : ndarray of uint64, shape (shares, batch size / 64, 64)
         Marks by entry: bit n of [:, g, i] says whether sample 64 g + n of the batch is not 0 at
         entry i of some 64.
@@ -267,14 +267,18 @@ def take_over(share, s):
     """Deal rows out, bring a share of them into the padded form, and mark a share of samples."""
     deal_out(s, share)
     zero = s.weights.dtype.type(0)
-    if s.W1.shape[0] > 0:
+    if s.W1.size > 0:
+        width = s.sizes[1]
+        first = s.bounds[share, share]
+        last = s.bounds[share, share + 1]
         check = zero
-        for i in range(s.bounds[share, share], s.bounds[share, share + 1]):
-            for j in range(s.W1.shape[1]):
-                w = s.W1[i, j]
-                s.weights[0, i, j] = w
-                check += w * zero  # NaN, once and for all, if a weight is not finite
+        for k in range(np.uint64(first * width), np.uint64(last * width)):
+            check += s.W1[k] * zero  # NaN, once and for all, if a weight is not finite
         s.finite[share] = check == zero
+        for i in range(first, last):
+            at = np.uint64(i * width)
+            for j in range(np.uint64(width)):
+                s.weights[0, i, j] = s.W1[at + j]
     shares = s.partial.shape[0]
     n_samples, n_inputs = s.x.shape
     whole = n_inputs // WORD
@@ -581,12 +585,13 @@ def marked_gradient(s, share, batch, first, last, width):
         begin = word * WORD
         end = min(last, n_inputs)
         turn_marks(s, share, batch, word)
+        samples = s.copy if s.start.shape[0] > 0 else s.x
         for group in range(s.entry_marks.shape[1]):
             for i in range(first, end):
                 bits = s.entry_marks[share, group, i - begin]
                 if bits != NO_BITS:
                     multiply_transposed_marked(
-                        bits, group * WORD, s.copy, i, s.errors, 1, width,
+                        bits, group * WORD, samples, i, s.errors, 1, width,
                         gradients, share, i - first,
                     )  # fmt: skip
     if last > n_inputs:  # the bias

@@ -103,7 +103,7 @@ def _plain_prefetch(array, row, begin, end):
 def _plain_multiply_marked(
     marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
 ):
-    """Compute out[v, n] = sum_i x[r, i] * right[u, i] over the marked i, and copy[n, i] = x[r, i].
+    """Compute out[v, n] = sum_i x[r, i] * right[u, i] over the marked i.
 
     Parameters
     ----------
@@ -111,7 +111,7 @@ def _plain_multiply_marked(
         Entry i is marked if it is in marks[r] and in own[q]: bit i % 64 of number i // 64.
     x, value : ndarray, 2-D
         Where ``at`` is not negative, the marked numbers come not from x but from value[0, at],
-        value[0, at + 1], ..
+        value[0, at + 1], .., and are written to copy[n, i].
     begin, end : int
         Which of the numbers in marks[r] and own[q] count.
     copy : ndarray, 2-D
@@ -121,8 +121,9 @@ def _plain_multiply_marked(
         Columns to compute: whole registers.
     """
     places = [i for k in range(begin, end) for i in _places(marks[r, k] & own[q, k], 64 * k)]
-    numbers = x[r, places] if at < 0 else value[0, at : at + len(places)]
-    copy[n, places] = numbers
+    numbers = x[r, places]
+    if at >= 0:
+        numbers = copy[n, places] = value[0, at : at + len(places)]
     out[v, n, :width] = numbers @ right[u, places, :width]
 
 
@@ -313,7 +314,9 @@ def _multiply_marked(
         def factor(_, place, count):
             which = builder.select(is_list, count, place)
             number = emit.load(emit.add(numbers, emit.times(which, emit.size)), emit.number)
-            emit.store(number, emit.add(room, emit.times(place, emit.size)))
+            # Without a branch: what need not be copied goes to a place that nobody reads.
+            column = builder.select(is_list, place, _ZERO)
+            emit.store(number, emit.add(room, emit.times(column, emit.size)))
             return number
 
         def line(place):
