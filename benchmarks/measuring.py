@@ -32,7 +32,7 @@ PAUSE = 0.02
 #: Seconds for which a candidate runs untimed at the start of its turn. Threads that were asleep
 #: take time to spread over the cores: JAX's iteration takes 360 us after 14 ms of running, 240 us
 #: after 60 ms and 225 us after 140 ms.
-SETTLE = 0.08
+SETTLE = 0.3
 
 #: A share of a core taken by other processes above which results are marked as disturbed.
 DISTURBED = 0.1

@@ -24,8 +24,10 @@ from fastgrad.kernels.vectors import (
     VECTOR_BYTES,
     WIDE_ROWS,
     WIDE_VECTORS,
-    narrow_tile,
-    wide_tile,
+    narrow_edge,
+    transpose_block,
+    wide_edge,
+    wide_tiles,
 )
 
 #: Bytes of the right factor that one block of terms may have, for the second cache to hold.
@@ -51,21 +53,22 @@ def add_product(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     lanes = VECTOR_BYTES // out.itemsize
     width = WIDE_VECTORS * lanes
     n_terms, n_columns = b.shape
-    wide = n_columns // width * width
-    if wide > 0 and n_columns - wide > lanes:
-        wide = n_columns
+    whole = n_columns // width * width
+    rest = n_columns - whole
+    wide = whole > 0 and rest > lanes  # one more wide tile at the edge, which reaches back
     # All tiles use the same rows of the right factor before any uses the next ones.
     block = max(64, BLOCK_BYTES // (n_columns * b.itemsize))
     for begin in range(0, n_terms, block):
         end = min(begin + block, n_terms)
         for r in range(first, last, WIDE_ROWS):
-            for left in range(0, wide, width):
-                column = min(left, n_columns - width)  # at the edge it reaches back
-                wide_tile(a, r, last, b, begin, end, column, left, out)
-        for r in range(first, last, NARROW_ROWS):
-            for left in range(wide, n_columns, lanes):
-                column = min(left, n_columns - lanes)
-                narrow_tile(a, r, last, b, begin, end, column, left, out)
+            wide_tiles(a, r, last, b, begin, end, whole, out)
+            if wide:
+                wide_edge(a, r, last, b, begin, end, n_columns - width, whole, out)
+        if not wide:
+            for r in range(first, last, NARROW_ROWS):
+                for left in range(whole, n_columns, lanes):
+                    column = min(left, n_columns - lanes)
+                    narrow_edge(a, r, last, b, begin, end, column, left, out)
 
 
 @kernel
@@ -123,15 +126,16 @@ def product_rows(a: Any, b: Any, room: Any, out: Any, first: int, last: int) -> 
 
 @kernel
 def transpose_columns(W: Any, transposed: Any, first: int, last: int) -> None:
-    """Copy rows first .. last - 1 of `W` to columns of `transposed`, four at a time."""
-    for i in range(first, last - 3, 4):
-        for j in range(W.shape[1]):
-            transposed[j, i] = W[i, j]
-            transposed[j, i + 1] = W[i + 1, j]
-            transposed[j, i + 2] = W[i + 2, j]
-            transposed[j, i + 3] = W[i + 3, j]
-    for i in range(last - (last - first) % 4, last):
-        for j in range(W.shape[1]):
+    """Copy rows first .. last - 1 of `W` to columns of `transposed`."""
+    lanes = VECTOR_BYTES // W.itemsize
+    n_columns = W.shape[1]
+    if last - first >= lanes and n_columns >= lanes:
+        for i in range(first, last, lanes):
+            for j in range(0, n_columns, lanes):  # at the edges they reach back
+                transpose_block(W, min(i, last - lanes), min(j, n_columns - lanes), transposed)
+        return
+    for i in range(first, last):
+        for j in range(n_columns):
             transposed[j, i] = W[i, j]
 
 

@@ -178,11 +178,26 @@ def _plain_multiply_transposed(left, u, rows, r, i, right, w, width, out, v, g):
     out[v, g : g + 4, :width] = left[u, rows[r], i : i + 4].T @ right[w, :count, :width]
 
 
-def _make_tile(height, vectors):
-    """Make the product of a few rows of a matrix with a few vectors of columns of another."""
+def _plain_transpose_block(a, i, j, out):
+    """Copy a square of a's entries from a[i, j] on, a vector wide, to out[j, i] and so on.
 
-    def tile(a, first, last, b, begin, end, column, left, out):
-        """Add a[r, begin:end] @ b[begin:end, column + j] to out[r, column + j] for all lanes j.
+    Parameters
+    ----------
+    a, out : ndarray, 2-D
+    i, j : int
+    """
+    n = VECTOR_BYTES // a.itemsize
+    out[j : j + n, i : i + n] = a[i : i + n, j : j + n].T
+
+
+def _make_tiles(height, vectors):
+    """Make the product of a few rows of a matrix with a few vectors of columns of another.
+
+    Returns two functions: for tile after tile from the first column on, and for one at the edge.
+    """
+
+    def tiles(a, first, last, b, begin, end, stop, out):
+        """Add a[r, begin:end] @ b[begin:end, :stop] to out[r, :stop].
 
         Parameters
         ----------
@@ -191,38 +206,73 @@ def _make_tile(height, vectors):
         first, last : int
             The rows r are `height` ones from ``first`` on, as far as they are below ``last``.
         begin, end : int
-        column, left : int
-            Columns to the left of the second are left alone.
+        stop : int
+            A multiple of a tile's width.
         """
+        rows = slice(first, min(first + height, last))
+        out[rows, :stop] += a[rows, begin:end] @ b[begin:end, :stop]
+
+    def edge(a, first, last, b, begin, end, column, left, out):
+        """Do as `tiles` does for the tile from ``column`` on, but for columns from ``left`` on."""
         lanes = vectors * (VECTOR_BYTES // out.itemsize)
         rows, columns = slice(first, min(first + height, last)), slice(left, column + lanes)
         out[rows, columns] += a[rows, begin:end] @ b[begin:end, columns]
 
-    def emit_tile(typing_context, a, first, last, b, begin, end, column, left, out):
+    def write_tile(emit, numbers, column, skipped=None):
+        rows, pitch = zip(*[emit.address("a", number) for number in numbers], strict=True)
+        source, stride = emit.address("b")
+        targets = [emit.address("out", number)[0] for number in numbers]
+
+        def factor(row, step, _):
+            place = emit.add(rows[row], emit.builder.mul(step, pitch[0][1]))
+            return emit.load(place, emit.number)
+
+        def line(step):
+            return emit.add(source, emit.builder.mul(step, stride[0]))
+
+        loop = emit.counted(emit.whole("begin"), emit.whole("end"))
+        emit.sum_columns(vectors, column, loop, factor, line, targets, adding=True, skipped=skipped)
+
+    def row_numbers(emit):
+        """Return the rows of a tile; what would be below the last row is that row once more."""
+        bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
+        numbers = [
+            emit.add(emit.whole("first"), ir.Constant(_INTEGER, row)) for row in range(height)
+        ]
+        above = [emit.builder.icmp_signed("<", number, bottom) for number in numbers]
+        return [
+            emit.builder.select(is_above, number, bottom)
+            for is_above, number in zip(above, numbers, strict=True)
+        ]
+
+    def emit_tiles(typing_context, a, first, last, b, begin, end, stop, out):
         def generate(emit):
-            bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
-            numbers = []
-            for row in range(height):  # what would be below the last row is that row once more
-                number = emit.add(emit.whole("first"), ir.Constant(_INTEGER, row))
-                above = emit.builder.icmp_signed("<", number, bottom)
-                numbers.append(emit.builder.select(above, number, bottom))
-            rows, pitch = zip(*[emit.address("a", number) for number in numbers], strict=True)
-            source, stride = emit.address("b")
-            targets = [emit.address("out", number)[0] for number in numbers]
+            numbers = row_numbers(emit)
+            stop = emit.times(emit.whole("stop"), emit.size)
 
-            def factor(row, step, _):
-                place = emit.add(rows[row], emit.builder.mul(step, pitch[0][1]))
-                return emit.load(place, emit.number)
+            def body(column, _):
+                write_tile(emit, numbers, column)
+                return []
 
-            def line(step):
-                return emit.add(source, emit.builder.mul(step, stride[0]))
+            emit.loop(
+                _ZERO,
+                [],
+                lambda column: emit.builder.icmp_signed("<", column, stop),
+                lambda column: emit.add(column, ir.Constant(_INTEGER, vectors * VECTOR_BYTES)),
+                body,
+            )
 
+        scope = {
+            "a": a, "first": first, "last": last, "b": b, "begin": begin, "end": end,
+            "stop": stop, "out": out,
+        }  # fmt: skip
+        return _typed(generate, b, scope)
+
+    def emit_edge(typing_context, a, first, last, b, begin, end, column, left, out):
+        def generate(emit):
             start = emit.times(emit.whole("column"), emit.size)
             skipped = emit.builder.sub(emit.whole("left"), emit.whole("column"))
-            loop = emit.counted(emit.whole("begin"), emit.whole("end"))
-            emit.sum_columns(
-                vectors, start, loop, factor, line, targets, adding=True, skipped=skipped
-            )
+            write_tile(emit, row_numbers(emit), start, skipped)
 
         scope = {
             "a": a, "first": first, "last": last, "b": b, "begin": begin, "end": end,
@@ -230,11 +280,38 @@ def _make_tile(height, vectors):
         }  # fmt: skip
         return _typed(generate, b, scope)
 
-    return emitted(tile, emit_tile)
+    return emitted(tiles, emit_tiles), emitted(edge, emit_edge)
 
 
-wide_tile = _make_tile(WIDE_ROWS, WIDE_VECTORS)
-narrow_tile = _make_tile(NARROW_ROWS, NARROW_VECTORS)
+wide_tiles, wide_edge = _make_tiles(WIDE_ROWS, WIDE_VECTORS)
+_, narrow_edge = _make_tiles(NARROW_ROWS, NARROW_VECTORS)
+
+
+def _transpose_block(typing_context, a, i, j, out):
+    def generate(emit):
+        def rows(name, row, column):
+            place, strides = emit.address(name, row, column)
+            return [emit.add(place, emit.times(strides[0], k)) for k in range(emit.lanes)]
+
+        vectors = [emit.load(place, emit.vector) for place in rows("a", "i", "j")]
+        half = 1
+        while half < emit.lanes:  # squares of twice the size: two of their quarters swap places
+            for k in range(emit.lanes):
+                if k & half:
+                    continue
+                upper, lower = vectors[k], vectors[k + half]
+                lanes = range(emit.lanes)
+                vectors[k] = emit.pick(
+                    upper, lower, [m - half + emit.lanes if m & half else m for m in lanes]
+                )
+                vectors[k + half] = emit.pick(
+                    upper, lower, [m + emit.lanes if m & half else m + half for m in lanes]
+                )
+            half *= 2
+        for place, vector in zip(rows("out", "j", "i"), vectors, strict=True):
+            emit.store(vector, place)
+
+    return _typed(generate, a, {"a": a, "i": i, "j": j, "out": out})
 
 
 def _nonzero_bits(typing_context, x, n, first):
@@ -460,6 +537,11 @@ class _Emitter:
         pointer = self.builder.inttoptr(place, number.type.as_pointer())
         self.builder.store(number, pointer).align = self.size
 
+    def pick(self, a, b, lanes):
+        """Return a vector of these lanes of two, the second one's counted on."""
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes)
+        return self.builder.shuffle_vector(a, b, mask)
+
     # A loop, below, is a function of values that are carried from step to step, and of a body. The
     # body gets the step, how many went before it, and the values, and returns the next values; the
     # loop returns the last ones.
@@ -615,3 +697,4 @@ multiply = emitted(_plain_multiply, _multiply)
 multiply_transposed = emitted(_plain_multiply_transposed, _multiply_transposed)
 multiply_marked = emitted(_plain_multiply_marked, _multiply_marked)
 multiply_transposed_marked = emitted(_plain_multiply_transposed_marked, _multiply_transposed_marked)
+transpose_block = emitted(_plain_transpose_block, _transpose_block)
