@@ -23,7 +23,8 @@ _PARALLEL_SIZE = 100_000
 #: Rules whose steps do; they take four times as long.
 _SLOW_RULES = (updates.ADAGRAD, updates.RMSPROP, updates.ADAM)
 
-_NO_MEMORY = {dtype: np.empty(0, dtype) for dtype in FLOAT_DTYPES}
+_FLOAT32, _FLOAT64 = FLOAT_DTYPES
+_NO_MEMORY = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
 
 
 class _Step(NamedTuple):
@@ -34,7 +35,7 @@ class _Step(NamedTuple):
     array: FloatArray  # the same as an array
     order: Literal["C", "F"]  # the order in which its elements are gone through
     gradient: FloatArray
-    memory: tuple[FloatArray, ...]
+    memory: list[FloatArray]
 
 
 class Optimizer:
@@ -91,7 +92,7 @@ class Optimizer:
         if not (
             type(value) is type(gradient) is np.ndarray
             and value.dtype is gradient.dtype
-            and value.dtype in _NO_MEMORY
+            and (value.dtype is _FLOAT32 or value.dtype is _FLOAT64)
             and value.shape == gradient.shape
             and value.flags.carray
             and gradient.flags.carray
@@ -104,7 +105,9 @@ class Optimizer:
                 )
             if array.flags.fnc:
                 order = "F"
-        memory = tuple([self._recalled(name, key, array, order) for name in self._memory])
+        if not self._memory:
+            return _Step(key, value, array, order, gradient, [])
+        memory = [self._recalled(name, key, array, order) for name in self._memory]
         return _Step(key, value, array, order, gradient, memory)
 
     def _recalled(
@@ -145,22 +148,25 @@ def _parameter_array(value: Any, key: Any) -> FloatArray:
 
 def _apply(rule: int, step: _Step, lr: float, a: float, b: float) -> None:
     """Update one parameter in place."""
-    array, order = step.array, step.order
+    _, _, array, order, grad, memory = step
     in_place = array.flags.carray
     if in_place:
-        parameter, gradient = array.reshape(-1), step.gradient.reshape(-1)
-        memory = [remembered.reshape(-1) for remembered in step.memory]
+        parameter, gradient = array.ravel(), grad.ravel()
+        if memory:
+            memory = [remembered.ravel() for remembered in memory]
     else:
         in_place = array.flags.behaved and array.flags.fnc  # flags.farray says yes too often
         parameter = array.reshape(-1, order=order) if in_place else array.flatten(order)
-        gradient = step.gradient.reshape(-1, order=order)
-        memory = [remembered.reshape(-1, order=order) for remembered in step.memory]
-    if np.may_share_memory(parameter, gradient):
+        gradient = grad.reshape(-1, order=order)
+        memory = [remembered.reshape(-1, order=order) for remembered in memory]
+    # Two arrays with memory of their own cannot share it; the question alone takes a while.
+    owners = array.base is None and grad.base is None and array is not grad
+    if not owners and np.may_share_memory(parameter, gradient):
         gradient = gradient.copy()
-    while len(memory) < 2:
-        memory.append(_NO_MEMORY[array.dtype])
+    if len(memory) < 2:
+        memory = memory + _NO_MEMORY[array.dtype][len(memory) :]
     work = 4 * array.size if rule in _SLOW_RULES else array.size
-    shares = threads.shares(work, _PARALLEL_SIZE)
+    shares = 1 if work < _PARALLEL_SIZE else threads.shares(work, _PARALLEL_SIZE)
     if shares == 1:
         updates.update(rule, parameter, gradient, *memory, lr, a, b)
     else:
