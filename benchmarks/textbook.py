@@ -98,20 +98,21 @@ def random_positions(params, count, *, seed=0):
     return [(names[k], int(i - ends[k] + sizes[k])) for k, i in zip(which, chosen, strict=True)]
 
 
-def numerical_gradient(params, x, t, positions, h=1e-4):
+def numerical_gradient(params, x, t, positions, h=1e-4, *, evaluate=loss):
     """Return the central differences of the loss at some parameters, one after the other.
 
     The book's loop: each parameter is nudged up and down in place and the whole network is
     evaluated twice. Every parameter costs the same, so a sample of them tells what all would cost.
+    ``evaluate`` is the loss of another network.
     """
     result = np.empty(len(positions))
     for n, (name, i) in enumerate(positions):
         flat = params[name].reshape(-1)
         kept = flat[i]
         flat[i] = kept + h
-        above = loss(params, x, t)
+        above = evaluate(params, x, t)
         flat[i] = kept - h
-        below = loss(params, x, t)
+        below = evaluate(params, x, t)
         flat[i] = kept
         result[n] = (above - below) / (2 * h)
     return result

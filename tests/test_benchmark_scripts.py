@@ -11,6 +11,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+import fastgrad
+
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
 pytestmark = pytest.mark.skipif(
@@ -22,7 +24,7 @@ pytestmark = pytest.mark.skipif(
 def scripts(monkeypatch):
     """The modules of the folder, imported as the scripts import each other."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("textbook", "measuring", "peers", "scaling")
+    names = ("textbook", "measuring", "peers", "scaling", "deep")
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     monkeypatch.setattr(modules.measuring, "SETTLE", 0.0)
     monkeypatch.setattr(modules.measuring, "PAUSE", 0.0)
@@ -75,6 +77,25 @@ def test_the_textbooks_gradient_is_that_of_its_loss(scripts, images):
     exact = np.array([grads[name].reshape(-1)[i] for name, i in positions])
     np.testing.assert_allclose(numerical, exact, atol=1e-8)
     assert all(np.array_equal(before[key], params[key]) for key in params)
+
+
+def test_the_gradient_of_many_layers_is_that_of_their_loss(scripts, images):
+    x, t = images
+    params = dict(fastgrad.MultiLayerNet(12, [6, 5], 10, rng=0).params)
+    positions = scripts.textbook.random_positions(params, 1000)
+    numerical = scripts.textbook.numerical_gradient(
+        params, x, t, positions, evaluate=scripts.deep.loss
+    )
+    _, grads = scripts.deep.gradient(params, x, t)
+    exact = np.array([grads[name].reshape(-1)[i] for name, i in positions])
+    np.testing.assert_allclose(numerical, exact, atol=1e-8)
+
+
+def test_deep_trains_as_the_book_does(scripts, images):
+    x, t = images
+    deviation, times = scripts.deep.training_row("Adam", x, t, rounds=1)
+    assert deviation < scripts.deep.CURVE_GOAL
+    assert set(times) == {"fastgrad", "NumPy"}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
