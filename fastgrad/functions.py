@@ -502,7 +502,7 @@ def softmax_cross_entropy_backward(y: Any, t: Any, delta: float = DELTA) -> Floa
         delta = real_number(delta, "delta", minimum=0)
     rows, labels, soft = _scored(y, "y", t)
     da = _softmax_cross_entropy_backward(rows, labels, soft, delta, 1.0)
-    return da.reshape(np.shape(y))
+    return da if rows is y else da.reshape(np.shape(y))
 
 
 def _activation(which: int, x: Any) -> Any:
@@ -545,7 +545,7 @@ def _softmax_cross_entropy_backward(
     y: FloatArray, labels: IntArray, soft: FloatArray, delta: float, dout: float
 ) -> FloatArray:
     """Compute the gradient with respect to the scores for checked arguments."""
-    da = np.empty(y.shape, y.dtype)
+    da = np.empty_like(y)
     losses.softmax_cross_entropy_backward(y, labels, soft, delta, dout / y.shape[0], da)
     return da
 

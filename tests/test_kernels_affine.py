@@ -51,6 +51,8 @@ SHAPES = {
 @example(n=5, d=3, h=16, seed=0, dtype="d")
 @example(n=4, d=3, h=32, seed=0, dtype="d")
 @example(n=1, d=1, h=1, seed=0, dtype="f")
+@example(n=5, d=64, h=18, seed=0, dtype="f")
+@example(n=7, d=70, h=9, seed=0, dtype="d")
 def test_affine_forward(how, n, d, h, seed, dtype):
     rng = np.random.default_rng(seed)
     x, W, b = (rng.standard_normal(shape).astype(dtype) for shape in ((n, d), (d, h), (h,)))

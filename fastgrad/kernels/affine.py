@@ -37,6 +37,20 @@ PARALLEL_WORK = 250_000
 
 
 @kernel
+def add_columns(a: Any, b: Any, out: Any, column: int, first: int, last: int) -> None:
+    """Do as `add_product` does for the columns from `column` on, each as a sum along rows of a."""
+    n_terms = b.shape[0]
+    turned = b[:, column:].T.copy()
+    zero = out.dtype.type(0)
+    for r in range(first, last):
+        for c in range(turned.shape[0]):
+            total = zero
+            for k in range(n_terms):
+                total += a[r, k] * turned[c, k]
+            out[r, column + c] += total
+
+
+@kernel
 def add_product(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Add rows first .. last - 1 of a product, ``out += a @ b``.
 
@@ -56,6 +70,10 @@ def add_product(a: Any, b: Any, out: Any, first: int, last: int) -> None:
     whole = n_columns // width * width
     rest = n_columns - whole
     wide = whole > 0 and rest > lanes  # one more wide tile at the edge, which reaches back
+    # A tile for a column or two would mostly compute what nobody wants.
+    few = 0 < 2 * rest <= lanes and n_terms >= 64 and a.strides[1] == a.itemsize
+    if few:
+        add_columns(a, b, out, whole, first, last)
     # All tiles use the same rows of the right factor before any uses the next ones.
     block = max(64, BLOCK_BYTES // (n_columns * b.itemsize))
     for begin in range(0, n_terms, block):
@@ -64,7 +82,7 @@ def add_product(a: Any, b: Any, out: Any, first: int, last: int) -> None:
             wide_tiles(a, r, last, b, begin, end, whole, out)
             if wide:
                 wide_edge(a, r, last, b, begin, end, n_columns - width, whole, out)
-        if not wide:
+        if not wide and not few:
             for r in range(first, last, NARROW_ROWS):
                 for left in range(whole, n_columns, lanes):
                     column = min(left, n_columns - lanes)
