@@ -227,10 +227,11 @@ def real_number(value: Any, name: str, *, minimum: float = -math.inf) -> float:
     ValueError
         If it is not finite, or below `minimum`.
     """
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
-    if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
-        raise TypeError(f"`{name}` must be a real number. Got {_kind(value)}.")
+    if type(value) is not float and type(value) is not int:  # which need no closer look
+        if isinstance(value, np.ndarray) and value.ndim == 0:
+            value = value[()]
+        if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Real):
+            raise TypeError(f"`{name}` must be a real number. Got {_kind(value)}.")
     try:
         number = float(value)
     except OverflowError:

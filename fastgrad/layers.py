@@ -431,7 +431,7 @@ class SoftmaxWithLoss:
         """
         scores, labels, soft = functions._scored(x, "x", t)
         self.loss, y = functions._softmax_cross_entropy(scores, labels, soft, functions.DELTA)
-        self.y, self.t = y.reshape(np.shape(x)), t
+        self.y, self.t = y if scores is x else y.reshape(np.shape(x)), t
         self._checked = y, labels, soft
         return self.loss
 
@@ -461,7 +461,7 @@ class SoftmaxWithLoss:
         dout = real_number(dout, "dout")
         y, labels, soft = self._checked
         da = functions._softmax_cross_entropy_backward(y, labels, soft, functions.DELTA, dout)
-        return da.reshape(self.y.shape)
+        return da if self.y is y else da.reshape(self.y.shape)
 
 
 def _backward_too_early(layer: object) -> RuntimeError:
