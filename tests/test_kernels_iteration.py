@@ -223,6 +223,20 @@ def test_rows_are_dealt_out_by_their_non_zero_entries():
     assert max(parts) < 1.2 * np.mean(parts)
 
 
+def test_dense_and_sparse_batches_in_turn(shares):
+    rng = np.random.default_rng(4)
+    params = random_params((70, 6, 3), rng)
+    engine = Engine((70, 6, 3), "sigmoid", 1e-7, np.dtype("d"))
+    for zeros in (0.0, 0.9, 0.0, 0.0, 0.9, 0.9):
+        x, labels = draw_samples(9, 70, "d", rng, zeros), rng.integers(0, 3, 9)
+        engine.load(params)
+        _, flat = engine.backpropagate(x, labels, np.empty((0, 3)))
+        want = gradient(params, x, rows(labels, 3), "sigmoid", 1e-7)
+        for name, array in engine.split(flat).items():
+            close(array, want[name], "d")
+        engine.release()
+
+
 def test_nan_and_infinity_are_marked():
     x = np.array([[0.0, np.nan, 0.0, -np.inf, -0.0]])
     samples = Engine((5, 2), "relu", 0.0, np.dtype("d")).data_set(x, sparse=True)

@@ -76,8 +76,6 @@ SIGMOID, RELU = 0, 1
 
 #: Rows of weights are dealt out by so many at a time.
 ROW_BLOCK = 8
-#: What a non-zero entry adds to the cost of a block of rows, which is 1 without any (measured).
-ENTRY_COST = 1
 #: How many samples ahead of the one at work are fetched from memory.
 AHEAD = 2
 #: Entries that one number marks.
@@ -128,7 +126,7 @@ class State(NamedTuple):
     stride : int
         Every stride-th sample is looked at to deal the rows out.
     cost : ndarray of int64, shape (shares, D / ROW_BLOCK + 1)
-        What the rows up to each block cost, by the non-zero entries of those samples.
+        What the rows before each block cost: the non-zero entries of those samples, and 1 a block.
     dense : ndarray, shape (1, N, D + 1 or more) or (1, 0, 0)
         Samples as padded rows, with a 1 appended.
     labels : ndarray of int64, shape (N,) or (0,)
@@ -245,10 +243,10 @@ def deal_out(s, share):
     blocks = cost.shape[1] - 1
     n_samples, n_inputs = s.x.shape
     for block in range(blocks):
-        total = cost[share, block] + 1  # a row costs something even where all samples are zero
+        total = cost[share, block] + 1  # rows cost something even where all samples are zero
         for n in range(0, n_samples, s.stride):
             for i in range(block * ROW_BLOCK, min(block * ROW_BLOCK + ROW_BLOCK, n_inputs)):
-                total += ENTRY_COST * (s.x[n, i] != 0)
+                total += s.x[n, i] != 0
         cost[share, block + 1] = total
     block = 0
     for number in range(s.bounds.shape[1]):

@@ -121,8 +121,9 @@ def _plain_multiply_marked(
         Columns to compute: whole registers.
     """
     places = [i for k in range(begin, end) for i in _places(marks[r, k] & own[q, k], 64 * k)]
-    numbers = x[r, places]
-    if at >= 0:
+    if at < 0:
+        numbers = x[r, places]
+    else:
         numbers = copy[n, places] = value[0, at : at + len(places)]
     out[v, n, :width] = numbers @ right[u, places, :width]
 
