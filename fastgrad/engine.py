@@ -498,11 +498,11 @@ class Engine:
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(x, labels, soft, h, result)
         self._run(central_difference.list_entries, nudges)
-        nudges.forget("x")
         if len(self.sizes) == 3 and self._moves_little(nudges):
             self._accumulate(nudges)
         else:
             self._evaluate_generally(nudges, result)
+        nudges.forget("x", "item_class", "result")
         if self.decay:
             # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
             # their difference, divided by 2h, is decay * w.
