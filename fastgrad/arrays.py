@@ -153,6 +153,53 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
     return array.reshape(-1, width), array.ndim == 1
 
 
+def scores_and_targets(scores: Any, name: str, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
+    """Return scores or probabilities as a 2-D array, and their targets in both forms.
+
+    Parameters
+    ----------
+    scores : array_like, shape (N, C) or (C,)
+    name : str
+        How the scores are called in messages.
+    t : array_like
+        As `targets` takes them.
+
+    Returns
+    -------
+    scores : ndarray, shape (N, C)
+        float32 for float32 scores, else float64.
+    labels, soft : ndarray
+        As `targets` returns them.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `real_array` and `targets` do.
+    ValueError
+        If there are no scores, or in too many dimensions.
+    """
+    if type(scores) is type(t) is np.ndarray:  # the common case, for half the time
+        dtype, shape = scores.dtype, scores.shape
+        if (
+            (dtype is _FLOAT64 or dtype is _FLOAT32)
+            and t.dtype is dtype
+            and t.shape == shape
+            and len(shape) == 2
+            and 0 not in shape
+            and scores.flags.carray
+            and t.flags.carray
+        ):
+            return scores, _NO_LABELS, t
+    array = real_array(scores, name)
+    if array.ndim == 1:
+        array = array[None]
+    if array.ndim != 2 or not array.size:
+        raise ValueError(
+            f"`{name}` must have shape (N, C) or (C,), neither of them 0. Got {np.shape(scores)}."
+        )
+    return array, *targets(t, "t", array.shape[0], array.shape[1], array.dtype)
+
+
 def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArray, FloatArray]:
     """Return targets as labels or as soft targets; the array that does not apply is empty.
 

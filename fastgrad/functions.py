@@ -13,7 +13,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgrad import threads
-from fastgrad.arrays import FloatArray, IntArray, real_array, real_number, targets
+from fastgrad.arrays import (
+    FloatArray,
+    IntArray,
+    real_array,
+    real_number,
+    scores_and_targets,
+)
 from fastgrad.kernels import activations, affine
 from fastgrad.kernels import softmax_cross_entropy as losses
 
@@ -320,7 +326,7 @@ def cross_entropy_error(y: Any, t: Any) -> Any:
     >>> round(float(cross_entropy_error(y, 2)), 12)
     0.510825457099
     """
-    y, labels, soft = _scored(y, "y", t)
+    y, labels, soft = scores_and_targets(y, "y", t)
     return y.dtype.type(losses.cross_entropy(y, labels, soft, DELTA))
 
 
@@ -458,7 +464,7 @@ def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, Fl
     """
     if delta is not DELTA:
         delta = real_number(delta, "delta", minimum=0)
-    scores, labels, soft = _scored(a, "a", t)
+    scores, labels, soft = scores_and_targets(a, "a", t)
     loss, y = _softmax_cross_entropy(scores, labels, soft, delta)
     return loss, y.reshape(np.shape(a))
 
@@ -500,8 +506,9 @@ def softmax_cross_entropy_backward(y: Any, t: Any, delta: float = DELTA) -> Floa
     """
     if delta is not DELTA:
         delta = real_number(delta, "delta", minimum=0)
-    rows, labels, soft = _scored(y, "y", t)
-    da = _softmax_cross_entropy_backward(rows, labels, soft, delta, 1.0)
+    rows, labels, soft = scores_and_targets(y, "y", t)
+    da = np.empty(rows.shape, rows.dtype)
+    losses.softmax_cross_entropy_backward(rows, labels, soft, delta, 1.0, da)
     return da if rows is y else da.reshape(np.shape(y))
 
 
@@ -539,28 +546,6 @@ def _softmax_cross_entropy(
     else:
         loss = losses.log_softmax_loss(a, y, labels, soft)
     return a.dtype.type(loss), y
-
-
-def _softmax_cross_entropy_backward(
-    y: FloatArray, labels: IntArray, soft: FloatArray, delta: float, dout: float
-) -> FloatArray:
-    """Compute the gradient with respect to the scores for checked arguments."""
-    da = np.empty_like(y)
-    losses.softmax_cross_entropy_backward(y, labels, soft, delta, dout / y.shape[0], da)
-    return da
-
-
-def _scored(scores: Any, name: str, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
-    """Return scores or probabilities as a 2-D array, and their targets in both forms."""
-    array = real_array(scores, name)
-    if array.ndim == 1:
-        array = array[None]
-    if array.ndim != 2 or not array.size:
-        raise ValueError(
-            f"`{name}` must have shape (N, C) or (C,), neither of them 0. Got {np.shape(scores)}."
-        )
-    labels, soft = targets(t, "t", array.shape[0], array.shape[1], array.dtype)
-    return array, labels, soft
 
 
 def _flattened(x: FloatArray, W: FloatArray) -> FloatArray:

@@ -11,8 +11,15 @@ from typing import Any
 import numpy as np
 
 from fastgrad import functions
-from fastgrad.arrays import FloatArray, real_array, real_number, require_shape
+from fastgrad.arrays import (
+    FloatArray,
+    real_array,
+    real_number,
+    require_shape,
+    scores_and_targets,
+)
 from fastgrad.kernels import activations
+from fastgrad.kernels import softmax_cross_entropy as losses
 
 __all__ = ["AddLayer", "Affine", "MulLayer", "Relu", "Sigmoid", "SoftmaxWithLoss"]
 
@@ -429,7 +436,7 @@ class SoftmaxWithLoss:
         ValueError
             If a shape does not fit, the batch is empty, or a label is out of range.
         """
-        scores, labels, soft = functions._scored(x, "x", t)
+        scores, labels, soft = scores_and_targets(x, "x", t)
         self.loss, y = functions._softmax_cross_entropy(scores, labels, soft, functions.DELTA)
         self.y, self.t = y if scores is x else y.reshape(np.shape(x)), t
         self._checked = y, labels, soft
@@ -460,7 +467,8 @@ class SoftmaxWithLoss:
             raise _backward_too_early(self)
         dout = real_number(dout, "dout")
         y, labels, soft = self._checked
-        da = functions._softmax_cross_entropy_backward(y, labels, soft, functions.DELTA, dout)
+        da = np.empty(y.shape, y.dtype)
+        losses.softmax_cross_entropy_backward(y, labels, soft, functions.DELTA, dout, da)
         return da if self.y is y else da.reshape(self.y.shape)
 
 

@@ -99,7 +99,7 @@ def test_gradient_follows_the_formula(variant, delta, n, classes, seed, dtype, k
     kernel(y, labels, soft, delta, 0.5, da)
     y, dense = y.astype(np.float64), dense.astype(np.float64)
     g = -dense / (y + delta)
-    expected = 0.5 * y * (g - np.sum(g * y, axis=1, keepdims=True))
+    expected = 0.5 / n * y * (g - np.sum(g * y, axis=1, keepdims=True))
     tolerance = 1e-13 if dtype == "d" else 2e-5
     np.testing.assert_allclose(da, expected, rtol=tolerance, atol=tolerance)
 
@@ -122,7 +122,7 @@ def test_gradient_is_the_derivative_of_the_loss(delta, kind):
         down[i] -= 1e-5
         numerical[i] = (loss(up) - loss(down)) / 2e-5
     da = np.empty_like(a)
-    losses.softmax_cross_entropy_backward(softmax(a), labels, soft, delta, 1 / 3, da)
+    losses.softmax_cross_entropy_backward(softmax(a), labels, soft, delta, 1.0, da)
     np.testing.assert_allclose(da, numerical, atol=1e-9)
 
 

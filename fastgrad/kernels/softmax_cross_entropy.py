@@ -136,9 +136,9 @@ def log_softmax_loss(a: Any, y: Any, labels: Any, soft: Any) -> float:
 
 @kernel
 def softmax_cross_entropy_backward(
-    y: Any, labels: Any, soft: Any, delta: float, scale: float, da: Any
+    y: Any, labels: Any, soft: Any, delta: float, dout: float, da: Any
 ) -> None:
-    """Compute the gradient of the loss with respect to the scores, times `scale`.
+    """Compute the gradient of the mean loss with respect to the scores, times `dout`.
 
     Parameters
     ----------
@@ -146,8 +146,8 @@ def softmax_cross_entropy_backward(
         Probabilities.
     labels, soft, delta
         As in `cross_entropy`.
-    scale : float
-        1 / N for the mean.
+    dout : float
+        Gradient with respect to the loss.
     da : ndarray of y's dtype, shape (N, C)
         Out.
     """
@@ -155,7 +155,7 @@ def softmax_cross_entropy_backward(
     number = y.dtype.type
     one = number(1.0)
     shift = number(delta)
-    rate = number(scale)
+    rate = number(dout / n_samples)
     if labels.size == n_samples:
         for n in range(n_samples):
             label = labels[n]
@@ -167,19 +167,19 @@ def softmax_cross_entropy_backward(
             da[n, label] = (y[n, label] - one) * factor
         return
     # In one loop over all cells, because rows are too short to be worth vector instructions.
-    p, t, u = y.reshape(-1), soft.reshape(-1), da.reshape(-1)
+    p, t, u = y.flat, soft.flat, da.flat  # `reshape` takes as long as eight rows
     if delta != 0:
-        for i in range(u.size):
-            u[i] = t[i] * (p[i] / (p[i] + shift))
+        for i in range(da.size):
+            u[i] = t[i] * rate * (p[i] / (p[i] + shift))
     else:
-        for i in range(u.size):
-            u[i] = t[i]
+        for i in range(da.size):
+            u[i] = t[i] * rate
     for n in range(n_samples):
         mixed = number(0.0)
         for k in range(n_classes):
             mixed += da[n, k]
         for k in range(n_classes):
-            da[n, k] = (y[n, k] * mixed - da[n, k]) * rate
+            da[n, k] = y[n, k] * mixed - da[n, k]
 
 
 @kernel
