@@ -33,6 +33,9 @@ _NO_LABELS = np.empty(0, np.int64)
 _NO_MARKS = np.empty((0, 0), np.uint64)
 _NO_PLACES = np.empty((0, 0), np.int64)
 
+#: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
+_CALLERS = ("x", "W1", "labels", "soft", "result")
+
 ACTIVATIONS = {"sigmoid": iteration.SIGMOID, "relu": iteration.RELU}
 
 
@@ -142,7 +145,6 @@ class Engine:
         self.decay = decay
         self.weights = aligned(self.layout.weights_shape, dtype)
         self.transposed = aligned(self.layout.transposed_shape, dtype)
-        self._find_parameters()
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
         self.n_parameters = 0
@@ -154,9 +156,13 @@ class Engine:
         self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
-        self._held: Samples | None = self._rows(np.empty((0, sizes[0]), dtype))
+        self._no_samples = np.empty((0, sizes[0]), dtype)
         self._no_weights = np.empty(0, dtype)
+        #: Labels, soft targets, and result of a pass without any.
+        self._no_targets = _NO_LABELS, self._nothing, self._no_weights
+        #: Parameters that the tasks have yet to take over: W1, and all others.
         self._pending = self._no_weights
+        self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
         self._scratch_key: tuple[int, ...] = ()
         self._nudge_key: tuple[int, ...] = ()
         self._nudge_block: Block
@@ -171,18 +177,22 @@ class Engine:
             "weights": self.weights,
             "transposed": self.transposed,
         }
+        scratch = self._allocate(0, 1)
+        self._held: Samples | None = self._rows(self._no_samples)
         self._block = Block(
             iteration.State(
                 **self._network,
                 decay=float(decay),
-                **self._allocate(0, 1),
+                **scratch,
                 **self._held._asdict(),
-                x=self._nothing,
+                x=self._no_samples,
                 W1=self._no_weights,
+                others=self._others,
                 labels=np.empty(0, np.int64),
                 soft=self._nothing,
                 batches=np.empty((0, 0), np.int64),
                 stride=1,
+                most=0,
                 result=np.empty(0, dtype),
                 rule=iteration.GRADIENT_ONLY,
                 first=self._nowhere,
@@ -192,6 +202,8 @@ class Engine:
                 b=0.0,
             )
         )
+
+        self._places = tuple(map(self._block.place_of, _CALLERS))
 
     # ------------------------------------------------------------------------- parameters
 
@@ -214,45 +226,27 @@ class Engine:
         return {name: flat[part].reshape(shape) for name, part, shape in self._parts}
 
     def load(self, params: Mapping[str, FloatArray]) -> None:
-        """Take over parameters; W1, most of them, when the next batch comes, on all threads."""
-        self._pending = params["W1"].reshape(-1)
-        self._first_bias[:] = params["b1"]
-        for layer, (W, b, _) in enumerate(self._deep, start=2):
-            W[:] = params[f"W{layer}"]
-            b[:] = params[f"b{layer}"]
-        self.refresh()
+        """Take over parameters, given in the order of `parameter_shapes`.
+
+        That is done when the next batch comes, on all threads.
+        """
+        self._pending, *others = [array.reshape(-1) for array in params.values()]
+        np.concatenate(others, out=self._others)
+        self.finite = True
+
+    def settle(self) -> None:
+        """Take over parameters now."""
+        if self._pending.size:
+            self._mark(self._no_samples, self._batch, 1, False, *self._no_targets)
 
     def refresh(self) -> None:
         """Bring the transposed weights in step with the weights."""
-        for W, _, transposed in self._deep:
-            transposed[:] = W.T
-        self.finite = bool(np.isfinite(self._but_W1).all())
-
-    def _find_parameters(self) -> None:
-        """Make views of the parameters in ``weights`` and ``transposed``."""
-        n_inputs = self.sizes[0]
-        self._W1 = self.weights[0, :n_inputs, : self.sizes[1]]
-        self._but_W1 = self.weights[0, n_inputs:]
-        self._first_bias = self.weights[0, n_inputs, : self.sizes[1]]
-        #: Matrix, bias and transposed matrix of every layer but the first.
-        self._deep = []
-        for layer in range(1, len(self.sizes) - 1):
-            n_in, n_out = self.sizes[layer : layer + 2]
-            at, back = self.layout.weights_at[layer], self.layout.transposed_at[layer]
-            self._deep.append(
-                (
-                    self.weights[0, at : at + n_in, :n_out],
-                    self.weights[0, at + n_in, :n_out],
-                    self.transposed[0, back : back + n_out, :n_in],
-                )
-            )
-
-    def settle(self) -> None:
-        """Take over W1 now."""
-        if self._pending.size:
-            self._W1[:] = self._pending.reshape(self._W1.shape)
-            self.finite = self.finite and bool(np.isfinite(self._pending).all())
-            self._pending = self._no_weights
+        n_inputs, *sizes = self.sizes
+        places = zip(self.layout.weights_at[1:], self.layout.transposed_at[1:], strict=True)
+        for (at, back), (n_in, n_out) in zip(places, itertools.pairwise(sizes), strict=True):
+            weights = self.weights[0, at : at + n_in, :n_out]
+            self.transposed[0, back : back + n_out, :n_in] = weights.T
+        self.finite = bool(np.isfinite(self.weights[0, n_inputs:]).all())
 
     # ---------------------------------------------------------------------------- scratch
 
@@ -290,6 +284,7 @@ class Engine:
         key = (n_batch, shares)
         if key != self._scratch_key:
             self._block.update(**self._allocate(n_batch, shares))
+            self._hold(self._batch)
             self._scratch_key = key
             self._nudge_key = ()  # its block points to what has just gone
 
@@ -302,14 +297,15 @@ class Engine:
 
     def data_set(self, x: FloatArray, *, sparse: bool | None = None) -> Samples:
         """Return samples to draw batches from, with marks if that pays (or as `sparse` says)."""
+        n = len(x)
+        self._make_scratch(1, numba.get_num_threads())
         self.settle()
         if sparse is None and not self.finite:
             sparse = False
-        n = len(x)
-        self._make_scratch(1, numba.get_num_threads())
         if sparse is not False:
             samples = self._room_for_marks(n)
-            if self._mark(x, samples, n // (LOOKS + n // 256)) or sparse:
+            self.now[:] = 0
+            if self._mark(x, samples, n // (LOOKS + n // 256), sparse, *self._no_targets):
                 start = np.empty((n, self.shares + 1), np.int64)
                 self._hold(samples._replace(start=start))
                 self._run(iteration.count_values)
@@ -324,7 +320,7 @@ class Engine:
 
     def release(self) -> None:
         """Let go of samples, targets and results: an idle engine keeps nobody's arrays alive."""
-        self._block.forget("x", "W1", "labels", "soft", "result")
+        self._block.forget(*_CALLERS)
         if self._held is not self._batch:
             self._block.forget(*Samples._fields)
             self._held = None
@@ -335,21 +331,35 @@ class Engine:
             self._block.update(**samples._asdict())
             self._held = samples
 
-    def _mark(self, x: FloatArray, samples: Samples, stride: int) -> bool:
-        """Mark samples, and take over a first layer that waits; return whether marks pay.
+    def _mark(
+        self,
+        x: FloatArray,
+        samples: Samples,
+        stride: int,
+        sparse: bool | None,
+        labels: IntArray,
+        soft: FloatArray,
+        result: FloatArray,
+    ) -> bool:
+        """Mark samples, and take over parameters that wait; return whether marks pay.
 
-        Judged, and dealt out, by every stride-th of the samples.
+        Judged, and dealt out, by every stride-th of the samples, unless `sparse` says so. The
+        tasks that follow find the targets and the result.
         """
         stride = max(stride, 1)
+        entries = -(-len(x) // stride) * x.shape[1]
+        most = -1 if sparse is False else entries if sparse else int(SPARSE_BELOW * entries)
+        block, waiting = self._block, self._pending
         self._hold(samples)
-        self._block.update(x=x, W1=self._pending, stride=stride)
-        self._run(iteration.take_over)
-        if self._pending.size:
-            self.finite = self.finite and bool(self._finite.all())
-            self._pending = self._no_weights
-        n, n_inputs = x.shape
-        not_zero = int(self._cost[0, -1]) - (self._cost.shape[1] - 1)
-        return self.finite and not_zero < SPARSE_BELOW * -(-n // stride) * n_inputs
+        block.update(stride=stride, most=most)
+        finite, pays = launch(
+            iteration.begin, block.address_of(iteration.take_over), block.address, self._places,
+            x, waiting, labels, soft, result, self.shares, self._finite, self._cost, most,
+        )  # fmt: skip
+        block.forget(*_CALLERS)  # whose places it has changed
+        if waiting.size:
+            self.finite, self._pending = finite, self._no_weights
+        return pays and (self.finite or sparse is True)
 
     def _room_for_marks(self, n: int) -> Samples:
         words = _words(self.sizes[0])
@@ -368,32 +378,36 @@ class Engine:
         dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
         dense[0, :, :n_inputs] = x
         dense[0, :, n_inputs] = 1
-        return Samples(_NO_MARKS, _NO_PLACES, _NO_MARKS, _NO_PLACES, self._nothing, dense)
+        bounds, own = self._batch.bounds, self._batch.own
+        return Samples(_NO_MARKS, bounds, own, _NO_PLACES, self._nothing, dense)
 
-    def _take_over(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, sparse: bool | None
+    def _begin(
+        self,
+        x: FloatArray,
+        labels: IntArray,
+        soft: FloatArray,
+        sparse: bool | None,
+        result: FloatArray | None = None,
     ) -> None:
         """Take over a batch, and parameters that wait.
 
         Marks leave out the products of zeros. Where a weight is NaN or infinite such a product is
         NaN, so then rows are taken unless marks are asked for.
         """
-        block = self._block
+        result = self._no_weights if result is None else result
         self._make_scratch(len(x), numba.get_num_threads())
+        self._block.update(batches=self.order)
         marked = False
         # To mark samples and then take them as rows costs a twentieth of a call. So after dense
         # samples there is a look first, which calls on sparse ones do without.
-        if sparse or (sparse is None and self.finite and (self._was_marked or may_be_sparse(x))):
-            pays = self._mark(x, self._batch, len(x) // LOOKS)
-            marked = pays or sparse is True
+        if sparse or (sparse is None and (self._was_marked or may_be_sparse(x))):
+            self.now[:] = 0, 0, 1
+            marked = self._mark(x, self._batch, len(x) // LOOKS, sparse, labels, soft, result)
+        self.now[:] = 0
         self._was_marked = marked
         if not marked:
-            self.settle()
-            self._hold(self._rows(x))
-        block.update(labels=labels, soft=soft, batches=self.order)
-        self.now[:] = 0
-        if marked:
-            self._run(iteration.first_layer)
+            rows = self._rows(x)
+            self._mark(self._no_samples, rows, 1, False, labels, soft, result)
 
     # ------------------------------------------------------------------------------- runs
 
@@ -416,8 +430,7 @@ class Engine:
         """Run `fastgrad.kernels.iteration.iterate` on batches of a data set; return the losses."""
         count, n_batch = batches.shape
         self.settle()
-        shares = len(samples.bounds) or numba.get_num_threads()
-        self._make_scratch(n_batch, shares)
+        self._make_scratch(n_batch, len(samples.bounds))
         losses = np.empty(count) if losses is None else losses
         self._hold(samples)
         block = self._block
@@ -427,20 +440,15 @@ class Engine:
             first=self._nowhere if first is None else first,
             second=self._nowhere if second is None else second,
         )  # fmt: skip
-        launch(
-            iteration.iterate,
-            block.address_of(iteration.rows), block.address_of(iteration.forward_and_back),
-            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes,
-            self.layout.weights_at, self.weights, self.decay, losses,
-            np.zeros(1, np.int64) if done is None else done,
-        )  # fmt: skip
+        self.now[:] = 0, 0, 1
+        self._iterate(losses, np.zeros(1, np.int64) if done is None else done)
         return losses
 
     def forward(
         self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
     ) -> float:
         """Run the forward pass over samples as one batch; return the loss."""
-        self._take_over(x, labels, soft, sparse)
+        self._begin(x, labels, soft, sparse)
         self._run(iteration.forward)
         return self._mean_loss()
 
@@ -459,15 +467,24 @@ class Engine:
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
         gradient = np.empty(self.n_parameters, self.dtype)
-        self._take_over(x, labels, soft, sparse)
-        self._block.update(rule=iteration.GRADIENT_ONLY, result=gradient)
-        self._run(iteration.forward_and_back)
-        self.now[:] = 1, 1, 0
-        self._run(iteration.rows)
-        loss = self._mean_loss()
+        self._begin(x, labels, soft, sparse, gradient)
+        self._block.update(rule=iteration.GRADIENT_ONLY)
+        losses = np.empty(1)
+        self._iterate(losses, np.zeros(1, np.int64))
+        loss = float(losses[0])
         if math.isnan(loss):
             gradient.fill(np.nan)
         return loss, gradient
+
+    def _iterate(self, losses: FloatArray, done: IntArray) -> None:
+        """Run `fastgrad.kernels.iteration.iterate`."""
+        block = self._block
+        launch(
+            iteration.iterate,
+            block.address_of(iteration.rows), block.address_of(iteration.forward_and_back),
+            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes,
+            self.layout.weights_at, self.weights, self.decay, losses, done,
+        )  # fmt: skip
 
     @property
     def logits(self) -> FloatArray:
@@ -490,7 +507,7 @@ class Engine:
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
         it would if the losses themselves were subtracted.
         """
-        self._take_over(x, labels, soft, sparse=True)
+        self._begin(x, labels, soft, sparse=True)
         self._run(iteration.forward)
         loss = self._mean_loss()
         if not (self.finite and math.isfinite(loss)):

@@ -258,8 +258,8 @@ for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
 """)
     counts = dict(line.split() for line in out.splitlines())
     tasks = {
-        "take_over", "first_layer", "forward", "forward_and_back", "rows", "count_values",
-        "list_values", "list_entries", "prepare", "accumulate", "collect", "general",
+        "take_over", "forward", "forward_and_back", "rows", "count_values", "list_values",
+        "list_entries", "prepare", "accumulate", "collect", "general",
     }  # fmt: skip
     assert {counts[name] for name in tasks | {"iterate"}} == {"2"}
     assert counts["run_shares"] == "1"

@@ -9,8 +9,9 @@ An iteration is two tasks (`fastgrad.kernels.tasks`), so that no two threads wri
 `forward_and_back`
     Over samples: all the rest, from the sum of those products to the error signals.
 
-`iterate` runs them in turn. A single call on a batch starts with `take_over` instead, and a forward
-pass alone ends with `forward`. Nothing is allocated inside.
+`iterate` runs them in turn. A single call on a batch starts with `take_over` instead, which does
+the first products as well, and a forward pass alone ends with `forward`. Nothing is allocated
+inside.
 
 Layout
 ------
@@ -42,7 +43,7 @@ import numpy as np
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
-from fastgrad.kernels.tasks import run_shares
+from fastgrad.kernels.tasks import put_array, run_shares
 from fastgrad.kernels.updates import (
     ADAGRAD,
     ADAM,
@@ -81,6 +82,8 @@ AHEAD = 2
 #: Entries that one number marks.
 WORD = 64
 NO_BITS, ONE_BIT, ALL_BITS = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
+#: The marks of a block of rows.
+BLOCK_BITS = np.uint64(2**ROW_BLOCK - 1)
 #: Samples, and rows of a matrix, that dense products take together.
 GROUP = 4
 #: Bytes a row is padded to: one AVX-512 register.
@@ -105,7 +108,9 @@ class State(NamedTuple):
     weights, transposed : ndarray, shape (1, rows, widest)
         Parameters.
     W1 : ndarray, shape (D H,) or (0,)
-        Weights to be taken over, row by row.
+        Weights to be taken over, row by row, if there are such.
+    others : ndarray, shape (parameters - D H,)
+        All other parameters, to be taken over with them: b1, W2, b2, ..
     finite : ndarray of bool, shape (shares,)
         Whether those are.
     x : ndarray, shape (N, D) or (0, 0)
@@ -125,6 +130,8 @@ class State(NamedTuple):
         otherwise. Those of a single batch are taken from ``x``.
     stride : int
         Every stride-th sample is looked at to deal the rows out.
+    most : int
+        Marks pay if those samples have no more non-zero entries than this.
     cost : ndarray of int64, shape (shares, D / ROW_BLOCK + 1)
         What the rows before each block cost: the non-zero entries of those samples, and 1 a block.
     dense : ndarray, shape (1, N, D + 1 or more) or (1, 0, 0)
@@ -137,8 +144,8 @@ class State(NamedTuple):
     order : ndarray of int64, shape (1, batch size)
         0, 1, 2, ..
     now : ndarray of int64, shape (3,)
-        Which batch `forward` takes; whether `rows` takes a step for the one before; and whether it
-        multiplies with this one.
+        Which batch `forward` takes; whether `rows` takes a step for the one before; and whether it,
+        or `take_over`, multiplies with this one.
     partial : ndarray, shape (shares, batch size, widest)
         The first layer's inputs as each share's rows make them up.
     values, errors : ndarray, shape (layers + 1, batch size, widest)
@@ -173,6 +180,7 @@ class State(NamedTuple):
     weights: FloatArray
     transposed: FloatArray
     W1: FloatArray
+    others: FloatArray
     finite: FloatArray
     x: FloatArray
     marks: BitArray
@@ -181,6 +189,7 @@ class State(NamedTuple):
     start: IntArray
     value: FloatArray
     stride: int
+    most: int
     cost: IntArray
     dense: FloatArray
     labels: IntArray
@@ -237,22 +246,39 @@ def bits_between(begin, end):
 
 
 @inlined_kernel
+def bits_of(x, n, word):
+    """Return 64 marks of a sample: which of the entries from 64 ``word`` on are not 0."""
+    first = word * WORD
+    if first + WORD <= x.shape[1]:
+        return nonzero_bits(x, n, first)
+    bits = NO_BITS
+    for i in range(first, x.shape[1]):
+        bits |= np.uint64(x[n, i] != x.dtype.type(0)) << np.uint64(i - first)
+    return bits
+
+
+@inlined_kernel
 def deal_out(s, share):
     """Divide the first layer's rows among the shares, judged by some of the samples."""
     cost = s.cost
     blocks = cost.shape[1] - 1
-    n_samples, n_inputs = s.x.shape
+    in_word = WORD // ROW_BLOCK
+    for block in range(blocks + 1):
+        cost[share, block] = 1  # rows cost something even where all samples are zero
+    cost[share, 0] = 0
+    for n in range(0, s.x.shape[0], s.stride):
+        for word in range(s.marks.shape[1]):
+            bits = bits_of(s.x, n, word)
+            for block in range(word * in_word + 1, min(word * in_word + in_word, blocks) + 1):
+                cost[share, block] += count_bits(bits & BLOCK_BITS)
+                bits >>= np.uint64(ROW_BLOCK)
     for block in range(blocks):
-        total = cost[share, block] + 1  # rows cost something even where all samples are zero
-        for n in range(0, n_samples, s.stride):
-            for i in range(block * ROW_BLOCK, min(block * ROW_BLOCK + ROW_BLOCK, n_inputs)):
-                total += s.x[n, i] != 0
-        cost[share, block + 1] = total
+        cost[share, block + 1] += cost[share, block]
     block = 0
     for number in range(s.bounds.shape[1]):
         while cost[share, block] * s.bounds.shape[0] < cost[share, blocks] * number:
             block += 1
-        s.bounds[share, number] = min(block * ROW_BLOCK, n_inputs)
+        s.bounds[share, number] = min(block * ROW_BLOCK, s.sizes[0])
     for word in range(s.own.shape[1]):
         at = word * WORD
         s.own[share, word] = bits_between(
@@ -260,34 +286,71 @@ def deal_out(s, share):
         )
 
 
+@inlined_kernel
+def take_first_layer(s, share, first, last):
+    """Bring rows first .. last - 1 of W1 into the padded form; return 0 if they are finite."""
+    zero = s.weights.dtype.type(0)
+    width = s.sizes[1]
+    check = zero
+    for k in range(np.uint64(first * width), np.uint64(last * width)):
+        check += s.W1[k] * zero  # NaN, once and for all, if a weight is not finite
+    for i in range(first, last):
+        at = np.uint64(i * width)
+        for j in range(np.uint64(width)):
+            s.weights[0, i, j] = s.W1[at + j]
+    return check
+
+
+@inlined_kernel
+def take_other_layers(s):
+    """Bring all other parameters into the padded form; return 0 if they are finite."""
+    zero = s.weights.dtype.type(0)
+    check = zero
+    for k in range(s.others.size):
+        check += s.others[k] * zero
+    at = 0
+    for layer in range(s.sizes.size - 1):
+        size = s.sizes[layer]
+        width = s.sizes[layer + 1]
+        row = s.weights_at[layer]
+        if layer > 0:
+            for i in range(size):
+                for j in range(width):
+                    s.weights[0, row + i, j] = s.others[at]
+                    s.transposed[0, s.transposed_at[layer] + j, i] = s.others[at]
+                    at += 1
+        for j in range(width):
+            s.weights[0, row + size, j] = s.others[at]
+            at += 1
+    return check
+
+
 @task_kernel
 def take_over(share, s):
-    """Deal rows out, bring a share of them into the padded form, and mark a share of samples."""
+    """Take over parameters and samples, as far as they concern a share of the first layer's rows.
+
+    Deal the rows out, bring them into the padded form, and mark what the samples hold there. If
+    marks pay, compute the products of the rows with a single batch.
+    """
     deal_out(s, share)
-    zero = s.weights.dtype.type(0)
+    first = s.bounds[share, share]
+    last = s.bounds[share, share + 1]
     if s.W1.size > 0:
-        width = s.sizes[1]
-        first = s.bounds[share, share]
-        last = s.bounds[share, share + 1]
-        check = zero
-        for k in range(np.uint64(first * width), np.uint64(last * width)):
-            check += s.W1[k] * zero  # NaN, once and for all, if a weight is not finite
-        s.finite[share] = check == zero
-        for i in range(first, last):
-            at = np.uint64(i * width)
-            for j in range(np.uint64(width)):
-                s.weights[0, i, j] = s.W1[at + j]
-    shares = s.partial.shape[0]
-    n_samples, n_inputs = s.x.shape
-    whole = n_inputs // WORD
-    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        for word in range(whole):
-            s.marks[n, word] = nonzero_bits(s.x, n, word * WORD)
-        if whole < s.marks.shape[1]:
-            bits = NO_BITS
-            for i in range(whole * WORD, n_inputs):
-                bits |= np.uint64(s.x[n, i] != zero) << np.uint64(i - whole * WORD)
-            s.marks[n, whole] = bits
+        check = take_first_layer(s, share, first, last)
+        if share == 0:
+            check += take_other_layers(s)
+        s.finite[share] = check == s.weights.dtype.type(0)
+    # Each share begins at another sample: a cache line holds all of a sample's marks, and two
+    # threads that write to it in turn would wait for one another.
+    n_samples = s.x.shape[0]
+    begin = n_samples * share // s.partial.shape[0]
+    for k in range(n_samples):
+        n = (begin + k) % n_samples
+        for word in range(first // WORD, (last + WORD - 1) // WORD):
+            s.marks[n, word] = bits_of(s.x, n, word)
+    blocks = s.cost.shape[1] - 1
+    if s.now[2] and s.cost[share, blocks] - blocks <= s.most:
+        marked_product(s, share, s.now[0])
 
 
 @task_kernel
@@ -621,12 +684,6 @@ def marked_product(s, share, batch):
         )  # fmt: skip
 
 
-@task_kernel
-def first_layer(share, s):
-    """Compute the products of a share of the first layer with the batch, for marked samples."""
-    marked_product(s, share, s.now[0])
-
-
 @inlined_kernel
 def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, a, b):
     """Take one step of a rule on one row of weights: `updates.update`, on rows of matrices."""
@@ -723,11 +780,46 @@ def rows(share, s):
 
 
 @kernel
+def begin(take_over_body, state, places, x, W1, labels, soft, result, shares, finite, cost, most):
+    """Begin a call on one batch: put the arrays given for it into a state, and run `take_over`.
+
+    Parameters
+    ----------
+    take_over_body, state : int
+        Addresses, see `fastgrad.kernels.tasks`.
+    places : tuple of int
+        Where the state keeps the next five.
+    x, W1, labels, soft, result, shares, finite, cost, most
+        Of the state.
+
+    Returns
+    -------
+    bool
+        Whether the parameters are finite, as far as they have been looked at.
+    bool
+        Whether marks pay.
+    """
+    put_array(state, places[0], x)
+    put_array(state, places[1], W1)
+    put_array(state, places[2], labels)
+    put_array(state, places[3], soft)
+    put_array(state, places[4], result)
+    run_shares(take_over_body, state, shares)
+    is_finite = True
+    for share in range(shares):
+        is_finite &= finite[share]
+    blocks = cost.shape[1] - 1
+    return is_finite, cost[0, blocks] - blocks <= most
+
+
+@kernel
 def iterate(
     rows_body, samples_body, state, shares, now,
     sample_loss, sizes, weights_at, weights, decay, losses, done,
 ):  # fmt: skip
-    """Run one training iteration for every batch of a state.
+    """Run one training iteration for every batch of a state, or compute a single gradient.
+
+    The first batch's products with the first layer are still to be made if ``now`` says so.
 
     Parameters
     ----------
@@ -742,10 +834,8 @@ def iterate(
     done : ndarray of int64, shape (1,)
         In and out: is counted up after each iteration.
     """
-    now[0] = 0
-    now[1] = 0
-    now[2] = 1
-    run_shares(rows_body, state, shares)
+    if now[2]:
+        run_shares(rows_body, state, shares)
     for iteration in range(losses.size):
         run_shares(samples_body, state, shares)
         loss = 0.0

@@ -69,7 +69,7 @@ class Block:
                 self._write(name, value)
 
     def forget(self, *names: str) -> None:
-        """Keep these arrays alive no longer. No task may read them before they are updated."""
+        """Keep these arrays alive no longer. No task may read them before they are written."""
         for name in names:
             self._values[name] = None
 
@@ -90,6 +90,10 @@ class Block:
                 self._integers[at] = length
         else:
             raise TypeError(f"`{name}` must be a plain array of {dtype}. Got {value.dtype}.")
+
+    def place_of(self, name: str) -> Any:
+        """Return where `put_array` finds the place of an array of this state."""
+        return self._type.places[name][1] if self._compiled else name
 
     def address_of(self, body: Any) -> Any:
         """Return the address of a task's code for this state, compiling it if need be."""
@@ -220,7 +224,39 @@ def _emit_call(typing_context, body, share, state):
     return types.void(body, share, state), generate
 
 
+def _plain_put(state, place, array):
+    """Write where an array lies, and its shape, into a state.
+
+    `Block.update` does so too, but takes ten times as long.
+
+    Parameters
+    ----------
+    state : int
+        `Block.address`.
+    place : int
+        From `Block.place_of`.
+    array : ndarray
+        C-contiguous. Whoever calls keeps it alive.
+    """
+    setattr(state, place, array)
+
+
+def _emit_put(typing_context, state, place, array):
+    def generate(context, builder, signature, arguments):
+        address, place, value = arguments
+        contents = context.make_array(signature.args[2])(context, builder, value)
+        start = builder.inttoptr(address, ir.IntType(64).as_pointer())
+        where = builder.ptrtoint(contents.data, ir.IntType(64))
+        for k, word in enumerate([where, *cgutils.unpack_tuple(builder, contents.shape)]):
+            at = builder.add(place, ir.Constant(ir.IntType(64), k))
+            builder.store(word, builder.gep(start, [at]))
+        return context.get_dummy_value()
+
+    return types.void(state, place, array), generate
+
+
 call_body = emitted(_plain_call, _emit_call)
+put_array = emitted(_plain_put, _emit_put)
 
 
 @parallel_kernel
