@@ -514,8 +514,10 @@ class Engine:
             return loss if self.finite else math.nan, np.full(self.n_parameters, np.nan, self.dtype)
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(x, labels, soft, h, result)
-        self._run(central_difference.list_entries, nudges)
-        if len(self.sizes) == 3 and self._moves_little(nudges):
+        if len(self.sizes) != 3:
+            self._run(central_difference.list_entries, nudges)
+            self._evaluate_generally(nudges, result)
+        elif self._moves_little(nudges):
             self._accumulate(nudges)
         else:
             self._evaluate_generally(nudges, result)

@@ -27,8 +27,8 @@ function.
 
 All of these are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
 `fastgrad.kernels.iteration` leave: marks, units' values, slopes (or inputs, for ReLU) and
-probabilities, padded as there. `list_entries` comes first: what is computed of an entry needs a
-place.
+probabilities, padded as there. They list the entries of each sample: what is computed of an entry
+needs a place.
 """
 
 from __future__ import annotations
@@ -147,38 +147,46 @@ class Nudges(NamedTuple):
     result: FloatArray
 
 
+@inlined_kernel
+def list_sample(s, share, n):
+    """List the non-zero entries of a sample, part by part, followed by the constant 1."""
+    shares = s.start.shape[1]
+    n_inputs = s.x.shape[1]
+    place = n * (n_inputs + 1)
+    for part in range(shares):
+        s.start[n, part] = place
+        i1 = s.bounds[share, part]
+        end = s.bounds[share, part + 1]
+        while i1 < end:
+            begin = i1 // WORD * WORD
+            i2 = min(begin + WORD, end)
+            bits = s.marks[n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
+            while bits != NO_BITS:
+                i = begin + lowest_bit(bits)
+                s.position[0, place] = i
+                s.value[0, place] = s.x[n, i]
+                place += 1
+                bits &= bits - ONE_BIT
+            i1 = i2
+        if part == shares - 1:
+            s.position[0, place] = n_inputs
+            s.value[0, place] = 1
+            place += 1
+        s.stop[n, part] = place
+
+
 @task_kernel
 def list_entries(share, s):
-    """List the non-zero entries of a share of the samples, each followed by the constant 1."""
+    """List the non-zero entries of a share of the samples; for `general` without `prepare`."""
     shares = s.start.shape[1]
-    n_samples, n_inputs = s.x.shape
+    n_samples = s.x.shape[0]
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        place = n * (n_inputs + 1)
-        for part in range(shares):
-            s.start[n, part] = place
-            i1 = s.bounds[share, part]
-            end = s.bounds[share, part + 1]
-            while i1 < end:
-                begin = i1 // WORD * WORD
-                i2 = min(begin + WORD, end)
-                bits = s.marks[n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
-                while bits != NO_BITS:
-                    i = begin + lowest_bit(bits)
-                    s.position[0, place] = i
-                    s.value[0, place] = s.x[n, i]
-                    place += 1
-                    bits &= bits - ONE_BIT
-                i1 = i2
-            if part == shares - 1:
-                s.position[0, place] = n_inputs
-                s.value[0, place] = 1
-                place += 1
-            s.stop[n, part] = place
+        list_sample(s, share, n)
 
 
 @task_kernel
 def prepare(share, s):
-    """Compute the moves of every entry and the coefficients of every item, for some samples."""
+    """List some samples' entries, and compute their moves and the coefficients of every item."""
     shares = s.start.shape[1]
     up, down, coefficients, transposed = s.up, s.down, s.coefficients, s.transposed
     values, errors = s.values, s.errors
@@ -194,6 +202,7 @@ def prepare(share, s):
     half = number(1 / 2)
     sixth = number(1 / 6)
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+        list_sample(s, share, n)
         far = zero
         for part in range(shares):
             for e in range(s.start[n, part], s.stop[n, part]):
