@@ -7,31 +7,8 @@ import functools
 import numpy as np
 
 from .common import PerCall, find, ratio
-
-
-def rosenbrock(x):
-    return np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
-
-
-def rosenbrock_loop(x):
-    total = 0.0
-    for i in range(x.size - 1):
-        total += 100.0 * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
-    return total
-
-
-def textbook(f, x, h=1e-4):
-    """Compute the gradient by the book's loop, the reference of the ratios."""
-    gradient = np.zeros_like(x)
-    for i in range(x.size):
-        kept = x[i]
-        x[i] = kept + h
-        upper = f(x)
-        x[i] = kept - h
-        lower = f(x)
-        gradient[i] = (upper - lower) / (2 * h)
-        x[i] = kept
-    return gradient
+from .textbook import central_differences as textbook
+from .textbook import rosenbrock, rosenbrock_loop
 
 
 @functools.cache

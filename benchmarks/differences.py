@@ -21,21 +21,13 @@ from numba import njit
 from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
 
 if __package__:  # imported as a part of the folder, by asv, which imports every file
-    from . import measuring
+    from . import measuring, textbook
 else:
     import measuring
+    import textbook
 
 
-@njit
-def rosenbrock(x):
-    total = 0.0
-    for i in range(x.size - 1):
-        total += 100.0 * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
-    return total
-
-
-def rosenbrock_numpy(x):
-    return np.sum(100.0 * (x[1:] - x[:-1] * x[:-1]) ** 2 + (1.0 - x[:-1]) ** 2)
+compiled_rosenbrock = njit(textbook.rosenbrock_loop)
 
 
 def rosenbrock_gradient(x):
@@ -43,20 +35,6 @@ def rosenbrock_gradient(x):
     gradient = np.zeros_like(x)
     gradient[:-1] = -400.0 * x[:-1] * bend - 2.0 * (1.0 - x[:-1])
     gradient[1:] += 200.0 * bend
-    return gradient
-
-
-def textbook(f, x, h=1e-4):
-    """Loop over the elements in Python, as the book does."""
-    gradient = np.zeros_like(x)
-    for i in range(x.size):
-        kept = x[i]
-        x[i] = kept + h
-        upper = f(x)
-        x[i] = kept - h
-        lower = f(x)
-        gradient[i] = (upper - lower) / (2 * h)
-        x[i] = kept
     return gradient
 
 
@@ -106,7 +84,7 @@ def accuracy() -> dict[str, float]:
     cases = {
         "exp": (lambda x: np.sum(np.exp(x)), np.exp),
         "sin": (lambda x: np.sum(np.sin(x)), np.cos),
-        "Rosenbrock": (rosenbrock_numpy, rosenbrock_gradient),
+        "Rosenbrock": (textbook.rosenbrock, rosenbrock_gradient),
         "log-sum-exp": (
             lambda x: np.log(np.sum(np.exp(x))),
             lambda x: np.exp(x) / np.sum(np.exp(x)),
@@ -150,7 +128,7 @@ def main() -> int:
     from scipy.optimize._numdiff import approx_derivative  # asv's environments have no SciPy
 
     x = np.random.default_rng(0).normal(size=1000)
-    scipy_jacobian = lambda: approx_derivative(rosenbrock_numpy, x, method="3-point")  # noqa: E731
+    scipy_jacobian = lambda: approx_derivative(textbook.rosenbrock, x, method="3-point")  # noqa: E731
     figures: list[dict[str, Any]] = []
 
     def report(what: str, value: float, goal: float, *, at_least: bool, note: str = "") -> None:
@@ -164,8 +142,10 @@ def main() -> int:
         if count > numba.config.NUMBA_NUM_THREADS:
             continue
         numba.set_num_threads(count)
-        ours = lambda: numerical_gradient(rosenbrock, x)  # noqa: E731
-        value, note = ratio(lambda: textbook(rosenbrock, x), ours, options.rounds)
+        ours = lambda: numerical_gradient(compiled_rosenbrock, x)  # noqa: E731
+        value, note = ratio(
+            lambda: textbook.central_differences(compiled_rosenbrock, x), ours, options.rounds
+        )
         what = f"njit f, against the loop in Python, {count} thread(s)"
         report(what, value, goal, at_least=True, note=note)
         if count == 2:

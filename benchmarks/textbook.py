@@ -1,8 +1,9 @@
-"""The two-layer network in plain NumPy, as a careful reader of the book would write it.
+"""What benchmarks compare with: NumPy code, as a careful reader of the book would write it.
 
-What the benchmark scripts compare with: matrix products through NumPy's BLAS, no temporary that
-can be written over, and no compiled code. Formulas: Deep Learning from Scratch, sections 3.5
-(softmax), 4.2 (loss), 4.4 (numerical gradient) and 5.6 (backpropagation).
+The two-layer network with matrix products through NumPy's BLAS, no temporary that can be written
+over, and no compiled code; and the loop over the variables of a function. Formulas: Deep Learning
+from Scratch, sections 3.5 (softmax), 4.2 (loss), 4.4 (numerical gradient) and 5.6
+(backpropagation).
 """
 
 import numpy as np
@@ -116,3 +117,30 @@ def numerical_gradient(params, x, t, positions, h=1e-4, *, evaluate=loss):
         flat[i] = kept
         result[n] = (above - below) / (2 * h)
     return result
+
+
+def central_differences(f, x, h=1e-4):
+    """Return the gradient of a function of an array, by the book's loop over its elements."""
+    gradient = np.zeros_like(x)
+    for i in range(x.size):
+        kept = x[i]
+        x[i] = kept + h
+        upper = f(x)
+        x[i] = kept - h
+        lower = f(x)
+        gradient[i] = (upper - lower) / (2 * h)
+        x[i] = kept
+    return gradient
+
+
+def rosenbrock(x):
+    """Return H. H. Rosenbrock's function (The Computer Journal 3, 1960), of n variables."""
+    return np.sum(100.0 * (x[1:] - x[:-1] ** 2) ** 2 + (1.0 - x[:-1]) ** 2)
+
+
+def rosenbrock_loop(x):
+    """Return the same by a loop, to be compiled."""
+    total = 0.0
+    for i in range(x.size - 1):
+        total += 100.0 * (x[i + 1] - x[i] * x[i]) ** 2 + (1.0 - x[i]) ** 2
+    return total
