@@ -41,7 +41,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad import functions, gradients, layers, networks, optimizers
-from fastgrad.arrays import FloatArray, IntArray, real_array
+from fastgrad.arrays import FloatArray, IntArray, real_array, real_number, samples
 from fastgrad.datasets import load_mnist
 
 __all__ = [
@@ -61,9 +61,10 @@ __all__ = [
 class _Layered(networks.Network):
     """A network with the book's layer objects, compiled for as long as they are left as they are.
 
-    ``layers`` holds `Affine` and activation layers that read the network's own parameters. Methods
-    do not call them, except when a script has exchanged, added or removed a layer: then they do
-    as the book's methods do, and are no faster.
+    ``layers`` holds `Affine` and activation layers that read the network's own parameters. As in
+    the book `predict` runs them, and `loss` runs `predict` and the last layer. Gradients do not,
+    unless a script has exchanged, added or removed a layer or overridden one of the two methods:
+    then they do as the book's methods do, and are no faster.
     """
 
     _predicts_probabilities: ClassVar[bool] = False
@@ -88,12 +89,9 @@ class _Layered(networks.Network):
 
     @property
     def _changed(self) -> bool:
-        return self._all_layers() != self._own_layers
-
-    def _forward(self, x: Any) -> Any:
-        for layer in self.layers.values():
-            x = layer.forward(x)
-        return x
+        kind = type(self)
+        overridden = kind.predict is not _Layered.predict or kind.loss is not _Layered.loss
+        return overridden or self._all_layers() != self._own_layers
 
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
         """Return samples, labels and soft targets; images of any shape are flattened."""
@@ -116,15 +114,18 @@ class _Layered(networks.Network):
         TypeError, ValueError
             If `x` or `params` does not fit.
         """
-        if self._changed:
-            return np.asarray(self._forward(x))
-        return super().predict(_flattened(x))
+        self.checked_params()
+        scores: Any = samples(_flattened(x), "x", self._sizes[0], self._dtype)[0]
+        for layer in self.layers.values():
+            scores = layer.forward(scores)
+        return np.asarray(scores if np.ndim(x) > 1 else scores[0])
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the loss, as `fastgrad.TwoLayerNet.loss` does."""
-        if not self._changed:
-            return super().loss(x, t)
-        loss = getattr(self, self._last).forward(self._forward(x), t)
+        self.checked_batch(x, t)
+        loss = getattr(self, self._last).forward(self.predict(x), t)
+        if not self._decay:
+            return float(loss)
         weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
         return float(loss + 0.5 * self._decay * sum(np.sum(W**2) for W in weights))
 
@@ -137,9 +138,8 @@ class _Layered(networks.Network):
                 affine = self.layers[f"Affine{n}"]
                 affine.dW, affine.db = grads[f"W{n}"], grads[f"b{n}"]
             return grads
-        last = getattr(self, self._last)
-        last.forward(self._forward(x), t)
-        dout = last.backward(1)
+        self.loss(x, t)
+        dout = getattr(self, self._last).backward(1)
         for layer in reversed(self.layers.values()):
             dout = layer.backward(dout)
         grads = {}
@@ -220,8 +220,8 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     params : dict of ndarray
         W1 (D, H), b1 (H,), W2 (H, C), b2 (C,). Edits and replaced arrays take effect.
     layers : OrderedDict
-        Affine1, Relu1 and Affine2. They read `params`. Methods call them only after one of them
-        has been exchanged; `gradient` sets their dW and db either way.
+        Affine1, Relu1 and Affine2. They read `params`. `predict` and `loss` run them, `gradient`
+        only after one of them has been exchanged; it sets their dW and db either way.
     lastLayer : SoftmaxWithLoss
 
     Raises
@@ -268,8 +268,9 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
     params : dict of ndarray
         W1, b1, W2, b2, ..
     layers : OrderedDict
-        Affine1, Activation_function1, Affine2, .. They read `params`. Methods call them only after
-        one of them has been exchanged; `gradient` sets their dW and db either way.
+        Affine1, Activation_function1, Affine2, .. They read `params`. `predict` and `loss` run
+        them, `gradient` only after one of them has been exchanged; it sets their dW and db either
+        way.
     last_layer : SoftmaxWithLoss
 
     Raises
@@ -332,8 +333,13 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
 
     @property
     def weight_decay_lambda(self) -> float:
-        """Strength of the weight decay; fixed when the network is made."""
+        """Strength of the weight decay."""
         return self._decay
+
+    @weight_decay_lambda.setter
+    def weight_decay_lambda(self, value: float) -> None:
+        self._decay = real_number(value, "weight_decay_lambda", minimum=0)
+        self._idle = []  # made for the old one
 
 
 def softmax_loss(X: Any, t: Any) -> Any:
@@ -426,7 +432,10 @@ def smooth_curve(x: Any) -> FloatArray:
     if curve.ndim != 1 or curve.size < size:
         raise ValueError(f"`x` must have shape (N,), N at least {size}. Got {curve.shape}.")
     window = np.kaiser(size, 2)
-    smooth = np.convolve(window / window.sum(), np.pad(curve, size // 2, "reflect"), mode="valid")
+    # As the book does it: mirrored about the first value, and after the last one.
+    half = size // 2
+    padded = np.r_[curve[half:0:-1], curve, curve[-1 : -half - 1 : -1]]
+    smooth: FloatArray = np.convolve(window / window.sum(), padded, mode="valid")
     return smooth
 
 
@@ -838,6 +847,9 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
     main.__dict__["__builtins__"] = __builtins__
     known = set(sys.modules)
     before = sys.modules["__main__"], sys.argv, sys.path
+    path = list(sys.path)
+    if path and path[0] in ("", _current_folder()):  # `python -m` put it there, not the script
+        del path[0]
     set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_book(name)}
     # Names that the book uses, gone since NumPy 1.24.
     lent = [name for name in ("int", "float") if not hasattr(np, name)]
@@ -849,7 +861,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
         sys.meta_path.insert(0, finder)
         sys.modules["__main__"] = main
         sys.argv = [script, *args]
-        sys.path = [here, *before[2]]
+        sys.path = [here, *path]
         for name in lent:
             setattr(np, name, getattr(builtins, name))
         try:
@@ -868,13 +880,18 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
             sys.modules.update(set_aside)
 
 
+def _current_folder() -> str | None:
+    """Return the current folder, or None if it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
 @contextmanager
 def _in_folder(folder: str) -> Iterator[None]:
     """Make a folder the current one for a while."""
-    try:
-        before = os.getcwd()
-    except OSError:  # it has been deleted; there is no way back into it
-        before = folder
+    before = _current_folder() or folder  # into a deleted one there is no way back
     os.chdir(folder)
     _forget_relative_places()
     try:

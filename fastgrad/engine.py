@@ -343,8 +343,8 @@ class Engine:
     ) -> bool:
         """Mark samples, and take over parameters that wait; return whether marks pay.
 
-        Judged, and dealt out, by every stride-th of the samples, unless `sparse` says so. The
-        tasks that follow find the targets and the result.
+        Judged, and dealt out, by every stride-th of the samples, unless `sparse` says that they do
+        or do not. The tasks that follow find the targets and the result.
         """
         stride = max(stride, 1)
         entries = -(-len(x) // stride) * x.shape[1]

@@ -78,7 +78,7 @@ class Network:
     @contextmanager
     def engine(self) -> Iterator[Engine]:
         """Lend an engine that has taken over the parameters; for `fastgrad.training`."""
-        params = self._checked_params()
+        params = self.checked_params()
         try:
             engine = self._idle.pop()
         except IndexError:
@@ -88,8 +88,14 @@ class Network:
         engine.release()
         self._idle.append(engine)
 
-    def _checked_params(self) -> dict[str, FloatArray]:
-        """Return the parameters as canonical arrays."""
+    def checked_params(self) -> dict[str, FloatArray]:
+        """Return the parameters as canonical arrays; for `fit`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `params` does not fit.
+        """
         shapes = self._shapes
         if not isinstance(self.params, dict) or self.params.keys() != shapes.keys():
             got = sorted(map(str, self.params)) if isinstance(self.params, dict) else self.params
@@ -244,7 +250,8 @@ class Network:
         Returns
         -------
         dict of ndarray
-            Like `params`. All NaN where the loss is not finite.
+            Like `params`. All NaN where the loss, or a parameter, is not finite; and NaN where an
+            infinite entry of `x` takes part.
 
         Raises
         ------
@@ -311,7 +318,7 @@ class Network:
     def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
         """Mark the parameters whose nudge can carry some unit's input across zero."""
         xs, labels, soft = self.checked_batch(x, t)
-        params = self._checked_params()
+        params = self.checked_params()
         hidden = range(1, len(self._sizes) - 1)
         marks = {name: np.zeros(shape, bool) for name, shape in self._shapes.items()}
         with self.engine() as engine:
@@ -428,7 +435,7 @@ class Network:
         """
         return save_arrays(
             path,
-            self._checked_params(),
+            self.checked_params(),
             format="fastgrad network",
             version=1,
             network=type(self).__name__,
@@ -477,7 +484,7 @@ class Network:
                 settings["weight_decay_lambda"],
             )
             network.params = arrays
-            network._checked_params()
+            network.checked_params()
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
         network._finish()
@@ -516,6 +523,11 @@ class TwoLayerNet(Network):
     ------
     TypeError, ValueError
         If an argument does not fit.
+
+    Notes
+    -----
+    The methods do not call one another: a subclass with a `predict` of its own needs its own
+    `loss` and gradients.
 
     Examples
     --------

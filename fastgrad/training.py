@@ -77,6 +77,8 @@ class Trainable(Protocol):
 
     def engine(self) -> Any: ...
 
+    def checked_params(self) -> dict[str, FloatArray]: ...
+
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]: ...
 
     def accuracy(self, x: ArrayLike, t: ArrayLike) -> float: ...
@@ -124,7 +126,7 @@ def fit(
     per_epoch = max(len(xs) // size, 1)
     begin = time.perf_counter()
     with _Interrupt() as interrupt, network.engine() as engine, _bar(count, progress) as bar:
-        run = _Run(engine, optimizer, network.params, xs, labels, soft, method)
+        run = _Run(engine, optimizer, network, xs, labels, soft, method)
         stretch = 1 if callback else 16
         finite = True
         while run.done < count and not interrupt.asked:
@@ -179,7 +181,7 @@ class _Run:
         self,
         engine: Engine,
         optimizer: Optimizer,
-        params: dict[str, Any],
+        network: Trainable,
         xs: FloatArray,
         labels: IntArray,
         soft: FloatArray,
@@ -187,7 +189,7 @@ class _Run:
     ) -> None:
         self.engine = engine
         self.optimizer = optimizer
-        self.params = params
+        self.network = network
         self.xs, self.labels, self.soft = xs, labels, soft
         self.numerical = method == "numerical_gradient"
         self.samples = None if self.numerical else engine.data_set(xs)
@@ -250,17 +252,18 @@ class _Run:
 
     def write_back(self) -> None:
         """Make the user's parameters, and what the optimizer remembers, those of the engine."""
-        engine = self.engine
-        for name, array in self.params.items():
+        engine, params = self.engine, self.network.params
+        self.network.checked_params()  # a callback may have changed them
+        for name, array in params.items():
             fits = isinstance(array, np.ndarray) and array.dtype == engine.dtype
             if not (fits and array.flags.writeable):
-                self.params[name] = np.empty(np.shape(array), engine.dtype)
-        engine.unpack(engine.weights, self.params)
+                params[name] = np.empty(np.shape(array), engine.dtype)
+        engine.unpack(engine.weights, params)
         for name, packed in zip(self.optimizer._memory, self.memory, strict=True):
             if getattr(self.optimizer, name) is None:
                 setattr(self.optimizer, name, {})
             remembered = getattr(self.optimizer, name)
-            for key, array in self.params.items():
+            for key, array in params.items():
                 if key not in remembered:
                     remembered[key] = np.empty_like(array)
             engine.unpack(packed, remembered)

@@ -80,7 +80,9 @@ def gradient(params, x, t, activation, delta, decay=0.0):
     error = (p * (pull @ others) - pull * (p @ others)) / len(x)
     result = {}
     for layer in range(depth, 0, -1):
-        result[f"W{layer}"] = values[layer - 1].T @ error + decay * params[f"W{layer}"]
+        result[f"W{layer}"] = values[layer - 1].T @ error
+        if decay:  # 0 times an infinite weight would be NaN
+            result[f"W{layer}"] += decay * params[f"W{layer}"]
         result[f"b{layer}"] = error.sum(axis=0)
         if layer > 1:
             error = error @ params[f"W{layer}"].T

@@ -347,6 +347,23 @@ def test_the_books_folder_is_found_beside_the_scripts(folder, capfd):
     assert capfd.readouterr().out == "0.0\n"
 
 
+def test_the_current_folder_does_not_hide_the_books(folder, tmp_path):
+    """``python -m`` puts the current folder first on the path, unlike ``python SCRIPT``."""
+    folder("common/trainer.py", "NAME = 'the book'")
+    script = folder(
+        "ch06/a.py",
+        "import sys, os\nsys.path.append(os.pardir)\nfrom common.trainer import NAME\nprint(NAME)",
+    )
+    here = tmp_path / "elsewhere"
+    (here / "common").mkdir(parents=True)
+    (here / "common/__init__.py").touch()
+    result = subprocess.run(
+        [sys.executable, "-m", "fastgrad", "run", str(script.resolve())],
+        cwd=here, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert (result.returncode, result.stdout) == (0, "the book\n"), result.stderr
+
+
 def test_two_folders_one_after_the_other(folder, capfd):
     """Python remembers what ``..`` was; it must not be taken from the first script's folder."""
     for name in ("one", "two"):
@@ -557,8 +574,44 @@ def test_attributes_of_the_multi_layer_net():
     net = book.LayeredMultiLayerNet(6, [5, 3], 4, weight_decay_lambda=0.2)
     assert (net.input_size, net.hidden_size_list, net.output_size) == (6, [5, 3], 4)
     assert (net.hidden_layer_num, net.weight_decay_lambda) == (2, 0.2)
-    with pytest.raises(AttributeError):
-        net.weight_decay_lambda = 0.1  # it would have no effect
+    x, t = np.random.default_rng(0).random((5, 6)), np.arange(5) % 4
+    before = net.loss(x, t), net.gradient(x, t)["W1"]
+    net.weight_decay_lambda = 0.4
+    squares = sum(np.sum(net.params[f"W{n}"] ** 2) for n in (1, 2, 3))
+    assert net.loss(x, t) == pytest.approx(before[0] + 0.1 * squares)
+    np.testing.assert_allclose(net.gradient(x, t)["W1"], before[1] + 0.2 * net.params["W1"])
+    with pytest.raises(ValueError, match="weight_decay_lambda"):
+        net.weight_decay_lambda = -0.1
+
+
+@pytest.mark.parametrize("kind", [book.LayeredTwoLayerNet, book.LayeredMultiLayerNet])
+def test_going_back_by_hand_after_the_loss(kind):
+    net = kind(6, 5, 4) if kind is book.LayeredTwoLayerNet else kind(6, [5], 4)
+    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 4
+    net.loss(x, t)
+    dout = getattr(net, kind._last).backward(1)
+    for layer in reversed(net.layers.values()):
+        dout = layer.backward(dout)
+    found = {f"{p}{n}": getattr(net.layers[f"Affine{n}"], f"d{p}") for n in (1, 2) for p in "Wb"}
+    for name, array in net.gradient(x, t).items():
+        np.testing.assert_allclose(found[name], array, rtol=1e-12, atol=1e-15)
+
+
+def test_a_subclass_with_another_predict():
+    class Doubled(book.LayeredTwoLayerNet):
+        def predict(self, x):
+            return 2 * super().predict(x)
+
+    net = Doubled(6, 5, 4)
+    net.params["W1"] *= 100
+    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 4
+    assert net.loss(x, t) == book.softmax_loss(2 * book.LayeredTwoLayerNet.predict(net, x), t)
+    numerical = net.numerical_gradient(x, t)
+    plain = book.LayeredTwoLayerNet(6, 5, 4)
+    plain.params = {**net.params, "W2": 2 * net.params["W2"], "b2": 2 * net.params["b2"]}
+    for name, array in plain.gradient(x, t).items():
+        factor = 2 if name.endswith("2") else 1
+        np.testing.assert_allclose(numerical[name], factor * array, atol=1e-7)
 
 
 # --- helpers
@@ -566,7 +619,7 @@ def test_attributes_of_the_multi_layer_net():
 
 def test_smooth_curve():
     x = np.random.default_rng(0).normal(size=40)
-    padded = np.r_[x[10:0:-1], x, x[-2:-12:-1]]
+    padded = np.r_[x[10:0:-1], x, x[-1:-11:-1]]
     window = np.kaiser(11, 2)
     expected = [padded[i : i + 11] @ window / window.sum() for i in range(5, 45)]
     np.testing.assert_allclose(book.smooth_curve(list(x)), expected, rtol=1e-12)

@@ -13,6 +13,7 @@ from reference import (
     exact_central_difference,
     gradient,
     numerical_gradient,
+    probabilities,
     random_params,
     relative_errors,
     rows,
@@ -199,6 +200,24 @@ def test_confident_networks(kind, delta, h):
     params = random_params(sizes, rng, scale=8)
     for activation in ("sigmoid", "relu"):
         assert_exact(sizes, params, x, t, activation, delta, h, digits=120)
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("scale", [1e4, 1e6, 1e8])
+@pytest.mark.parametrize("delta", [1e-7, 0.0])
+@pytest.mark.parametrize("sizes", [(3, 4, 2), (3, 4, 4, 2)])
+def test_logits_too_large_to_show_a_move(sizes, delta, scale, dtype):
+    # Certain of every sample, and right about all but one: of the others nothing is left.
+    rng = np.random.default_rng(3)
+    params = random_params(sizes, rng, scale=2, dtype=dtype)
+    params[f"W{len(sizes) - 1}"] *= np.dtype(dtype).type(scale)
+    x = (1 + rng.random((4, 3))).astype(dtype)
+    t = probabilities(params, x.astype("d"), "relu").argmax(axis=1)
+    h = 1e-2 if dtype == "f" else 1e-4
+    certain = compute(sizes, params, x, t, "relu", delta, h)
+    assert all((array == 0).all() for array in certain.values())
+    t[0] = 1 - t[0]
+    assert_exact(sizes, params, x, t, "relu", delta, h, tolerance=1e-4 if dtype == "f" else 1e-12)
 
 
 @pytest.mark.parametrize("size", [30.0, 300.0, 1000.0])

@@ -420,6 +420,26 @@ class TestNotFinite:
             assert all(np.isnan(array).any() for array in net.gradient(x, t).values())
             assert all(np.isnan(array).all() for array in net.numerical_gradient(x, t).values())
 
+    @pytest.mark.parametrize("zeros", [0.0, 0.9])
+    @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+    @pytest.mark.parametrize("name", ["W1", "b1", "W2", "b2"])
+    @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
+    def test_gradients_are_nan_where_numpy_has_it(self, activation, name, value, zeros):
+        sizes = (150, 5, 4)
+        net, params, x, t = example(sizes, 9, activation=activation)
+        x[np.random.default_rng(0).random(x.shape) < zeros] = 0
+        x[:, 70] = 0  # whose weights meet zeros only
+        flat = params[name].reshape(-1)
+        place = 70 * sizes[1] if name == "W1" else flat.size // 2
+        flat[place] = value
+        net.params[name].reshape(-1)[place] = value
+        with np.errstate(all="ignore"):
+            want = gradient(params, x, rows(t, 4), activation, 1e-7)
+        got = net.gradient(x, t)
+        for key, array in want.items():
+            array = array if np.isfinite(net.loss(x, t)) else np.full_like(array, np.nan)
+            np.testing.assert_allclose(got[key], array, rtol=1e-9, atol=1e-12, err_msg=key)
+
 
 class TestCheckGradient:
     @pytest.mark.parametrize("dtype", ["f", "d"])

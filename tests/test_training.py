@@ -441,6 +441,41 @@ def test_bad_arguments_change_nothing(arguments, message, small):
     assert optimizer.m is None
 
 
+@pytest.mark.parametrize("method", ["gradient", "numerical_gradient"])
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda net: net.params.update(W1=np.zeros((3, 3))), "params['W1']"),
+        (lambda net: net.params.update(W1=np.zeros((2, 6, 5))), "params['W1']"),
+        (lambda net: net.params.update(b1=np.zeros(5, complex)), "params['b1']"),
+        (lambda net: net.params.pop("b2"), "`params` must be a dict with the keys"),
+        (lambda net: setattr(net, "params", [1, 2]), "`params` must be a dict"),
+    ],
+    ids=["resized", "stacked", "complex", "removed", "no dict"],
+)
+def test_a_callback_that_spoils_the_parameters(spoil, message, method):
+    rng = np.random.default_rng(0)
+    net = TwoLayerNet(6, 5, 3, rng=0)
+    x, t = rng.random((20, 6)), rng.integers(0, 3, 20)
+    with pytest.raises((ValueError, TypeError)) as caught:
+        net.fit(x, t, iterations=5, method=method, callback=lambda i, loss: [spoil(net)])
+    assert message in str(caught.value)
+
+
+def test_a_callback_that_replaces_the_parameters():
+    rng = np.random.default_rng(0)
+    net, twin = TwoLayerNet(6, 5, 3, rng=0), TwoLayerNet(6, 5, 3, rng=0)
+    x, t = rng.random((20, 6)), rng.integers(0, 3, 20)
+
+    def replace(iteration, value):
+        net.params = {name: array.tolist() for name, array in net.params.items()}
+
+    twin.fit(x, t, iterations=5, rng=1)
+    net.fit(x, t, iterations=5, rng=1, callback=replace)
+    for name, array in twin.params.items():
+        np.testing.assert_allclose(net.params[name], array, rtol=1e-13)
+
+
 class TestDivergence:
     def diverging(self):
         net = TwoLayerNet(3, 4, 2, 1.0, activation="relu", delta=0.0, rng=0)

@@ -40,7 +40,7 @@ import numpy as np
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.compile import inlined_kernel, task_kernel
-from fastgrad.kernels.elementary import exp, expm1, like
+from fastgrad.kernels.elementary import exp, expm1, like, relative_to
 from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, SIGMOID, WORD, bits_between
 from fastgrad.kernels.vectors import lowest_bit
 
@@ -500,21 +500,28 @@ def loss_change(moves, share, logits, probabilities, last, n, n_classes, label, 
         if part < like(0.5, delta):
             return -one * math.log1p(-part)
         return -one * math.log((p / (one + S) + delta) / (p + delta))
-    # Far moves: the change is not small, so both losses may be computed and subtracted.
-    top = logits[last, n, 0]
-    peak = logits[last, n, 0] + moves[share, last, 0] - own
+    # Far moves: the change is not small, so both losses may be computed and subtracted; relative to
+    # the largest logit, because huge logits have no digits left for the moves.
+    top = 0
+    for m in range(1, n_classes):
+        if logits[last, n, m] > logits[last, n, top]:
+            top = m
+    lead = moves[share, last, top]
+    highest = logits[last, n, top]
+    peak = zero
     for m in range(n_classes):
-        top = max(top, logits[last, n, m])
-        peak = max(peak, logits[last, n, m] + moves[share, last, m] - own)
+        d = relative_to(moves[share, last, m] - lead, highest, logits[last, n, m])
+        peak = max(peak, d)
     before = zero
     after = zero
     for m in range(n_classes):
-        before += exp(logits[last, n, m] - top)
-        after += exp(logits[last, n, m] + moves[share, last, m] - own - peak)
+        d = relative_to(moves[share, last, m] - lead, highest, logits[last, n, m])
+        before += exp(logits[last, n, m] - highest)
+        after += exp(d - peak)
     if delta == zero:
-        return (peak - top) + one * math.log(after / before)
-    p = exp(logits[last, n, label] - top) / before
-    moved = exp(logits[last, n, label] - peak) / after
+        return (lead - own + peak) + one * math.log(after / before)
+    p = exp(logits[last, n, label] - highest) / before
+    moved = exp(relative_to(own - lead, highest, logits[last, n, label]) - peak) / after
     part = (moved - p) / (p + delta)
     if part > like(-0.5, delta):
         return -one * math.log1p(part)
