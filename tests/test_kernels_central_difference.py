@@ -80,7 +80,7 @@ def compute(sizes, params, x, t, activation, delta, h, decay=0.0):
         labels = t
     else:
         soft = np.ascontiguousarray(t, dtype)
-    with np.errstate(over="ignore"):  # for kernels that are not compiled
+    with np.errstate(over="ignore", invalid="ignore"):  # for kernels that are not compiled
         _, flat = engine.central_difference(x, labels, soft, h)
     return engine.split(flat)
 
