@@ -13,7 +13,8 @@ LAYERS = ["tbb", "omp", "workqueue"]
 
 #: Every public function, small and large enough for several threads, and every method.
 CALLS = """
-import threading
+import struct, tempfile, threading
+from pathlib import Path
 import numpy as np
 import fastgrad as fg
 from numba import njit
@@ -53,8 +54,23 @@ def fit(method):
     history = net.fit(x, t, iterations=20, batch_size=4, method=method, rng=0)
     return history.loss, *net.params.values()
 
+room = tempfile.TemporaryDirectory()
+for name, count in (("train", 50), ("t10k", 30)):
+    images = rng.integers(0, 256, (count, 28, 28), np.uint8).tobytes()
+    labels = rng.integers(0, 10, count, np.uint8).tobytes()
+    heads = struct.pack(">4I", 0x803, count, 28, 28), struct.pack(">2I", 0x801, count)
+    Path(room.name, f"{name}-images-idx3-ubyte").write_bytes(heads[0] + images)
+    Path(room.name, f"{name}-labels-idx1-ubyte").write_bytes(heads[1] + labels)
+
+def saved_and_loaded():
+    path = Path(room.name, f"{threading.get_ident()}.npz")
+    deep.save(path)
+    return tuple(fg.MultiLayerNet.load(path).params.values())
+
 t_many = rng.integers(0, 10, 7_000)
 calls = {
+    "load_mnist": lambda: (*fg.load_mnist(path=room.name)[0], *fg.load_mnist(path=room.name)[1]),
+    "save and load": saved_and_loaded,
     "identity": lambda: fg.identity_function(b),
     "step": lambda: fg.step_function(large),
     "sigmoid": lambda: (fg.sigmoid(large), fg.sigmoid(b)),
