@@ -88,10 +88,14 @@ class _Layered(networks.Network):
         return [*self.layers.values(), getattr(self, self._last)]
 
     @property
+    def _exchanged(self) -> bool:
+        return self._all_layers() != self._own_layers
+
+    @property
     def _changed(self) -> bool:
         kind = type(self)
         overridden = kind.predict is not _Layered.predict or kind.loss is not _Layered.loss
-        return overridden or self._all_layers() != self._own_layers
+        return overridden or self._exchanged
 
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
         """Return samples, labels and soft targets; images of any shape are flattened."""
@@ -114,15 +118,16 @@ class _Layered(networks.Network):
         TypeError, ValueError
             If `x` or `params` does not fit.
         """
-        self.checked_params()
-        scores: Any = samples(_flattened(x), "x", self._sizes[0], self._dtype)[0]
+        if not self._exchanged:  # what other layers take is not known
+            self.checked_params()
+            rows, single = samples(_flattened(x), "x", self._sizes[0], self._dtype)
+            x = rows[0] if single else rows
         for layer in self.layers.values():
-            scores = layer.forward(scores)
-        return np.asarray(scores if np.ndim(x) > 1 else scores[0])
+            x = layer.forward(x)
+        return np.asarray(x)
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the loss, as `fastgrad.TwoLayerNet.loss` does."""
-        self.checked_batch(x, t)
         loss = getattr(self, self._last).forward(self.predict(x), t)
         if not self._decay:
             return float(loss)
