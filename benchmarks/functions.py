@@ -100,18 +100,20 @@ def kernel_pairs(dtype):
     )
     out, dx, dW, db = np.empty_like(dout), np.empty_like(x), np.empty_like(W), np.empty_like(b)
     shares = threads.shares(x.size * 50, affine.PARALLEL_WORK)
+    bodies = affine.forward_body(dtype), affine.backward_body(dtype)
 
     def forward():
         if shares == 1:
             affine.affine_forward(x, W, b, out)
         else:
-            threads.launch(affine.affine_forward_parallel, x, W, b, out, shares)
+            threads.launch(affine.affine_forward_parallel, bodies[0], x, W, b, out, shares)
 
     def backward():
         if shares == 1:
             affine.affine_backward(dout, x, W, dx, dW, db)
         else:
-            threads.launch(affine.affine_backward_parallel, dout, x, W, dx, dW, db, shares)
+            arrays = dout, x, W, dx, dW, db
+            threads.launch(affine.affine_backward_parallel, bodies[1], *arrays, shares)
 
     return {
         "kernel: x @ W + b": (forward, lambda: np.matmul(x, W, out=out)),

@@ -367,7 +367,8 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     if shares == 1:
         affine.affine_forward(rows, W, b, out)
     else:
-        threads.launch(affine.affine_forward_parallel, rows, W, b, out, shares)
+        body = affine.forward_body(x.dtype.char)
+        threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, shares)
     return out if x.ndim > 1 else out[0]
 
 
@@ -420,7 +421,8 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     if shares == 1:
         affine.affine_backward(dout, rows, W, dx, dW, db)
     else:
-        threads.launch(affine.affine_backward_parallel, dout, rows, W, dx, dW, db, shares)
+        body = affine.backward_body(x.dtype.char)
+        threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, shares)
     return dx.reshape(x.shape), dW, db
 
 

@@ -13,22 +13,24 @@ def python_of(kernel):
 
 
 def forward_passes():
-    parallel = affine.affine_forward_parallel
+    def parallel(x, *arrays):
+        affine.affine_forward_parallel(affine.forward_body(x.dtype), x, *arrays, 3)
+
     return {
         "serial": affine.affine_forward,
         "serial, in Python": python_of(affine.affine_forward),
-        "parallel": lambda *args: parallel(*args, 3),
-        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
+        "parallel": parallel,
     }
 
 
 def backward_passes():
-    parallel = affine.affine_backward_parallel
+    def parallel(dout, *arrays):
+        affine.affine_backward_parallel(affine.backward_body(dout.dtype), dout, *arrays, 3)
+
     return {
         "serial": affine.affine_backward,
         "serial, in Python": python_of(affine.affine_backward),
-        "parallel": lambda *args: parallel(*args, 3),
-        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
+        "parallel": parallel,
     }
 
 
@@ -53,6 +55,8 @@ SHAPES = {
 @example(n=1, d=1, h=1, seed=0, dtype="f")
 @example(n=5, d=64, h=18, seed=0, dtype="f")
 @example(n=7, d=70, h=9, seed=0, dtype="d")
+@example(n=13, d=230, h=50, seed=0, dtype="f")  # several blocks of terms
+@example(n=14, d=113, h=30, seed=0, dtype="d")
 def test_affine_forward(how, n, d, h, seed, dtype):
     rng = np.random.default_rng(seed)
     x, W, b = (rng.standard_normal(shape).astype(dtype) for shape in ((n, d), (d, h), (h,)))
@@ -66,6 +70,10 @@ def test_affine_forward(how, n, d, h, seed, dtype):
 @given(**SHAPES)
 @example(n=5, d=32, h=16, seed=0, dtype="d")
 @example(n=1, d=1, h=1, seed=0, dtype="f")
+@example(n=230, d=20, h=50, seed=0, dtype="f")  # several blocks of terms
+@example(n=113, d=31, h=30, seed=0, dtype="d")
+@example(n=70, d=130, h=18, seed=0, dtype="f")  # pixels enough for three threads
+@example(n=226, d=101, h=115, seed=0, dtype="d")
 def test_affine_backward(how, n, d, h, seed, dtype):
     rng = np.random.default_rng(seed)
     dout, x, W = (rng.standard_normal(shape).astype(dtype) for shape in ((n, h), (n, d), (d, h)))

@@ -109,8 +109,13 @@ class Block:
 _known: dict[tuple[Any, str], int] = {}
 
 
-def address(function: Any, signature: tuple[types.Type, ...]) -> int:
-    """Return where a kernel's code for these argument types lies, compiling it if need be."""
+def address(function: Any, signature: tuple[types.Type, ...]) -> Any:
+    """Return where a kernel's code for these argument types lies, compiling it if need be.
+
+    Without compilation that is the kernel itself.
+    """
+    if not isinstance(function, Dispatcher):
+        return function
     function.compile(signature)
     overload = function.overloads[signature]
     return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
@@ -224,6 +229,35 @@ def _emit_call(typing_context, body, share, state):
     return types.void(body, share, state), generate
 
 
+def _plain_call_with(function, arguments):
+    """Call a kernel by its address, from `address`, with these arguments.
+
+    Integers are 64 bits, arrays of the layout that the kernel was compiled for.
+    """
+    function(*arguments)
+
+
+def _emit_call_with(typing_context, function, arguments):
+    given = arguments.types
+    taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
+
+    def generate(context, builder, signature, values):
+        place, packed = values
+        unpacked = cgutils.unpack_tuple(builder, packed)
+        convention = context.call_conv
+        function_type = convention.get_function_type(types.none, taken)
+        convention.call_function(
+            builder,
+            builder.inttoptr(place, function_type.as_pointer()),
+            types.none,
+            taken,
+            [context.cast(builder, *three) for three in zip(unpacked, given, taken, strict=True)],
+        )
+        return context.get_dummy_value()
+
+    return types.void(function, arguments), generate
+
+
 def _plain_put(state, place, array):
     """Write where an array lies, and its shape, into a state.
 
@@ -256,6 +290,7 @@ def _emit_put(typing_context, state, place, array):
 
 
 call_body = emitted(_plain_call, _emit_call)
+call_with = emitted(_plain_call_with, _emit_call_with)
 put_array = emitted(_plain_put, _emit_put)
 
 
