@@ -107,6 +107,16 @@ def real_array(
     return array if array.flags.behaved else array.copy(order="C" if layout == "C" else "K")
 
 
+def is_canonical(value: Any, dtype: np.dtype[Any], shape: tuple[int, ...]) -> bool:
+    """Return whether `real_array` would return this very object, for a third of its time."""
+    return (
+        type(value) is np.ndarray
+        and value.dtype is dtype
+        and value.shape == shape
+        and value.flags.carray
+    )
+
+
 def _plain_array(value: Any, name: str) -> NDArray[Any]:
     """Return `value` as a plain array of booleans, integers or real numbers, of any dtype."""
     must = f"`{name}` must be an array of real numbers."

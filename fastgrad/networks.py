@@ -21,6 +21,7 @@ from fastgrad.arrays import (
     FloatArray,
     IntArray,
     float_dtype,
+    is_canonical,
     one_of,
     real_array,
     real_number,
@@ -100,10 +101,13 @@ class Network:
         if not isinstance(self.params, dict) or self.params.keys() != shapes.keys():
             got = sorted(map(str, self.params)) if isinstance(self.params, dict) else self.params
             raise ValueError(f"`params` must be a dict with the keys {list(shapes)}. Got {got!r}.")
-        return {
-            name: real_array(self.params[name], f"params[{name!r}]", dtype=self._dtype, shape=shape)
-            for name, shape in shapes.items()
-        }
+        found = {}
+        for name, shape in shapes.items():
+            array = self.params[name]
+            if not is_canonical(array, self._dtype, shape):
+                array = real_array(array, f"params[{name!r}]", dtype=self._dtype, shape=shape)
+            found[name] = array
+        return found
 
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
         """Return samples, labels and soft targets as the engine wants them; for `fit`."""
