@@ -81,7 +81,9 @@ def ratio(theirs, ours, *, rounds=8):
     two threads, which sleep between launches, on one core, and NumPy's, which spin, on two.
     """
     times = measuring.in_turn(
-        {"theirs": measuring.calls(theirs), "ours": measuring.calls(ours)}, rounds
+        {"theirs": measuring.calls(theirs), "ours": measuring.calls(ours)},
+        rounds,
+        cores=find("numba", "get_num_threads")(),
     )
     return float(np.quantile(times["theirs"], 0.25) / np.quantile(times["ours"], 0.25))
 

@@ -4,6 +4,7 @@ Timings of rivals mean something only side by side, on a machine that does nothi
 run in turn, in many short rounds; a ratio is taken inside each round, then the median over rounds.
 """
 
+import functools
 import importlib.metadata
 import importlib.util
 import json
@@ -13,7 +14,9 @@ import random
 import statistics
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 #: Read by the thread pools of BLAS, OpenMP and Numba when they are loaded.
 THREAD_VARIABLES = (
@@ -34,6 +37,14 @@ PAUSE = 0.02
 #: after 60 ms and 225 us after 140 ms; our affine kernels, on a virtual machine whose scheduler
 #: packs threads that sleep on one core, run at the speed of one thread for the first 0.1 s or so.
 SETTLE = 0.3
+
+#: How much longer the same work may take on all cores at once than on one alone, and for how many
+#: seconds to wait for that. A virtual machine may run two cores on one of the real machine's, or on
+#: its two halves, until both have been busy for a while.
+APART, PATIENCE = 1.25, 2.0
+
+#: How often a measurement is taken at most, if the cores are not apart when it ends.
+TRIES = 3
 
 #: A share of a core taken by other processes above which results are marked as disturbed.
 DISTURBED = 0.1
@@ -140,6 +151,47 @@ class Neighbours:
         return busy - sum(os.times()[:4])
 
 
+@functools.cache
+def _multiplications():
+    """Compile a loop that keeps a core's multipliers busy for half a millisecond or so."""
+    import numba
+    import numpy as np
+
+    @numba.njit(nogil=True, fastmath={"contract"})
+    def multiply(sums):
+        for _ in range(70_000):
+            for i in range(sums.size):
+                sums[i] = sums[i] * sums.dtype.type(0.999) + sums.dtype.type(0.5)
+
+    def seconds(barrier=None):
+        sums = np.zeros(96, np.float32)
+        if barrier is not None:
+            barrier.wait()
+        start = time.perf_counter()
+        multiply(sums)
+        return time.perf_counter() - start
+
+    seconds()
+    return seconds
+
+
+def cores_are_apart(cores):
+    """Return whether as many threads run as fast side by side as one does alone."""
+    seconds = _multiplications()
+    alone = min(seconds() for _ in range(3))
+    barrier = threading.Barrier(cores)
+    with ThreadPoolExecutor(cores) as pool:
+        together = min(max(pool.map(seconds, [barrier] * cores)) for _ in range(3))
+    return together < APART * alone
+
+
+def wait_for_cores(cores):
+    """Keep all cores busy until they work side by side, or patience ends."""
+    end = time.perf_counter() + PATIENCE
+    while not cores_are_apart(cores) and time.perf_counter() < end:
+        pass
+
+
 def settle(run):
     """Call `run` once, and again for as long as a candidate takes to settle."""
     start = time.perf_counter()
@@ -218,7 +270,7 @@ def with_threads(measure, threads):
     return measure_limited
 
 
-def in_turn(measurements, rounds, *, pause=None):
+def in_turn(measurements, rounds, *, pause=None, cores=None):
     """Take all measurements in each of many rounds, in an order drawn anew for each round.
 
     Parameters
@@ -228,6 +280,9 @@ def in_turn(measurements, rounds, *, pause=None):
     rounds : int
     pause : float, optional
         Seconds of rest before each measurement, by default `PAUSE`.
+    cores : int, optional
+        How many cores to wait for before each measurement, by default those allowed. If they are
+        not apart any more afterwards, it is taken again.
 
     Returns
     -------
@@ -236,11 +291,25 @@ def in_turn(measurements, rounds, *, pause=None):
     """
     names = list(measurements)
     times = {name: [] for name in names}
+    pause = PAUSE if pause is None else pause
+    cores = allowed_cores() if cores is None else cores
     for k in range(rounds):
         for name in random.Random(k).sample(names, len(names)):
-            time.sleep(PAUSE if pause is None else pause)
-            times[name].append(measurements[name]())
+            times[name].append(_on_cores_apart(measurements[name], pause, cores))
     return times
+
+
+def _on_cores_apart(measure, pause, cores):
+    for _ in range(TRIES):
+        time.sleep(pause)
+        if cores == 1:
+            return measure()
+        wait_for_cores(cores)
+        value = measure()
+        time.sleep(pause)
+        if cores_are_apart(cores):
+            break
+    return value
 
 
 def summary(times, reference, *, scale=None):
