@@ -128,11 +128,26 @@ def test_measurements_are_taken_in_turn(scripts):
         return measure
 
     times = scripts.measuring.in_turn(
-        {"a": measurement("a", 1.0), "b": measurement("b", 3.0)}, 5, pause=0
+        {"a": measurement("a", 1.0), "b": measurement("b", 3.0)}, 5, pause=0, cores=1
     )
     assert times == {"a": [1.0] * 5, "b": [3.0] * 5}
     assert all(set(taken[k : k + 2]) == {"a", "b"} for k in range(0, 10, 2))
     assert {tuple(taken[k : k + 2]) for k in range(0, 10, 2)} == {("a", "b"), ("b", "a")}
+
+
+def test_a_measurement_is_taken_again_if_the_cores_were_not_apart(scripts, monkeypatch):
+    # Asked before and after each measurement; while they are not, before it, once more.
+    answers = iter([False, True, True, True, False, True, True])
+    monkeypatch.setattr(scripts.measuring, "cores_are_apart", lambda cores: next(answers))
+    values = iter([1.0, 2.0, 3.0])
+    times = scripts.measuring.in_turn({"a": lambda: next(values)}, 2, pause=0, cores=2)
+    assert times == {"a": [1.0, 3.0]}
+    assert next(answers, None) is None
+
+
+def test_whether_cores_are_apart(scripts):
+    assert scripts.measuring.cores_are_apart(1) in (True, False)
+    assert not scripts.measuring.cores_are_apart(8 * (os.cpu_count() or 1))
 
 
 def test_summary_takes_ratios_inside_a_round(scripts):
