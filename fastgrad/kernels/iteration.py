@@ -287,7 +287,7 @@ def deal_out(s, share):
 
 
 @inlined_kernel
-def take_first_layer(s, share, first, last):
+def take_first_layer(s, first, last):
     """Bring rows first .. last - 1 of W1 into the padded form; return 0 if they are finite."""
     zero = s.weights.dtype.type(0)
     width = s.sizes[1]
@@ -335,22 +335,38 @@ def take_over(share, s):
     deal_out(s, share)
     first = s.bounds[share, share]
     last = s.bounds[share, share + 1]
-    if s.W1.size > 0:
-        check = take_first_layer(s, share, first, last)
-        if share == 0:
-            check += take_other_layers(s)
-        s.finite[share] = check == s.weights.dtype.type(0)
+    n_samples = s.x.shape[0]
+    blocks = s.cost.shape[1] - 1
     # Each share begins at another sample: a cache line holds all of a sample's marks, and two
     # threads that write to it in turn would wait for one another.
-    n_samples = s.x.shape[0]
     begin = n_samples * share // s.partial.shape[0]
     for k in range(n_samples):
         n = (begin + k) % n_samples
         for word in range(first // WORD, (last + WORD - 1) // WORD):
             s.marks[n, word] = bits_of(s.x, n, word)
-    blocks = s.cost.shape[1] - 1
-    if s.now[2] and s.cost[share, blocks] - blocks <= s.most:
-        marked_product(s, share, s.now[0])
+    zero = s.weights.dtype.type(0)
+    check = zero
+    if s.W1.size > 0 and share == 0:
+        check += take_other_layers(s)
+    is_product = s.now[2] != 0 and s.cost[share, blocks] - blocks <= s.most
+    if is_product:
+        for n in range(n_samples):
+            for j in range(s.widths[1]):
+                s.partial[share, n, j] = zero
+    # 64 rows at a time, which the first cache holds.
+    turned = s.x.T
+    for word in range(first // WORD, (last + WORD - 1) // WORD):
+        at = word * WORD
+        if s.W1.size > 0:
+            check += take_first_layer(s, max(first, at), min(last, at + WORD))
+        if is_product:
+            for n in range(n_samples):
+                multiply_transposed_marked(
+                    s.marks[n, word] & s.own[share, word], at, turned, n,
+                    s.weights, 0, s.widths[1], s.partial, share, n,
+                )  # fmt: skip
+    if s.W1.size > 0:
+        s.finite[share] = check == zero
 
 
 @task_kernel
