@@ -75,13 +75,15 @@ def network(hidden, dtype, **options):
 def ratio(theirs, ours, *, rounds=8):
     """Return how many times as long `theirs` takes as `ours`.
 
-    Both run in turn, A B A B .., so that they meet the same disturbances, and each settles first:
-    BLAS's threads spin on after a product. The lower quartiles count. Whatever disturbs a round
-    makes it slower, and not both sides alike: for seconds at a time a virtual machine may run our
-    two threads, which sleep between launches, on one core, and NumPy's, which spin, on two.
+    Both run in turn, A B A B .., so that they meet the same disturbances, on cores that work side
+    by side, and each settles first: BLAS's threads spin on after a product. The lower quartiles
+    count: whatever disturbs a round makes it slower, and not both sides alike.
     """
     times = measuring.in_turn(
-        {"theirs": measuring.calls(theirs), "ours": measuring.calls(ours)},
+        {
+            "theirs": measuring.calls(theirs, settling=0.1),
+            "ours": measuring.calls(ours, settling=0.1),
+        },
         rounds,
         cores=find("numba", "get_num_threads")(),
     )

@@ -192,22 +192,22 @@ def wait_for_cores(cores):
         pass
 
 
-def settle(run):
+def settle(run, seconds=SETTLE):
     """Call `run` once, and again for as long as a candidate takes to settle."""
     start = time.perf_counter()
     run()
-    while time.perf_counter() - start < SETTLE:
+    while time.perf_counter() - start < seconds:
         run()
 
 
-def stretch(run, units=1, *, repeats=1):
+def stretch(run, units=1, *, repeats=1, settling=SETTLE):
     """Return a measurement: settle, then time `repeats` runs of `units` units each.
 
     The measurement is a function without arguments that returns the seconds for one unit.
     """
 
     def measure():
-        settle(run)
+        settle(run, settling)
         start = time.perf_counter()
         for _ in range(repeats):
             run()
@@ -216,13 +216,14 @@ def stretch(run, units=1, *, repeats=1):
     return measure
 
 
-def calls(function, *args, seconds=0.02):
+def calls(function, *args, seconds=0.02, settling=SETTLE):
     """Return a measurement of one call, repeated to fill about `seconds`."""
     function(*args)
     start = time.perf_counter()
     function(*args)
     once = max(time.perf_counter() - start, 1e-7)
-    return stretch(lambda: function(*args), repeats=max(1, min(100_000, int(seconds / once))))
+    repeats = max(1, min(100_000, int(seconds / once)))
+    return stretch(lambda: function(*args), repeats=repeats, settling=settling)
 
 
 class Iteration:
