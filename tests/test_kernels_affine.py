@@ -101,3 +101,16 @@ def test_nan_stays_in_its_row():
     affine.affine_forward(x, np.ones((40, 50)), np.zeros(50), out)
     assert np.isnan(out[3]).all()
     assert np.isfinite(np.delete(out, 3, axis=0)).all()
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 20, 100, 784])
+@pytest.mark.parametrize("unit", [1, 6, 16])
+@pytest.mark.parametrize("shares", [1, 2, 3])
+def test_shares_are_neighbours_of_whole_units(size, unit, shares):
+    part = python_of(affine.part)
+    ends = [part(size, unit, share, shares) for share in range(shares)]
+    assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
+    assert ends[-1][1] == size
+    assert all(begin % unit == 0 for begin, _ in ends)
+    lengths = [-(-(end - begin) // unit) for begin, end in ends]
+    assert max(lengths) - min(lengths) <= 1

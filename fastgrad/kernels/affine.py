@@ -141,20 +141,16 @@ def forward_rows(x: Any, W: Any, b: Any, room: Any, out: Any, first: int, last: 
 
 @inlined_kernel
 def part(size: int, unit: int, share: int, shares: int) -> Any:
-    """Return the first and the last but one of a share of `size` things, in whole units.
-
-    What is left over from whole units goes to the last share.
-    """
-    units = size // unit
-    last = share + 1 == shares
-    return share * units // shares * unit, size if last else (share + 1) * units // shares * unit
+    """Return where a share of `size` things begins and ends, in whole units but for the last."""
+    units = (size + unit - 1) // unit
+    return share * units // shares * unit, min(size, (share + 1) * units // shares * unit)
 
 
 @task_kernel
 def forward_share(x: Any, W: Any, b: Any, out: Any, share: int, shares: int) -> None:
     """Compute a share of what `affine_forward` does."""
     wide, room = widen(W), room_for(out)
-    first, last = part(x.shape[0], NARROW_ROWS, share, shares)
+    first, last = part(x.shape[0], WIDE_ROWS, share, shares)
     forward_rows(x, wide, b, room, out, first, last)
 
 
