@@ -145,9 +145,17 @@ def test_a_measurement_is_taken_again_if_the_cores_were_not_apart(scripts, monke
     assert next(answers, None) is None
 
 
-def test_whether_cores_are_apart(scripts):
-    assert scripts.measuring.cores_are_apart(1) in (True, False)
-    assert not scripts.measuring.cores_are_apart(8 * (os.cpu_count() or 1))
+@pytest.mark.parametrize(("together", "apart"), [(1.2, True), (1.3, False), (2.0, False)])
+def test_whether_cores_are_apart(scripts, monkeypatch, together, apart):
+    def seconds(barrier=None):
+        return 1.0 if barrier is None else together
+
+    monkeypatch.setattr(scripts.measuring, "_multiplications", lambda: seconds)
+    assert scripts.measuring.cores_are_apart(2) is apart
+
+
+def test_the_work_that_tells_whether_cores_are_apart(scripts):
+    assert 0 < scripts.measuring._multiplications()() < 1
 
 
 def test_summary_takes_ratios_inside_a_round(scripts):

@@ -16,10 +16,15 @@ def forward_passes():
     def parallel(x, *arrays):
         affine.affine_forward_parallel(affine.forward_body(x.dtype), x, *arrays, 3)
 
+    def in_python(*arrays):
+        for share in range(3):
+            python_of(affine.forward_share)(*arrays, share, 3)
+
     return {
         "serial": affine.affine_forward,
         "serial, in Python": python_of(affine.affine_forward),
         "parallel": parallel,
+        "parallel, in Python": in_python,
     }
 
 
@@ -27,10 +32,15 @@ def backward_passes():
     def parallel(dout, *arrays):
         affine.affine_backward_parallel(affine.backward_body(dout.dtype), dout, *arrays, 3)
 
+    def in_python(*arrays):
+        for share in range(3):
+            python_of(affine.backward_share)(*arrays, share, 3)
+
     return {
         "serial": affine.affine_backward,
         "serial, in Python": python_of(affine.affine_backward),
         "parallel": parallel,
+        "parallel, in Python": in_python,
     }
 
 

@@ -267,8 +267,8 @@ def backward_share(
     """Compute a share of what `affine_backward` does."""
     n_samples, n_inputs = x.shape
     width = WIDE_VECTORS * (VECTOR_BYTES // W.itemsize)
-    pixels = part(n_inputs, width, share, shares)
     if n_inputs >= 2 * shares * width:  # each thread reads and writes its own pixels alone
+        pixels = part(n_inputs, width, share, shares)
         input_columns(dout, W, dx, (0, n_samples), pixels)
     else:
         pixels = part(n_inputs, 1, share, shares)
