@@ -34,8 +34,8 @@ PAUSE = 0.02
 
 #: Seconds for which a candidate runs untimed at the start of its turn. Threads that were asleep
 #: take time to spread over the cores: JAX's iteration takes 360 us after 14 ms of running, 240 us
-#: after 60 ms and 225 us after 140 ms; our affine kernels, on a virtual machine, run at the speed of
-#: one thread for the first 0.1 s or so.
+#: after 60 ms and 225 us after 140 ms; our affine kernels, on a virtual machine, run at the speed
+#: of one thread for the first 0.1 s or so.
 SETTLE = 0.3
 
 #: How much longer the same work may take on all cores at once than on one alone, and for how many
