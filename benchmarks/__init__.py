@@ -4,11 +4,29 @@ This runs before Numba is imported in a benchmark's process, the last moment to 
 kernels are kept.
 """
 
+import hashlib
+import importlib.util
 import os
 from pathlib import Path
 
-if "ASV_ENV_DIR" in os.environ and "ASV_COMMIT" in os.environ:
-    # A cache for each commit, so that two that are measured in turn do not compile in turn.
-    os.environ.setdefault(
-        "NUMBA_CACHE_DIR", str(Path(os.environ["ASV_ENV_DIR"], "cache", os.environ["ASV_COMMIT"]))
-    )
+
+def _kernel_cache(environment):
+    """Return the folder for the kernels of the package that asv installed, named by its content.
+
+    So two commits that are measured in turn do not compile in turn, nor do two series of one.
+    asv's variable with the commit is of no use here: in the second series it names an older one.
+    """
+    spec = importlib.util.find_spec("fastgrad")
+    folder = Path(spec.origin).parent if spec and spec.origin else None
+    if folder is None or Path(environment) not in folder.parents:
+        return None
+    content = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content.update(path.read_bytes())
+    return Path(environment, "cache", content.hexdigest()[:16])
+
+
+if "ASV_ENV_DIR" in os.environ and "NUMBA_CACHE_DIR" not in os.environ:
+    _folder = _kernel_cache(os.environ["ASV_ENV_DIR"])
+    if _folder is not None:
+        os.environ["NUMBA_CACHE_DIR"] = str(_folder)

@@ -1,5 +1,6 @@
 """What the asv benchmarks share: guards for old commits, data, and a clock for many calls."""
 
+import contextlib
 import functools
 import importlib
 import os
@@ -15,6 +16,20 @@ from . import measuring
 INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
 DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
+
+
+def _warm_up():
+    """Import the package, and have Numba load what it needs to compile.
+
+    asv starts a process for every benchmark and parameter, forked off one that has imported the
+    suite; so this is done only once, and without starting threads, which a fork would lose.
+    """
+    with contextlib.suppress(Exception):  # an old commit's benchmarks skip themselves
+        importlib.import_module("fastgrad")
+        importlib.import_module("numba").njit(lambda: None)()
+
+
+_warm_up()
 
 
 def find(module, *names):
@@ -34,8 +49,8 @@ def find(module, *names):
 def images(count, dtype):
     """Return the first images of MNIST and their labels.
 
-    asv starts a process for every benchmark and parameter, and unpacking MNIST takes most of a
-    second; so the first process leaves what it needed beside the cache of compiled kernels.
+    Unpacking MNIST takes most of a second; so the first process leaves what it needed beside the
+    cache of compiled kernels, for the next.
     """
     load = find("fastgrad", "load_mnist")
     kept = Path(os.environ.get("NUMBA_CACHE_DIR", tempfile.gettempdir()), f"mnist-{count}.npz")

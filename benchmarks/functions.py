@@ -104,15 +104,15 @@ def kernel_pairs(dtype):
 
     def forward():
         if shares == 1:
-            affine.affine_forward(x, W, b, out)
+            affine.affine_forward(bodies[0], x, W, b, out)
         else:
             threads.launch(affine.affine_forward_parallel, bodies[0], x, W, b, out, shares)
 
     def backward():
+        arrays = dout, x, W, dx, dW, db
         if shares == 1:
-            affine.affine_backward(dout, x, W, dx, dW, db)
+            affine.affine_backward(bodies[1], *arrays)
         else:
-            arrays = dout, x, W, dx, dW, db
             threads.launch(affine.affine_backward_parallel, bodies[1], *arrays, shares)
 
     return {

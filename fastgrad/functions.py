@@ -364,10 +364,10 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
         raise ValueError(f"`b` must have shape ({n_outputs},). Got {b.shape}.")
     out = np.empty((rows.shape[0], n_outputs), x.dtype)
     shares = threads.shares(out.size * W.shape[0], affine.PARALLEL_WORK)
+    body = affine.forward_body(x.dtype.char)
     if shares == 1:
-        affine.affine_forward(rows, W, b, out)
+        affine.affine_forward(body, rows, W, b, out)
     else:
-        body = affine.forward_body(x.dtype.char)
         threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, shares)
     return out if x.ndim > 1 else out[0]
 
@@ -418,10 +418,10 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     dout = dout.reshape(rows.shape[0], n_outputs)
     dx, dW, db = np.empty_like(rows), np.empty_like(W), np.empty(n_outputs, W.dtype)
     shares = threads.shares(dout.size * W.shape[0], affine.PARALLEL_WORK)
+    body = affine.backward_body(x.dtype.char)
     if shares == 1:
-        affine.affine_backward(dout, rows, W, dx, dW, db)
+        affine.affine_backward(body, dout, rows, W, dx, dW, db)
     else:
-        body = affine.backward_body(x.dtype.char)
         threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, shares)
     return dx.reshape(x.shape), dW, db
 

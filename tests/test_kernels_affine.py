@@ -1,5 +1,7 @@
 """The affine kernels against NumPy's matrix product."""
 
+import functools
+
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -13,34 +15,37 @@ def python_of(kernel):
 
 
 def forward_passes():
+    """Return ways to compute the affine map, into an array that is the last argument."""
+
+    def serial(x, *arrays):
+        affine.affine_forward(affine.forward_body(x.dtype), x, *arrays)
+
     def parallel(x, *arrays):
         affine.affine_forward_parallel(affine.forward_body(x.dtype), x, *arrays, 3)
 
-    def in_python(*arrays):
-        for share in range(3):
-            python_of(affine.forward_share)(*arrays, share, 3)
-
-    return {
-        "serial": affine.affine_forward,
-        "serial, in Python": python_of(affine.affine_forward),
-        "parallel": parallel,
-        "parallel, in Python": in_python,
-    }
+    return ways(serial, parallel, affine.forward_share)
 
 
 def backward_passes():
+    def serial(dout, *arrays):
+        affine.affine_backward(affine.backward_body(dout.dtype), dout, *arrays)
+
     def parallel(dout, *arrays):
         affine.affine_backward_parallel(affine.backward_body(dout.dtype), dout, *arrays, 3)
 
-    def in_python(*arrays):
-        for share in range(3):
-            python_of(affine.backward_share)(*arrays, share, 3)
+    return ways(serial, parallel, affine.backward_share)
+
+
+def ways(serial, parallel, body):
+    def in_python(shares, *arrays):
+        for share in range(shares):
+            python_of(body)(*arrays, share, shares)
 
     return {
-        "serial": affine.affine_backward,
-        "serial, in Python": python_of(affine.affine_backward),
+        "serial": serial,
+        "serial, in Python": functools.partial(in_python, 1),
         "parallel": parallel,
-        "parallel, in Python": in_python,
+        "parallel, in Python": functools.partial(in_python, 3),
     }
 
 
@@ -108,7 +113,7 @@ def test_nan_stays_in_its_row():
     x = np.ones((6, 40))
     x[3, 7] = np.nan
     out = np.empty((6, 50))
-    affine.affine_forward(x, np.ones((40, 50)), np.zeros(50), out)
+    forward_passes()["serial"](x, np.ones((40, 50)), np.zeros(50), out)
     assert np.isnan(out[3]).all()
     assert np.isfinite(np.delete(out, 3, axis=0)).all()
 

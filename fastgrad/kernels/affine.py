@@ -155,27 +155,26 @@ def forward_share(x: Any, W: Any, b: Any, out: Any, share: int, shares: int) -> 
 
 
 @kernel
-def affine_forward(x: Any, W: Any, b: Any, out: Any) -> None:
+def affine_forward(body: Any, x: Any, W: Any, b: Any, out: Any) -> None:
     """Compute the affine map ``out = x @ W + b``.
 
     Parameters
     ----------
+    body : int
+        From `forward_body`. What is called by its address is compiled only once, for this kernel
+        and the parallel one: see `fastgrad.kernels.tasks`.
     x : ndarray, shape (N, D)
     W : ndarray of x's dtype, shape (D, H)
     b : ndarray of x's dtype, shape (H,)
     out : ndarray of x's dtype, shape (N, H)
         Out.
     """
-    forward_rows(x, widen(W), b, room_for(out), out, 0, x.shape[0])
+    call_with(body, (x, W, b, out, 0, 1))
 
 
 @parallel_kernel
 def affine_forward_parallel(body: Any, x: Any, W: Any, b: Any, out: Any, shares: int) -> None:
-    """Compute the affine map as `affine_forward` does, on `shares` threads.
-
-    What they do is compiled only once if it is called by its address, the `body`, from
-    `forward_body`: see `fastgrad.kernels.tasks`.
-    """
+    """Compute the affine map as `affine_forward` does, on `shares` threads."""
     for share in prange(shares):
         call_with(body, (x, W, b, out, share, shares))
 
@@ -279,11 +278,13 @@ def backward_share(
 
 
 @kernel
-def affine_backward(dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any) -> None:
+def affine_backward(body: Any, dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any) -> None:
     """Compute the gradients of the affine map.
 
     Parameters
     ----------
+    body : int
+        From `backward_body`.
     dout : ndarray, shape (N, H)
         Gradient of the loss with respect to the map's result.
     x : ndarray of dout's dtype, shape (N, D)
@@ -291,19 +292,14 @@ def affine_backward(dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any) -> Non
     dx, dW, db : ndarray of dout's dtype, shapes (N, D), (D, H) and (H,)
         Out: the gradients with respect to x, W and b.
     """
-    input_columns(dout, W, dx, (0, x.shape[0]), (0, x.shape[1]))
-    weight_rows(x, dout, dW, 0, x.shape[1])
-    sum_rows(dout, db)
+    call_with(body, (dout, x, W, dx, dW, db, 0, 1))
 
 
 @parallel_kernel
 def affine_backward_parallel(
     body: Any, dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any, shares: int
 ) -> None:
-    """Compute the gradients as `affine_backward` does, on `shares` threads.
-
-    The `body` is from `backward_body`.
-    """
+    """Compute the gradients as `affine_backward` does, on `shares` threads."""
     for share in prange(shares):
         call_with(body, (dout, x, W, dx, dW, db, share, shares))
 
