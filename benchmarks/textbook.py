@@ -77,9 +77,9 @@ def gradient(params, x, t, *, exact=False):
     return value, {"W1": x.T @ da, "b1": da.sum(axis=0), "W2": z.T @ y, "b2": y.sum(axis=0)}
 
 
-def training_step(params, x, t, learning_rate):
+def training_step(params, x, t, learning_rate, *, exact=False):
     """Take one step of gradient descent in place; return the loss before it."""
-    value, grads = gradient(params, x, t)
+    value, grads = gradient(params, x, t, exact=exact)
     for key, grad in grads.items():
         grad *= learning_rate
         params[key] -= grad
