@@ -27,7 +27,7 @@ import numpy as np
 import fastgrad
 from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
-from fastgrad.kernels.iteration import iterate
+from fastgrad.kernels.tasks import run_steps
 
 __all__ = ["main"]
 
@@ -537,7 +537,7 @@ def _version(package: str) -> str:
 
 def _cache() -> str:
     """Tell where compiled kernels are kept."""
-    if not hasattr(iterate, "stats"):
+    if not hasattr(run_steps, "stats"):
         return "none: compiling is switched off (NUMBA_DISABLE_JIT)"
     folder = _cache_folder()
     if folder is None:
@@ -547,7 +547,7 @@ def _cache() -> str:
 
 
 def _cache_folder() -> Path | None:
-    stats = getattr(iterate, "stats", None)  # a kernel like any other
+    stats = getattr(run_steps, "stats", None)  # a kernel like any other
     return Path(stats.cache_path) if stats is not None and stats.cache_path else None
 
 

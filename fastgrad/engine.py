@@ -20,8 +20,8 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels import central_difference, iteration
-from fastgrad.kernels.tasks import Block, run_shares
-from fastgrad.threads import launch
+from fastgrad.kernels.tasks import ROW, Block, Program, run_steps
+from fastgrad.threads import GIVE_WAY, launch
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
 #: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
@@ -30,8 +30,32 @@ SPARSE_BELOW = 0.4
 LOOKS = 8
 
 _NO_LABELS = np.empty(0, np.int64)
-_NO_MARKS = np.empty((0, 0), np.uint64)
+_NO_MARKS = np.empty((0, 0, 0), np.uint64)
 _NO_PLACES = np.empty((0, 0), np.int64)
+
+# What tasks are told is in `iteration.State`, at ``now``.
+_TAKE_OVER = Program((iteration.take_over,))
+_COUNT, _LIST = Program((iteration.count_values,)), Program((iteration.list_values,))
+_TRAIN = Program(
+    (iteration.rows, 0, 0, 1), (iteration.forward_and_back,), (iteration.rows, 1, 1, 1)
+)
+_PREPARE = Program((central_difference.prepare,))
+_ACCUMULATE = Program((central_difference.accumulate,), (central_difference.collect,))
+_LIST_ENTRIES = Program((central_difference.list_entries,))
+_GENERAL = Program((central_difference.general,))
+
+
+class _Pass:
+    """What is done with a batch: with rows, with marks, and with marks if they pay."""
+
+    def __init__(self, *tasks: tuple[Any, ...]) -> None:
+        self.of_rows = Program((iteration.take_over,), *tasks)
+        self.of_marked = Program((iteration.take_over, 0, 0, 1), *tasks)
+        self.if_marks_pay = Program((iteration.take_over, 0, 0, 1), *((*task, 1) for task in tasks))
+
+
+_FORWARD = _Pass((iteration.forward, 0, 0, 0))
+_GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 0))
 
 #: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
 _CALLERS = ("x", "W1", "labels", "soft", "result")
@@ -93,6 +117,11 @@ def layout(sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
 def _words(n: int) -> int:
     """Return how many numbers hold marks for `n` entries."""
     return -(-n // iteration.WORD)
+
+
+def _rows_apart(shares: int, columns: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
+    """Return zeros with a row for each share to write to, in cache lines of its own."""
+    return aligned((shares, -(-columns // ROW) * ROW), dtype)
 
 
 class Samples(NamedTuple):
@@ -157,9 +186,10 @@ class Engine:
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
         self._no_samples = np.empty((0, sizes[0]), dtype)
-        self._no_weights = np.empty(0, dtype)
+        self._no_weights = np.empty((0, 0), dtype)
+        self._no_result = np.empty(0, dtype)
         #: Labels, soft targets, and result of a pass without any.
-        self._no_targets = _NO_LABELS, self._nothing, self._no_weights
+        self._no_targets = _NO_LABELS, self._nothing, self._no_result
         #: Parameters that the tasks have yet to take over: W1, and all others.
         self._pending = self._no_weights
         self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
@@ -177,6 +207,8 @@ class Engine:
             "weights": self.weights,
             "transposed": self.transposed,
         }
+        self._loss = np.zeros(1)
+        self._done = np.zeros(1, np.int64)
         scratch = self._allocate(0, 1)
         self._held: Samples | None = self._rows(self._no_samples)
         self._block = Block(
@@ -193,6 +225,8 @@ class Engine:
                 batches=np.empty((0, 0), np.int64),
                 stride=1,
                 most=0,
+                losses=self._loss,
+                done=self._done,
                 result=np.empty(0, dtype),
                 rule=iteration.GRADIENT_ONLY,
                 first=self._nowhere,
@@ -230,14 +264,14 @@ class Engine:
 
         That is done when the next batch comes, on all threads.
         """
-        self._pending, *others = [array.reshape(-1) for array in params.values()]
-        np.concatenate(others, out=self._others)
+        self._pending, *others = params.values()
+        np.concatenate([a if a.ndim == 1 else a.reshape(-1) for a in others], out=self._others)
         self.finite = True
 
     def settle(self) -> None:
         """Take over parameters now."""
         if self._pending.size:
-            self._mark(self._no_samples, self._batch, 1, False, *self._no_targets)
+            self._take_over(self._no_samples, self._batch, 1, False, *self._no_targets)
 
     def refresh(self) -> None:
         """Bring the transposed weights in step with the weights."""
@@ -255,18 +289,17 @@ class Engine:
         rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
         layers, widest = len(self.sizes), self.layout.weights_shape[2]
         self.shares = shares
-        self.now = np.zeros(3, np.int64)
-        self._now = self.now.data
+        self._progress = _rows_apart(shares, 1)
+        self._now = _rows_apart(shares, 1)
+        self._found = _rows_apart(shares, 1)
         self.order = np.arange(n_batch)[None]
         self.values = aligned((layers, rows, widest), self.dtype)
         self.errors = aligned((layers, rows, widest), self.dtype)
         self.sample_loss = np.zeros(n_batch, self.dtype)
-        self._finite = np.ones(shares, np.bool_)
-        self._cost = np.zeros((shares, -(-self.sizes[0] // iteration.ROW_BLOCK) + 1), np.int64)
-        self._batch = self._room_for_marks(n_batch)
+        self._batch = self._room_for_marks(n_batch, shares)
         return {
-            "finite": self._finite,
-            "now": self.now,
+            "found": self._found,
+            "now": self._now,
             "order": self.order,
             "partial": aligned((shares, rows, widest), self.dtype),
             "values": self.values,
@@ -274,9 +307,9 @@ class Engine:
             "scratch": aligned((1, rows, widest), self.dtype),
             "sample_loss": self.sample_loss,
             "gradients": aligned((shares, iteration.WORD, widest), self.dtype),
-            "cost": self._cost,
+            "cost": _rows_apart(shares, -(-self.sizes[0] // iteration.ROW_BLOCK) + 1),
             "copy": np.empty((n_batch, self.sizes[0]), self.dtype),
-            "entry_marks": np.empty((shares, _words(n_batch), iteration.WORD), np.uint64),
+            "entry_marks": aligned((shares, _words(n_batch), iteration.WORD), np.uint64),
         }
 
     def _make_scratch(self, n_batch: int, shares: int) -> None:
@@ -289,16 +322,10 @@ class Engine:
             self._scratch_key = key
             self._nudge_key = ()  # its block points to what has just gone
 
-    def _do_next(self, *, multiply: bool) -> None:
-        """Set `now` of `fastgrad.kernels.iteration.State` for a first batch."""
-        now = self._now  # a memoryview, for a tenth of the time of a NumPy assignment
-        now[0] = now[1] = 0
-        now[2] = multiply
-
-    def _run(self, task: Any, block: Block | None = None) -> None:
-        """Run a task on all threads."""
-        block = block or self._block
-        launch(run_shares, block.address_of(task), block.address, self.shares)
+    def _run(self, program: Program, block: Block | None = None) -> None:
+        """Run tasks on all threads, one after the other."""
+        steps = (block or self._block).steps(program)
+        launch(run_steps, steps, self._progress, self._now, GIVE_WAY)
 
     # ---------------------------------------------------------------------------- samples
 
@@ -310,18 +337,18 @@ class Engine:
         if sparse is None and not self.finite:
             sparse = False
         if sparse is not False:
-            samples = self._room_for_marks(n)
-            self._do_next(multiply=False)
-            if self._mark(x, samples, n // (LOOKS + n // 256), sparse, *self._no_targets):
+            samples = self._room_for_marks(n, 1)
+            stride = n // (LOOKS + n // 256)
+            if self._take_over(x, samples, stride, sparse, *self._no_targets):
                 start = np.empty((n, self.shares + 1), np.int64)
                 self._hold(samples._replace(start=start))
-                self._run(iteration.count_values)
+                self._run(_COUNT)
                 counts = start[:, -1]
                 start += (np.cumsum(counts) - counts)[:, None]
                 value = np.empty((1, int(start[-1, -1])), self.dtype)
                 samples = samples._replace(start=start, value=value)
                 self._hold(samples)
-                self._run(iteration.list_values)
+                self._run(_LIST)
                 return samples
         return self._rows(x)
 
@@ -338,7 +365,7 @@ class Engine:
             self._block.update(**samples._asdict())
             self._held = samples
 
-    def _mark(
+    def _take_over(
         self,
         x: FloatArray,
         samples: Samples,
@@ -347,11 +374,12 @@ class Engine:
         labels: IntArray,
         soft: FloatArray,
         result: FloatArray,
+        program: Program = _TAKE_OVER,
     ) -> bool:
         """Mark samples, and take over parameters that wait; return whether marks pay.
 
         Judged, and dealt out, by every stride-th of the samples, unless `sparse` says that they do
-        or do not. The tasks that follow find the targets and the result.
+        or do not. The tasks of the program, and later ones, find the targets and the result.
         """
         stride = max(stride, 1)
         entries = -(-len(x) // stride) * x.shape[1]
@@ -359,21 +387,22 @@ class Engine:
         block, waiting = self._block, self._pending
         self._hold(samples)
         block.update(stride=stride, most=most)
+        steps = block.steps(program)
         finite, pays = launch(
-            iteration.begin, block.address_of(iteration.take_over), block.address, self._places,
-            x, waiting, labels, soft, result, self.shares, self._finite, self._cost, most,
+            iteration.begin, steps, self._progress, self._now, GIVE_WAY, block.address,
+            self._places, x, waiting, labels, soft, result, self._found, most,
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
         if waiting.size:
             self.finite, self._pending = finite, self._no_weights
         return pays and (self.finite or sparse is True)
 
-    def _room_for_marks(self, n: int) -> Samples:
+    def _room_for_marks(self, n: int, copies: int) -> Samples:
         words = _words(self.sizes[0])
         return Samples(
-            np.empty((n, words), np.uint64),
-            np.empty((self.shares, self.shares + 1), np.int64),
-            np.empty((self.shares, words), np.uint64),
+            aligned((copies, n, words), np.uint64, zero=False),
+            _rows_apart(self.shares, self.shares + 1),
+            _rows_apart(self.shares, words, np.uint64),
             _NO_PLACES,
             self._nothing,
             self._nowhere,
@@ -394,27 +423,27 @@ class Engine:
         labels: IntArray,
         soft: FloatArray,
         sparse: bool | None,
+        aim: _Pass,
         result: FloatArray | None = None,
     ) -> None:
-        """Take over a batch, and parameters that wait.
+        """Take over a batch, and parameters that wait; then do what is the aim.
 
         Marks leave out the products of zeros. Where a weight is NaN or infinite such a product is
         NaN, so then rows are taken unless marks are asked for.
         """
-        result = self._no_weights if result is None else result
+        given = labels, soft, self._no_result if result is None else result
         self._make_scratch(len(x), numba.get_num_threads())
         self._block.update(batches=self.order)
         marked = False
         # To mark samples and then take them as rows costs a twentieth of a call. So after dense
         # samples there is a look first, which calls on sparse ones do without.
         if sparse or (sparse is None and (self._was_marked or may_be_sparse(x))):
-            self._do_next(multiply=True)
-            marked = self._mark(x, self._batch, len(x) // LOOKS, sparse, labels, soft, result)
-        self._do_next(multiply=False)
+            program = aim.of_marked if sparse else aim.if_marks_pay
+            stride = len(x) // LOOKS
+            marked = self._take_over(x, self._batch, stride, sparse, *given, program)
         self._was_marked = marked
         if not marked:
-            rows = self._rows(x)
-            self._mark(self._no_samples, rows, 1, False, labels, soft, result)
+            self._take_over(self._no_samples, self._rows(x), 1, False, *given, aim.of_rows)
 
     # ------------------------------------------------------------------------------- runs
 
@@ -434,7 +463,7 @@ class Engine:
         losses: FloatArray | None = None,
         done: IntArray | None = None,
     ) -> FloatArray:
-        """Run `fastgrad.kernels.iteration.iterate` on batches of a data set; return the losses."""
+        """Run a training iteration for every row of `batches`; return the losses."""
         count, n_batch = batches.shape
         self.settle()
         self._make_scratch(n_batch, len(samples.bounds))
@@ -443,20 +472,23 @@ class Engine:
         block = self._block
         block.update(
             labels=labels, soft=soft, batches=batches, rule=rule, rates=rates,
-            a=float(a), b=float(b),
+            a=float(a), b=float(b), losses=losses, done=self._done if done is None else done,
             first=self._nowhere if first is None else first,
             second=self._nowhere if second is None else second,
         )  # fmt: skip
-        self._do_next(multiply=True)
-        self._iterate(losses, np.zeros(1, np.int64) if done is None else done)
+        first, samples_pass, step = block.steps(_TRAIN)
+        steps = np.empty((2 * count + 1, first.size), first.dtype)
+        steps[0::2], steps[1::2] = step, samples_pass
+        steps[0::2, 2], steps[1::2, 2] = np.arange(count + 1), np.arange(count)
+        steps[0], steps[-1, 4] = first, 0
+        launch(run_steps, steps, self._progress, self._now, GIVE_WAY)
         return losses
 
     def forward(
         self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
     ) -> float:
         """Run the forward pass over samples as one batch; return the loss."""
-        self._begin(x, labels, soft, sparse)
-        self._run(iteration.forward)
+        self._begin(x, labels, soft, sparse, _FORWARD)
         return self._mean_loss()
 
     def _mean_loss(self) -> float:
@@ -474,24 +506,12 @@ class Engine:
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
         gradient = np.empty(self.n_parameters, self.dtype)
-        self._begin(x, labels, soft, sparse, gradient)
-        self._block.update(rule=iteration.GRADIENT_ONLY)
-        losses = np.empty(1)
-        self._iterate(losses, np.zeros(1, np.int64))
-        loss = float(losses[0])
+        self._block.update(rule=iteration.GRADIENT_ONLY, losses=self._loss, done=self._done)
+        self._begin(x, labels, soft, sparse, _GRADIENT, gradient)
+        loss = float(self._loss[0])
         if math.isnan(loss):
             gradient.fill(np.nan)
         return loss, gradient
-
-    def _iterate(self, losses: FloatArray, done: IntArray) -> None:
-        """Run `fastgrad.kernels.iteration.iterate`."""
-        block = self._block
-        launch(
-            iteration.iterate,
-            block.address_of(iteration.rows), block.address_of(iteration.forward_and_back),
-            block.address, self.shares, self.now, self.sample_loss, self.layout.sizes,
-            self.layout.weights_at, self.weights, self.decay, losses, done,
-        )  # fmt: skip
 
     @property
     def logits(self) -> FloatArray:
@@ -514,15 +534,14 @@ class Engine:
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
         it would if the losses themselves were subtracted.
         """
-        self._begin(x, labels, soft, sparse=True)
-        self._run(iteration.forward)
+        self._begin(x, labels, soft, True, _FORWARD)
         loss = self._mean_loss()
         if not (self.finite and math.isfinite(loss)):
             return loss if self.finite else math.nan, np.full(self.n_parameters, np.nan, self.dtype)
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(x, labels, soft, h, result)
         if len(self.sizes) != 3:
-            self._run(central_difference.list_entries, nudges)
+            self._run(_LIST_ENTRIES, nudges)
             self._evaluate_generally(nudges, result)
         elif self._moves_little(nudges):
             self._accumulate(nudges)
@@ -612,7 +631,7 @@ class Engine:
 
     def _moves_little(self, nudges: Block) -> bool:
         """Prepare the fast kernel; return whether the step is small enough for it."""
-        self._run(central_difference.prepare, nudges)
+        self._run(_PREPARE, nudges)
         move, value_move = (float(m) for m in self._largest.max(axis=0))
         slope = 0.25 if self.activation == iteration.SIGMOID else 1.0
         at = self.layout.weights_at[1]
@@ -626,12 +645,11 @@ class Engine:
 
     def _accumulate(self, nudges: Block) -> None:
         """Compute the central difference, for two layers and small moves."""
-        self._run(central_difference.accumulate, nudges)
-        self._run(central_difference.collect, nudges)
+        self._run(_ACCUMULATE, nudges)
 
     def _evaluate_generally(self, nudges: Block, result: FloatArray) -> None:
         """Compute the central difference, for any number of layers and moves of any size."""
         gradient = aligned(self.layout.weights_shape, self.dtype)
         nudges.update(gradient=gradient)
-        self._run(central_difference.general, nudges)
+        self._run(_GENERAL, nudges)
         self.unpack(gradient, self.split(result))

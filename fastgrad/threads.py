@@ -23,6 +23,19 @@ _TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(sys.platf
 #: workqueue aborts the process when two Python threads launch at once.
 _workqueue_lock = threading.RLock()
 
+
+def _give_way() -> int:
+    """Return the address of the system's function that offers the core to other threads."""
+    if sys.platform == "win32":
+        function = ctypes.WinDLL("kernel32").SwitchToThread
+    else:
+        function = ctypes.CDLL(None).sched_yield
+    return ctypes.cast(function, ctypes.c_void_p).value or 0
+
+
+#: Called, by its address, by compiled code that waits for another thread.
+GIVE_WAY = _give_way()
+
 _layer: str | None = None
 _forked_after_launch = False
 

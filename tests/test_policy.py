@@ -261,6 +261,6 @@ for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
         "take_over", "forward", "forward_and_back", "rows", "count_values", "list_values",
         "list_entries", "prepare", "accumulate", "collect", "general",
     }  # fmt: skip
-    assert {counts[name] for name in tasks | {"iterate"}} == {"2"}
-    assert counts["run_shares"] == "1"
+    assert {counts[name] for name in tasks | {"begin"}} == {"2"}
+    assert counts["run_steps"] == "1"
     assert {name: count for name, count in counts.items() if int(count) > 2} == {}

@@ -160,7 +160,7 @@ def list_sample(s, share, n):
         while i1 < end:
             begin = i1 // WORD * WORD
             i2 = min(begin + WORD, end)
-            bits = s.marks[n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
+            bits = s.marks[part, n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
             while bits != NO_BITS:
                 i = begin + lowest_bit(bits)
                 s.position[0, place] = i

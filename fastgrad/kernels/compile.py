@@ -70,7 +70,7 @@ def task_kernel(function: Callable[..., Any]) -> Any:
 
 
 def _refuse_call(*args: Any, **kwargs: Any) -> Any:
-    raise TypeError("A task cannot be called from Python: see fastgrad.kernels.tasks.run_shares.")
+    raise TypeError("A task cannot be called from Python: see fastgrad.kernels.tasks.run_steps.")
 
 
 def _without_aliases(flags: Any) -> Any:

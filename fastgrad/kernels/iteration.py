@@ -9,8 +9,8 @@ An iteration is two tasks (`fastgrad.kernels.tasks`), so that no two threads wri
 `forward_and_back`
     Over samples: all the rest, from the sum of those products to the error signals.
 
-`iterate` runs them in turn. A single call on a batch starts with `take_over` instead, which does
-the first products as well, and a forward pass alone ends with `forward`. Nothing is allocated
+A training run is these two in turn. A single call on a batch starts with `take_over` instead, which
+does the first products as well, and a forward pass alone ends with `forward`. Nothing is allocated
 inside.
 
 Layout
@@ -43,7 +43,7 @@ import numpy as np
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
-from fastgrad.kernels.tasks import put_array, run_shares
+from fastgrad.kernels.tasks import put_array, run_steps
 from fastgrad.kernels.updates import (
     ADAGRAD,
     ADAM,
@@ -107,20 +107,23 @@ class State(NamedTuple):
         Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
     weights, transposed : ndarray, shape (1, rows, widest)
         Parameters.
-    W1 : ndarray, shape (D H,) or (0,)
-        Weights to be taken over, row by row, if there are such.
+    W1 : ndarray, shape (D, H) or (0, 0)
+        Weights to be taken over, if there are such.
     others : ndarray, shape (parameters - D H,)
         All other parameters, to be taken over with them: b1, W2, b2, ..
-    finite : ndarray of bool, shape (shares,)
-        Whether those are.
+    found : ndarray of int64, shape (shares, 16)
+        What `take_over` found: whether the parameters are finite, and how many entries are not zero
+        in the samples that were looked at.
     x : ndarray, shape (N, D) or (0, 0)
         Samples to be taken over.
-    marks : ndarray of uint64, shape (N, D / 64) or (0, 0)
-        Bit i % 64 of number i // 64 says whether entry i of a sample is not 0.
-    bounds : ndarray of int64, shape (shares, shares + 1)
+    marks : ndarray of uint64, shape (1 or shares, N, D / 64) or (0, 0, 0)
+        Bit i % 64 of number i // 64 says whether entry i of a sample is not 0. Of a single batch
+        each share has marks of its own, which hold the entries that it owns: if two threads wrote
+        to one cache line, it would go to and fro between them.
+    bounds : ndarray of int64, shape (shares, shares + 1 or more)
         For marked samples: share s owns the rows bounds[:, s] .. bounds[:, s + 1] - 1 of the first
         layer. Each share reads its own copy.
-    own : ndarray of uint64, shape (shares, D / 64)
+    own : ndarray of uint64, shape (shares, D / 64 or more)
         The same as bits.
     start : ndarray of int64, shape (N, shares + 1) or (0, 0)
         Where each share's part of a sample's non-zero entries begins in ``value``, and where the
@@ -131,8 +134,8 @@ class State(NamedTuple):
     stride : int
         Every stride-th sample is looked at to deal the rows out.
     most : int
-        Marks pay if those samples have no more non-zero entries than this.
-    cost : ndarray of int64, shape (shares, D / ROW_BLOCK + 1)
+        Marks pay if those samples have no more entries that are not zero.
+    cost : ndarray of int64, shape (shares, D / ROW_BLOCK + 1 or more)
         What the rows before each block cost: the non-zero entries of those samples, and 1 a block.
     dense : ndarray, shape (1, N, D + 1 or more) or (1, 0, 0)
         Samples as padded rows, with a 1 appended.
@@ -143,15 +146,20 @@ class State(NamedTuple):
         Which samples an iteration takes.
     order : ndarray of int64, shape (1, batch size)
         0, 1, 2, ..
-    now : ndarray of int64, shape (3,)
-        Which batch `forward` takes; whether `rows` takes a step for the one before; and whether it,
-        or `take_over`, multiplies with this one.
+    now : ndarray of int64, shape (shares, 16)
+        What a step tells its task: which batch `forward` takes; whether `rows` takes a step for the
+        one before; whether it, or `take_over`, multiplies with this one; and whether the task does
+        nothing unless `marks_pay`.
     partial : ndarray, shape (shares, batch size, widest)
         The first layer's inputs as each share's rows make them up.
     values, errors : ndarray, shape (layers + 1, batch size, widest)
         Units' values (the last layer's logits) and error signals. Layer 0 is unused.
     scratch : ndarray, shape (1, batch size, widest)
     sample_loss : ndarray, shape (batch size,)
+    losses : ndarray of float64, shape (iterations,)
+        Out: the loss of each batch before its step.
+    done : ndarray of int64, shape (1,)
+        In and out: is counted up after each iteration.
     gradients : ndarray, shape (shares, 64, widest)
     copy : ndarray, shape (batch size, D)
         The batch's entries from ``value``, where they are marked.
@@ -181,7 +189,7 @@ class State(NamedTuple):
     transposed: FloatArray
     W1: FloatArray
     others: FloatArray
-    finite: FloatArray
+    found: IntArray
     x: FloatArray
     marks: BitArray
     bounds: IntArray
@@ -202,6 +210,8 @@ class State(NamedTuple):
     errors: FloatArray
     scratch: FloatArray
     sample_loss: FloatArray
+    losses: FloatArray
+    done: IntArray
     gradients: FloatArray
     copy: FloatArray
     entry_marks: BitArray
@@ -258,25 +268,64 @@ def bits_of(x, n, word):
 
 
 @inlined_kernel
+def row_blocks(s):
+    """Return how many blocks of rows the first layer has."""
+    return (s.sizes[0] + ROW_BLOCK - 1) // ROW_BLOCK
+
+
+@inlined_kernel
+def marks_of(s, share):
+    """Return which of the copies of ``marks`` a share reads and writes."""
+    return min(share, s.marks.shape[0] - 1)
+
+
+@inlined_kernel
+def marks_pay(s):
+    """Return whether `take_over` found finite parameters, and samples with zeros enough."""
+    finite = True
+    for share in range(s.found.shape[0]):
+        finite &= s.found[share, 0] != 0
+    return finite and s.found[0, 1] <= s.most
+
+
+@inlined_kernel
+def mark(s, share, first, last):
+    """Mark samples: what concerns rows first .. last - 1, or, of a data set, a share of them."""
+    n_samples = s.x.shape[0]
+    shares = s.partial.shape[0]
+    copy = marks_of(s, share)
+    if s.marks.shape[0] == shares:
+        for n in range(n_samples):
+            for word in range(first // WORD, (last + WORD - 1) // WORD):
+                s.marks[copy, n, word] = bits_of(s.x, n, word)
+    else:
+        for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
+            for word in range(s.marks.shape[2]):
+                s.marks[copy, n, word] = bits_of(s.x, n, word)
+
+
+@inlined_kernel
 def deal_out(s, share):
     """Divide the first layer's rows among the shares, judged by some of the samples."""
     cost = s.cost
-    blocks = cost.shape[1] - 1
+    shares = s.partial.shape[0]
+    blocks = row_blocks(s)
     in_word = WORD // ROW_BLOCK
     for block in range(blocks + 1):
         cost[share, block] = 1  # rows cost something even where all samples are zero
     cost[share, 0] = 0
     for n in range(0, s.x.shape[0], s.stride):
-        for word in range(s.marks.shape[1]):
+        for word in range(s.marks.shape[2]):
             bits = bits_of(s.x, n, word)
             for block in range(word * in_word + 1, min(word * in_word + in_word, blocks) + 1):
                 cost[share, block] += count_bits(bits & BLOCK_BITS)
                 bits >>= np.uint64(ROW_BLOCK)
     for block in range(blocks):
         cost[share, block + 1] += cost[share, block]
+    s.found[share, 1] = cost[share, blocks] - blocks
     block = 0
-    for number in range(s.bounds.shape[1]):
-        while cost[share, block] * s.bounds.shape[0] < cost[share, blocks] * number:
+    for number in range(shares + 1):
+        while cost[share, block] * shares < cost[share, blocks] * number:
             block += 1
         s.bounds[share, number] = min(block * ROW_BLOCK, s.sizes[0])
     for word in range(s.own.shape[1]):
@@ -292,12 +341,13 @@ def take_first_layer(s, first, last):
     zero = s.weights.dtype.type(0)
     width = s.sizes[1]
     check = zero
+    flat = s.W1.reshape(-1)
     for k in range(np.uint64(first * width), np.uint64(last * width)):
-        check += s.W1[k] * zero  # NaN, once and for all, if a weight is not finite
+        check += flat[k] * zero  # NaN, once and for all, if a weight is not finite
     for i in range(first, last):
         at = np.uint64(i * width)
         for j in range(np.uint64(width)):
-            s.weights[0, i, j] = s.W1[at + j]
+            s.weights[0, i, j] = flat[at + j]
     return check
 
 
@@ -335,20 +385,14 @@ def take_over(share, s):
     deal_out(s, share)
     first = s.bounds[share, share]
     last = s.bounds[share, share + 1]
+    mark(s, share, first, last)
     n_samples = s.x.shape[0]
-    blocks = s.cost.shape[1] - 1
-    # Each share begins at another sample: a cache line holds all of a sample's marks, and two
-    # threads that write to it in turn would wait for one another.
-    begin = n_samples * share // s.partial.shape[0]
-    for k in range(n_samples):
-        n = (begin + k) % n_samples
-        for word in range(first // WORD, (last + WORD - 1) // WORD):
-            s.marks[n, word] = bits_of(s.x, n, word)
+    copy = marks_of(s, share)
     zero = s.weights.dtype.type(0)
     check = zero
     if s.W1.size > 0 and share == 0:
         check += take_other_layers(s)
-    is_product = s.now[2] != 0 and s.cost[share, blocks] - blocks <= s.most
+    is_product = s.now[share, 2] != 0 and s.found[share, 1] <= s.most
     if is_product:
         for n in range(n_samples):
             for j in range(s.widths[1]):
@@ -362,11 +406,11 @@ def take_over(share, s):
         if is_product:
             for n in range(n_samples):
                 multiply_transposed_marked(
-                    s.marks[n, word] & s.own[share, word], at, turned, n,
+                    s.marks[copy, n, word] & s.own[share, word], at, turned, n,
                     s.weights, 0, s.widths[1], s.partial, share, n,
                 )  # fmt: skip
     if s.W1.size > 0:
-        s.finite[share] = check == zero
+        s.found[share, 0] = check == zero
 
 
 @task_kernel
@@ -378,8 +422,8 @@ def count_values(share, s):
         s.start[n, 0] = 0
         for part in range(shares):
             count = s.start[n, part]
-            for word in range(s.marks.shape[1]):
-                count += count_bits(s.marks[n, word] & s.own[part, word])
+            for word in range(s.marks.shape[2]):
+                count += count_bits(s.marks[0, n, word] & s.own[part, word])
             s.start[n, part + 1] = count
 
 
@@ -390,8 +434,8 @@ def list_values(share, s):
     n_samples = s.x.shape[0]
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
         place = s.start[n, 0]
-        for word in range(s.marks.shape[1]):
-            bits = s.marks[n, word]
+        for word in range(s.marks.shape[2]):
+            bits = s.marks[0, n, word]
             while bits != NO_BITS:
                 s.value[0, place] = s.x[n, word * WORD + lowest_bit(bits)]
                 place += 1
@@ -499,12 +543,11 @@ def soft_error(soft, row, delta, errors, layer, n, scale):
 
 
 @inlined_kernel
-def forward_group(s, n):
-    """Run the forward pass and the loss for samples n .. n + 4 of the batch."""
+def forward_group(s, batch, n):
+    """Run the forward pass and the loss for samples n .. n + 4 of a batch."""
     sizes, widths, weights, batches = s.sizes, s.widths, s.weights, s.batches
     partial, values, errors = s.partial, s.values, s.errors
     last = sizes.size - 1
-    batch = s.now[0]
     n_batch = batches.shape[1]
     if s.marks.shape[0] > 0:
         for q in range(n, n + GROUP):
@@ -548,11 +591,10 @@ def forward_group(s, n):
 
 
 @inlined_kernel
-def back_group(s, n):
+def back_group(s, batch, n):
     """Turn what `forward_group` left in ``errors`` into error signals, layer by layer."""
     widths, batches, errors, scratch = s.widths, s.batches, s.errors, s.scratch
     last = s.sizes.size - 1
-    batch = s.now[0]
     n_batch = batches.shape[1]
     zero = errors.dtype.type(0)
     scale = errors.dtype.type(1 / n_batch)
@@ -590,20 +632,27 @@ def forward(share, s):
     Afterwards ``errors`` holds slopes (sigmoid) or inputs (ReLU) of the hidden units, and
     probabilities. Without targets there is no loss.
     """
+    if s.now[share, 3] and not marks_pay(s):
+        return
     shares = s.partial.shape[0]
     groups = (s.batches.shape[1] + GROUP - 1) // GROUP
     for group in range(groups * share // shares, groups * (share + 1) // shares):
-        forward_group(s, group * GROUP)
+        forward_group(s, s.now[share, 0], group * GROUP)
 
 
 @task_kernel
 def forward_and_back(share, s):
     """Run forward and backward pass for a share of the batch's samples."""
+    if s.now[share, 3] and not marks_pay(s):
+        return
+    batch = s.now[share, 0]
     shares = s.partial.shape[0]
     groups = (s.batches.shape[1] + GROUP - 1) // GROUP
     for group in range(groups * share // shares, groups * (share + 1) // shares):
-        forward_group(s, group * GROUP)
-        back_group(s, group * GROUP)
+        forward_group(s, batch, group * GROUP)
+        back_group(s, batch, group * GROUP)
+    if share == 0:  # `rows` adds the samples' losses, when all are there
+        s.losses[batch] = penalty(s.sizes, s.weights_at, s.weights, s.decay)
 
 
 @inlined_kernel
@@ -622,11 +671,13 @@ def turn_marks(s, share, batch, word):
     section 7-3).
     """
     turned = s.entry_marks
+    copy = marks_of(s, share)
     n_batch = s.batches.shape[1]
     for group in range(turned.shape[1]):
         count = min(WORD, n_batch - group * WORD)
         for n in range(count):
-            turned[share, group, n] = s.marks[s.batches[batch, group * WORD + n], word]
+            sample = s.batches[batch, group * WORD + n]
+            turned[share, group, n] = s.marks[copy, sample, word]
         for n in range(count, WORD):
             turned[share, group, n] = NO_BITS
         half = WORD // 2
@@ -682,6 +733,7 @@ def marked_product(s, share, batch):
     """Compute the products of a share of the first layer with a batch of marked samples."""
     n_batch = s.batches.shape[1]
     is_list = s.start.shape[0] > 0
+    marks = s.marks[marks_of(s, share)]
     at = -1
     begin = s.bounds[share, share] // WORD
     end = (s.bounds[share, share + 1] + WORD - 1) // WORD
@@ -690,12 +742,12 @@ def marked_product(s, share, batch):
         if is_list:
             later = s.batches[batch, min(n + 2 * AHEAD, n_batch - 1)]
             prefetch(s.start, later, share, share + 2)
-            prefetch(s.marks, later, begin, end)
+            prefetch(marks, later, begin, end)
             soon = s.batches[batch, min(n + AHEAD, n_batch - 1)]
             prefetch(s.value, 0, s.start[soon, share], s.start[soon, share + 1])
             at = s.start[sample, share]
         multiply_marked(
-            s.marks, s.x, sample, s.value, at, s.own, share, begin, end, s.copy,
+            marks, s.x, sample, s.value, at, s.own, share, begin, end, s.copy,
             s.weights, 0, s.widths[1], s.partial, share, n,
         )  # fmt: skip
 
@@ -745,8 +797,10 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
 @task_kernel
 def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
+    if s.now[share, 3] and not marks_pay(s):
+        return
     marked = s.marks.shape[0] > 0
-    batch = s.now[0] - 1
+    batch = s.now[share, 0] - 1
     decay_rate = s.weights.dtype.type(s.decay)
     result_at = 0
     for layer in range(s.sizes.size - 1):
@@ -756,7 +810,7 @@ def rows(share, s):
         end = first_row(s, layer, share, share + 1)
         while i1 < end:
             i2 = min(i1 // WORD * WORD + WORD, end)
-            if s.now[1]:
+            if s.now[share, 1]:
                 if layer == 0 and marked:
                     marked_gradient(s, share, batch, i1, i2, width)
                 elif layer == 0:
@@ -791,21 +845,31 @@ def rows(share, s):
                             s.transposed[0, s.transposed_at[layer] + k, i] = s.weights[0, row, k]
             i1 = i2
         result_at += (size + 1) * s.sizes[layer + 1]
-    if s.now[2] and marked:
+    if s.now[share, 2] and marked:
         marked_product(s, share, batch + 1)
+    if s.now[share, 1] and share == 0:
+        loss = 0.0
+        for n in range(s.sample_loss.size):
+            loss += s.sample_loss[n]
+        s.losses[batch] += loss / s.sample_loss.size
+        s.done[0] += 1
 
 
 @kernel
-def begin(take_over_body, state, places, x, W1, labels, soft, result, shares, finite, cost, most):
-    """Begin a call on one batch: put the arrays given for it into a state, and run `take_over`.
+def begin(
+    steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found, most
+):  # fmt: skip
+    """Put the arrays given for a call into a state, and run steps; the first is `take_over`.
 
     Parameters
     ----------
-    take_over_body, state : int
-        Addresses, see `fastgrad.kernels.tasks`.
+    steps, progress, now, give_way
+        See `fastgrad.kernels.tasks.run_steps`.
+    state : int
+        Address of the state.
     places : tuple of int
         Where the state keeps the next five.
-    x, W1, labels, soft, result, shares, finite, cost, most
+    x, W1, labels, soft, result, found, most
         Of the state.
 
     Returns
@@ -813,56 +877,18 @@ def begin(take_over_body, state, places, x, W1, labels, soft, result, shares, fi
     bool
         Whether the parameters are finite, as far as they have been looked at.
     bool
-        Whether marks pay.
+        Whether the samples have zeros enough for marks to pay.
     """
     put_array(state, places[0], x)
     put_array(state, places[1], W1)
     put_array(state, places[2], labels)
     put_array(state, places[3], soft)
     put_array(state, places[4], result)
-    run_shares(take_over_body, state, shares)
+    run_steps(steps, progress, now, give_way)
     is_finite = True
-    for share in range(shares):
-        is_finite &= finite[share]
-    blocks = cost.shape[1] - 1
-    return is_finite, cost[0, blocks] - blocks <= most
-
-
-@kernel
-def iterate(
-    rows_body, samples_body, state, shares, now,
-    sample_loss, sizes, weights_at, weights, decay, losses, done,
-):  # fmt: skip
-    """Run one training iteration for every batch of a state, or compute a single gradient.
-
-    The first batch's products with the first layer are still to be made if ``now`` says so.
-
-    Parameters
-    ----------
-    rows_body, samples_body, state : int
-        Addresses of the tasks `rows` and `forward_and_back` and of their state, see
-        `fastgrad.kernels.tasks`.
-    shares : int
-    now, sample_loss, sizes, weights_at, weights, decay
-        Of the state.
-    losses : ndarray of float64, shape (iterations,)
-        Out: the loss of each batch before its step.
-    done : ndarray of int64, shape (1,)
-        In and out: is counted up after each iteration.
-    """
-    if now[2]:
-        run_shares(rows_body, state, shares)
-    for iteration in range(losses.size):
-        run_shares(samples_body, state, shares)
-        loss = 0.0
-        for n in range(sample_loss.size):
-            loss += sample_loss[n]
-        losses[iteration] = loss / sample_loss.size + penalty(sizes, weights_at, weights, decay)
-        now[0] = iteration + 1
-        now[1] = 1
-        now[2] = iteration + 1 < losses.size
-        run_shares(rows_body, state, shares)
-        done[0] += 1
+    for share in range(found.shape[0]):
+        is_finite &= found[share, 0] != 0
+    return is_finite, found[0, 1] <= most
 
 
 @kernel

@@ -4,12 +4,19 @@ Numba compiles what stands inside a ``prange`` five times over: as a function of
 wrappers, in the driver, and once more for the driver's machine code. For a training iteration that
 took 33 s. So a large body is a serial kernel of ``(share, s)`` instead
 (`fastgrad.kernels.compile.task_kernel`), compiled once, and the one ``prange`` that all of them
-have in common, in `run_shares`, calls it by its address.
+have in common, in `run_steps`, calls it by its address.
 
 ``s`` is the task's state: a pointer to memory that holds arrays and numbers, which compiled code
 reads as attributes. A `Block` owns that memory. While a task runs nothing in it changes, and LLVM
 is told so: an attribute may be used in the innermost loop. Without compilation, under
 ``NUMBA_DISABLE_JIT``, a state is a plain object, and an address the thing itself.
+
+Tasks that follow one another, the thousands of a training run for example, are the steps of a
+single launch. A step begins when all shares of the one before are finished; threads that wait
+for that watch a counter, which costs half a microsecond, where a launch costs 3 to 13. Nobody may
+rely on as many threads as there are shares: one of them may come late, or never. So a share belongs
+to whoever claims it first. Every thread begins with its own, and takes others that nobody has begun
+when it would have to wait; a thread alone does all of them.
 """
 
 # A function and its Numba overload must have like signatures to the letter, annotations included,
@@ -18,6 +25,7 @@ is told so: an attribute may be used in the innermost loop. Without compilation,
 
 from __future__ import annotations
 
+import platform
 import zlib
 from ctypes import addressof, c_char
 from types import SimpleNamespace
@@ -31,8 +39,33 @@ from numba.core import cgutils
 from numba.core.dispatcher import Dispatcher
 from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
+from numpy.typing import NDArray
 
-from fastgrad.kernels.compile import emitted, parallel_kernel
+from fastgrad.kernels.compile import emitted, inlined_kernel, kernel, parallel_kernel
+
+#: Numbers in a row of what one thread writes while others watch it: two cache lines, since
+#: processors fetch them in pairs.
+ROW = 16
+#: Where a row of ``progress`` says how many steps of its share are claimed, and how many finished.
+CLAIMED, FINISHED = 0, 8
+#: Numbers that a step tells its task.
+TOLD = 4
+#: Looks at the progress of others after which a thread takes what they have not begun, 2 to 4
+#: microseconds; and between two offers of its core to other threads, 10 or so.
+PATIENCE, LOOKS = 100, 500
+
+
+class Program:
+    """Tasks that run one after the other. To be made once: a block remembers its steps.
+
+    Parameters
+    ----------
+    *tasks : tuple
+        A task, and the numbers it is told, `TOLD` at most; zeros follow them.
+    """
+
+    def __init__(self, *tasks: tuple[Any, ...]) -> None:
+        self.tasks = tasks
 
 
 class Block:
@@ -55,8 +88,8 @@ class Block:
         memory = np.zeros(self._type.words, np.int64)
         self._integers = memory.data
         self._floats = memory.view(np.float64).data
-        self._compiled = isinstance(run_shares, Dispatcher)
-        self.address = memory.ctypes.data if self._compiled else SimpleNamespace()
+        self._steps: dict[Program, NDArray[Any]] = {}
+        self.address = memory.ctypes.data if COMPILED else SimpleNamespace()
         for name, value in self._values.items():
             self._write(name, value)
 
@@ -74,7 +107,7 @@ class Block:
             self._values[name] = None
 
     def _write(self, name: str, value: Any) -> None:
-        if not self._compiled:
+        if not COMPILED:
             setattr(self.address, name, value)
             return
         dtype, at = self._type.places[name]
@@ -93,15 +126,31 @@ class Block:
 
     def place_of(self, name: str) -> Any:
         """Return where `put_array` finds the place of an array of this state."""
-        return self._type.places[name][1] if self._compiled else name
+        return self._type.places[name][1] if COMPILED else name
 
     def address_of(self, body: Any) -> Any:
         """Return the address of a task's code for this state, compiling it if need be."""
-        if not self._compiled:
+        if not COMPILED:
             return body
         found = _known.get((body, self._type.name))
         if found is None:
             found = _known[body, self._type.name] = address(body, (types.int64, self._type))
+        return found
+
+    def steps(self, program: Program) -> NDArray[Any]:
+        """Return a program's steps for `run_steps`, with this state.
+
+        Returns
+        -------
+        ndarray, shape (tasks, 2 + TOLD)
+            A task's address, the state's, and what the task is told.
+        """
+        found = self._steps.get(program)
+        if found is None:
+            found = np.zeros((len(program.tasks), 2 + TOLD), np.int64 if COMPILED else object)
+            for row, (task, *told) in zip(found, program.tasks, strict=True):
+                row[: 2 + len(told)] = self.address_of(task), self.address, *told
+            self._steps[program] = found
         return found
 
 
@@ -289,22 +338,170 @@ def _emit_put(typing_context, state, place, array):
     return types.void(state, place, array), generate
 
 
-call_body = emitted(_plain_call, _emit_call)
-call_with = emitted(_plain_call_with, _emit_call_with)
-put_array = emitted(_plain_put, _emit_put)
-
-
-@parallel_kernel
-def run_shares(body, state, shares):
-    """Run a task for the shares 0 .. shares - 1.
+def _plain_claim(progress, share, step):
+    """Claim a share of a step; return whether nobody else has.
 
     Parameters
     ----------
-    body : int
-        The task's address, from `Block.address_of`.
-    state : int
-        `Block.address` of its state.
-    shares : int
+    progress : ndarray of int64, shape (shares, ROW)
+    share, step : int
     """
-    for share in prange(shares):
-        call_body(body, share, state)
+    if progress[share, CLAIMED] != step:
+        return False
+    progress[share, CLAIMED] = step + 1
+    return True
+
+
+def _counter(context, builder, signature, arguments, at):
+    """Return a pointer to a number in a row of ``progress``."""
+    contents = context.make_array(signature.args[0])(context, builder, arguments[0])
+    row = builder.mul(arguments[1], ir.Constant(ir.IntType(64), ROW))
+    return builder.gep(contents.data, [builder.add(row, ir.Constant(row.type, at))])
+
+
+def _emit_claim(typing_context, progress, share, step):
+    def generate(context, builder, signature, arguments):
+        at = _counter(context, builder, signature, arguments, CLAIMED)
+        step = arguments[2]
+        # A look comes first: to exchange takes the cache line from whoever has it, even in vain.
+        free = builder.icmp_signed("==", builder.load_atomic(at, "monotonic", 8), step)
+        result = cgutils.alloca_once_value(builder, free)
+        with builder.if_then(free):
+            after = builder.add(step, ir.Constant(step.type, 1))
+            exchanged = builder.cmpxchg(at, step, after, "acq_rel", "monotonic")
+            builder.store(builder.extract_value(exchanged, 1), result)
+        return builder.load(result)
+
+    return types.boolean(progress, types.int64, types.int64), generate
+
+
+def _plain_finish(progress, share, step):
+    """Say that a share of a step is finished, and all it wrote is there to read."""
+    progress[share, FINISHED] = step + 1
+
+
+def _emit_finish(typing_context, progress, share, step):
+    def generate(context, builder, signature, arguments):
+        at = _counter(context, builder, signature, arguments, FINISHED)
+        after = builder.add(arguments[2], ir.Constant(arguments[2].type, 1))
+        builder.store_atomic(after, at, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(progress, types.int64, types.int64), generate
+
+
+def _plain_is_finished(progress, share, step):
+    """Return whether a share of a step is finished."""
+    return progress[share, FINISHED] > step
+
+
+def _emit_is_finished(typing_context, progress, share, step):
+    def generate(context, builder, signature, arguments):
+        at = _counter(context, builder, signature, arguments, FINISHED)
+        return builder.icmp_signed(">", builder.load_atomic(at, "acquire", 8), arguments[2])
+
+    return types.boolean(progress, types.int64, types.int64), generate
+
+
+def _plain_pause():
+    """Wait for some 20 nanoseconds, and leave the core's resources to its other thread."""
+
+
+def _emit_pause(typing_context):
+    def generate(context, builder, signature, arguments):
+        machine = platform.machine().lower()
+        if machine in ("x86_64", "amd64"):
+            nothing = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), nothing), [])
+        elif machine in ("aarch64", "arm64"):
+            hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            call = builder.module.declare_intrinsic("llvm.aarch64.hint", (), hint)
+            builder.call(call, [ir.Constant(ir.IntType(32), 1)])  # "yield"
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _plain_call_out(function):
+    """Call a function of the operating system by its address, without arguments."""
+
+
+def _emit_call_out(typing_context, function):
+    def generate(context, builder, signature, arguments):
+        kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        builder.call(builder.inttoptr(arguments[0], kind), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+call_body = emitted(_plain_call, _emit_call)
+call_with = emitted(_plain_call_with, _emit_call_with)
+put_array = emitted(_plain_put, _emit_put)
+claim = emitted(_plain_claim, _emit_claim)
+finish = emitted(_plain_finish, _emit_finish)
+is_finished = emitted(_plain_is_finished, _emit_is_finished)
+pause = emitted(_plain_pause, _emit_pause)
+call_out = emitted(_plain_call_out, _emit_call_out)
+
+
+@inlined_kernel
+def try_share(steps, step, share, progress, now):
+    """Run a share of a step, unless somebody else does or did."""
+    if claim(progress, share, step):
+        for k in range(TOLD):
+            now[share, k] = steps[step, 2 + k]
+        call_body(steps[step, 0], share, steps[step, 1])
+        finish(progress, share, step)
+
+
+@kernel
+def take_part(member, steps, progress, now, give_way):
+    """Do one member's part of all steps: its own share of each, and those that nobody begins."""
+    shares = progress.shape[0]
+    for step in range(steps.shape[0]):
+        try_share(steps, step, member, progress, now)
+        for k in range(1, shares + 1):
+            share = (member + k) % shares
+            looks = 0
+            while not is_finished(progress, share, step):
+                looks += 1
+                if looks >= PATIENCE:
+                    try_share(steps, step, share, progress, now)
+                if looks % LOOKS == 0:
+                    call_out(give_way)
+                pause()
+
+
+@parallel_kernel
+def run_steps_parallel(steps, progress, now, give_way):
+    """Do as `run_steps` does, on all threads."""
+    for member in prange(progress.shape[0]):
+        take_part(member, steps, progress, now, give_way)
+
+
+@kernel
+def run_steps(steps, progress, now, give_way):
+    """Run tasks one after the other, each for all shares of its work.
+
+    Parameters
+    ----------
+    steps : ndarray of int64, shape (steps, 2 + TOLD)
+        From `Block.steps`.
+    progress : ndarray of int64, shape (shares, ROW)
+        How far each share is. Cleared first.
+    now : ndarray of int64, shape (shares, ROW)
+        Out: what a step tells its task, a row for each share.
+    give_way : int
+        The address of a function that offers the core to other threads,
+        `fastgrad.threads.GIVE_WAY`.
+    """
+    progress[:] = 0
+    if progress.shape[0] == 1:
+        take_part(0, steps, progress, now, give_way)
+    else:
+        run_steps_parallel(steps, progress, now, give_way)
+
+
+#: Whether kernels are compiled, or plain Python.
+COMPILED = isinstance(run_steps, Dispatcher)
