@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels import central_difference, iteration
-from fastgrad.kernels.tasks import ROW, Block, Program, run_steps
+from fastgrad.kernels.tasks import ROW, Block, Program, part_address, run_steps
 from fastgrad.threads import GIVE_WAY, launch
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
@@ -186,10 +186,9 @@ class Engine:
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
         self._no_samples = np.empty((0, sizes[0]), dtype)
-        self._no_weights = np.empty((0, 0), dtype)
-        self._no_result = np.empty(0, dtype)
+        self._no_weights = np.empty(0, dtype)
         #: Labels, soft targets, and result of a pass without any.
-        self._no_targets = _NO_LABELS, self._nothing, self._no_result
+        self._no_targets = _NO_LABELS, self._nothing, self._no_weights
         #: Parameters that the tasks have yet to take over: W1, and all others.
         self._pending = self._no_weights
         self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
@@ -207,6 +206,7 @@ class Engine:
             "weights": self.weights,
             "transposed": self.transposed,
         }
+        self._part = part_address()
         self._loss = np.zeros(1)
         self._done = np.zeros(1, np.int64)
         scratch = self._allocate(0, 1)
@@ -264,7 +264,8 @@ class Engine:
 
         That is done when the next batch comes, on all threads.
         """
-        self._pending, *others = params.values()
+        W1, *others = params.values()
+        self._pending = W1.reshape(-1)
         np.concatenate([a if a.ndim == 1 else a.reshape(-1) for a in others], out=self._others)
         self.finite = True
 
@@ -325,7 +326,7 @@ class Engine:
     def _run(self, program: Program, block: Block | None = None) -> None:
         """Run tasks on all threads, one after the other."""
         steps = (block or self._block).steps(program)
-        launch(run_steps, steps, self._progress, self._now, GIVE_WAY)
+        launch(run_steps, self._part, steps, self._progress, self._now, GIVE_WAY)
 
     # ---------------------------------------------------------------------------- samples
 
@@ -389,8 +390,8 @@ class Engine:
         block.update(stride=stride, most=most)
         steps = block.steps(program)
         finite, pays = launch(
-            iteration.begin, steps, self._progress, self._now, GIVE_WAY, block.address,
-            self._places, x, waiting, labels, soft, result, self._found, most,
+            iteration.begin, self._part, steps, self._progress, self._now, GIVE_WAY,
+            block.address, self._places, x, waiting, labels, soft, result, self._found, most,
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
         if waiting.size:
@@ -431,7 +432,7 @@ class Engine:
         Marks leave out the products of zeros. Where a weight is NaN or infinite such a product is
         NaN, so then rows are taken unless marks are asked for.
         """
-        given = labels, soft, self._no_result if result is None else result
+        given = labels, soft, self._no_weights if result is None else result
         self._make_scratch(len(x), numba.get_num_threads())
         self._block.update(batches=self.order)
         marked = False
@@ -481,7 +482,7 @@ class Engine:
         steps[0::2], steps[1::2] = step, samples_pass
         steps[0::2, 2], steps[1::2, 2] = np.arange(count + 1), np.arange(count)
         steps[0], steps[-1, 4] = first, 0
-        launch(run_steps, steps, self._progress, self._now, GIVE_WAY)
+        launch(run_steps, self._part, steps, self._progress, self._now, GIVE_WAY)
         return losses
 
     def forward(

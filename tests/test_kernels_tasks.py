@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fastgrad.kernels.compile import task_kernel
-from fastgrad.kernels.tasks import COMPILED, ROW, Block, Program, run_steps, take_part
+from fastgrad.kernels.tasks import COMPILED, ROW, Block, Program, part_address, run_steps, take_part
 from fastgrad.threads import GIVE_WAY, launch
 
 STEPS = 40
@@ -53,7 +53,7 @@ def test_a_launch_runs_every_share_of_every_step_in_order(shares):
     run = Run(shares)
     for _ in range(20):
         run.runs[:] = 0
-        launch(run_steps, *run.arguments)
+        launch(run_steps, part_address(), *run.arguments)
         run.assert_complete()
 
 

@@ -107,8 +107,8 @@ class State(NamedTuple):
         Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
     weights, transposed : ndarray, shape (1, rows, widest)
         Parameters.
-    W1 : ndarray, shape (D, H) or (0, 0)
-        Weights to be taken over, if there are such.
+    W1 : ndarray, shape (D H,) or (0,)
+        Weights to be taken over, row by row, if there are such.
     others : ndarray, shape (parameters - D H,)
         All other parameters, to be taken over with them: b1, W2, b2, ..
     found : ndarray of int64, shape (shares, 16)
@@ -291,17 +291,16 @@ def marks_pay(s):
 @inlined_kernel
 def mark(s, share, first, last):
     """Mark samples: what concerns rows first .. last - 1, or, of a data set, a share of them."""
-    n_samples = s.x.shape[0]
     shares = s.partial.shape[0]
     copy = marks_of(s, share)
-    if s.marks.shape[0] == shares:
-        for n in range(n_samples):
-            for word in range(first // WORD, (last + WORD - 1) // WORD):
-                s.marks[copy, n, word] = bits_of(s.x, n, word)
-    else:
-        for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-            for word in range(s.marks.shape[2]):
-                s.marks[copy, n, word] = bits_of(s.x, n, word)
+    begin, end = 0, s.x.shape[0]
+    left, right = first // WORD, (last + WORD - 1) // WORD
+    if s.marks.shape[0] < shares:
+        begin, end = end * share // shares, end * (share + 1) // shares
+        left, right = 0, s.marks.shape[2]
+    for n in range(begin, end):
+        for word in range(left, right):
+            s.marks[copy, n, word] = bits_of(s.x, n, word)
 
 
 @inlined_kernel
@@ -341,13 +340,12 @@ def take_first_layer(s, first, last):
     zero = s.weights.dtype.type(0)
     width = s.sizes[1]
     check = zero
-    flat = s.W1.reshape(-1)
     for k in range(np.uint64(first * width), np.uint64(last * width)):
-        check += flat[k] * zero  # NaN, once and for all, if a weight is not finite
+        check += s.W1[k] * zero  # NaN, once and for all, if a weight is not finite
     for i in range(first, last):
         at = np.uint64(i * width)
         for j in range(np.uint64(width)):
-            s.weights[0, i, j] = flat[at + j]
+            s.weights[0, i, j] = s.W1[at + j]
     return check
 
 
@@ -857,13 +855,13 @@ def rows(share, s):
 
 @kernel
 def begin(
-    steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found, most
+    part, steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found, most
 ):  # fmt: skip
     """Put the arrays given for a call into a state, and run steps; the first is `take_over`.
 
     Parameters
     ----------
-    steps, progress, now, give_way
+    part, steps, progress, now, give_way
         See `fastgrad.kernels.tasks.run_steps`.
     state : int
         Address of the state.
@@ -884,7 +882,7 @@ def begin(
     put_array(state, places[2], labels)
     put_array(state, places[3], soft)
     put_array(state, places[4], result)
-    run_steps(steps, progress, now, give_way)
+    run_steps(part, steps, progress, now, give_way)
     is_finite = True
     for share in range(found.shape[0]):
         is_finite &= found[share, 0] != 0

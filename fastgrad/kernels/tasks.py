@@ -25,6 +25,7 @@ when it would have to wait; a thread alone does all of them.
 
 from __future__ import annotations
 
+import functools
 import platform
 import zlib
 from ctypes import addressof, c_char
@@ -41,7 +42,7 @@ from numba.core.typing.templates import AttributeTemplate
 from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
 from numpy.typing import NDArray
 
-from fastgrad.kernels.compile import emitted, inlined_kernel, kernel, parallel_kernel
+from fastgrad.kernels.compile import emitted, kernel, parallel_kernel
 
 #: Numbers in a row of what one thread writes while others watch it: two cache lines, since
 #: processors fetch them in pairs.
@@ -445,47 +446,41 @@ pause = emitted(_plain_pause, _emit_pause)
 call_out = emitted(_plain_call_out, _emit_call_out)
 
 
-@inlined_kernel
-def try_share(steps, step, share, progress, now):
-    """Run a share of a step, unless somebody else does or did."""
-    if claim(progress, share, step):
-        for k in range(TOLD):
-            now[share, k] = steps[step, 2 + k]
-        call_body(steps[step, 0], share, steps[step, 1])
-        finish(progress, share, step)
-
-
 @kernel
 def take_part(member, steps, progress, now, give_way):
     """Do one member's part of all steps: its own share of each, and those that nobody begins."""
     shares = progress.shape[0]
     for step in range(steps.shape[0]):
-        try_share(steps, step, member, progress, now)
-        for k in range(1, shares + 1):
+        for k in range(shares):
             share = (member + k) % shares
-            looks = 0
+            looks = PATIENCE if k == 0 else 0
             while not is_finished(progress, share, step):
+                if looks >= PATIENCE and claim(progress, share, step):
+                    for number in range(TOLD):
+                        now[share, number] = steps[step, 2 + number]
+                    call_body(steps[step, 0], share, steps[step, 1])
+                    finish(progress, share, step)
                 looks += 1
-                if looks >= PATIENCE:
-                    try_share(steps, step, share, progress, now)
                 if looks % LOOKS == 0:
                     call_out(give_way)
                 pause()
 
 
+@functools.cache
+def part_address() -> Any:
+    """Return the address of `take_part`."""
+    matrix = types.Array(types.int64, 2, "C")
+    return address(take_part, (types.int64, matrix, matrix, matrix, types.int64))
+
+
 @parallel_kernel
-def run_steps_parallel(steps, progress, now, give_way):
-    """Do as `run_steps` does, on all threads."""
-    for member in prange(progress.shape[0]):
-        take_part(member, steps, progress, now, give_way)
-
-
-@kernel
-def run_steps(steps, progress, now, give_way):
+def run_steps(part, steps, progress, now, give_way):
     """Run tasks one after the other, each for all shares of its work.
 
     Parameters
     ----------
+    part : int
+        `part_address`. Numba would compile three more copies of what it finds there.
     steps : ndarray of int64, shape (steps, 2 + TOLD)
         From `Block.steps`.
     progress : ndarray of int64, shape (shares, ROW)
@@ -496,11 +491,12 @@ def run_steps(steps, progress, now, give_way):
         The address of a function that offers the core to other threads,
         `fastgrad.threads.GIVE_WAY`.
     """
-    progress[:] = 0
-    if progress.shape[0] == 1:
-        take_part(0, steps, progress, now, give_way)
-    else:
-        run_steps_parallel(steps, progress, now, give_way)
+    shares = progress.shape[0]
+    for share in range(shares):
+        progress[share, CLAIMED] = 0
+        progress[share, FINISHED] = 0
+    for member in prange(shares):
+        call_with(part, (member, steps, progress, now, give_way))
 
 
 #: Whether kernels are compiled, or plain Python.
