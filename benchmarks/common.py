@@ -87,22 +87,23 @@ def network(hidden, dtype, **options):
     return find("fastgrad", "TwoLayerNet")(INPUTS, hidden, CLASSES, dtype=dtype, rng=0, **options)
 
 
-def ratio(theirs, ours, *, rounds=8):
+def ratio(theirs, ours, *, rounds=30):
     """Return how many times as long `theirs` takes as `ours`.
 
     Both run in turn, A B A B .., so that they meet the same disturbances, on cores that work side
-    by side, and each settles first: BLAS's threads spin on after a product. The lower quartiles
-    count: whatever disturbs a round makes it slower, and not both sides alike.
+    by side, and each settles first: BLAS's threads spin on after a product. The lowest tenths
+    count, of many short rounds: whatever disturbs a round makes it slower, and not both sides
+    alike; and a machine that others share is left alone for a tenth of a second now and then.
     """
     times = measuring.in_turn(
         {
-            "theirs": measuring.calls(theirs, settling=0.1),
-            "ours": measuring.calls(ours, settling=0.1),
+            "theirs": measuring.calls(theirs, settling=0.03),
+            "ours": measuring.calls(ours, settling=0.03),
         },
         rounds,
         cores=find("numba", "get_num_threads")(),
     )
-    return float(np.quantile(times["theirs"], 0.25) / np.quantile(times["ours"], 0.25))
+    return float(np.quantile(times["theirs"], 0.1) / np.quantile(times["ours"], 0.1))
 
 
 class PerCall:
