@@ -87,7 +87,7 @@ def network(hidden, dtype, **options):
     return find("fastgrad", "TwoLayerNet")(INPUTS, hidden, CLASSES, dtype=dtype, rng=0, **options)
 
 
-def ratio(theirs, ours, *, rounds=30):
+def ratio(theirs, ours, *, rounds=15):
     """Return how many times as long `theirs` takes as `ours`.
 
     Both run in turn, A B A B .., so that they meet the same disturbances, on cores that work side
