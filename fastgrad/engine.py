@@ -180,7 +180,7 @@ class Engine:
         for name, shape in parameter_shapes(sizes).items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
-        self.finite = True
+        self._found = np.ones((1, ROW), np.int64)
         self._was_marked = True
         self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
@@ -267,7 +267,11 @@ class Engine:
         W1, *others = params.values()
         self._pending = W1.reshape(-1)
         np.concatenate([a if a.ndim == 1 else a.reshape(-1) for a in others], out=self._others)
-        self.finite = True
+
+    @property
+    def finite(self) -> bool:
+        """Whether the parameters taken over last were."""
+        return bool(self._found[:, 0].all())
 
     def settle(self) -> None:
         """Take over parameters now."""
@@ -281,7 +285,7 @@ class Engine:
         for (at, back), (n_in, n_out) in zip(places, itertools.pairwise(sizes), strict=True):
             weights = self.weights[0, at : at + n_in, :n_out]
             self.transposed[0, back : back + n_out, :n_in] = weights.T
-        self.finite = bool(np.isfinite(self.weights[0, n_inputs:]).all())
+        self._found[:, 0] = np.isfinite(self.weights[0, n_inputs:]).all()
 
     # ---------------------------------------------------------------------------- scratch
 
@@ -292,7 +296,9 @@ class Engine:
         self.shares = shares
         self._progress = _rows_apart(shares, 1)
         self._now = _rows_apart(shares, 1)
-        self._found = _rows_apart(shares, 1)
+        found = _rows_apart(shares, 1)
+        found[:, 0] = self.finite  # of parameters taken over before
+        self._found = found
         self.order = np.arange(n_batch)[None]
         self.values = aligned((layers, rows, widest), self.dtype)
         self.errors = aligned((layers, rows, widest), self.dtype)
@@ -389,14 +395,13 @@ class Engine:
         self._hold(samples)
         block.update(stride=stride, most=most)
         steps = block.steps(program)
-        finite, pays = launch(
+        pays = launch(
             iteration.begin, self._part, steps, self._progress, self._now, GIVE_WAY,
             block.address, self._places, x, waiting, labels, soft, result, self._found, most,
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
-        if waiting.size:
-            self.finite, self._pending = finite, self._no_weights
-        return pays and (self.finite or sparse is True)
+        self._pending = self._no_weights
+        return sparse is True or bool(pays)
 
     def _room_for_marks(self, n: int, copies: int) -> Samples:
         words = _words(self.sizes[0])

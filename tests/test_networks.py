@@ -559,3 +559,20 @@ assert not wrong, wrong
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("n", [1000, 1001, 1500, 2300])
+def test_blocks_of_any_size_agree_with_single_samples(n):
+    rng = np.random.default_rng(n)
+    x = rng.random((n, 70)) * (rng.random((n, 70)) < 0.1)
+    t = rng.integers(0, 3, n)
+    net = TwoLayerNet(70, 6, 3, weight_init_std=1.0, rng=0)
+    hidden = 1 / (1 + np.exp(-(x @ net.params["W1"] + net.params["b1"])))
+    scores = np.exp(hidden @ net.params["W2"] + net.params["b2"])
+    y = scores / scores.sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(net.predict(x), y, rtol=1e-12)
+    assert net.loss(x, t) == pytest.approx(-np.log(y[np.arange(n), t] + 1e-7).mean(), rel=1e-12)
+    halves = [net.gradient(x[part], t[part]) for part in (slice(n // 2), slice(n // 2, None))]
+    for name, array in net.gradient(x, t).items():
+        want = (n // 2 * halves[0][name] + (n - n // 2) * halves[1][name]) / n
+        np.testing.assert_allclose(array, want, rtol=1e-9, atol=1e-15)

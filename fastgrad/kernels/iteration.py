@@ -280,12 +280,12 @@ def marks_of(s, share):
 
 
 @inlined_kernel
-def marks_pay(s):
+def marks_pay(found, most):
     """Return whether `take_over` found finite parameters, and samples with zeros enough."""
     finite = True
-    for share in range(s.found.shape[0]):
-        finite &= s.found[share, 0] != 0
-    return finite and s.found[0, 1] <= s.most
+    for share in range(found.shape[0]):
+        finite &= found[share, 0] != 0
+    return finite and found[0, 1] <= most
 
 
 @inlined_kernel
@@ -630,7 +630,7 @@ def forward(share, s):
     Afterwards ``errors`` holds slopes (sigmoid) or inputs (ReLU) of the hidden units, and
     probabilities. Without targets there is no loss.
     """
-    if s.now[share, 3] and not marks_pay(s):
+    if s.now[share, 3] and not marks_pay(s.found, s.most):
         return
     shares = s.partial.shape[0]
     groups = (s.batches.shape[1] + GROUP - 1) // GROUP
@@ -641,7 +641,7 @@ def forward(share, s):
 @task_kernel
 def forward_and_back(share, s):
     """Run forward and backward pass for a share of the batch's samples."""
-    if s.now[share, 3] and not marks_pay(s):
+    if s.now[share, 3] and not marks_pay(s.found, s.most):
         return
     batch = s.now[share, 0]
     shares = s.partial.shape[0]
@@ -795,7 +795,7 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
 @task_kernel
 def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
-    if s.now[share, 3] and not marks_pay(s):
+    if s.now[share, 3] and not marks_pay(s.found, s.most):
         return
     marked = s.marks.shape[0] > 0
     batch = s.now[share, 0] - 1
@@ -873,9 +873,7 @@ def begin(
     Returns
     -------
     bool
-        Whether the parameters are finite, as far as they have been looked at.
-    bool
-        Whether the samples have zeros enough for marks to pay.
+        Whether marks pay: the steps that depend on it have run.
     """
     put_array(state, places[0], x)
     put_array(state, places[1], W1)
@@ -883,10 +881,7 @@ def begin(
     put_array(state, places[3], soft)
     put_array(state, places[4], result)
     run_steps(part, steps, progress, now, give_way)
-    is_finite = True
-    for share in range(found.shape[0]):
-        is_finite &= found[share, 0] != 0
-    return is_finite, found[0, 1] <= most
+    return marks_pay(found, most)
 
 
 @kernel
