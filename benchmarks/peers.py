@@ -39,8 +39,7 @@ SEED = 7
 LEARNING_RATE = 0.1
 
 #: Largest deviation from the textbook in float64, of the weights as a part of the distance that
-#: they have moved and of the loss as a part of the loss. In float64 the losses' own definitions
-#: differ by more than rounding: fastgrad's and the book's is log(y + 1e-7), the others' log(y).
+#: they have moved and of the loss as a part of the loss.
 TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 
 

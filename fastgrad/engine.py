@@ -20,7 +20,7 @@ from numpy.typing import DTypeLike, NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels import central_difference, iteration
-from fastgrad.kernels.tasks import ROW, Block, Program, part_address, run_steps
+from fastgrad.kernels.tasks import ROW, TOLD, Block, Program, part_address, run_steps
 from fastgrad.threads import GIVE_WAY, launch
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
@@ -33,7 +33,7 @@ _NO_LABELS = np.empty(0, np.int64)
 _NO_MARKS = np.empty((0, 0, 0), np.uint64)
 _NO_PLACES = np.empty((0, 0), np.int64)
 
-# What tasks are told is in `iteration.State`, at ``now``.
+# What tasks are told: `iteration.BATCH`, and so on.
 _TAKE_OVER = Program((iteration.take_over,))
 _COUNT, _LIST = Program((iteration.count_values,)), Program((iteration.list_values,))
 _TRAIN = Program(
@@ -331,7 +331,9 @@ class Engine:
 
     def _run(self, program: Program, block: Block | None = None) -> None:
         """Run tasks on all threads, one after the other."""
-        steps = (block or self._block).steps(program)
+        self._launch((block or self._block).steps(program))
+
+    def _launch(self, steps: IntArray) -> None:
         launch(run_steps, self._part, steps, self._progress, self._now, GIVE_WAY)
 
     # ---------------------------------------------------------------------------- samples
@@ -482,12 +484,13 @@ class Engine:
             first=self._nowhere if first is None else first,
             second=self._nowhere if second is None else second,
         )  # fmt: skip
-        first, samples_pass, step = block.steps(_TRAIN)
-        steps = np.empty((2 * count + 1, first.size), first.dtype)
-        steps[0::2], steps[1::2] = step, samples_pass
-        steps[0::2, 2], steps[1::2, 2] = np.arange(count + 1), np.arange(count)
-        steps[0], steps[-1, 4] = first, 0
-        launch(run_steps, self._part, steps, self._progress, self._now, GIVE_WAY)
+        products, passes, updates = block.steps(_TRAIN)
+        steps = np.empty((2 * count + 1, products.size), products.dtype)
+        steps[0], steps[1::2], steps[2::2] = products, passes, updates
+        told = steps[:, -TOLD:]
+        told[:, iteration.BATCH] = np.arange(len(steps)) // 2
+        told[-1, iteration.IS_PRODUCT] = False  # there is no batch after the last
+        self._launch(steps)
         return losses
 
     def forward(

@@ -562,7 +562,7 @@ assert not wrong, wrong
 
 
 @pytest.mark.parametrize("n", [1000, 1001, 1500, 2300])
-def test_blocks_of_any_size_agree_with_single_samples(n):
+def test_blocks_of_any_size_agree_with_numpy(n):
     rng = np.random.default_rng(n)
     x = rng.random((n, 70)) * (rng.random((n, 70)) < 0.1)
     t = rng.integers(0, 3, n)

@@ -73,6 +73,11 @@ from fastgrad.kernels.vectors import (
 #: `rows` writes the gradient into ``result`` instead of taking a step.
 GRADIENT_ONLY = -1
 
+#: Where ``now`` says which batch a task takes; whether `rows` takes a step for the one before;
+#: whether it, or `take_over`, multiplies with this one; and whether the task is left out unless
+#: `marks_pay`.
+BATCH, IS_STEP, IS_PRODUCT, IF_MARKS_PAY = range(4)
+
 SIGMOID, RELU = 0, 1
 
 #: Rows of weights are dealt out by so many at a time.
@@ -147,9 +152,7 @@ class State(NamedTuple):
     order : ndarray of int64, shape (1, batch size)
         0, 1, 2, ..
     now : ndarray of int64, shape (shares, 16)
-        What a step tells its task: which batch `forward` takes; whether `rows` takes a step for the
-        one before; whether it, or `take_over`, multiplies with this one; and whether the task does
-        nothing unless `marks_pay`.
+        What a step tells its task: see `BATCH` and so on.
     partial : ndarray, shape (shares, batch size, widest)
         The first layer's inputs as each share's rows make them up.
     values, errors : ndarray, shape (layers + 1, batch size, widest)
@@ -289,6 +292,12 @@ def marks_pay(found, most):
 
 
 @inlined_kernel
+def is_left_out(s, share):
+    """Return whether a task has nothing to do, because marks do not pay."""
+    return s.now[share, IF_MARKS_PAY] != 0 and not marks_pay(s.found, s.most)
+
+
+@inlined_kernel
 def mark(s, share, first, last):
     """Mark samples: what concerns rows first .. last - 1, or, of a data set, a share of them."""
     shares = s.partial.shape[0]
@@ -390,7 +399,7 @@ def take_over(share, s):
     check = zero
     if s.W1.size > 0 and share == 0:
         check += take_other_layers(s)
-    is_product = s.now[share, 2] != 0 and s.found[share, 1] <= s.most
+    is_product = s.now[share, IS_PRODUCT] != 0 and s.found[share, 1] <= s.most
     if is_product:
         for n in range(n_samples):
             for j in range(s.widths[1]):
@@ -630,20 +639,20 @@ def forward(share, s):
     Afterwards ``errors`` holds slopes (sigmoid) or inputs (ReLU) of the hidden units, and
     probabilities. Without targets there is no loss.
     """
-    if s.now[share, 3] and not marks_pay(s.found, s.most):
+    if is_left_out(s, share):
         return
     shares = s.partial.shape[0]
     groups = (s.batches.shape[1] + GROUP - 1) // GROUP
     for group in range(groups * share // shares, groups * (share + 1) // shares):
-        forward_group(s, s.now[share, 0], group * GROUP)
+        forward_group(s, s.now[share, BATCH], group * GROUP)
 
 
 @task_kernel
 def forward_and_back(share, s):
     """Run forward and backward pass for a share of the batch's samples."""
-    if s.now[share, 3] and not marks_pay(s.found, s.most):
+    if is_left_out(s, share):
         return
-    batch = s.now[share, 0]
+    batch = s.now[share, BATCH]
     shares = s.partial.shape[0]
     groups = (s.batches.shape[1] + GROUP - 1) // GROUP
     for group in range(groups * share // shares, groups * (share + 1) // shares):
@@ -795,10 +804,10 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
 @task_kernel
 def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
-    if s.now[share, 3] and not marks_pay(s.found, s.most):
+    if is_left_out(s, share):
         return
     marked = s.marks.shape[0] > 0
-    batch = s.now[share, 0] - 1
+    batch = s.now[share, BATCH] - 1
     decay_rate = s.weights.dtype.type(s.decay)
     result_at = 0
     for layer in range(s.sizes.size - 1):
@@ -808,7 +817,7 @@ def rows(share, s):
         end = first_row(s, layer, share, share + 1)
         while i1 < end:
             i2 = min(i1 // WORD * WORD + WORD, end)
-            if s.now[share, 1]:
+            if s.now[share, IS_STEP]:
                 if layer == 0 and marked:
                     marked_gradient(s, share, batch, i1, i2, width)
                 elif layer == 0:
@@ -843,9 +852,9 @@ def rows(share, s):
                             s.transposed[0, s.transposed_at[layer] + k, i] = s.weights[0, row, k]
             i1 = i2
         result_at += (size + 1) * s.sizes[layer + 1]
-    if s.now[share, 2] and marked:
+    if s.now[share, IS_PRODUCT] and marked:
         marked_product(s, share, batch + 1)
-    if s.now[share, 1] and share == 0:
+    if s.now[share, IS_STEP] and share == 0:
         loss = 0.0
         for n in range(s.sample_loss.size):
             loss += s.sample_loss[n]
