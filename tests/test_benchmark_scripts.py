@@ -171,6 +171,13 @@ def test_one_iteration_is_the_difference_of_two_fits(scripts):
     assert iteration.startups == [pytest.approx(5.0)]
 
 
+def test_one_slow_start_does_not_count(scripts, monkeypatch):
+    monkeypatch.setattr(scripts.measuring, "settle", lambda run: None)
+    delays = iter([0.0, 90.0, 0.0, 0.0])
+    delayed = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n + next(delays), 4, 100)
+    assert delayed() == pytest.approx(0.25)
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [
