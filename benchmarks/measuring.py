@@ -192,15 +192,15 @@ def wait_for_cores(cores):
         pass
 
 
-def settle(run, seconds=SETTLE):
-    """Call `run` once, and again for as long as a candidate takes to settle."""
-    start = time.perf_counter()
+def settle(run, seconds=None):
+    """Call `run` once, and again until a candidate has settled, by default for `SETTLE`."""
+    end = time.perf_counter() + (SETTLE if seconds is None else seconds)
     run()
-    while time.perf_counter() - start < seconds:
+    while time.perf_counter() < end:
         run()
 
 
-def stretch(run, units=1, *, repeats=1, settling=SETTLE):
+def stretch(run, units=1, *, repeats=1, settling=None):
     """Return a measurement: settle, then time `repeats` runs of `units` units each.
 
     The measurement is a function without arguments that returns the seconds for one unit.
@@ -216,7 +216,7 @@ def stretch(run, units=1, *, repeats=1, settling=SETTLE):
     return measure
 
 
-def calls(function, *args, seconds=0.02, settling=SETTLE):
+def calls(function, *args, seconds=0.02, settling=None):
     """Return a measurement of one call, repeated to fill about `seconds`."""
     function(*args)
     start = time.perf_counter()

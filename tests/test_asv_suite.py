@@ -1,6 +1,7 @@
 """The asv suite: its benchmarks are found, each public name is covered, its reference is right."""
 
 import ast
+import importlib
 import json
 import subprocess
 import sys
@@ -29,6 +30,21 @@ NOT_MEASURED = {
     "mean_squared_error",
     "numerical_diff",
 }
+
+
+def test_a_ratio_ignores_outliers_and_drift(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER.parent))
+    common = importlib.import_module("benchmarks.common")
+
+    def in_turn(measurements, rounds, **options):
+        pace = np.linspace(1, 3, rounds)
+        times = {"theirs": 6 * pace, "ours": 2 * pace}
+        times["theirs"][3] *= 50
+        times["ours"][[7, 8]] *= 9
+        return {name: list(times[name]) for name in measurements}
+
+    monkeypatch.setattr(common.measuring, "in_turn", in_turn)
+    assert common.ratio(lambda: None, lambda: None) == pytest.approx(3)
 
 
 def words(path):
