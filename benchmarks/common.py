@@ -87,7 +87,7 @@ def network(hidden, dtype, **options):
     return find("fastgrad", "TwoLayerNet")(INPUTS, hidden, CLASSES, dtype=dtype, rng=0, **options)
 
 
-def ratio(theirs, ours, *, rounds=24):
+def ratio(theirs, ours):
     """Return how many times as long `theirs` takes as `ours`.
 
     Both run in each of many short rounds, so that they meet the same disturbances, on cores that
@@ -97,6 +97,7 @@ def ratio(theirs, ours, *, rounds=24):
     tenths, 6 to 7%.
     """
     cores = find("numba", "get_num_threads")()
+    rounds = 16 * cores  # launches on several cores scatter more
     times = measuring.in_turn(
         {
             "theirs": measuring.calls(theirs, settling=0.02),
