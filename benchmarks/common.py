@@ -15,6 +15,8 @@ from . import measuring
 
 INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
 DTYPES = ["float32", "float64"]
+#: Seconds after which a ratio makes do with fewer rounds.
+PATIENCE = 6
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
 
 
@@ -97,19 +99,19 @@ def ratio(theirs, ours):
     tenths, 6 to 7%.
     """
     cores = find("numba", "get_num_threads")()
-    rounds = 16 * cores  # launches on several cores scatter more
-    times = measuring.in_turn(
-        {
-            "theirs": measuring.calls(theirs, settling=0.02),
-            "ours": measuring.calls(ours, settling=0.02),
-        },
-        rounds,
-        pause=0.0 if cores == 1 else None,  # one thread does not spin
-        cores=cores,
-    )
-    ratios = np.sort(np.log(np.divide(times["theirs"], times["ours"])))
-    outermost = rounds // 8
-    return float(np.exp(ratios[outermost : rounds - outermost].mean()))
+    measurements = {
+        "theirs": measuring.calls(theirs, settling=0.02),
+        "ours": measuring.calls(ours, settling=0.02),
+    }
+    ratios = []
+    end = time.perf_counter() + PATIENCE
+    # Launches on several cores scatter more; and cores may be long in coming.
+    while len(ratios) < 16 * cores and (len(ratios) < 16 or time.perf_counter() < end):
+        # One thread does not spin, and needs no pause.
+        times = measuring.in_turn(measurements, 4, pause=0.0 if cores == 1 else None, cores=cores)
+        ratios += list(np.log(np.divide(times["theirs"], times["ours"])))
+    outermost = len(ratios) // 8
+    return float(np.exp(np.mean(sorted(ratios)[outermost : len(ratios) - outermost])))
 
 
 class PerCall:
