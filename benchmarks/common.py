@@ -15,9 +15,9 @@ from . import measuring
 
 INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
 DTYPES = ["float32", "float64"]
-#: Seconds after which a ratio makes do with fewer rounds.
-PATIENCE = 6
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
+#: Rounds of a ratio for each core, and seconds after which it makes do with as many in all.
+RATIO_ROUNDS, RATIO_SECONDS = 16, 6
 
 
 def _warm_up():
@@ -104,9 +104,11 @@ def ratio(theirs, ours):
         "ours": measuring.calls(ours, settling=0.02),
     }
     ratios = []
-    end = time.perf_counter() + PATIENCE
+    end = time.perf_counter() + RATIO_SECONDS
     # Launches on several cores scatter more; and cores may be long in coming.
-    while len(ratios) < 16 * cores and (len(ratios) < 16 or time.perf_counter() < end):
+    while len(ratios) < RATIO_ROUNDS or (
+        len(ratios) < RATIO_ROUNDS * cores and time.perf_counter() < end
+    ):
         # One thread does not spin, and needs no pause.
         times = measuring.in_turn(measurements, 4, pause=0.0 if cores == 1 else None, cores=cores)
         ratios += list(np.log(np.divide(times["theirs"], times["ours"])))

@@ -48,7 +48,7 @@ def test_a_ratio_ignores_outliers_and_drift(monkeypatch):
         return found
 
     monkeypatch.setattr(common.measuring, "in_turn", in_turn)
-    monkeypatch.setattr(common, "PATIENCE", 0)
+    monkeypatch.setattr(common, "RATIO_SECONDS", 0)
     assert common.ratio(lambda: None, lambda: None) == pytest.approx(3)
     assert next(paces) == 17
 

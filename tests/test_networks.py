@@ -205,7 +205,7 @@ def test_calls_in_any_order(seed, thread_count):
             net.params[name].flat[rng.integers(net.params[name].size)] = np.nan
         elif change == "threads":
             thread_count(int(rng.integers(1, most_threads + 1)))
-        else:
+        elif change == "mended":
             net.params = {key: array.copy() for key, array in finite.items()}
         is_finite = all(np.isfinite(array).all() for array in net.params.values())
         call = rng.choice(["predict", "loss", "gradient", "numerical_gradient", "fit"])
