@@ -4,9 +4,10 @@ Nothing here is shared with the package: a network is a list of sizes, a dict of
 W2, b2, .. and the name of an activation. Targets are always one row of class weights per sample.
 """
 
+import math
 from itertools import pairwise
 
-import mpmath
+import gmpy2
 import numpy as np
 
 DIGITS = 50
@@ -109,27 +110,27 @@ def numerical_gradient(params, x, t, activation, delta, h, decay=0.0):
 
 
 def exact_sample_loss(layers, x, t, activation, delta):
-    """Return one sample's loss; all arguments are mpmath numbers in lists."""
+    """Return one sample's loss; all arguments are numbers of many digits in lists."""
     values = x
     for depth, (W, b) in enumerate(layers, start=1):
         a = [
-            b[k] + mpmath.fdot((v, row[k]) for v, row in zip(values, W, strict=True))
+            b[k] + gmpy2.fsum([v * row[k] for v, row in zip(values, W, strict=True)])
             for k in range(len(b))
         ]
         if depth == len(layers):
             break
         if activation == "sigmoid":
-            values = [1 / (1 + mpmath.exp(-v)) for v in a]
+            values = [1 / (1 + gmpy2.exp(-v)) for v in a]
         else:
-            values = [max(v, mpmath.mpf(0)) for v in a]
+            values = [max(v, gmpy2.mpfr(0)) for v in a]
     top = max(a)
-    total = mpmath.fsum(mpmath.exp(v - top) for v in a)
-    result = mpmath.mpf(0)
+    total = gmpy2.fsum([gmpy2.exp(v - top) for v in a])
+    result = gmpy2.mpfr(0)
     for v, weight in zip(a, t, strict=True):
         if weight and delta:
-            result -= weight * mpmath.log(mpmath.exp(v - top) / total + delta)
+            result -= weight * gmpy2.log(gmpy2.exp(v - top) / total + delta)
         elif weight:
-            result -= weight * (v - top - mpmath.log(total))
+            result -= weight * (v - top - gmpy2.log(total))
     return result
 
 
@@ -142,8 +143,8 @@ def exact_central_difference(
     holds NaN elsewhere. A saturated network, whose probabilities are 1 - 1e-60 say, needs more
     digits.
     """
-    with mpmath.workdps(digits):
-        number = mpmath.mpf
+    with gmpy2.context(precision=math.ceil(digits * math.log2(10))):
+        number = gmpy2.mpfr
         depth = len(params) // 2
         layers = [
             (
@@ -161,7 +162,7 @@ def exact_central_difference(
                 exact_sample_loss(layers, a, b, activation, shift)
                 for a, b in zip(xs, ts, strict=True)
             )
-            return mpmath.fsum(losses) / len(xs)
+            return gmpy2.fsum(list(losses)) / len(xs)
 
         result = {}
         for name, array in params.items():
