@@ -37,6 +37,14 @@ RUN = """
 from fastgrad.kernels.caller import scaled_and_raised as f
 print(f(10.0), sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values()))
 """
+#: What may happen to a file, by name; its content before, and after.
+DAMAGES = {
+    "emptied": lambda content: b"",
+    "foreign": lambda content: b"garbage",
+    "halved": lambda content: content[: len(content) // 2],
+    "flipped": lambda content: bytes([content[0] ^ 255]) + content[1:],
+    "pickled": lambda content: b"\x80\x04" + bytes(range(256)) * (len(content) // 256),
+}
 
 
 @pytest.fixture
@@ -75,8 +83,8 @@ def run(package, tmp_path):
     return call
 
 
-def cached(tmp_path, suffix):
-    return sorted((tmp_path / "cache").rglob(f"*scaled_and_raised*{suffix}"))
+def cached(tmp_path, suffix, name="scaled_and_raised"):
+    return sorted((tmp_path / "cache").rglob(f"*{name}*{suffix}"))
 
 
 def test_the_second_process_loads(run):
@@ -106,22 +114,31 @@ def test_an_edit_elsewhere_costs_nothing(run, package):
     assert run() == (21, 1, 0)
 
 
-@pytest.mark.parametrize("damage", [b"", b"garbage", "half", "flipped"], ids=str)
-def test_a_damaged_file_is_a_miss_that_mends_itself(run, tmp_path, damage):
-    run()
-    for suffix in ("nbi", "nbc"):
-        (path,) = cached(tmp_path, suffix)
-        content = path.read_bytes()
-        if damage == "half":
-            wrong = content[: len(content) // 2]
-        elif damage == "flipped":
-            wrong = bytes([content[0] ^ 255]) + content[1:]
-        else:
-            wrong = damage
-        path.write_bytes(wrong)
-        assert run()[0] == 21
-        run()  # at the latest now there is a sound one again
-        assert run() == (21, 1, 0)
+@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
+def test_a_damaged_file_is_a_miss_that_mends_itself(run, package, tmp_path, suffix):
+    """A kernel for each damage, so that processes are few."""
+    caller = package / "fastgrad" / "kernels" / "caller.py"
+    header, body = CALLER.split("@kernel")
+    kernels = ["@kernel" + body.replace("scaled_and_raised", name) for name in DAMAGES]
+    caller.write_text(header + "".join(kernels))
+    code = f"""
+from fastgrad.kernels import caller
+kernels = [getattr(caller, name) for name in {list(DAMAGES)}]
+(value,) = {{kernel(10.0) for kernel in kernels}}
+hits, misses = (
+    sum(sum(getattr(kernel.stats, which).values()) for kernel in kernels)
+    for which in ("cache_hits", "cache_misses")
+)
+print(value, hits, misses)
+"""
+    assert run(code) == (21, 0, len(DAMAGES))
+    assert run(code) == (21, len(DAMAGES), 0)
+    for name, damage in DAMAGES.items():
+        (path,) = cached(tmp_path, suffix, name)
+        path.write_bytes(damage(path.read_bytes()))
+    assert run(code)[:2] == (21, 0)
+    assert run(code)[0] == 21  # at the latest now there are sound ones again
+    assert run(code) == (21, len(DAMAGES), 0)
 
 
 def test_data_that_is_gone_is_a_miss(run, tmp_path):

@@ -1,6 +1,7 @@
-"""The on-disk cache of compiled code: unwritable, full, shared, damaged, of another version.
+"""The on-disk cache of compiled code: unwritable, full, shared, of another version.
 
-A process that cannot use its cache compiles in memory; none runs code of other sources.
+A process that cannot use its cache compiles in memory; none runs code of other sources. Damaged
+files: see test_compile.py.
 """
 
 import os
@@ -12,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from processes import ROOT, answer, environment_of, run
-from strategies import NIGHTLY
 
 #: One small kernel; prints its value, and whether it came from the cache.
 ONE_KERNEL = """
@@ -102,35 +102,6 @@ def test_processes_that_fill_it_at_once(tmp_path):
     # Whatever they did to each other's files, the next process mends it.
     assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))).startswith(RIGHT)
     assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} cached"
-
-
-def truncate(data):
-    return data[: len(data) // 2]
-
-
-def garble(data):
-    return b"\x80\x04" + bytes(range(256)) * (len(data) // 256)
-
-
-def empty(data):
-    return b""
-
-
-@pytest.mark.parametrize(
-    ("kind", "damage"),
-    [(kind, damage) for kind in ("nbi", "nbc") for damage in (truncate, garble, empty)]
-    if NIGHTLY
-    else [("nbi", truncate), ("nbc", garble)],
-)
-def test_damaged_files(cache, kind, damage):
-    files = list(cache.rglob(f"*.{kind}"))
-    assert files
-    for file in files:
-        file.write_bytes(damage(file.read_bytes()))
-    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))) == f"{RIGHT} compiled"
-    # A damaged index is taken away by the first process, and written by the second.
-    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))).startswith(RIGHT)
-    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(cache))) == f"{RIGHT} cached"
 
 
 def test_other_sources_in_the_same_place(installed, tmp_path):
