@@ -20,7 +20,8 @@ def main():
     (x, t), _ = load_mnist()
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
-    # The default rates, as in the book, which leaves Nesterov and RMSprop out.
+    # The default rates, as in the book, which leaves Nesterov and RMSprop out; a smaller one for
+    # RMSprop.
     for optimizer in (SGD(), Momentum(), Nesterov(), AdaGrad(), RMSprop(lr=0.001), Adam()):
         net = MultiLayerNet(784, [100, 100, 100, 100], 10, rng=0)
         history = net.fit(

@@ -27,7 +27,7 @@ import numpy as np
 import fastgrad
 from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
-from fastgrad.kernels.tasks import run_steps
+from fastgrad.kernels.tasks import COMPILED, run_steps
 
 __all__ = ["main"]
 
@@ -600,8 +600,10 @@ def _describe(net: fastgrad.TwoLayerNet, options: argparse.Namespace, total: int
 
 def _say_if_compiling() -> None:
     folder = _cache_folder()
-    if folder is None or not any(folder.glob("*.nbi")):
-        print("The kernels are being compiled. That takes a quarter of a minute, and once only.")
+    if not COMPILED or (folder is not None and any(folder.glob("*.nbi"))):
+        return
+    often = "once only" if folder is not None else "each time, for want of a folder to keep them in"
+    print(f"The kernels are being compiled. That takes a quarter of a minute, {often}.")
 
 
 def _say_if_busy() -> None:

@@ -19,14 +19,15 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
-from fastgrad.kernels import central_difference, iteration
+from fastgrad.kernels import activations, central_difference, iteration
 from fastgrad.kernels.tasks import ROW, TOLD, Block, Program, part_address, run_steps
 from fastgrad.threads import GIVE_WAY, launch
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
 #: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
 SPARSE_BELOW = 0.4
-#: How many samples of a batch are looked at to judge that. A data set is looked at more closely.
+#: How many samples of a batch, at least, are looked at to judge that. A data set is looked at more
+#: closely.
 LOOKS = 8
 
 _NO_LABELS = np.empty(0, np.int64)
@@ -60,14 +61,14 @@ _GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 
 #: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
 _CALLERS = ("x", "W1", "labels", "soft", "result")
 
-ACTIVATIONS = {"sigmoid": iteration.SIGMOID, "relu": iteration.RELU}
+ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
 def aligned(shape: Sequence[int], dtype: DTypeLike, *, zero: bool = True) -> NDArray[Any]:
     """Return an array that begins at a cache line.
 
-    NumPy aligns to 16 bytes, and then every 64-byte vector load touches two lines: the list
-    products took a third longer.
+    NumPy aligns to 16 bytes, and then every 64-byte vector load touches two lines: products with
+    non-zero entries took a third longer.
     """
     size = int(np.prod(shape)) * np.dtype(dtype).itemsize
     raw = (np.zeros if zero else np.empty)(size + iteration.REGISTER_BYTES, np.uint8)
@@ -139,7 +140,7 @@ class Samples(NamedTuple):
 
 
 def may_be_sparse(x: FloatArray) -> bool:
-    """Return whether marks may pay for these samples, at a glance at two of them."""
+    """Return whether marks may pay for these samples, at a glance at one or two of them."""
     seen = x[:: len(x) // 2 + 1]
     return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
 
@@ -642,7 +643,7 @@ class Engine:
         """Prepare the fast kernel; return whether the step is small enough for it."""
         self._run(_PREPARE, nudges)
         move, value_move = (float(m) for m in self._largest.max(axis=0))
-        slope = 0.25 if self.activation == iteration.SIGMOID else 1.0
+        slope = 0.25 if self.activation == activations.SIGMOID else 1.0
         at = self.layout.weights_at[1]
         W2 = self.weights[0, at : at + self.sizes[1], : self.sizes[2]]
         logit_move = slope * move * float(np.abs(W2).max())

@@ -175,7 +175,8 @@ def numerical_gradient(
     order : {2, 4, 6}
         The order of the error in h. The function is evaluated `order` times an element.
     error : bool
-        Whether to return an estimate of the error as well, at two to three times the work.
+        Whether to return an estimate of the error as well, at one and a half times to twice the
+        work.
 
     Returns
     -------

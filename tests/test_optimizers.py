@@ -12,7 +12,7 @@ from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 
 
 class Reference:
-    """The issue's formulas, a step at a time, in float64."""
+    """The book's formulas, a step at a time, in float64."""
 
     def __init__(self, kind, lr=None):
         self.kind = kind

@@ -152,7 +152,7 @@ def test_public_names_are_documented(name, thing):
     assert text, f"{name} has no docstring"
     if isinstance(thing, property):
         return
-    # Two methods of the networks are the protocol between `fit` and them, and say so.
+    # Three methods of the networks are the protocol between `fit` and them, and say so.
     if not inspect.isclass(thing) and "; for `f" not in text:
         if set(inspect.signature(thing).parameters) - {"self", "cls"}:
             assert "Parameters\n----------" in text, name

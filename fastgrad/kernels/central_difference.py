@@ -34,14 +34,16 @@ needs a place.
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
+from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.compile import inlined_kernel, task_kernel
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
-from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, SIGMOID, WORD, bits_between
+from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, WORD, bits_between
 from fastgrad.kernels.vectors import lowest_bit
 
 #: Rows of coefficients an item has: two of the activation, U1..U5, V1..V4.
@@ -75,7 +77,7 @@ class Nudges(NamedTuple):
     value : ndarray, shape (1, N (D + 1))
         What stands there.
     item_start : ndarray of int64, shape (N + 1,)
-        The items of sample n are item_start[n] .. item_start[n + 1].
+        The items of sample n are item_start[n] .. item_start[n + 1] - 1.
     item_sample, item_class : ndarray of int64, shape (M,)
         The sample and the class of each item.
     item_weight : ndarray, shape (M,)
@@ -120,7 +122,7 @@ class Nudges(NamedTuple):
     bounds: IntArray
     start: IntArray
     stop: IntArray
-    position: FloatArray
+    position: NDArray[Any]
     value: FloatArray
     item_start: IntArray
     item_sample: IntArray
@@ -134,7 +136,7 @@ class Nudges(NamedTuple):
     value_down: FloatArray
     coefficients: FloatArray
     largest: FloatArray
-    bits: IntArray
+    bits: NDArray[Any]
     table: IntArray
     example: IntArray
     which: IntArray

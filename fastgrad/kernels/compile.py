@@ -34,8 +34,8 @@ import numba
 from numba.core.caching import FunctionCache, IndexDataCacheFile
 from numba.extending import intrinsic
 
-#: Fast-math flags of `kernel` and `parallel_kernel`. Without ``nnan`` and ``ninf``: a NaN must
-#: reach the caller.
+#: Fast-math flags of all but `exact_kernel`. Without ``nnan`` and ``ninf``: a NaN must reach the
+#: caller.
 FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 
 #: Fast-math flags of `exact_kernel`.

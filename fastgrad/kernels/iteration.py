@@ -41,6 +41,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
+from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
 from fastgrad.kernels.tasks import put_array, run_steps
@@ -78,8 +79,6 @@ GRADIENT_ONLY = -1
 #: `marks_pay`.
 BATCH, IS_STEP, IS_PRODUCT, IF_MARKS_PAY = range(4)
 
-SIGMOID, RELU = 0, 1
-
 #: Rows of weights are dealt out by so many at a time.
 ROW_BLOCK = 8
 #: How many samples ahead of the one at work are fetched from memory.
@@ -105,7 +104,7 @@ class State(NamedTuple):
     weights_at, transposed_at : ndarray of int64, shape (layers,)
         The first row of each layer's matrix in ``weights`` and ``transposed``.
     activation : int
-        ``SIGMOID`` or ``RELU``, of the hidden layers.
+        Of the hidden layers: ``SIGMOID`` or ``RELU`` of `fastgrad.kernels.activations`.
     delta : float
         The loss is ``-sum(t * log(p + delta))``, averaged over the batch.
     decay : float
@@ -551,7 +550,7 @@ def soft_error(soft, row, delta, errors, layer, n, scale):
 
 @inlined_kernel
 def forward_group(s, batch, n):
-    """Run the forward pass and the loss for samples n .. n + 4 of a batch."""
+    """Run the forward pass and the loss for samples n .. n + 3 of a batch."""
     sizes, widths, weights, batches = s.sizes, s.widths, s.weights, s.batches
     partial, values, errors = s.partial, s.values, s.errors
     last = sizes.size - 1

@@ -32,8 +32,8 @@ VECTOR_BYTES = 64 if _WIDE else 32
 #: then the next. Rows are whole AVX-512 registers. Four rows a time, whose sums fill half of the
 #: registers:
 _GROUP_VECTORS = (4, 2, 1) if _WIDE else (2,)
-#: ... and one row a time. Every pass reads the list again, and waits for the sums of its last step:
-#: with 50 hidden units one pass takes half the time of passes of two vectors.
+#: ... and one row a time. Every pass goes over the marks again, and waits for the sums of its last
+#: step: with 50 hidden units one pass takes half the time of passes of two vectors.
 _ROW_VECTORS = (14, 7, 4, 2, 1) if _WIDE else (14, 8, 4, 2)
 #: Rows and vectors of a wide tile, and of a narrow one. Twelve sums keep the multipliers busy while
 #: each waits for its last step, and leave room for the factors in the 16 registers of AVX2.
@@ -580,7 +580,7 @@ class _Emitter:
 
     def load(self, place, kind):
         loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
-        loaded.align = 4 if kind == ir.IntType(32) else self.size if kind != _INTEGER else 8
+        loaded.align = 8 if kind == _INTEGER else self.size
         return loaded
 
     def spread(self, scalar, vector=None):
