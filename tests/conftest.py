@@ -6,6 +6,7 @@ import shutil
 import signal
 import tempfile
 
+import pytest
 from hypothesis import settings
 
 # Compiled code of an older checkout must not pass for that of this one. Child processes inherit it.
@@ -25,3 +26,15 @@ settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" els
 
 # Scripts as the book's readers write them; --doctest-modules would import, that is run, them.
 collect_ignore = ["book_scripts"]
+
+
+@pytest.fixture(params=[1, 2, 3])
+def shares(request, monkeypatch):
+    """Deal the work out to that many shares, however many threads there are."""
+    import numba  # only now, after the cache's folder is settled
+
+    from fastgrad import threads
+
+    threads.layer()  # starts with the true number
+    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    return request.param

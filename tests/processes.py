@@ -1,4 +1,4 @@
-"""Python processes of their own, for tests of what must not happen inside the test process."""
+"""Processes: Python ones of their own, for what must not happen inside this one; and this one."""
 
 import os
 import subprocess
@@ -37,3 +37,8 @@ def answer(process):
         f"exit status {process.returncode}\n{process.stdout[-2000:]}\n{process.stderr[-4000:]}"
     )
     return process.stdout.strip()
+
+
+def open_files():
+    """Return how many files this process has open, or 0 where no one can tell."""
+    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0

@@ -12,6 +12,16 @@ import numpy as np
 
 DIGITS = 50
 
+#: The book's optimizers and their settings: the rate, and what `step` calls a and b.
+SETTINGS = {
+    "SGD": {"lr": 0.01},
+    "Momentum": {"lr": 0.01, "momentum": 0.9},
+    "Nesterov": {"lr": 0.01, "momentum": 0.9},
+    "AdaGrad": {"lr": 0.01},
+    "RMSprop": {"lr": 0.01, "decay_rate": 0.99},
+    "Adam": {"lr": 0.001, "beta1": 0.9, "beta2": 0.999},
+}
+
 
 def random_params(sizes, rng, *, scale=1.0, dtype=np.float64):
     """Return normal parameters; weights are divided by the root of their number of inputs."""
@@ -107,6 +117,46 @@ def numerical_gradient(params, x, t, activation, delta, h, decay=0.0):
             array[i] = kept
             result[name][i] = (above - below) / (2 * h)
     return result
+
+
+def step(kind, p, g, first, second, lr, a, b):
+    """Return a parameter and an optimizer's memory after a step: the book's formulas."""
+    if kind == "SGD":
+        return p - lr * g, first, second
+    if kind == "Momentum":
+        v = a * first - lr * g
+        return p + v, v, second
+    if kind == "Nesterov":
+        return p + a * a * first - (1 + a) * lr * g, a * first - lr * g, second
+    if kind == "AdaGrad":
+        h = first + g * g
+        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
+    if kind == "RMSprop":
+        h = a * first + (1 - a) * g * g
+        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
+    m = first + (1 - a) * (g - first)
+    v = second + (1 - b) * (g**2 - second)
+    return p - lr * m / (np.sqrt(v) + 1e-7), m, v
+
+
+class Optimizer:
+    """One of the book's optimizers, in float64; settings replace the book's."""
+
+    def __init__(self, kind, **settings):
+        self.kind = kind
+        self.lr, self.a, self.b = (*(SETTINGS[kind] | settings).values(), 0.0, 0.0)[:3]
+        self.memory, self.steps = {}, 0
+
+    def update(self, params, grads):
+        """Replace all parameters."""
+        self.steps += 1
+        lr = self.lr
+        if self.kind == "Adam":
+            lr = lr * np.sqrt(1 - self.b**self.steps) / (1 - self.a**self.steps)
+        for key in params:
+            p, g = np.float64(params[key]), np.float64(grads[key])
+            memory = self.memory.get(key, (0.0, 0.0))
+            params[key], *self.memory[key] = step(self.kind, p, g, *memory, lr, self.a, self.b)
 
 
 def exact_sample_loss(layers, x, t, activation, delta):

@@ -20,6 +20,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from processes import open_files
 
 from fastgrad import archives
 from fastgrad.archives import load_arrays, save_arrays
@@ -442,10 +443,6 @@ HOSTILE = {
     "settings nested deep": archive([("settings.npy", JSON(b"[" * 100_000))]),
     "settings with a long number": archive([("settings.npy", JSON(b"9" * 100_000))]),
 }
-
-
-def open_files():
-    return len(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else 0
 
 
 @pytest.mark.parametrize("what", HOSTILE)

@@ -19,7 +19,6 @@ from reference import (
     rows,
 )
 
-from fastgrad import threads
 from fastgrad.engine import Engine
 from fastgrad.kernels import central_difference
 
@@ -41,14 +40,6 @@ def variant(request, monkeypatch):
         raise AssertionError(f"`{forbid}` ran")
 
     monkeypatch.setattr(Engine, forbid, fail)
-    return request.param
-
-
-@pytest.fixture(params=[1, 2, 3])
-def shares(request, monkeypatch):
-    """Deal the work out to that many shares, however many threads there are."""
-    threads.layer()  # starts with the true number
-    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
     return request.param
 
 

@@ -7,7 +7,16 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from reference import forward, gradient, loss, probabilities, random_params, rows
+from reference import (
+    SETTINGS,
+    forward,
+    gradient,
+    loss,
+    probabilities,
+    random_params,
+    rows,
+    step,
+)
 
 from fastgrad import threads
 from fastgrad.engine import Engine
@@ -18,15 +27,6 @@ COMPILED = not numba.config.DISABLE_JIT
 #: Around the widths of a vector register, a group of samples and a block of rows.
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65) if COMPILED else (1, 2, 4, 5, 8, 9)
 TOLERANCE = {"f": 2e-4, "d": 1e-11}
-RULES = ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"]
-
-
-@pytest.fixture(params=[1, 2, 3])
-def shares(request, monkeypatch):
-    """Deal the work out to that many shares, however many threads there are."""
-    threads.layer()  # starts with the true number
-    monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
-    return request.param
 
 
 def draw_network(rng):
@@ -88,32 +88,10 @@ def test_loss_values_and_gradient(kind, sparse, dtype, shares):
             close(result[name], array, dtype)
 
 
-def numpy_step(rule, p, g, first, second, rate, a, b):
-    """Take one step, in place."""
-    if rule == updates.SGD:
-        p -= rate * g
-    elif rule == updates.MOMENTUM:
-        first *= a
-        first -= rate * g
-        p += first
-    elif rule == updates.NESTEROV:
-        p += a * a * first - (1 + a) * rate * g
-        first *= a
-        first -= rate * g
-    elif rule in (updates.ADAGRAD, updates.RMSPROP):
-        keep, take = (1, 1) if rule == updates.ADAGRAD else (a, 1 - a)
-        first *= keep
-        first += take * g * g
-        p -= rate * g / (np.sqrt(first) + 1e-7)
-    else:
-        first += (1 - a) * (g - first)
-        second += (1 - b) * (g * g - second)
-        p -= rate * first / (np.sqrt(second) + 1e-7)
-
-
 @pytest.mark.parametrize("sparse", [False, True], ids=["rows", "marks"])
-@pytest.mark.parametrize("rule", range(6), ids=RULES)
-def test_iterations_of_every_rule(rule, sparse, shares):
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_iterations_of_every_rule(kind, sparse, shares):
+    rule = getattr(updates, kind.upper())
     rng = np.random.default_rng([rule, sparse, shares])
     for sizes in [(9, 7, 3), (17, 8, 9, 2), (5, 4), (1, 1, 1)] if COMPILED else [(9, 3, 2)]:
         count, n_batch, n = 5, 6, 11
@@ -137,12 +115,14 @@ def test_iterations_of_every_rule(rule, sparse, shares):
         engine.unpack(engine.weights, result)
 
         state = {name: np.zeros((2, *array.shape)) for name, array in params.items()}
-        for step, batch in enumerate(batches):
+        for batch, rate, got in zip(batches, rates, losses, strict=True):
             want = loss(params, x[batch], t[batch], "sigmoid", 1e-7, decay)
-            assert losses[step] == pytest.approx(want, rel=1e-12)
+            assert got == pytest.approx(want, rel=1e-12)
             grads = gradient(params, x[batch], t[batch], "sigmoid", 1e-7, decay)
             for name, array in params.items():
-                numpy_step(rule, array, grads[name], *state[name], rates[step], a, b)
+                params[name], *state[name] = step(
+                    kind, array, grads[name], *state[name], rate, a, b
+                )
         for name, array in params.items():
             np.testing.assert_allclose(result[name], array, rtol=1e-9, atol=1e-11)
         # What pads the matrices is zero still: it takes part in every product.

@@ -4,37 +4,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import SETTINGS, step
 
 from fastgrad.kernels import updates
 
-RULES = {
-    "sgd": updates.SGD,
-    "momentum": updates.MOMENTUM,
-    "nesterov": updates.NESTEROV,
-    "adagrad": updates.ADAGRAD,
-    "rmsprop": updates.RMSPROP,
-    "adam": updates.ADAM,
-}
-
-
-def reference(rule, p, g, first, second, lr, a, b):
-    """Return parameters and memory after one step, in the formulas' own words."""
-    if rule == "sgd":
-        return p - lr * g, first, second
-    if rule == "momentum":
-        v = a * first - lr * g
-        return p + v, v, second
-    if rule == "nesterov":
-        return p + a * a * first - (1 + a) * lr * g, a * first - lr * g, second
-    if rule == "adagrad":
-        h = first + g * g
-        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
-    if rule == "rmsprop":
-        h = a * first + (1 - a) * g * g
-        return p - lr * g / (np.sqrt(h) + 1e-7), h, second
-    m = first + (1 - a) * (g - first)
-    v = second + (1 - b) * (g**2 - second)
-    return p - lr * m / (np.sqrt(v) + 1e-7), m, v
+RULES = {kind: getattr(updates, kind.upper()) for kind in SETTINGS}
 
 
 def python_of(kernel):
@@ -59,12 +33,12 @@ def passes():
 def test_steps_follow_the_formulas(how, rule, size, seed, dtype):
     rng = np.random.default_rng(seed)
     p, g, first, second = rng.standard_normal((4, size)).astype(dtype)
-    if rule in ("adagrad", "rmsprop"):
+    if rule in ("AdaGrad", "RMSprop"):
         first = np.abs(first)
     second = np.abs(second)
     lr, a, b = rng.uniform(0.001, 0.9, 3)
     arguments = [array.astype(np.float64) for array in (p, g, first, second)]
-    expected = reference(rule, *arguments, lr, a, b)
+    expected = step(rule, *arguments, lr, a, b)
     passes()[how](RULES[rule], p, g, first, second, lr, a, b)
     tolerance = 1e-12 if dtype == "d" else 2e-5
     for got, want in zip((p, first, second), expected, strict=True):
@@ -77,19 +51,19 @@ def test_steps_follow_the_formulas(how, rule, size, seed, dtype):
 @pytest.mark.parametrize("rule", RULES)
 def test_memory_that_a_rule_does_not_use_may_be_empty(rule):
     p, g, first, second = np.ones(5), np.ones(5), np.ones(5), np.ones(5)
-    expected = reference(rule, p, g, first, second, 0.1, 0.5, 0.25)
+    expected = step(rule, p, g, first, second, 0.1, 0.5, 0.25)
     nothing = np.empty(0)
     updates.update(
-        RULES[rule], p, g, nothing if rule == "sgd" else first,
-        second if rule == "adam" else nothing, 0.1, 0.5, 0.25,
+        RULES[rule], p, g, nothing if rule == "SGD" else first,
+        second if rule == "Adam" else nothing, 0.1, 0.5, 0.25,
     )  # fmt: skip
     np.testing.assert_allclose(p, expected[0], rtol=1e-14)
 
 
-@pytest.mark.parametrize("step", [1, 2, 10, 1000, 10_000])
-def test_rate_of_adam(step):
-    expected = 0.001 * np.sqrt(1 - 0.999**step) / (1 - 0.9**step)
-    assert updates.adam_rate(0.001, 0.9, 0.999, step) == pytest.approx(expected, rel=1e-12)
+@pytest.mark.parametrize("steps", [1, 2, 10, 1000, 10_000])
+def test_rate_of_adam(steps):
+    expected = 0.001 * np.sqrt(1 - 0.999**steps) / (1 - 0.9**steps)
+    assert updates.adam_rate(0.001, 0.9, 0.999, steps) == pytest.approx(expected, rel=1e-12)
 
 
 @pytest.mark.parametrize("rule", RULES)

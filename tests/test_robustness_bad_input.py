@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from reference import SETTINGS, Optimizer
 from strategies import (
     Refused,
     arrays,
@@ -351,46 +352,11 @@ def test_backward_before_forward(kind):
 # ------------------------------------------------------------------------------- optimizers
 
 
-def reference_step(kind, p, g, state, step, settings):
-    """Take one step of the book's formulas; returns the parameter and what is remembered."""
-    lr = settings["lr"]
-    if kind == "SGD":
-        return p - lr * g, state
-    if kind == "Momentum":
-        state = settings["momentum"] * state - lr * g
-        return p + state, state
-    if kind == "Nesterov":
-        m = settings["momentum"]
-        return p + m * m * state - (1 + m) * lr * g, m * state - lr * g
-    if kind == "AdaGrad":
-        state = state + g * g
-        return p - lr * g / (np.sqrt(state) + 1e-7), state
-    if kind == "RMSprop":
-        d = settings["decay_rate"]
-        state = d * state + (1 - d) * g * g
-        return p - lr * g / (np.sqrt(state) + 1e-7), state
-    b1, b2 = settings["beta1"], settings["beta2"]
-    rate = lr * np.sqrt(1 - b2**step) / (1 - b1**step)
-    m, v = state if isinstance(state, tuple) else (state, state)
-    m, v = m + (1 - b1) * (g - m), v + (1 - b2) * (g * g - v)
-    return p - rate * m / (np.sqrt(v) + 1e-7), (m, v)
-
-
-OPTIMIZERS = {
-    "SGD": ["lr"],
-    "Momentum": ["lr", "momentum"],
-    "Nesterov": ["lr", "momentum"],
-    "AdaGrad": ["lr"],
-    "RMSprop": ["lr", "decay_rate"],
-    "Adam": ["lr", "beta1", "beta2"],
-}
-
-
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", SETTINGS)
 @robust(8)
 @given(data=st.data())
 def test_settings_of_optimizers(kind, data):
-    settings = {name: data.draw(numbers) for name in OPTIMIZERS[kind]}
+    settings = {name: data.draw(numbers) for name in SETTINGS[kind]}
     bounded = ("decay_rate", "beta1", "beta2")
 
     def expected():
@@ -406,7 +372,7 @@ def test_settings_of_optimizers(kind, data):
     judge(lambda: make(**settings), settings, expected, list(settings), same=same)
 
 
-@pytest.mark.parametrize("kind", OPTIMIZERS)
+@pytest.mark.parametrize("kind", SETTINGS)
 @robust(12)
 @given(data=st.data())
 def test_steps_of_optimizers(kind, data):
@@ -424,7 +390,7 @@ def test_steps_of_optimizers(kind, data):
     grads = [data.draw(arrays(shape, specials=False)) for _ in range(2)]
     optimizer = getattr(fastgrad, kind)(lr=0.1)
     params = {"W": value.copy() if type(value) is np.ndarray and value.flags.carray else value}
-    settings = {name: getattr(optimizer, name) for name in OPTIMIZERS[kind]}
+    settings = {name: getattr(optimizer, name) for name in SETTINGS[kind]}
 
     def acceptable(gradient):
         if isinstance(value, np.ma.MaskedArray):
@@ -441,8 +407,8 @@ def test_steps_of_optimizers(kind, data):
             raise Refused
         return g
 
-    state, p = 0.0, copy.deepcopy(value)
-    for step, gradient in enumerate(grads, start=1):
+    reference, p = Optimizer(kind, **settings), copy.deepcopy(value)
+    for gradient in grads:
         held = params["W"]
         before = np.array(held, copy=True) if isinstance(held, np.ndarray) else held
         memory = {name: repr(getattr(optimizer, name)) for name in optimizer._memory}
@@ -457,7 +423,9 @@ def test_steps_of_optimizers(kind, data):
             return
         optimizer.update(params, {"W": gradient})
         with np.errstate(all="ignore"):
-            p, state = reference_step(kind, wide(p), g, state, step, settings)
+            expected = {"W": wide(p)}
+            reference.update(expected, {"W": g})
+            p = expected["W"]
             eps = eps_of(np.asarray(before)) if isinstance(before, np.ndarray) else 2.3e-16
             if isinstance(value, np.float32):
                 eps = eps_of(np.zeros(1, np.float32))
@@ -941,6 +909,7 @@ def test_flags_of_load_mnist(name, value):
 
 def test_every_public_callable_is_covered():
     here = inspect.getsource(inspect.getmodule(test_every_public_callable_is_covered))
+    here += " ".join(SETTINGS)  # the optimizers, by name
     records = {"GradientCheck", "GradientCheckWarning", "History"}  # results, not entrances
     missing = [name for name in fastgrad.__all__ if name not in records and name not in here]
     assert not missing

@@ -10,7 +10,7 @@ import warnings
 import numba
 import numpy as np
 import pytest
-from reference import gradient, loss, probabilities, rows
+from reference import SETTINGS, Optimizer, gradient, loss, probabilities, rows
 
 import fastgrad
 from fastgrad import (
@@ -37,46 +37,11 @@ OPTIMIZERS = {
 }
 
 
-class NumpyOptimizer:
-    """The book's formulas, chapter 6."""
-
-    def __init__(self, optimizer):
-        self.settings = optimizer
-        self.kind = type(optimizer).__name__
-        self.first = {}
-        self.second = {}
-        self.step = 0
-
-    def update(self, params, grads):
-        o, self.step = self.settings, self.step + 1
-        for name, p in params.items():
-            g = grads[name]
-            first = self.first.setdefault(name, np.zeros_like(p))
-            second = self.second.setdefault(name, np.zeros_like(p))
-            if self.kind == "SGD":
-                p -= o.lr * g
-            elif self.kind == "Momentum":
-                first[...] = o.momentum * first - o.lr * g
-                p += first
-            elif self.kind == "Nesterov":
-                p += o.momentum * o.momentum * first - (1 + o.momentum) * o.lr * g
-                first[...] = o.momentum * first - o.lr * g
-            elif self.kind == "AdaGrad":
-                first += g * g
-                p -= o.lr * g / (np.sqrt(first) + 1e-7)
-            elif self.kind == "RMSprop":
-                first[...] = o.decay_rate * first + (1 - o.decay_rate) * g * g
-                p -= o.lr * g / (np.sqrt(first) + 1e-7)
-            else:
-                rate = o.lr * np.sqrt(1 - o.beta2**self.step) / (1 - o.beta1**self.step)
-                first += (1 - o.beta1) * (g - first)
-                second += (1 - o.beta2) * (g**2 - second)
-                p -= rate * first / (np.sqrt(second) + 1e-7)
-
-
 def book_loop(params, x, t, optimizer, iterations, batch_size, activation, decay=0.0):
     """Train as the book's scripts do, with NumPy's global generator; change `params`."""
-    losses, rule = [], NumpyOptimizer(optimizer)
+    kind = type(optimizer).__name__
+    rule = Optimizer(kind, **{name: getattr(optimizer, name) for name in SETTINGS[kind]})
+    losses = []
     t = rows(t, params[f"b{len(params) // 2}"].size)
     for _ in range(iterations):
         batch = np.random.choice(len(x), batch_size)
