@@ -277,15 +277,17 @@ def _in_range(labels: IntArray, classes: int) -> bool:
     return least >= 0 and most < classes
 
 
-def real_number(value: Any, name: str, *, minimum: float = -math.inf) -> float:
-    """Return `value` as a finite float that is at least `minimum`.
+def real_number(
+    value: Any, name: str, *, minimum: float = -math.inf, dtype: np.dtype[Any] | None = None
+) -> float:
+    """Return `value` as a finite float that is at least `minimum`, as a dtype holds it.
 
     Raises
     ------
     TypeError
         If it is not a real number.
     ValueError
-        If it is not finite, or below `minimum`.
+        If it is not finite, in the dtype if there is one, or below `minimum`.
     """
     if type(value) is not float and type(value) is not int:  # which need no closer look
         if isinstance(value, np.ndarray) and value.ndim == 0:
@@ -299,10 +301,16 @@ def real_number(value: Any, name: str, *, minimum: float = -math.inf) -> float:
     if not math.isfinite(number) or number < minimum:
         at_least = "" if minimum == -math.inf else f", at least {minimum:g}"
         raise ValueError(f"`{name}` must be a finite number{at_least}. Got {value!s}.")
-    return number
+    if dtype is None:
+        return number
+    with np.errstate(over="ignore"):
+        rounded = float(dtype.type(number))
+    if math.isinf(rounded):
+        raise ValueError(f"`{name}` must be a finite number in {dtype}. Got {value!s}.")
+    return rounded
 
 
-def step_size(value: Any, name: str = "h") -> float:
+def step_size(value: Any, name: str = "h", dtype: np.dtype[Any] | None = None) -> float:
     """Return a step of finite differences: a finite number above zero.
 
     Raises
@@ -310,9 +318,9 @@ def step_size(value: Any, name: str = "h") -> float:
     TypeError
         If it is not a real number.
     ValueError
-        If it is not finite, or not above zero.
+        If it is not finite, or not above zero, in the dtype if there is one.
     """
-    number = real_number(value, name)
+    number = real_number(value, name, dtype=dtype)
     if number <= 0:
         raise ValueError(f"`{name}` must be above 0. Got {value!s}.")
     return number

@@ -160,10 +160,20 @@ class _Layered(networks.Network):
         """Compute the central difference of `loss` by every parameter."""
         if not self._changed:
             return super().numerical_gradient(x, t, h)
-        return {
-            name: gradients.numerical_gradient(lambda _: self.loss(x, t), array, h)
-            for name, array in self.params.items()
-        }
+        return {name: self._difference(name, x, t, h) for name in self.params}
+
+    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
+        """Return the central difference by one parameter, with the layers as they are."""
+        held = self.params[name]
+
+        def loss(nudged: FloatArray) -> float:
+            self.params[name] = nudged  # a copy, if what the user put there is no array to write in
+            return self.loss(x, t)
+
+        try:
+            return gradients.numerical_gradient(loss, held, h)
+        finally:
+            self.params[name] = held
 
     def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
         if not self._changed:

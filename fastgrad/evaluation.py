@@ -81,7 +81,7 @@ def evaluate(
         raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
     args = further_arguments(args)
     if isinstance(f, Dispatcher):
-        x = np.ascontiguousarray(x)  # every other layout would be compiled anew
+        x = np.asarray(x, order="C")  # every other layout would be compiled anew
     points = nudge(x, steps, multiples)
     axes = _memory_order(x)
     order = (0, *(axis + 1 for axis in axes))

@@ -464,9 +464,9 @@ def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, Fl
     >>> round(float(loss), 6), y.tolist()
     (500.346574, [[0.5, 0.5], [1.0, 0.0]])
     """
-    if delta is not DELTA:
-        delta = real_number(delta, "delta", minimum=0)
     scores, labels, soft = scores_and_targets(a, "a", t)
+    if delta is not DELTA:
+        delta = real_number(delta, "delta", minimum=0, dtype=scores.dtype)
     loss, y = _softmax_cross_entropy(scores, labels, soft, delta)
     return loss, y.reshape(np.shape(a))
 
@@ -506,9 +506,9 @@ def softmax_cross_entropy_backward(y: Any, t: Any, delta: float = DELTA) -> Floa
     >>> softmax_cross_entropy_backward([[0.25, 0.75]], [1], delta=0)
     array([[ 0.25, -0.25]])
     """
-    if delta is not DELTA:
-        delta = real_number(delta, "delta", minimum=0)
     rows, labels, soft = scores_and_targets(y, "y", t)
+    if delta is not DELTA:
+        delta = real_number(delta, "delta", minimum=0, dtype=rows.dtype)
     da = np.empty(rows.shape, rows.dtype)
     losses.softmax_cross_entropy_backward(rows, labels, soft, delta, 1.0, da)
     return da if rows is y else da.reshape(np.shape(y))

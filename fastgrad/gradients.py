@@ -109,7 +109,7 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4) -> Any:
     array = real_array(x, "x", layout="K")
     plus, minus = nudge(array, _steps(h, array, 2), (1,))
     # As in the book, a number goes in as a number.
-    upper, lower = (real_array(f(nudged[()]), "f(x)") for nudged in (plus, minus))
+    upper, lower = (real_array(f(nudged.copy()[()]), "f(x)") for nudged in (plus, minus))
     with np.errstate(all="ignore"):
         slope = (upper - lower) / (plus - minus)
     return float(slope) if array.ndim == 0 == np.ndim(slope) else slope
@@ -238,7 +238,7 @@ def numerical_gradient(
         if not error:
             return _like(array, gradient)
         coarse = _sum(w * slope[2 * k] for k, w in weights.items())
-        here = one_number(f(values.center, *args))
+        here = _at_center(f, values, args)
         noise = np.maximum(values.noise(array.dtype), 4 * _measured_noise(values, here, multiples))
         # Slopes of noise n / (k h), added with their weights.
         noise = noise / (values.width()[0] / 2) * sum(abs(w) / k for k, w in weights.items())
@@ -399,12 +399,17 @@ def check_gradient(
     claimed = grad(array.copy(), *args) if callable(grad) else grad
     analytic = real_array(claimed, "grad", shape=array.shape, layout="K")
     values = evaluate(f, array, steps / 2, (1, 2), args, None)
-    here = one_number(f(array, *args))
+    here = _at_center(f, values, args)
     with np.errstate(all="ignore"):
         numerical, bound, kinks = _examine(values, here, analytic, steps, array.dtype)
     return compare_gradients(
         {"x": analytic}, {"x": numerical}, h=steps, noise={"x": bound}, kinks={"x": kinks}
     )
+
+
+def _at_center(f: Function, values: Values, args: tuple[Any, ...]) -> float:
+    """Return f(x), of a copy: f may work in place."""
+    return one_number(f(values.center.copy(order="K"), *args))
 
 
 def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
@@ -525,8 +530,8 @@ class GradientCheck:
             "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
             for row in (head, *rows)
         ]
-        low, high = np.min(self.h), np.max(self.h)
-        step = f"h = {low:g}" if low == high else f"h from {low:g} to {high:g}"
+        low, high = np.min(self.h, initial=np.inf), np.max(self.h, initial=0)
+        step = f"h from {low:g} to {high:g}" if low < high else f"h = {high:g}"
         kinks = sum(array.kinks for array in self.arrays.values())
         summary = "no mistake found" if self.ok else "WRONG"
         if kinks:
@@ -785,7 +790,7 @@ def _examine(
 
 
 def _order(order: Any) -> int:
-    if order not in _WEIGHTS:
+    if not isinstance(order, int | np.integer) or order not in _WEIGHTS:
         raise ValueError(f"`order` must be 2, 4 or 6. Got {order!r}.")
     return int(order)
 
@@ -802,8 +807,9 @@ def _steps(h: Any, x: FloatArray, order: int) -> Any:
         scale = np.sqrt(np.maximum(1, np.abs(x)))
         return (balance ** (1 / (order + 1)) * scale).astype(x.dtype)
     if np.ndim(h) == 0:
-        return x.dtype.type(step_size(h))
-    steps = real_array(h, "h", shape=x.shape, layout="K")
+        return x.dtype.type(step_size(h, dtype=x.dtype))
+    with np.errstate(over="ignore"):
+        steps = real_array(h, "h", shape=x.shape, layout="K").astype(x.dtype)
     if not (np.isfinite(steps) & (steps > 0)).all():
-        raise ValueError("`h` must hold finite numbers above 0 only.")
-    return steps.astype(x.dtype)
+        raise ValueError(f"`h` must hold finite numbers above 0 only, in {x.dtype}.")
+    return steps

@@ -439,7 +439,7 @@ class SoftmaxWithLoss:
         scores, labels, soft = scores_and_targets(x, "x", t)
         self.loss, y = functions._softmax_cross_entropy(scores, labels, soft, functions.DELTA)
         self.y, self.t = y if scores is x else y.reshape(np.shape(x)), t
-        self._checked = y, labels, soft
+        self._checked = y, labels.copy(), soft  # the kernel indexes with labels
         return self.loss
 
     def backward(self, dout: float = 1) -> FloatArray:

@@ -54,8 +54,8 @@ class Network:
         self._sizes = tuple(sizes)
         self._shapes = parameter_shapes(self._sizes)
         self._activation = one_of(activation, "activation", tuple(ACTIVATIONS))
-        self._delta = real_number(delta, "delta", minimum=0)
         self._dtype = float_dtype(dtype)
+        self._delta = real_number(delta, "delta", minimum=0, dtype=self._dtype)
         self._decay = real_number(decay, "weight_decay_lambda", minimum=0)
         #: Engines that no call is using: one a thread at most, so that calls may overlap.
         self._idle: list[Engine] = []
@@ -350,7 +350,8 @@ class Network:
                         reach = reach @ np.abs(params[f"W{above}"])
                         inputs = np.abs(engine.errors[above, 0, : self._sizes[above]])
                         with np.errstate(divide="ignore", invalid="ignore"):
-                            room[layer] = np.fmin(room[layer], (inputs / reach).min(axis=1))
+                            limits = np.where(reach > 0, inputs / reach, np.inf)
+                        room[layer] = np.fmin(room[layer], limits.min(axis=1))
                 for layer in hidden:
                     below = engine.values[layer - 1, 0, : self._sizes[layer - 1]]
                     moves = h * np.abs(xs[n] if layer == 1 else below)[:, None]
@@ -399,7 +400,8 @@ class Network:
             Source of the batches; by default NumPy's global legacy generator, as in the book.
         callback : callable, optional
             Called as ``callback(iteration, loss)`` after each iteration, with `params` up to date;
-            training ends when it returns True.
+            training ends when it returns True. What it writes into them lasts only then, or when
+            it raises: the next iteration starts from where the last one ended.
 
         Returns
         -------

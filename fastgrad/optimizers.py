@@ -429,6 +429,7 @@ class Adam(Optimizer):
         self.v: dict[Any, FloatArray] | None = None
 
     def _begin_step(self) -> tuple[float, float, float]:
-        self.iter += 1
         beta1, beta2 = float(self.beta1), float(self.beta2)
-        return updates.adam_rate(float(self.lr), beta1, beta2, self.iter), beta1, beta2
+        rate = updates.adam_rate(float(self.lr), beta1, beta2, self.iter + 1)
+        self.iter += 1
+        return rate, beta1, beta2

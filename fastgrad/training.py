@@ -124,10 +124,14 @@ def fit(
     epochs: list[float] = []
     accuracies: list[tuple[float, float]] = []
     per_epoch = max(len(xs) // size, 1)
+    stretch = 1
     begin = time.perf_counter()
-    with _Interrupt() as interrupt, network.engine() as engine, _bar(count, progress) as bar:
-        run = _Run(engine, optimizer, network, xs, labels, soft, method)
-        stretch = 1 if callback else 16
+    with (
+        _Interrupt() as interrupt,
+        network.engine() as engine,
+        _bar(count, progress) as bar,
+        _Run(engine, optimizer, network, xs, labels, soft, method) as run,
+    ):
         finite = True
         while run.done < count and not interrupt.asked:
             # Up to the next evaluation: after the first iteration of every epoch, as in the book.
@@ -162,7 +166,6 @@ def fit(
                 run.write_back()
                 if callback(run.done - 1, float(losses[run.done - 1])) is True:
                     break
-        run.write_back()
     train, test = np.array(accuracies).reshape(-1, 2).T
     return History(
         losses[: run.done],
@@ -190,15 +193,19 @@ class _Run:
         self.engine = engine
         self.optimizer = optimizer
         self.network = network
-        self.xs, self.labels, self.soft = xs, labels, soft
+        # Kernels index with labels, and a callback may write into the user's.
+        self.xs, self.labels, self.soft = xs, labels.copy(), soft.copy()
         self.numerical = method == "numerical_gradient"
         self.samples = None if self.numerical else engine.data_set(xs)
         engine.settle()
         self.memory = [aligned(engine.weights.shape, engine.dtype) for _ in optimizer._memory]
+        params = network.checked_params()
         for name, packed in zip(optimizer._memory, self.memory, strict=True):
-            remembered = getattr(optimizer, name)
-            if remembered is not None:
-                engine.pack(remembered, packed)
+            recalled = {key: optimizer._recalled(name, key, a, "C") for key, a in params.items()}
+            engine.pack(recalled, packed)
+        self._steps_before = getattr(optimizer, "iter", 0)
+        #: How many iterations the user's parameters have seen.
+        self._written = 0
         nothing = np.empty((1, 0, 0), engine.dtype)
         self.first, self.second = [*self.memory, nothing, nothing][:2]
         if self.numerical:
@@ -254,19 +261,33 @@ class _Run:
         """Make the user's parameters, and what the optimizer remembers, those of the engine."""
         engine, params = self.engine, self.network.params
         self.network.checked_params()  # a callback may have changed them
-        for name, array in params.items():
-            fits = isinstance(array, np.ndarray) and array.dtype == engine.dtype
-            if not (fits and array.flags.writeable):
-                params[name] = np.empty(np.shape(array), engine.dtype)
+        for key, array in params.items():
+            params[key] = _room(array, np.shape(array), engine.dtype)
         engine.unpack(engine.weights, params)
         for name, packed in zip(self.optimizer._memory, self.memory, strict=True):
             if getattr(self.optimizer, name) is None:
                 setattr(self.optimizer, name, {})
             remembered = getattr(self.optimizer, name)
             for key, array in params.items():
-                if key not in remembered:
-                    remembered[key] = np.empty_like(array)
+                remembered[key] = _room(remembered.get(key), array.shape, engine.dtype)
             engine.unpack(packed, remembered)
+        self._written = self.done
+
+    def __enter__(self) -> _Run:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Write back what was reached, also when an exception ends the run."""
+        if exception[0] is not None and hasattr(self.optimizer, "iter"):
+            self.optimizer.iter = self._steps_before + self.done  # not steps that were not taken
+        if self.done > self._written:  # else a callback may have put other parameters in place
+            self.write_back()
+
+
+def _room(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
+    """Return an array if values of a shape and dtype can be written into it, else a new one."""
+    fits = isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
+    return array if fits and array.flags.writeable else np.empty(shape, dtype)
 
 
 class _Interrupt:
