@@ -662,3 +662,15 @@ def test_numerical_gradient_2d_goes_by_rows():
     assert (x == before).all()
     np.testing.assert_allclose(book.numerical_gradient_2d(np.prod, x[1]), [4, 3], atol=1e-9)
     assert book.numerical_gradient_2d(np.prod, np.empty((0, 2))).shape == (0, 2)
+
+
+@pytest.mark.parametrize("form", [np.int64, list, np.array])
+def test_numerical_gradient_with_an_exchanged_layer_and_odd_parameters(form, batch):
+    x, t = batch
+    net = book.LayeredTwoLayerNet(x.shape[1], 5, 4, 0.5)
+    net.layers["Relu1"] = layers.Relu()
+    held = net.params["b1"] = form(np.zeros(5))
+    want, got = net.gradient(x, t)["b1"], net.numerical_gradient(x, t)["b1"]
+    assert np.abs(want).max() > 0
+    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
+    assert net.params["b1"] is held

@@ -316,3 +316,10 @@ class TestReport:
 
     def test_plot_of_nothing(self):
         assert compare_gradients({}, {}, h=1e-4, noise=0.0).plot().axes == []
+
+
+def test_of_nothing_with_steps_for_each_element():
+    nothing = np.ones((0, 3))
+    check = check_gradient(np.sum, nothing, nothing, nothing)
+    assert check
+    assert "no mistake found" in str(check)

@@ -362,3 +362,13 @@ def test_affine_backward_refuses_another_batch():
         F.affine_backward(np.zeros((1, 3)), np.zeros((2, 4)), np.zeros((4, 3)))
     with pytest.raises(TypeError, match="`dout` must be an array of real numbers"):
         F.affine_backward("dout", np.zeros((2, 4)), np.zeros((4, 3)))
+
+
+def test_delta_is_one_of_the_dtype():
+    scores = np.array([[200, -200]], np.float32)
+    loss, y = F.softmax_cross_entropy(scores, [1], 1e-50)  # 0 in float32
+    assert loss == 400
+    np.testing.assert_array_equal(F.softmax_cross_entropy_backward(y, [1], 1e-50), [[1, -1]])
+    for function in (F.softmax_cross_entropy, F.softmax_cross_entropy_backward):
+        with pytest.raises(ValueError, match=r"`delta` must be a finite number in float32\. Got"):
+            function(y, [1], 1e300)

@@ -23,7 +23,12 @@ from hypothesis.extra import numpy as hnp
 from numba import njit, prange
 
 from fastgrad import evaluation
-from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
+from fastgrad.gradients import (
+    check_gradient,
+    gradient_descent,
+    numerical_diff,
+    numerical_gradient,
+)
 from fastgrad.kernels import differences
 
 
@@ -783,3 +788,46 @@ def test_without_compilation():
         check=True,
         timeout=120,
     )
+
+
+def doubled(x):
+    x *= 2
+    return x.sum()
+
+
+@pytest.mark.parametrize("function", [doubled, njit(doubled)], ids=["python", "njit"])
+def test_a_function_that_works_in_place_leaves_x(function):
+    x = np.array([3.0])
+    gradient, _ = numerical_gradient(function, x, error=True)
+    np.testing.assert_allclose(gradient, [2], rtol=1e-9)
+    assert check_gradient(function, [2.0], x)
+    assert x == 3
+
+
+def test_numerical_diff_of_a_function_that_works_in_place():
+    def square(x):
+        x **= 2
+        return x
+
+    slope = numerical_diff(square, np.array([1.0, 2.0, 3.0]))
+    np.testing.assert_allclose(slope, [2, 4, 6], rtol=1e-8)
+
+
+def test_a_compiled_function_sees_no_dimensions_where_x_has_none():
+    x = np.array(3.0)
+    gradient = numerical_gradient(njit(lambda x: math.sin(x[()])), x)
+    assert gradient.shape == ()
+    assert gradient == pytest.approx(math.cos(3), rel=1e-8)
+    assert numerical_gradient(njit(lambda x: x.ndim * x.sum()), x) == 0
+
+
+@pytest.mark.parametrize("h", [1e50, 1e-60, [1e50, 1.0], [1.0, 1e-60]], ids=str)
+def test_steps_that_float32_does_not_have(h):
+    with pytest.raises(ValueError, match="`h` must"):
+        numerical_gradient(np.sum, np.ones(2, np.float32), h)
+
+
+@pytest.mark.parametrize("order", [[2], np.array(2), 2.5, "2", 3], ids=repr)
+def test_orders_there_are_not(order):
+    with pytest.raises(ValueError, match="`order` must be 2, 4 or 6"):
+        numerical_gradient(np.sum, np.ones(2), order=order)

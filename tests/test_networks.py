@@ -619,3 +619,28 @@ assert not wrong, wrong
         [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_delta_is_one_of_the_dtype():
+    net = TwoLayerNet(2, 2, 2, delta=1e-50, dtype=np.float32, rng=0)  # 0 in float32
+    net.params["W2"][:] = 0
+    net.params["b2"][:] = [200, -200]
+    assert net.loss([[0, 0]], [1]) == 400
+    np.testing.assert_array_equal(net.gradient([[0, 0]], [1])["b2"], [1, -1])
+    with pytest.raises(ValueError, match=r"`delta` must be a finite number in float32\. Got"):
+        TwoLayerNet(2, 2, 2, delta=1e300, dtype=np.float32)
+
+
+@pytest.mark.filterwarnings("ignore::fastgrad.GradientCheckWarning")
+def test_a_kink_above_counts_also_beside_a_dead_unit():
+    """The second unit of the second layer has the input 0, whatever happens below."""
+    net = MultiLayerNet(2, [2, 2], 2)
+    values = {
+        "W1": np.eye(2), "b1": [1, 1], "W2": [[1, 0], [1, 0]], "b2": [-4 + 3e-5, 0],
+        "W3": [[1, -1], [1, 2]], "b3": [0, 0],
+    }  # fmt: skip
+    for name, value in values.items():
+        net.params[name][...] = value
+    check = net.check_gradient([[1.0, 1.0]], [1])
+    assert check.ok
+    assert check.arrays["W1"].kinks > 0

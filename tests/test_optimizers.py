@@ -208,3 +208,11 @@ def test_nan_reaches_the_parameter(kind):
     params = {"W": np.ones(3)}
     kind().update(params, {"W": np.array([1.0, np.nan, 1.0])})
     assert np.isnan(params["W"]).tolist() == [False, True, False]
+
+
+def test_a_step_that_fails_is_not_counted():
+    optimizer = Adam()
+    optimizer.lr = None
+    with pytest.raises(TypeError):
+        optimizer.update({"W": np.ones(2)}, {"W": np.ones(2)})
+    assert optimizer.iter == 0

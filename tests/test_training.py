@@ -24,6 +24,7 @@ from fastgrad import (
     RMSprop,
     TwoLayerNet,
     load_mnist,
+    training,
 )
 
 #: Rates at which every rule still learns after a hundred steps.
@@ -558,3 +559,131 @@ def test_defaults_are_the_books():
     assert defaults["batch_size"] == 100
     assert defaults["learning_rate"] == 0.1
     assert defaults["method"] == "gradient"
+
+
+class HaltError(Exception):
+    pass
+
+
+class TestWhatUsersDoMeanwhile:
+    x = np.random.default_rng(0).random((20, 5))
+    t = np.random.default_rng(1).integers(3, size=20)
+
+    def net(self):
+        return MultiLayerNet(5, [4], 3, rng=0)
+
+    @pytest.mark.parametrize("method", ["gradient", "numerical_gradient"])
+    @pytest.mark.parametrize("soft", [False, True])
+    def test_targets_written_over(self, method, soft):
+        options = {"iterations": 5, "batch_size": 4, "method": method, "rng": 0}
+        net, untouched = self.net(), self.net()
+        t = np.eye(3)[self.t] if soft else self.t.copy()
+        expected = untouched.fit(self.x, t.copy(), **options)
+
+        def callback(iteration, value):
+            t[...] = 10**9
+
+        history = net.fit(self.x, t, callback=callback, **options)
+        np.testing.assert_array_equal(history.loss, expected.loss)
+
+    def test_a_callback_that_is_an_empty_list(self):
+        class Log(list):
+            def __call__(self, iteration, value):
+                self.append(iteration)
+
+        log = Log()
+        self.net().fit(self.x, self.t, iterations=40, batch_size=4, callback=log)
+        assert log == list(range(40))
+
+    @pytest.mark.parametrize("end", ["true", "raise"])
+    def test_the_callbacks_last_changes_stay(self, end):
+        net, best = self.net(), self.net().params
+
+        def callback(iteration, value):
+            if iteration == 3:
+                net.params.update(best)
+                if end == "raise":
+                    raise HaltError
+                return True
+
+        try:
+            net.fit(self.x, self.t, iterations=9, batch_size=4, callback=callback)
+        except HaltError:
+            assert end == "raise"
+        for name, array in best.items():
+            np.testing.assert_array_equal(net.params[name], array)
+
+    @pytest.mark.parametrize("method", ["gradient", "numerical_gradient"])
+    def test_an_exception_keeps_what_was_learned(self, method, monkeypatch):
+        options = {"batch_size": 4, "method": method, "rng": 0}
+        net, optimizer = self.net(), Adam()
+        advance = training._Run.advance
+
+        def fail_later(run, batches, losses):
+            if run.done >= 7:
+                optimizer._begin_step()  # as between this and the kernel
+                raise HaltError
+            advance(run, batches, losses)
+
+        monkeypatch.setattr(training._Run, "advance", fail_later)
+        with pytest.raises(HaltError):
+            net.fit(self.x, self.t, iterations=100, optimizer=optimizer, **options)
+        monkeypatch.undo()
+        count = optimizer.iter
+        assert count >= 7
+        expected, same = self.net(), Adam()
+        expected.fit(self.x, self.t, iterations=count, optimizer=same, **options)
+        for name, array in expected.params.items():
+            np.testing.assert_array_equal(net.params[name], array)
+            np.testing.assert_array_equal(optimizer.v[name], same.v[name])
+
+    @pytest.mark.parametrize("method", ["gradient", "numerical_gradient"])
+    def test_the_first_stretch_is_one_iteration(self, method, monkeypatch):
+        """An interrupt waits for a stretch's end, and how long that takes is not known yet."""
+        counts = []
+        advance = training._Run.advance
+
+        def count(run, batches, losses):
+            counts.append(len(batches))
+            advance(run, batches, losses)
+
+        monkeypatch.setattr(training._Run, "advance", count)
+        self.net().fit(self.x, self.t, iterations=20, batch_size=4, method=method)
+        assert counts[0] == 1
+        assert sum(counts) == 20
+
+
+class TestOptimizersMemory:
+    x, t = TestWhatUsersDoMeanwhile.x, TestWhatUsersDoMeanwhile.t
+
+    def test_of_another_network(self):
+        optimizer = Momentum()
+        ones = np.ones((3, 1))
+        MultiLayerNet(1, [1], 1).fit(ones, [0, 0, 0], iterations=4, optimizer=optimizer)
+        net = MultiLayerNet(5, [4], 3, rng=0)
+        before = copied(net.params)
+        with pytest.raises(ValueError, match=r"`params\['W1'\]` must keep its shape \(1, 1\)"):
+            net.fit(self.x, self.t, iterations=4, optimizer=optimizer)
+        for name, array in before.items():
+            np.testing.assert_array_equal(net.params[name], array)
+
+    @pytest.mark.parametrize("kind", ["missing", "read-only", "list", "float32"])
+    def test_in_any_form(self, kind):
+        options = {"iterations": 4, "batch_size": 4, "rng": 0}
+        nets = [MultiLayerNet(5, [4], 3, rng=0) for _ in range(2)]
+        odd, plain = AdaGrad(), AdaGrad()
+        for net, optimizer in zip(nets, (odd, plain), strict=True):
+            optimizer.update(net.params, {k: np.ones_like(p) for k, p in net.params.items()})
+        if kind == "missing":
+            del odd.h["W1"]
+            plain.h["W1"][...] = 0
+        elif kind == "read-only":
+            odd.h["W1"].flags.writeable = False
+        else:
+            odd.h["W1"] = odd.h["W1"].tolist() if kind == "list" else np.float32(odd.h["W1"])
+        for net, optimizer in zip(nets, (odd, plain), strict=True):
+            net.fit(self.x, self.t, optimizer=optimizer, **options)
+        for name, array in nets[1].params.items():
+            np.testing.assert_array_equal(nets[0].params[name], array)
+            np.testing.assert_array_equal(odd.h[name], plain.h[name])
+            assert odd.h[name].dtype == np.float64
