@@ -598,6 +598,7 @@ class TestWhatUsersDoMeanwhile:
     @pytest.mark.parametrize("end", ["true", "raise"])
     def test_the_callbacks_last_changes_stay(self, end):
         net, best = self.net(), self.net().params
+        expected = copied(best)
 
         def callback(iteration, value):
             if iteration == 3:
@@ -610,7 +611,7 @@ class TestWhatUsersDoMeanwhile:
             net.fit(self.x, self.t, iterations=9, batch_size=4, callback=callback)
         except HaltError:
             assert end == "raise"
-        for name, array in best.items():
+        for name, array in expected.items():
             np.testing.assert_array_equal(net.params[name], array)
 
     @pytest.mark.parametrize("method", ["gradient", "numerical_gradient"])
