@@ -407,7 +407,8 @@ class Network:
         -------
         History
             The loss of every batch, accuracies, and the time taken. After Ctrl-C it is the history
-            so far, ``interrupted`` is True, and `params` are those of its last iteration.
+            so far, ``interrupted`` is True, and `params` are those of its last iteration. They are
+            so too when an exception ends training, a callback's for example.
 
         Raises
         ------
