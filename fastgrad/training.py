@@ -201,8 +201,9 @@ class _Run:
         self.memory = [aligned(engine.weights.shape, engine.dtype) for _ in optimizer._memory]
         params = network.checked_params()
         for name, packed in zip(optimizer._memory, self.memory, strict=True):
-            recalled = {key: optimizer._recalled(name, key, a, "C") for key, a in params.items()}
-            engine.pack(recalled, packed)
+            if getattr(optimizer, name) is not None:  # else zeros, as it is
+                known = {key: optimizer._recalled(name, key, a, "C") for key, a in params.items()}
+                engine.pack(known, packed)
         self._steps_before = getattr(optimizer, "iter", 0)
         #: How many iterations the user's parameters have seen.
         self._written = 0

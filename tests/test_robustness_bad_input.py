@@ -407,7 +407,7 @@ def test_steps_of_optimizers(kind, data):
             raise Refused
         return g
 
-    reference, p = Optimizer(kind, **settings), copy.deepcopy(value)
+    reference, expected = Optimizer(kind, **settings), {"W": copy.deepcopy(value)}
     for gradient in grads:
         held = params["W"]
         before = np.array(held, copy=True) if isinstance(held, np.ndarray) else held
@@ -423,7 +423,6 @@ def test_steps_of_optimizers(kind, data):
             return
         optimizer.update(params, {"W": gradient})
         with np.errstate(all="ignore"):
-            expected = {"W": wide(p)}
             reference.update(expected, {"W": g})
             p = expected["W"]
             eps = eps_of(np.asarray(before)) if isinstance(before, np.ndarray) else 2.3e-16
