@@ -36,8 +36,9 @@ _GROUP_VECTORS = (4, 2, 1) if _WIDE else (2,)
 #: step: with 50 hidden units one pass takes half the time of passes of two vectors.
 _ROW_VECTORS = (14, 7, 4, 2, 1) if _WIDE else (14, 8, 4, 2)
 #: Rows and vectors of a wide tile, and of a narrow one. Twelve sums keep the multipliers busy while
-#: each waits for its last step, and leave room for the factors in the 16 registers of AVX2.
-WIDE_ROWS, WIDE_VECTORS = 6, 2
+#: each waits for its last step, and leave room for the factors in the 16 registers of AVX2. Four
+#: rows have four addresses; with six, of two vectors each, a step ran out of integer registers.
+WIDE_ROWS, WIDE_VECTORS = 4, 3
 NARROW_ROWS, NARROW_VECTORS = 12, 1
 #: Bytes of a cache line.
 LINE_BYTES = 64
