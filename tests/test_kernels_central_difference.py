@@ -27,20 +27,27 @@ TOLERANCE = {"f": 1e-5, "d": 1e-13}
 TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
 
 
+@pytest.fixture
+def generally(monkeypatch):
+    """Return a list that grows by an entry whenever the general variant runs."""
+    ran = []
+    evaluate = Engine._evaluate_generally
+
+    def noted(*args):
+        ran.append(True)
+        evaluate(*args)
+
+    monkeypatch.setattr(Engine, "_evaluate_generally", noted)
+    return ran
+
+
 @pytest.fixture(params=["fast", "general"])
-def variant(request, monkeypatch):
-    """Force one of the two variants, and see to it that no other one runs."""
+def variant(request, monkeypatch, generally):
+    """Force one of the two variants, and see to it that no other one ran."""
     if request.param == "general":
         monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
-        forbid = "_accumulate"
-    else:
-        forbid = "_evaluate_generally"
-
-    def fail(*args):
-        raise AssertionError(f"`{forbid}` ran")
-
-    monkeypatch.setattr(Engine, forbid, fail)
-    return request.param
+    yield request.param
+    assert bool(generally) == (request.param == "general")
 
 
 def draw_targets(kind, n, classes, rng):
@@ -127,20 +134,17 @@ def test_both_variants_agree_wherever_the_fast_one_runs(activation, h, monkeypat
         assert max(relative_errors(either, general).values()) <= 1e-12
 
 
-def test_variants_are_chosen_by_the_size_of_the_moves(monkeypatch):
-    ran = []
-    for name in ("_accumulate", "_evaluate_generally"):
-        method = getattr(Engine, name)
-        monkeypatch.setattr(
-            Engine,
-            name,
-            lambda *args, name=name, method=method: (ran.append(name), method(*args)),
-        )
-    params, x, t = random_params((3, 4, 2), np.random.default_rng(0)), np.ones((2, 3)), np.zeros(2)
-    for h in (1e-4, 1.0):
-        compute((3, 4, 2), params, x, t.astype(np.int64), "relu", 0.0, h)
-    compute((3, 4, 2), params, x * 1e4, t.astype(np.int64), "relu", 0.0, 1e-4)
-    assert ran == ["_accumulate", "_evaluate_generally", "_evaluate_generally"]
+def test_variants_are_chosen_by_the_size_of_the_moves(generally):
+    sizes = 3, 4, 2
+    params, x, t = random_params(sizes, np.random.default_rng(0)), np.ones((2, 3)), np.zeros(2, int)
+    chosen = []
+    for factor, h in ((1, 1e-4), (1, 1.0), (1e4, 1e-4), (1, 1e-3)):
+        generally.clear()
+        compute(sizes, params, factor * x, t, "relu", 0.0, h)
+        chosen.append(bool(generally))
+    params["W2"] *= 100
+    compute(sizes, params, x, t, "relu", 0.0, 1e-4)
+    assert [*chosen, bool(generally)] == [False, True, True, False, True]
 
 
 @pytest.mark.parametrize("dtype", ["f", "d"])

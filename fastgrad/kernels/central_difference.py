@@ -90,6 +90,10 @@ class Nudges(NamedTuple):
     coefficients : ndarray, shape (M, COEFFICIENTS, P)
     largest : ndarray, shape (N, 2)
         The largest sizes of h x and of h z of each sample.
+    logit_limit : float
+        How far a logit may move: `LOGIT_MOVE_LIMIT`.
+    is_little : ndarray of int64, shape (1,)
+        Out: whether `moves_are_little`, so that `accumulate` and `collect` have run.
     bits : ndarray of unsigned integers, as ``value``
         The same memory.
     table : ndarray of int64, shape (shares, 2**10)
@@ -136,6 +140,8 @@ class Nudges(NamedTuple):
     value_down: FloatArray
     coefficients: FloatArray
     largest: FloatArray
+    logit_limit: float
+    is_little: IntArray
     bits: NDArray[Any]
     table: IntArray
     example: IntArray
@@ -274,6 +280,24 @@ def prepare(share, s):
 
 
 @inlined_kernel
+def moves_are_little(s):
+    """Return whether every nudge moves the logits by so little that `accumulate` is exact."""
+    largest, transposed = s.largest, s.transposed
+    back = s.transposed_at[1]
+    move = largest.dtype.type(0)
+    weight = largest.dtype.type(0)
+    is_little = True
+    for n in range(largest.shape[0]):
+        is_little &= largest[n, 0] <= 1 and largest[n, 1] <= VALUE_MOVE_LIMIT
+        move = max(move, largest[n, 0])
+    for k in range(back, back + s.sizes[2]):
+        for j in range(s.sizes[1]):
+            weight = max(weight, abs(transposed[0, k, j]))
+    slope = 0.25 if s.activation == SIGMOID else 1.0
+    return is_little and slope * move * weight <= s.logit_limit
+
+
+@inlined_kernel
 def distinct_entries(s, share, n):
     """Give the distinct values among a sample's entries numbers; return how many there are.
 
@@ -306,7 +330,14 @@ def accumulate(share, s):
     And of all samples, for a share of the columns of W2 and b2. Pixels have few distinct values, a
     gray image some seventy among 150, and entries of one sample with the same value move a unit's
     input, and so the loss, by the same amount: that is computed once and added to all their rows.
+
+    Only if `moves_are_little`; share 0 says so in ``is_little``.
     """
+    is_little = moves_are_little(s)
+    if share == 0:
+        s.is_little[0] = is_little
+    if not is_little:
+        return
     coefficients, changes, sums, moves = s.coefficients, s.changes, s.sums, s.unit_moves
     n_inputs = s.sizes[0]
     width = s.widths[1]
@@ -442,6 +473,8 @@ def second_layer(s, share):
 @task_kernel
 def collect(share, s):
     """Add up what `accumulate` left for W1 and b1, for a share of their rows."""
+    if s.is_little[0] == 0:
+        return
     n_rows = s.sizes[0] + 1
     n_hidden = s.sizes[1]
     shares = s.start.shape[1]
