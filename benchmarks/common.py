@@ -16,8 +16,9 @@ from . import measuring
 INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
 DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
-#: Rounds of a ratio for each core, and seconds after which it makes do with as many in all.
-RATIO_ROUNDS, RATIO_SECONDS = 16, 6
+#: Rounds of a ratio for each core, seconds after which it makes do with as many in all, and seconds
+#: that a measurement may lose to waiting for free cores.
+RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 6, 0.1
 
 
 def _warm_up():
@@ -93,12 +94,15 @@ def ratio(theirs, ours):
     """Return how many times as long `theirs` takes as `ours`.
 
     Both run in each of many short rounds, so that they meet the same disturbances, on cores that
-    work side by side, and each settles first: BLAS's threads spin on after a product. What counts
+    are free, and each settles first: BLAS's threads spin on after a product. What counts
     is the geometric mean of the ratios inside a round, without the outermost eighths. On a shared
     virtual machine its standard deviation was 4 to 5%, that of the ratio of medians, or of lowest
     tenths, 6 to 7%.
     """
     cores = find("numba", "get_num_threads")()
+    # One thread does not spin, and needs no pause.
+    options = {"pause": 0.0} if cores == 1 else {}
+    options |= {"cores": cores, "patience": RATIO_PATIENCE}
     measurements = {
         "theirs": measuring.calls(theirs, settling=0.02),
         "ours": measuring.calls(ours, settling=0.02),
@@ -109,8 +113,7 @@ def ratio(theirs, ours):
     while len(ratios) < RATIO_ROUNDS or (
         len(ratios) < RATIO_ROUNDS * cores and time.perf_counter() < end
     ):
-        # One thread does not spin, and needs no pause.
-        times = measuring.in_turn(measurements, 4, pause=0.0 if cores == 1 else None, cores=cores)
+        times = measuring.in_turn(measurements, 4, **options)
         ratios += list(np.log(np.divide(times["theirs"], times["ours"])))
     outermost = len(ratios) // 8
     return float(np.exp(np.mean(sorted(ratios)[outermost : len(ratios) - outermost])))

@@ -5,9 +5,11 @@ run in turn, in many short rounds; a ratio is taken inside each round, then the 
 """
 
 import functools
+import importlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import platform
 import random
@@ -38,13 +40,20 @@ PAUSE = 0.02
 #: of one thread for the first 0.1 s or so.
 SETTLE = 0.3
 
-#: How much longer the same work may take on all cores at once than on one alone, and for how many
-#: seconds to wait for that. A virtual machine may run two cores on one of the real machine's, or on
-#: its two halves, until both have been busy for a while.
-APART, PATIENCE = 1.25, 2.0
+#: How much longer than ever before the same work may take on all cores at once, and a launch on all
+#: of them, if they are to count as free. A virtual machine may run two cores on one of the real
+#: machine's, or on its two halves, and others may use the other half of a core: work takes 1.4 to 2
+#: times as long then. It may run them far from each other: a launch takes three times as long, and
+#: an iteration of training 1.5 times. All this for tenths of a second, or for seconds.
+FREE, NEAR = 1.25, 2.0
 
-#: How often a measurement is taken at most, if the cores are not apart when it ends.
-TRIES = 3
+#: Seconds that a measurement may lose, on average, to waiting for free cores, and to being taken
+#: again if they are not free any more when it ends.
+PATIENCE = 1.0
+
+#: How often the same is timed at a turn. The shortest time counts: what others do on the machine
+#: only ever adds to it.
+TAKES = 5
 
 #: A share of a core taken by other processes above which results are marked as disturbed.
 DISTURBED = 0.1
@@ -152,10 +161,13 @@ class Neighbours:
 
 
 @functools.cache
-def _multiplications():
-    """Compile a loop that keeps a core's multipliers busy for half a millisecond or so."""
+def _compiled_probes():
+    """Compile a loop that keeps a core busy for half a millisecond or so, and an empty launch."""
     import numba
     import numpy as np
+
+    if is_installed("fastgrad"):
+        importlib.import_module("fastgrad")  # it loads the threading layer that it uses
 
     @numba.njit(nogil=True, fastmath={"contract"})
     def multiply(sums):
@@ -163,7 +175,12 @@ def _multiplications():
             for i in range(sums.size):
                 sums[i] = sums[i] * sums.dtype.type(0.999) + sums.dtype.type(0.5)
 
-    def seconds(barrier=None):
+    @numba.njit(parallel=True)
+    def launch(places):
+        for share in numba.prange(places.shape[0]):
+            places[share, 0] = share
+
+    def work(barrier=None):
         sums = np.zeros(96, np.float32)
         if barrier is not None:
             barrier.wait()
@@ -171,24 +188,44 @@ def _multiplications():
         multiply(sums)
         return time.perf_counter() - start
 
-    seconds()
-    return seconds
+    def meet(cores):
+        places = np.zeros((cores, 16))
+        start = time.perf_counter()
+        for _ in range(20):
+            launch(places)
+        return time.perf_counter() - start
+
+    work()
+    return work, meet
 
 
-def cores_are_apart(cores):
-    """Return whether as many threads run as fast side by side as one does alone."""
-    seconds = _multiplications()
-    alone = min(seconds() for _ in range(3))
+def _probe(cores):
+    """Return the seconds that work takes on one core, the same on all at once, and launches."""
+    work, meet = _compiled_probes()
     barrier = threading.Barrier(cores)
     with ThreadPoolExecutor(cores) as pool:
-        together = min(max(pool.map(seconds, [barrier] * cores)) for _ in range(3))
-    return together < APART * alone
+        together = min(max(pool.map(work, [barrier] * cores)) for _ in range(3))
+    alone = min(work() for _ in range(3))
+    return alone, together, min(meet(cores) for _ in range(5))
 
 
-def wait_for_cores(cores):
-    """Keep all cores busy until they work side by side, or patience ends."""
-    end = time.perf_counter() + PATIENCE
-    while not cores_are_apart(cores) and time.perf_counter() < end:
+#: The shortest work, and the shortest launches, of this process, in seconds, by number of cores.
+_shortest = {}
+
+
+def cores_are_free(cores):
+    """Return whether the cores do the same work, all at once, as fast as they ever did before."""
+    alone, together, launches = _probe(cores)
+    best_work, best_launches = _shortest.get(cores, (math.inf, math.inf))
+    best_work, best_launches = min(best_work, alone, together), min(best_launches, launches)
+    _shortest[cores] = best_work, best_launches
+    return together < FREE * best_work and launches < NEAR * best_launches
+
+
+def wait_for_cores(cores, patience=PATIENCE):
+    """Keep all cores busy until they are free, or for so many seconds."""
+    end = time.perf_counter() + patience
+    while not cores_are_free(cores) and time.perf_counter() < end:
         pass
 
 
@@ -206,12 +243,15 @@ def stretch(run, units=1, *, repeats=1, settling=None):
     The measurement is a function without arguments that returns the seconds for one unit.
     """
 
-    def measure():
-        settle(run, settling)
+    def seconds():
         start = time.perf_counter()
         for _ in range(repeats):
             run()
-        return (time.perf_counter() - start) / (units * repeats)
+        return time.perf_counter() - start
+
+    def measure():
+        settle(run, settling)
+        return min(seconds() for _ in range(TAKES)) / (units * repeats)
 
     return measure
 
@@ -229,9 +269,7 @@ def calls(function, *args, seconds=0.02, settling=None):
 class Iteration:
     """Measurement of one more iteration of a long fit: the difference between two lengths.
 
-    What a fit prepares once (it looks for zeros in the data, say) cancels out. The shorter length
-    is measured three times, of which the median counts: the preparation alone takes as long as
-    hundreds of iterations, and where memory is new to the process, several times as long.
+    What a fit prepares once (it looks for zeros in the data, say) cancels out.
 
     Parameters
     ----------
@@ -252,9 +290,11 @@ class Iteration:
 
     def __call__(self):
         settle(lambda: self.fit(self.short))
-        first = statistics.median(self.fit(self.short) for _ in range(3))
-        once = (self.fit(self.short + self.more) - first) / self.more
-        self.startups.append(first - self.short * once)
+        lengths = self.short, self.short + self.more
+        pairs = [[self.fit(length) for length in lengths] for _ in range(TAKES)]
+        short, long = map(min, zip(*pairs, strict=True))
+        once = (long - short) / self.more
+        self.startups.append(short - self.short * once)
         return once
 
 
@@ -273,8 +313,11 @@ def with_threads(measure, threads):
     return measure_limited
 
 
-def in_turn(measurements, rounds, *, pause=None, cores=None):
+def in_turn(measurements, rounds, *, pause=None, cores=None, patience=None):
     """Take all measurements in each of many rounds, in an order drawn anew for each round.
+
+    Before each it waits until the cores are free, and if they are not any more afterwards the
+    measurement is taken again, as long as patience lasts.
 
     Parameters
     ----------
@@ -284,8 +327,9 @@ def in_turn(measurements, rounds, *, pause=None, cores=None):
     pause : float, optional
         Seconds of rest before each measurement, by default `PAUSE`.
     cores : int, optional
-        How many cores to wait for before each measurement, by default those allowed. If they are
-        not apart any more afterwards, it is taken again.
+        How many cores have to be free, by default those allowed.
+    patience : float, optional
+        By default `PATIENCE`.
 
     Returns
     -------
@@ -296,23 +340,26 @@ def in_turn(measurements, rounds, *, pause=None, cores=None):
     times = {name: [] for name in names}
     pause = PAUSE if pause is None else pause
     cores = allowed_cores() if cores is None else cores
+    left = (PATIENCE if patience is None else patience) * rounds * len(names)
     for k in range(rounds):
         for name in random.Random(k).sample(names, len(names)):
-            times[name].append(_on_cores_apart(measurements[name], pause, cores))
+            value, lost = _on_free_cores(measurements[name], pause, cores, left)
+            times[name].append(value)
+            left -= lost
     return times
 
 
-def _on_cores_apart(measure, pause, cores):
-    for _ in range(TRIES):
+def _on_free_cores(measure, pause, cores, patience):
+    """Return a measurement, and the seconds lost before it."""
+    start = time.perf_counter()
+    while True:
         time.sleep(pause)
-        if cores == 1:
-            return measure()
-        wait_for_cores(cores)
+        wait_for_cores(cores, start + patience - time.perf_counter())
+        begin = time.perf_counter()
         value = measure()
         time.sleep(pause)
-        if cores_are_apart(cores):
-            break
-    return value
+        if time.perf_counter() - start > patience or cores_are_free(cores):
+            return value, begin - start
 
 
 def summary(times, reference, *, scale=None):

@@ -416,7 +416,7 @@ def compare_training(report, data, settings, *, hidden, batch, dtype):
             continue
         candidates[kind.name] = candidate
     measures = {name: candidate.measurement() for name, candidate in candidates.items()}
-    times = measuring.in_turn(measures, settings.rounds)
+    times = measuring.in_turn(measures, settings.rounds, patience=settings.patience)
     rows = measuring.summary(times, next(iter(times)))
     for row in rows:
         startups = getattr(measures[row["name"]], "startups", None)
@@ -447,6 +447,7 @@ def compare_gradient(report, data, settings, *, dtype):
             "NumPy expression": measuring.calls(textbook.gradient, params, x, t),
         },
         settings.rounds,
+        patience=settings.patience,
     )
     report.add(
         f"One gradient from Python, 784-50-10, batch 100, {dtype}",
@@ -496,6 +497,7 @@ def compare_affine(report, data, settings, *, dtype, hidden=50, batch=100):
                 "NumPy @": measuring.calls(theirs, *args),
             },
             settings.rounds,
+            patience=settings.patience,
         )
         rows = measuring.summary(times, f"fastgrad affine_{name}")
         for row in rows:
@@ -544,6 +546,7 @@ def compare_threads(report, data, settings, *, dtype):
                 for n, measure in measures.items()
             },
             settings.rounds,
+            patience=settings.patience,
         )
         report.add(
             f"Threads, {group}, 784-50-10, batch 100, {dtype}",
@@ -592,7 +595,7 @@ def compare_numerical(report, data, settings, *, dtype, hidden=50, batch=100, h=
         measures[name] = measuring.calls(function, seconds=settings.stretch)
         scale[name] = 1.0 if sampled is None else total / len(sampled)
         errors[name] = error
-    times = measuring.in_turn(measures, settings.rounds)
+    times = measuring.in_turn(measures, settings.rounds, patience=settings.patience)
     rows = measuring.summary(times, next(iter(times)), scale=scale)
     for row in rows:
         row["error"] = errors[row["name"]]
@@ -920,6 +923,13 @@ def parse(argv):
     parser.add_argument("--images", type=int, help="images to train on (60000)")
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="what to measure (all)"
+    )
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=measuring.PATIENCE,
+        metavar="SECONDS",
+        help="what a measurement may wait for free cores, on average (%(default)s)",
     )
     parser.add_argument("--json", metavar="FILE", help="write all results here")
     parser.add_argument("--png", metavar="FILE", help="draw the results here")

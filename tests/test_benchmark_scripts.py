@@ -28,6 +28,7 @@ def scripts(monkeypatch):
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     monkeypatch.setattr(modules.measuring, "SETTLE", 0.0)
     monkeypatch.setattr(modules.measuring, "PAUSE", 0.0)
+    monkeypatch.setattr(modules.measuring, "PATIENCE", 0.0)
     return modules
 
 
@@ -41,7 +42,8 @@ def images():
 
 def settings(**others):
     """Options that make a measurement short."""
-    return SimpleNamespace(**({"rounds": 2, "stretch": 1e-4, "modules": {"numpy"}} | others))
+    default = {"rounds": 2, "patience": 0, "stretch": 1e-4, "modules": {"numpy"}}
+    return SimpleNamespace(**(default | others))
 
 
 def run_script(name, *options):
@@ -127,35 +129,48 @@ def test_measurements_are_taken_in_turn(scripts):
 
         return measure
 
-    times = scripts.measuring.in_turn(
-        {"a": measurement("a", 1.0), "b": measurement("b", 3.0)}, 5, pause=0, cores=1
-    )
+    times = scripts.measuring.in_turn({"a": measurement("a", 1.0), "b": measurement("b", 3.0)}, 5)
     assert times == {"a": [1.0] * 5, "b": [3.0] * 5}
     assert all(set(taken[k : k + 2]) == {"a", "b"} for k in range(0, 10, 2))
     assert {tuple(taken[k : k + 2]) for k in range(0, 10, 2)} == {("a", "b"), ("b", "a")}
 
 
-def test_a_measurement_is_taken_again_if_the_cores_were_not_apart(scripts, monkeypatch):
+@pytest.mark.parametrize("cores", [1, 2])
+def test_a_measurement_is_taken_again_if_the_cores_were_not_free(scripts, monkeypatch, cores):
     # Asked before and after each measurement; while they are not, before it, once more.
     answers = iter([False, True, True, True, False, True, True])
-    monkeypatch.setattr(scripts.measuring, "cores_are_apart", lambda cores: next(answers))
+    monkeypatch.setattr(scripts.measuring, "cores_are_free", lambda cores: next(answers))
     values = iter([1.0, 2.0, 3.0])
-    times = scripts.measuring.in_turn({"a": lambda: next(values)}, 2, pause=0, cores=2)
+    times = scripts.measuring.in_turn({"a": lambda: next(values)}, 2, cores=cores, patience=60)
     assert times == {"a": [1.0, 3.0]}
     assert next(answers, None) is None
 
 
-@pytest.mark.parametrize(("together", "apart"), [(1.2, True), (1.3, False), (2.0, False)])
-def test_whether_cores_are_apart(scripts, monkeypatch, together, apart):
-    def seconds(barrier=None):
-        return 1.0 if barrier is None else together
-
-    monkeypatch.setattr(scripts.measuring, "_multiplications", lambda: seconds)
-    assert scripts.measuring.cores_are_apart(2) is apart
+def test_patience_ends(scripts, monkeypatch):
+    monkeypatch.setattr(scripts.measuring, "cores_are_free", lambda cores: False)
+    monkeypatch.setattr(scripts.measuring, "PATIENCE", 0.01)
+    times = scripts.measuring.in_turn({"a": lambda: 1.0, "b": lambda: 2.0}, 3)
+    assert times == {"a": [1.0] * 3, "b": [2.0] * 3}
 
 
-def test_the_work_that_tells_whether_cores_are_apart(scripts):
-    assert 0 < scripts.measuring._multiplications()() < 1
+@pytest.mark.parametrize("cores", [1, 2])
+def test_whether_cores_are_free(scripts, monkeypatch, cores):
+    monkeypatch.setattr(scripts.measuring, "_shortest", {})
+    probes = {
+        (1.5, 1.6, 3.0): True,  # nothing better is known
+        (1.0, 1.2, 2.9): True,
+        (1.0, 1.3, 2.9): False,  # slower side by side
+        (1.5, 1.5, 2.9): False,  # slower than before
+        (1.1, 1.1, 6.0): False,  # slow to meet
+        (1.1, 1.1, 5.0): True,
+    }
+    for probe, are_free in probes.items():
+        monkeypatch.setattr(scripts.measuring, "_probe", lambda cores, probe=probe: probe)
+        assert scripts.measuring.cores_are_free(cores) is are_free, probe
+
+
+def test_the_work_that_tells_whether_cores_are_free(scripts):
+    assert all(0 < seconds < 1 for seconds in scripts.measuring._probe(2))
 
 
 def test_summary_takes_ratios_inside_a_round(scripts):
@@ -171,11 +186,21 @@ def test_one_iteration_is_the_difference_of_two_fits(scripts):
     assert iteration.startups == [pytest.approx(5.0)]
 
 
-def test_one_slow_start_does_not_count(scripts, monkeypatch):
-    monkeypatch.setattr(scripts.measuring, "settle", lambda run: None)
-    delays = iter([0.0, 90.0, 0.0, 0.0])
+def test_slow_takes_do_not_count(scripts, monkeypatch):
+    monkeypatch.setattr(scripts.measuring, "settle", lambda run, seconds=None: None)
+    monkeypatch.setattr(scripts.measuring, "TAKES", 3)
+    delays = iter([90.0, 0.0, 0.0, 70.0, 50.0, 0.0])
     delayed = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n + next(delays), 4, 100)
     assert delayed() == pytest.approx(0.25)
+
+    now, steps = 0.0, iter([8.0, 4.0, 6.0])
+
+    def run():
+        nonlocal now
+        now += next(steps)
+
+    monkeypatch.setattr(scripts.measuring.time, "perf_counter", lambda: now)
+    assert scripts.measuring.stretch(run, units=2)() == pytest.approx(2.0)
 
 
 @pytest.mark.parametrize(
@@ -285,7 +310,7 @@ def test_peers_writes_its_files_and_names_what_it_skips(tmp_path):
     done = run_script(
         "peers.py", "--hidden", 3, "--batch", 5, "--images", 300, "--rounds", 1, "--dtype",
         "float64", "--peers", "numpy", "abacus", "--only", "training", "gradient", "affine",
-        "numerical", "--quick", "--json", tmp_path / "p.json", "--png", tmp_path / "p.png",
+        "numerical", "--quick", "--patience", 0, "--json", tmp_path / "p.json", "--png", tmp_path / "p.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Skipped: abacus" in done.stdout
@@ -310,7 +335,7 @@ def test_scaling_writes_its_files(tmp_path):
     pytest.importorskip("matplotlib")
     done = run_script(
         "scaling.py", "--quick", "--rounds", 1, "--images", 400, "--work", "gradient", "fit",
-        "--axis", "hidden", "--json", tmp_path / "s.json", "--png", tmp_path / "s.png",
+        "--axis", "hidden", "--patience", 0, "--json", tmp_path / "s.json", "--png", tmp_path / "s.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     written = json.loads((tmp_path / "s.json").read_text(encoding="utf-8"))
