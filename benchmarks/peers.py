@@ -522,7 +522,10 @@ def same_arrays(found, expected, tolerance):
 
 
 def compare_threads(report, data, settings, *, dtype):
-    """Time `fit` and `numerical_gradient` with all threads and with one."""
+    """Time `fit` and `numerical_gradient` with all threads and with one.
+
+    In twice the rounds and with more patience: nothing depends on the state of the cores as this.
+    """
     import numba
 
     most = numba.config.NUMBA_NUM_THREADS
@@ -545,8 +548,8 @@ def compare_threads(report, data, settings, *, dtype):
                 f"{group}, threads {n}": measuring.with_threads(measure, n)
                 for n, measure in measures.items()
             },
-            settings.rounds,
-            patience=settings.patience,
+            2 * settings.rounds,
+            patience=4 * settings.patience,
         )
         report.add(
             f"Threads, {group}, 784-50-10, batch 100, {dtype}",
