@@ -104,8 +104,8 @@ def ratio(theirs, ours):
     options = {"pause": 0.0} if cores == 1 else {}
     options |= {"cores": cores, "patience": RATIO_PATIENCE}
     measurements = {
-        "theirs": measuring.calls(theirs, settling=0.02),
-        "ours": measuring.calls(ours, settling=0.02),
+        "theirs": measuring.calls(theirs, seconds=0.005, settling=0.02),
+        "ours": measuring.calls(ours, seconds=0.005, settling=0.02),
     }
     ratios = []
     end = time.perf_counter() + RATIO_SECONDS
