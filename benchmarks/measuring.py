@@ -222,7 +222,7 @@ def cores_are_free(cores):
     return together < FREE * best_work and launches < NEAR * best_launches
 
 
-def wait_for_cores(cores, patience=PATIENCE):
+def wait_for_cores(cores, patience):
     """Keep all cores busy until they are free, or for so many seconds."""
     end = time.perf_counter() + patience
     while not cores_are_free(cores) and time.perf_counter() < end:

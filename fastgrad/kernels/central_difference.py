@@ -482,12 +482,14 @@ def collect(share, s):
     # weights of the items.
     number = s.values.dtype.type
     scale = number(1) / number(s.h)
+    # Nothing is written to the sums: lines that another thread then had to fetch back.
     for i in range(n_rows * share // shares, n_rows * (share + 1) // shares):
+        at = np.uint64(i * n_hidden)  # vectorised only if Numba need not think of negative indices
+        for j in range(np.uint64(n_hidden)):
+            s.result[at + j] = s.sums[0, i, j] * scale
         for other in range(1, shares):
-            for j in range(n_hidden):
-                s.sums[0, i, j] += s.sums[other, i, j]
-        for j in range(n_hidden):
-            s.result[i * n_hidden + j] = s.sums[0, i, j] * scale
+            for j in range(np.uint64(n_hidden)):
+                s.result[at + j] += s.sums[other, i, j] * scale
 
 
 @inlined_kernel
