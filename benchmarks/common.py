@@ -18,7 +18,7 @@ DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
 #: Rounds of a ratio for each core, seconds after which it makes do with as many in all, and seconds
 #: that a measurement may lose to waiting for free cores.
-RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 6, 0.1
+RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 4, 0.1
 
 
 def _warm_up():
@@ -104,8 +104,8 @@ def ratio(theirs, ours):
     options = {"pause": 0.0} if cores == 1 else {}
     options |= {"cores": cores, "patience": RATIO_PATIENCE}
     measurements = {
-        "theirs": measuring.calls(theirs, seconds=0.005, settling=0.02),
-        "ours": measuring.calls(ours, seconds=0.005, settling=0.02),
+        "theirs": measuring.calls(theirs, seconds=0.005, settling=0.05),
+        "ours": measuring.calls(ours, seconds=0.005, settling=0.05),
     }
     ratios = []
     end = time.perf_counter() + RATIO_SECONDS
