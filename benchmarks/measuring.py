@@ -362,6 +362,17 @@ def _on_free_cores(measure, pause, cores, patience):
             return value, begin - start
 
 
+def add_patience(parser):
+    """Give a script the option ``--patience``, for `in_turn`."""
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=PATIENCE,
+        metavar="SECONDS",
+        help="what a measurement may wait for free cores, on average (%(default)s)",
+    )
+
+
 def summary(times, reference, *, scale=None):
     """Return a row for each candidate: median, minimum, and how many times slower it is.
 

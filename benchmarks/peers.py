@@ -927,13 +927,7 @@ def parse(argv):
     parser.add_argument(
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="what to measure (all)"
     )
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=measuring.PATIENCE,
-        metavar="SECONDS",
-        help="what a measurement may wait for free cores, on average (%(default)s)",
-    )
+    measuring.add_patience(parser)
     parser.add_argument("--json", metavar="FILE", help="write all results here")
     parser.add_argument("--png", metavar="FILE", help="draw the results here")
     parser.add_argument("--quick", action="store_true", help="one shape, 10,000 images, 3 rounds")

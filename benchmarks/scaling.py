@@ -216,13 +216,7 @@ def parse(argv):
     parser.add_argument("--threads", type=int, default=2, help="most cores to use (2)")
     parser.add_argument("--images", type=int, default=10_000, help="images to train on (10000)")
     parser.add_argument("--rounds", type=int, help="measurements of each size (9)")
-    parser.add_argument(
-        "--patience",
-        type=float,
-        default=measuring.PATIENCE,
-        metavar="SECONDS",
-        help="what a measurement may wait for free cores, on average (%(default)s)",
-    )
+    measuring.add_patience(parser)
     parser.add_argument("--json", metavar="FILE", help="write all results here")
     parser.add_argument("--png", metavar="FILE", help="draw the results here")
     parser.add_argument("--quick", action="store_true", help="three sizes each, few rounds")
