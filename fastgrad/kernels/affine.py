@@ -65,7 +65,7 @@ def multiply(a: Any, b: Any, out: Any, first: int, last: int, n_columns: int) ->
         Out.
     first, last : int
     n_columns : int
-        How many of the columns to compute: P, or a multiple of a tile's width.
+        How many of the columns to compute: P, or a multiple of a vector's width.
     """
     lanes = VECTOR_BYTES // out.itemsize
     width = WIDE_VECTORS * lanes
