@@ -8,11 +8,11 @@ of it as a small quantity with full relative precision. For one sample with hidd
 - a nudge of W1[i, j] moves the input of unit j by :math:`\varepsilon = \pm h x_i` and its value by
   :math:`\Delta z = z (1 - z) E / (1 + z E)` with :math:`E = \mathrm{e}^\varepsilon - 1` (sigmoid),
   or by :math:`\max(\varepsilon + \min(a, 0), -\max(a, 0))` (ReLU);
-- the logits move by :math:`d_m = \Delta z\, W2_{jm}`; with :math:`S = \sum_m p_m (\mathrm{e}^{d_m}
-  - 1)` and :math:`T = \mathrm{e}^{d_k} - 1 - S` the probability of the target becomes
-  :math:`p_k (1 + T / (1 + S))`;
-- the loss changes by :math:`-\log(1 + q T / (1 + S))` with :math:`q = p_k / (p_k + \delta)`, which
-  is computed as :math:`-2\,\mathrm{artanh}(q T / (2 + 2 S + q T))`.
+- the logits move by :math:`d_m = \Delta z\, W2_{jm}`; with :math:`S = \sum_m p_m (\mathrm{e}^{d_m
+  - d_k} - 1)`, where the term of k itself is 0, the probability of the target becomes
+  :math:`p_k / (1 + S)`;
+- the loss changes by :math:`-\log\frac{p_k / (1 + S) + \delta}{p_k + \delta}`, which is, with
+  :math:`q = p_k / (p_k + \delta)`, computed as :math:`2\,\mathrm{artanh}\frac{q S}{2 + (2 - q) S}`.
 
 Nothing here is a derivative: both nudged losses are evaluated, the one at +h and the one at -h.
 
@@ -20,9 +20,8 @@ A soft target is a sum of hard ones: each pair of a sample and a class with a no
 *item* with that target as its weight.
 
 Two variants. `prepare` and `accumulate` serve two-layer networks and nudges that move every logit
-by little: there T and S are short polynomials in :math:`\Delta z` whose coefficients are the same
-for all pixels, so the inner loop depends neither on the number of classes nor on a library
-function.
+by little: there S is a short polynomial in :math:`\Delta z` whose coefficients are the same for all
+pixels, so the inner loop depends neither on the number of classes nor on a library function.
 `general` calls the library functions and holds for every h and any number of layers.
 
 All of these are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
@@ -44,15 +43,26 @@ from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.compile import inlined_kernel, task_kernel
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
 from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, WORD, bits_between
+from fastgrad.kernels.tasks import CLAIMED, FINISHED, claim, finish, is_finished, pause
 from fastgrad.kernels.vectors import lowest_bit
 
-#: Rows of coefficients an item has: two of the activation, U1..U5, V1..V4.
-COEFFICIENTS = 11
-#: `accumulate` needs all moves of logits below this: there T to the fifth power of the move, S to
-#: the fourth and artanh to the fifth are exact to rounding in float64 (relative 1e-16).
+#: Rows of coefficients an item has: two of the activation, five of S.
+COEFFICIENTS = 7
+#: `accumulate` needs all moves of logits below this: there S and artanh to the fifth power are
+#: exact to rounding in float64 (relative 1e-16).
 LOGIT_MOVE_LIMIT = 1.5e-3
 #: ... and the moves by the second layer's own nudges, h * z, below this (five terms of artanh).
 VALUE_MOVE_LIMIT = 0.05
+
+#: A row of ``jobs`` is what `tasks.claim` and `tasks.finish` take for the progress of a share; its
+#: only step is this. Besides it says who has computed a sample's changes, and where, of what is
+#: theirs, ``changes`` and ``which`` begin.
+ONLY = 0
+BY, AT, LISTED = 1, 2, 3
+#: Looks at a job of another thread after which one does it oneself, 20 microseconds or so.
+PATIENCE = 1000
+#: How many lists of a sample ``which`` has room for.
+LISTS = 4
 
 #: Slots of the table in `distinct_entries`, and how a value finds its slot (Fibonacci hashing:
 #: D. E. Knuth, *The Art of Computer Programming* 3, section 6.4).
@@ -89,16 +99,20 @@ class Nudges(NamedTuple):
         exp(+-h z) - 1 for the hidden values z and the constant 1 after them.
     coefficients : ndarray, shape (M, COEFFICIENTS, P)
     largest : ndarray, shape (N, 2)
-        The largest sizes of h x and of h z of each sample.
+        The largest size of h x of each sample, and whether an h z is above `VALUE_MOVE_LIMIT`.
     logit_limit : float
         How far a logit may move: `LOGIT_MOVE_LIMIT`.
     is_little : ndarray of int64, shape (1,)
         Out: whether `moves_are_little`, so that `accumulate` and `collect` have run.
     bits : ndarray of unsigned integers, as ``value``
         The same memory.
-    table : ndarray of int64, shape (shares, 2**10)
-    example, which : ndarray of int64, shape (shares, D + 1)
+    which : ndarray of uint64, shape (shares, LISTS (D + 1))
+        For entries of a sample, the number of its value among the distinct ones.
+    table : ndarray of uint64, shape (shares, HASH_SLOTS + 1, 2)
+    example : ndarray of uint64, shape (shares, D + 1)
         Scratch of `distinct_entries`.
+    jobs : ndarray of int64, shape (N + C, tasks.ROW)
+        What threads take from each other: the samples, and the columns of the second layer.
     unit_moves : ndarray, shape (shares, 2, P)
         Scratch: the moves of the hidden units' values.
     changes, sums : ndarray, shape (shares, D + 1, P)
@@ -143,9 +157,10 @@ class Nudges(NamedTuple):
     logit_limit: float
     is_little: IntArray
     bits: NDArray[Any]
-    table: IntArray
-    example: IntArray
-    which: IntArray
+    which: BitArray
+    table: BitArray
+    example: BitArray
+    jobs: IntArray
     unit_moves: FloatArray
     changes: FloatArray
     sums: FloatArray
@@ -157,9 +172,14 @@ class Nudges(NamedTuple):
 
 @inlined_kernel
 def list_sample(s, share, n):
-    """List the non-zero entries of a sample, part by part, followed by the constant 1."""
+    """List the non-zero entries of a sample, part by part, and the constant 1 after them.
+
+    Return the largest size among them.
+    """
     shares = s.start.shape[1]
     n_inputs = s.x.shape[1]
+    one = s.value.dtype.type(1)
+    largest = one
     place = n * (n_inputs + 1)
     for part in range(shares):
         s.start[n, part] = place
@@ -172,15 +192,18 @@ def list_sample(s, share, n):
             while bits != NO_BITS:
                 i = begin + lowest_bit(bits)
                 s.position[0, place] = i
-                s.value[0, place] = s.x[n, i]
+                x = s.x[n, i]
+                s.value[0, place] = x
+                largest = max(largest, abs(x))
                 place += 1
                 bits &= bits - ONE_BIT
             i1 = i2
         if part == shares - 1:
             s.position[0, place] = n_inputs
-            s.value[0, place] = 1
+            s.value[0, place] = one
             place += 1
         s.stop[n, part] = place
+    return largest
 
 
 @task_kernel
@@ -192,6 +215,13 @@ def list_entries(share, s):
         list_sample(s, share, n)
 
 
+@inlined_kernel
+def renew(s, job):
+    """Make a job one that nobody has begun."""
+    s.jobs[job, CLAIMED] = 0
+    s.jobs[job, FINISHED] = 0
+
+
 @task_kernel
 def prepare(share, s):
     """List some samples' entries, and compute their moves and the coefficients of every item."""
@@ -200,38 +230,36 @@ def prepare(share, s):
     values, errors = s.values, s.errors
     n_samples = s.item_start.size - 1
     n_hidden = s.sizes[1]
-    width = s.widths[1]
+    width = needed_columns(s)
     back = s.transposed_at[1]
     number = values.dtype.type
     h = number(s.h)
-    delta = number(s.delta)
     zero = number(0)
     one = number(1)
-    half = number(1 / 2)
-    sixth = number(1 / 6)
+    if share == 0:
+        for job in range(n_samples, s.jobs.shape[0]):
+            renew(s, job)
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        list_sample(s, share, n)
-        far = zero
-        for part in range(shares):
-            for e in range(s.start[n, part], s.stop[n, part]):
-                move = h * s.value[0, e]
-                far = max(far, abs(move))
-                E = expm1(move)
+        s.largest[n, 0] = h * list_sample(s, share, n)
+        renew(s, n)
+        if s.activation == SIGMOID:
+            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
+                E = expm1(h * s.value[0, e])
                 up[0, e] = E
                 down[0, e] = -E / (one + E)
-            if s.activation != SIGMOID:
-                for e in range(s.start[n, part], s.stop[n, part]):
-                    up[0, e] = h * s.value[0, e]
-                    down[0, e] = -up[0, e]
-        s.largest[n, 0] = far
-        far = zero
+        else:
+            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
+                move = h * s.value[0, e]
+                up[0, e] = move
+                down[0, e] = -move
+        too_far = 0
         for j in range(width):
             move = h * values[1, n, j]
-            far = max(far, abs(move))
+            too_far |= move > VALUE_MOVE_LIMIT  # values are not negative
             E = expm1(move)
             s.value_up[n, j] = E
             s.value_down[n, j] = -E / (one + E)
-        s.largest[n, 1] = far
+        s.largest[n, 1] = too_far
 
         for item in range(s.item_start[n], s.item_start[n + 1]):
             for j in range(width):
@@ -243,40 +271,37 @@ def prepare(share, s):
                 for j in range(width):
                     coefficients[item, r, j] = zero
             k = s.item_class[item]
-            q = one
-            if delta > 0:
-                q = errors[2, n, k] / (errors[2, n, k] + delta)
             for m in range(s.sizes[2]):
                 p = errors[2, n, m]
-                pq = p * q
-                twice = p + p
                 for j in range(width):
-                    # The coefficients of T are differences of powers, taken so that no digit is
-                    # lost when the target's probability is near 1.
-                    w = transposed[0, back + m, j]
-                    v = transposed[0, back + k, j]
-                    w2 = w * w
-                    v2 = v * v
-                    w3 = w * w2 * sixth
-                    w4 = w3 * w * (half * half)
-                    u1 = pq * (v - w)
-                    u2 = u1 * (v + w) * half
-                    u3 = u1 * (v2 + v * w + w2) * sixth
-                    u4 = u2 * (v2 + w2) * (half * sixth)
-                    u5 = u1 * (v2 * v2 + v * w * (v2 + v * w + w2) + w2 * w2) * number(1 / 120)
-                    coefficients[item, 2, j] += u1
-                    coefficients[item, 3, j] += u2
-                    coefficients[item, 4, j] += u3
-                    coefficients[item, 5, j] += u4
-                    coefficients[item, 6, j] += u5
-                    coefficients[item, 7, j] += u1 + twice * w
-                    coefficients[item, 8, j] += u2 + p * w2
-                    coefficients[item, 9, j] += u3 + twice * w3
-                    coefficients[item, 10, j] += u4 + twice * w4
+                    # How far a logit moves, relative to the target's, for a move of 1.
+                    e = transposed[0, back + m, j] - transposed[0, back + k, j]
+                    e1 = p * e
+                    e2 = e1 * e
+                    e3 = e2 * e
+                    e4 = e3 * e
+                    e5 = e4 * e
+                    coefficients[item, 2, j] += e1
+                    coefficients[item, 3, j] += e2
+                    coefficients[item, 4, j] += e3
+                    coefficients[item, 5, j] += e4
+                    coefficients[item, 6, j] += e5
+            for j in range(width):
+                coefficients[item, 3, j] *= number(1 / 2)
+                coefficients[item, 4, j] *= number(1 / 6)
+                coefficients[item, 5, j] *= number(1 / 24)
+                coefficients[item, 6, j] *= number(1 / 120)
             # The unit that is always 1 belongs to the second layer's bias.
             for r in range(COEFFICIENTS):
                 for j in range(n_hidden, width):
                     coefficients[item, r, j] = zero
+
+
+@inlined_kernel
+def needed_columns(s):
+    """Return how many columns units and the constant 1 take, in whole registers of 32 bytes."""
+    lanes = 32 // s.values.itemsize
+    return (s.sizes[1] + lanes) // lanes * lanes
 
 
 @inlined_kernel
@@ -288,7 +313,7 @@ def moves_are_little(s):
     weight = largest.dtype.type(0)
     is_little = True
     for n in range(largest.shape[0]):
-        is_little &= largest[n, 0] <= 1 and largest[n, 1] <= VALUE_MOVE_LIMIT
+        is_little &= largest[n, 0] <= 1 and largest[n, 1] == 0
         move = max(move, largest[n, 0])
     for k in range(back, back + s.sizes[2]):
         for j in range(s.sizes[1]):
@@ -298,38 +323,147 @@ def moves_are_little(s):
 
 
 @inlined_kernel
-def distinct_entries(s, share, n):
+def distinct_entries(s, share, n, listed):
     """Give the distinct values among a sample's entries numbers; return how many there are.
 
-    Entry e of the sample gets number ``which[share, e]``, counted along the parts of its list, and
+    The sample's entries have the numbers ``which[share, listed]`` and after, in their order, and
     ``example[share, number]`` is one entry with that value. A table finds the number of a value
-    that was met before; it needs no clearing, because a number counts only if ``example`` confirms
-    it. Where two values share a slot, the later one gets a number again: a detour, not an error.
+    that was met before. It needs no clearing: what it holds is counted on from sample to sample.
+    Where two values share a slot, the later one gets a number again: a detour, not an error.
     """
-    count = 0
-    place = 0
-    for part in range(s.start.shape[1]):
-        for e in range(s.start[n, part], s.stop[n, part]):
-            bits = s.bits[0, e]
-            slot = (np.uint64(bits) * HASH_FACTOR) >> HASH_SHIFT
-            number = s.table[share, slot]
-            if number >= count or s.bits[0, s.example[share, number]] != bits:
-                number = count
-                s.table[share, slot] = number
-                s.example[share, number] = e
-                count += 1
-            s.which[share, place] = number
-            place += 1
-    return count
+    one = np.uint64(1)
+    first = s.table[share, HASH_SLOTS, 0]
+    next_one = first
+    begin = np.uint64(s.start[n, 0])
+    end = np.uint64(s.stop[n, s.stop.shape[1] - 1])
+    place = np.uint64(listed)
+    for e in range(begin, end):
+        bits = np.uint64(s.bits[0, e])
+        slot = (bits * HASH_FACTOR) >> HASH_SHIFT
+        label = s.table[share, slot, 1]
+        # Without a branch: nobody could foretell it, and every wrong guess costs 20 cycles.
+        is_known = (s.table[share, slot, 0] == bits) & (first <= label)
+        label = label if is_known else next_one
+        next_one = next_one if is_known else next_one + one
+        s.table[share, slot, 0] = bits
+        s.table[share, slot, 1] = label
+        s.which[share, place] = label - first
+        place += one
+    # Not above, where the table would have to wait for it: 1.04 times the speed.
+    place = np.uint64(listed)
+    for e in range(begin, end):
+        s.example[share, s.which[share, place]] = e
+        place += one
+    s.table[share, HASH_SLOTS, 0] = next_one
+    return next_one - first
+
+
+@inlined_kernel
+def target_share(s, n, target):
+    """Return q: which part of p + delta, for the target of an item, is the probability p."""
+    p = s.errors[2, n, target]
+    delta = like(s.delta, p)
+    return p / (p + delta) if delta > 0 else like(1, p)
+
+
+@inlined_kernel
+def changes_of_sample(s, share, n, at, count):
+    """Compute the changes of the loss at +h and -h for each of a sample's distinct values.
+
+    They are written to the rows of ``changes`` from ``at`` on.
+    """
+    at = np.uint64(at)
+    coefficients, changes, moves = s.coefficients, s.changes, s.unit_moves
+    width = needed_columns(s)
+    is_double = changes.itemsize == 8
+    number = changes.dtype.type
+    zero = number(0)
+    one = number(1)
+    two = number(2)
+    third = number(1 / 3)
+    fifth = number(1 / 5)
+    for value in range(count):
+        for j in range(width):
+            changes[share, at + value, j] = zero
+    for item in range(s.item_start[n], s.item_start[n + 1]):
+        weight = s.item_weight[item]
+        q = target_share(s, n, s.item_class[item])
+        rest = two - q
+        for value in range(count):
+            E1 = s.up[0, s.example[share, value]]
+            E2 = s.down[0, s.example[share, value]]
+            if s.activation == SIGMOID:
+                for j in range(width):
+                    z = coefficients[item, 0, j]
+                    a1 = one + z * E1
+                    a2 = one + z * E2
+                    r = coefficients[item, 1, j] / (a1 * a2)
+                    moves[share, 0, j] = E1 * a2 * r
+                    moves[share, 1, j] = E2 * a1 * r
+            else:
+                for j in range(width):
+                    low = coefficients[item, 1, j]
+                    moves[share, 0, j] = max(coefficients[item, 0, j] + E1, low)
+                    moves[share, 1, j] = max(coefficients[item, 0, j] + E2, low)
+            # Over hidden units, contiguous, without a branch or a call: 34 multiplications and
+            # additions and two divisions for the two losses of one value and unit. In float32
+            # the highest terms would be lost in rounding, and 28 do.
+            for j in range(width):
+                d1 = moves[share, 0, j]
+                d2 = moves[share, 1, j]
+                c1 = coefficients[item, 2, j]
+                c2 = coefficients[item, 3, j]
+                c3 = coefficients[item, 4, j]
+                c4 = coefficients[item, 5, j]
+                c5 = coefficients[item, 6, j]
+                top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
+                top2 = c3 + d2 * (c4 + d2 * c5) if is_double else c3
+                S1 = d1 * (c1 + d1 * (c2 + d1 * top1))
+                S2 = d2 * (c1 + d2 * (c2 + d2 * top2))
+                m1 = two + rest * S1
+                m2 = two + rest * S2
+                # One division for both.
+                r = q / (m1 * m2)
+                s1 = S1 * m2 * r
+                s2 = S2 * m1 * r
+                q1 = s1 * s1
+                q2 = s2 * s2
+                top1 = third + q1 * fifth if is_double else third
+                top2 = third + q2 * fifth if is_double else third
+                changes[share, at + value, j] += weight * (
+                    s1 * (one + q1 * top1) - s2 * (one + q2 * top2)
+                )
+
+
+@inlined_kernel
+def has_room(s, n, free, listed):
+    """Return whether a sample of another share surely fits behind what is there."""
+    n_entries = s.stop[n, s.stop.shape[1] - 1] - s.start[n, 0]
+    return free + n_entries <= s.changes.shape[1] and listed + n_entries <= s.which.shape[1]
+
+
+@inlined_kernel
+def arrives(s, job):
+    """Wait a while for a job that another thread has begun; return whether it gets finished."""
+    for _ in range(PATIENCE):
+        if is_finished(s.jobs, job, ONLY):
+            return True
+        pause()
+    return False
 
 
 @task_kernel
 def accumulate(share, s):
     """Add up the changes of the loss at +h and -h of a share of the samples, for all of W1 and b1.
 
-    And of all samples, for a share of the columns of W2 and b2. Pixels have few distinct values, a
-    gray image some seventy among 150, and entries of one sample with the same value move a unit's
-    input, and so the loss, by the same amount: that is computed once and added to all their rows.
+    And of all samples, for some columns of W2 and b2. Pixels have few distinct values, a gray image
+    some seventy among 150, and entries of one sample with the same value move a unit's input, and
+    so the loss, by the same amount: that is computed once and added to all their rows.
+
+    Threads are seldom equally fast: cores differ, or have other work. So a thread that is done with
+    its own samples computes the changes of others' from the last one back, and leaves it to their
+    owner to add them: the order of additions, and every bit, is the same whoever was fast. An owner
+    who would have to wait long for such a sample computes it once more.
 
     Only if `moves_are_little`; share 0 says so in ``is_little``.
     """
@@ -338,94 +472,64 @@ def accumulate(share, s):
         s.is_little[0] = is_little
     if not is_little:
         return
-    coefficients, changes, sums, moves = s.coefficients, s.changes, s.sums, s.unit_moves
+    changes, sums, jobs = s.changes, s.sums, s.jobs
     n_inputs = s.sizes[0]
-    width = s.widths[1]
+    width = needed_columns(s)
     shares = s.start.shape[1]
     n_samples = s.item_start.size - 1
-    number = sums.dtype.type
-    zero = number(0)
-    one = number(1)
-    two = number(2)
-    third = number(1 / 3)
-    fifth = number(1 / 5)
+    zero = sums.dtype.type(0)
     for i in range(n_inputs + 1):
         for j in range(width):
             sums[share, i, j] = zero
-    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        count = distinct_entries(s, share, n)
-        for value in range(count):
-            for j in range(width):
-                changes[share, value, j] = zero
-        for item in range(s.item_start[n], s.item_start[n + 1]):
-            weight = s.item_weight[item]
-            for value in range(count):
-                E1 = s.up[0, s.example[share, value]]
-                E2 = s.down[0, s.example[share, value]]
-                if s.activation == SIGMOID:
-                    for j in range(width):
-                        z = coefficients[item, 0, j]
-                        a1 = one + z * E1
-                        a2 = one + z * E2
-                        r = coefficients[item, 1, j] / (a1 * a2)
-                        moves[share, 0, j] = E1 * a2 * r
-                        moves[share, 1, j] = E2 * a1 * r
-                else:
-                    for j in range(width):
-                        low = coefficients[item, 1, j]
-                        moves[share, 0, j] = max(coefficients[item, 0, j] + E1, low)
-                        moves[share, 1, j] = max(coefficients[item, 0, j] + E2, low)
-                # Over hidden units, contiguous, without a branch or a call: 41 multiply-adds and
-                # two divisions for the two losses of one value and unit.
-                for j in range(width):
-                    d1 = moves[share, 0, j]
-                    d2 = moves[share, 1, j]
-                    u1 = coefficients[item, 2, j]
-                    u2 = coefficients[item, 3, j]
-                    u3 = coefficients[item, 4, j]
-                    u4 = coefficients[item, 5, j]
-                    u5 = coefficients[item, 6, j]
-                    v1 = coefficients[item, 7, j]
-                    v2 = coefficients[item, 8, j]
-                    v3 = coefficients[item, 9, j]
-                    v4 = coefficients[item, 10, j]
-                    n1 = d1 * (u1 + d1 * (u2 + d1 * (u3 + d1 * (u4 + d1 * u5))))
-                    n2 = d2 * (u1 + d2 * (u2 + d2 * (u3 + d2 * (u4 + d2 * u5))))
-                    m1 = two + d1 * (v1 + d1 * (v2 + d1 * (v3 + d1 * v4)))
-                    m2 = two + d2 * (v1 + d2 * (v2 + d2 * (v3 + d2 * v4)))
-                    # One division for both.
-                    r = one / (m1 * m2)
-                    s1 = n1 * m2 * r
-                    s2 = n2 * m1 * r
-                    q1 = s1 * s1
-                    q2 = s2 * s2
-                    changes[share, value, j] += weight * (
-                        s2 * (one + q2 * (third + q2 * fifth))
-                        - s1 * (one + q1 * (third + q1 * fifth))
-                    )
-        place = 0
-        for part in range(shares):
-            for e in range(s.start[n, part], s.stop[n, part]):
+    first = n_samples * share // shares
+    n_own = n_samples * (share + 1) // shares - first
+    # Where, of what is this share's own, begins what nobody else is going to read.
+    free, listed = 0, 0
+    for turn in range(n_samples + 1):
+        if turn == n_own:
+            second_layer(s, share)
+            continue
+        is_own = turn < n_own
+        n = first + turn if is_own else (first + n_own - turn) % n_samples
+        if not is_own and not has_room(s, n, free, listed):
+            break
+        compute = claim(jobs, n, ONLY)
+        if is_own and not compute:
+            compute = not arrives(s, n)
+        if compute:
+            count = distinct_entries(s, share, n, listed)
+            changes_of_sample(s, share, n, free, count)
+        if is_own:
+            by = share if compute else jobs[n, BY]
+            at = np.uint64(0 if compute else jobs[n, AT])
+            place = np.uint64(0 if compute else jobs[n, LISTED])
+            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
                 i = s.position[0, e]
-                value = s.which[share, place]
-                place += 1
+                value = at + s.which[by, place]
+                place += np.uint64(1)
                 for j in range(width):
-                    sums[share, i, j] += changes[share, value, j]
-    second_layer(s, share)
+                    sums[share, i, j] += changes[by, value, j]
+        elif compute:
+            jobs[n, BY] = share
+            jobs[n, AT] = free
+            jobs[n, LISTED] = listed
+            free += np.int64(count)
+            listed += s.stop[n, shares - 1] - s.start[n, 0]
+            finish(jobs, n, ONLY)
 
 
 @inlined_kernel
 def second_layer(s, share):
-    """Compute the central difference of a share of the columns of W2 and b2.
+    """Compute the central difference of W2 and b2, of all columns that nobody else begins.
 
     A nudge of W2[j, k] moves one logit, by +-h z[j].
     """
     columns, value_up, value_down, errors = s.columns, s.value_up, s.value_down, s.errors
     n_hidden = s.sizes[1]
+    n_samples = s.item_start.size - 1
     n_classes = s.sizes[2]
-    width = s.widths[1]
+    width = needed_columns(s)
     number = columns.dtype.type
-    delta = number(s.delta)
     zero = number(0)
     one = number(1)
     two = number(2)
@@ -435,7 +539,10 @@ def second_layer(s, share):
     ninth = number(1 / 9)
     scale = one / number(s.h)
     result_at = (s.sizes[0] + 1) * n_hidden
-    for k in range(share, n_classes, s.start.shape[1]):
+    for turn in range(n_classes):
+        k = (turn + n_classes * share // s.start.shape[1]) % n_classes
+        if not claim(s.jobs, n_samples + k, ONLY):
+            continue
         for j in range(width):
             columns[k, j] = zero
         for item in range(s.item_sample.size):
@@ -443,9 +550,7 @@ def second_layer(s, share):
             target = s.item_class[item]
             weight = s.item_weight[item]
             p = errors[2, n, k]
-            q = one
-            if delta > 0:
-                q = errors[2, n, target] / (errors[2, n, target] + delta)
+            q = target_share(s, n, target)
             if k == target:
                 others = zero
                 for m in range(n_classes):
