@@ -4,6 +4,8 @@ Errors are relative to the largest entry of their array. Both variants are teste
 the fast one for two layers and small moves, and the general one.
 """
 
+import ctypes
+
 import numba
 import numpy as np
 import pytest
@@ -20,7 +22,7 @@ from reference import (
 )
 
 from fastgrad.engine import Engine
-from fastgrad.kernels import central_difference
+from fastgrad.kernels import central_difference, tasks
 
 COMPILED = not numba.config.DISABLE_JIT
 TOLERANCE = {"f": 1e-5, "d": 1e-13}
@@ -335,3 +337,50 @@ def test_moves_of_infinite_size_give_no_silent_number():
         (2, 3, 2), params, np.array([[0.0, 1.0]]), np.zeros(1, np.int64), "relu", 0.0, 1e-4
     )
     assert all(np.isnan(array).all() for array in got.values())
+
+
+def run_task(body, share, block):
+    """Run one share of a task, as `tasks.take_part` does."""
+    if not COMPILED:
+        return body(share, block.address)
+    call = ctypes.CFUNCTYPE(
+        ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p
+    )(block.address_of(body))
+    assert (
+        call(ctypes.create_string_buffer(64), ctypes.create_string_buffer(64), share, block.address)
+        == 0
+    )
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("shares", [3], indirect=True)
+@np.errstate(over="ignore")  # for kernels that are not compiled
+def test_samples_taken_from_slow_threads_change_no_bit(dtype, shares):
+    rng = np.random.default_rng(5)
+    sizes, n = (40, 9, 3), 12
+    x = rng.integers(1, 4, (n, sizes[0])) * (rng.random((n, sizes[0])) < 0.2) / 7
+    x, labels = x.astype(dtype), rng.integers(0, sizes[-1], n)
+    engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
+    engine.load(random_params(sizes, rng, dtype=dtype))
+    soft = np.empty((0, sizes[-1]), dtype)
+    _, want = engine.central_difference(x, labels, soft, 1e-4)
+    result = np.empty_like(want)
+    block = engine._nudges(x, labels, soft, 1e-4, result)
+    jobs = block._values["jobs"]
+
+    def run(order, slow=()):
+        for share in range(shares):
+            run_task(central_difference.prepare, share, block)
+        jobs[list(slow), tasks.CLAIMED] = 1  # somebody has begun them, and will never be finished
+        for share in order:
+            run_task(central_difference.accumulate, share, block)
+        for share in range(shares):
+            run_task(central_difference.collect, share, block)
+        np.testing.assert_array_equal(result, want)
+        return jobs[:n, tasks.FINISHED].nonzero()[0]
+
+    # Shares hold samples 0-3, 4-7 and 8-11. The first to run takes others', the nearest end first.
+    assert set(run([0, 1, 2])) >= {10, 11}
+    assert set(run([1, 2, 0])) >= {2, 3}
+    assert set(run([2, 1, 0])) >= {6, 7}
+    assert not {6, 7, 11} & set(run([0, 1, 2], slow=(6, 7, 11)))
