@@ -160,7 +160,7 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
         raise ValueError(f"`{name}` must have shape (N, {width}) or ({width},). Got {array.shape}.")
     if array.shape[0] == 0:
         raise ValueError(f"`{name}` must hold at least one sample. Got {array.shape}.")
-    return array.reshape(-1, width), array.ndim == 1
+    return (array, False) if array.ndim == 2 else (array.reshape(1, width), True)
 
 
 def scores_and_targets(scores: Any, name: str, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:

@@ -61,8 +61,8 @@ _GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 
 
 #: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
 _CALLERS = ("x", "W1", "labels", "soft", "result")
-#: Those of the state of a central difference.
-_NUDGERS = ("x", "item_class", "result")
+#: Those that a state of a central difference has, too.
+_NUDGERS = _CALLERS[::2]
 
 ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
@@ -149,16 +149,20 @@ def may_be_sparse(x: FloatArray) -> bool:
 
 
 # An item is a pair of a sample and a class with a target (`fastgrad.kernels.central_difference`).
+_ITEMS = ("item_start", "item_sample", "item_weight", "item_class")
 
 
 @functools.lru_cache(maxsize=4)
-def _label_items(n: int, dtype: np.dtype[Any]) -> tuple[IntArray, IntArray, FloatArray]:
-    """Return where each sample's items start, their samples and weights, for a label a sample."""
-    return np.arange(n + 1), np.arange(n), np.full(n, 1 / n, dtype)
+def _label_items(n: int, dtype: np.dtype[Any]) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+    """Return where each sample's items start, their samples and weights, for a label a sample.
+
+    And no classes: those are the labels.
+    """
+    return np.arange(n + 1), np.arange(n), np.full(n, 1 / n, dtype), _NO_LABELS
 
 
 def _soft_items(soft: FloatArray) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
-    """Return the same for soft targets, and the items' classes."""
+    """Return the same for soft targets, with the items' classes."""
     n = len(soft)
     sample, klass = map(np.ascontiguousarray, np.nonzero(soft))
     starts = np.concatenate([[0], np.cumsum(np.bincount(sample, minlength=n))])
@@ -214,8 +218,9 @@ class Engine:
         self._pending = self._no_weights
         self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
         self._scratch_key: tuple[int, ...] = ()
-        self._nudge_key: tuple[int, ...] = ()
+        self._nudge_key: tuple[Any, ...] = ()
         self._nudge_block: Block
+        self._n_items = 0
         #: What every state of a task says of the network.
         self._network: dict[str, Any] = {
             "sizes": self.layout.sizes,
@@ -229,6 +234,7 @@ class Engine:
         }
         self._part = part_address()
         self._loss = np.zeros(1)
+        self._mean = 0.0
         self._done = np.zeros(1, np.int64)
         scratch = self._allocate(0, 1)
         self._held: Samples | None = self._rows(self._no_samples)
@@ -405,13 +411,13 @@ class Engine:
         soft: FloatArray,
         result: FloatArray,
         program: Program = _TAKE_OVER,
-        further: IntArray | None = None,
+        nudges: Block | None = None,
     ) -> bool:
         """Mark samples, and take over parameters that wait; return whether marks pay.
 
         Judged, and dealt out, by every stride-th of the samples, unless `sparse` says that they do
         or do not. The tasks of the program, and later ones, find the targets and the result.
-        Further steps, of another state, follow the program's in the same launch.
+        Those of a central difference may follow in the same launch.
         """
         stride = max(stride, 1)
         entries = -(-len(x) // stride) * x.shape[1]
@@ -419,12 +425,11 @@ class Engine:
         block, waiting = self._block, self._pending
         self._hold(samples)
         block.update(stride=stride, most=most)
-        steps = block.steps(program)
-        if further is not None:
-            steps = np.concatenate((steps, further))
-        pays = launch(
-            iteration.begin, self._part, steps, self._progress, self._now, GIVE_WAY,
-            block.address, self._places, x, waiting, labels, soft, result, self._found, most,
+        pays, self._mean = launch(
+            iteration.begin, self._part, self._nudge_steps if nudges else block.steps(program),
+            self._progress, self._now, GIVE_WAY, block.address, self._places,
+            x, waiting, labels, soft, result, self._found, self.sample_loss, most,
+            (nudges or block).address, self._nudge_places if nudges else self._places[::2],
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
         self._pending = self._no_weights
@@ -458,13 +463,13 @@ class Engine:
         sparse: bool | None,
         aim: _Pass,
         result: FloatArray | None = None,
-        further: IntArray | None = None,
+        nudges: Block | None = None,
     ) -> None:
         """Take over a batch, and parameters that wait; then do what is the aim.
 
         There must be scratch for it. Marks leave out the products of zeros. Where a weight is NaN
         or infinite such a product is NaN, so then rows are taken unless marks are asked for; they
-        are where there are further steps, see `_take_over`.
+        are for a central difference.
         """
         given = labels, soft, self._no_weights if result is None else result
         self._block.update(batches=self.order)
@@ -474,7 +479,7 @@ class Engine:
         if sparse or (sparse is None and (self._was_marked or may_be_sparse(x))):
             program = aim.of_marked if sparse else aim.if_marks_pay
             stride = len(x) // LOOKS
-            marked = self._take_over(x, self._batch, stride, sparse, *given, program, further)
+            marked = self._take_over(x, self._batch, stride, sparse, *given, program, nudges)
         self._was_marked = marked
         if not marked:
             self._take_over(self._no_samples, self._rows(x), 1, False, *given, aim.of_rows)
@@ -528,7 +533,7 @@ class Engine:
         return self._mean_loss()
 
     def _mean_loss(self) -> float:
-        loss = float(np.add.reduce(self.sample_loss, dtype=np.float64)) / self.n_batch
+        loss = self._mean
         if self.decay:
             where = self.layout
             loss += iteration.penalty(where.sizes, where.weights_at, self.weights, self.decay)
@@ -573,18 +578,14 @@ class Engine:
         """
         self._make_scratch(len(x), numba.get_num_threads())
         result = np.empty(self.n_parameters, self.dtype)
-        nudges = self._nudges(x, labels, soft, h, result)
-        two_layers = len(self.sizes) == 3
-        steps = nudges.steps(_NUDGE_LITTLE if two_layers else _LIST_ENTRIES)
-        self._begin(x, labels, soft, True, _FORWARD, further=steps)
+        nudges = self._nudges(labels, soft, float(h))
+        self._begin(x, labels, soft, True, _FORWARD, result, nudges)
         loss = self._mean_loss() if self.finite else math.nan
         if not math.isfinite(loss):
-            nudges.forget(*_NUDGERS)
             result.fill(np.nan)
             return loss, result
-        if not (two_layers and self._is_little[0]):
+        if not self._is_little[0]:
             self._evaluate_generally(nudges, result)
-        nudges.forget(*_NUDGERS)
         if self.decay:
             # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
             # their difference, divided by 2h, is decay * w.
@@ -595,38 +596,33 @@ class Engine:
                     array += self.dtype.type(self.decay) * W
         return loss, result
 
-    def _nudges(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
-    ) -> Block:
-        """Return the state of the tasks of `fastgrad.kernels.central_difference`."""
-        if labels.size:
-            item_start, item_sample, item_weight = _label_items(self.n_batch, self.dtype)
-            item_class = labels
-        else:
-            item_start, item_sample, item_weight, item_class = _soft_items(soft)
-        changing: dict[str, Any] = {
-            "x": x,
-            "item_start": item_start,
-            "item_sample": item_sample,
-            "item_class": item_class,
-            "item_weight": item_weight,
-            "h": float(h),
-            "logit_limit": central_difference.LOGIT_MOVE_LIMIT,
-            "result": result,
-        }
-        key = (item_class.size,)
-        if key == self._nudge_key:
-            self._nudge_block.update(**changing)
+    def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> Block:
+        """Return the state of the tasks of `fastgrad.kernels.central_difference`.
+
+        Without the arrays in `_NUDGERS`.
+        """
+        key = (labels.size, h, central_difference.LOGIT_MOVE_LIMIT)
+        if labels.size and key == self._nudge_key:
             return self._nudge_block
+        items = _label_items(self.n_batch, self.dtype) if labels.size else _soft_items(soft)
+        n_items = items[1].size
+        changing: dict[str, Any] = dict(zip(_ITEMS, items, strict=True), h=h, logit_limit=key[-1])
+        if self._nudge_key and n_items == self._n_items:
+            self._nudge_block.update(**changing)
+        else:
+            self._make_nudges(n_items, changing)
+        self._nudge_key, self._n_items = key, n_items
+        return self._nudge_block
+
+    def _make_nudges(self, n_items: int, changing: dict[str, Any]) -> None:
+        """Allocate that state for batches of a size and a number of items."""
         where, shares, n = self.layout, self.shares, self.n_batch
         fast = len(self.sizes) == 3
         width = int(where.widths[1])
-        n_items = item_class.size if fast else 0
         rows = (shares, self.sizes[0] + 1 if fast else 0)
         start, stop = np.empty((2, n, shares), np.int64)
         value = np.empty((1, n * (self.sizes[0] + 1)), self.dtype)
         self._is_little = np.zeros(1, np.int64)
-        self._nudge_key = key
         self._nudge_block = Block(
             central_difference.Nudges(
                 **self._network,
@@ -644,7 +640,9 @@ class Engine:
                 down=np.empty_like(value),
                 value_up=aligned((n, width), self.dtype),
                 value_down=aligned((n, width), self.dtype),
-                coefficients=aligned((n_items, central_difference.COEFFICIENTS, width), self.dtype),
+                coefficients=aligned(
+                    (n_items * fast, central_difference.COEFFICIENTS, width), self.dtype
+                ),
                 largest=np.empty((n, 2), self.dtype),
                 is_little=self._is_little,
                 table=np.zeros((shares, central_difference.HASH_SLOTS + 1, 2), np.uint64),
@@ -656,10 +654,17 @@ class Engine:
                 columns=aligned((self.sizes[-1], width), self.dtype),
                 moves=aligned((shares, len(self.sizes), where.weights_shape[2]), self.dtype),
                 gradient=self._nowhere,
+                x=self._no_samples,
+                labels=_NO_LABELS,
+                result=self._no_weights,
                 **changing,
             )
         )
-        return self._nudge_block
+        self._nudge_places = tuple(map(self._nudge_block.place_of, _NUDGERS))
+        # One launch for the forward pass and what follows it.
+        program = _NUDGE_LITTLE if fast else _LIST_ENTRIES
+        steps = self._block.steps(_FORWARD.of_marked), self._nudge_block.steps(program)
+        self._nudge_steps = np.concatenate(steps)
 
     def _evaluate_generally(self, nudges: Block, result: FloatArray) -> None:
         """Compute the central difference, for any number of layers and moves of any size.

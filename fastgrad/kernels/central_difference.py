@@ -86,10 +86,14 @@ class Nudges(NamedTuple):
         Unsigned, because Numba lets a signed index count from the end, at the cost of a comparison.
     value : ndarray, shape (1, N (D + 1))
         What stands there.
+    labels : ndarray of int64, shape (N,) or (0,)
+        The class of each sample, which is then the only item of its number.
     item_start : ndarray of int64, shape (N + 1,)
         The items of sample n are item_start[n] .. item_start[n + 1] - 1.
-    item_sample, item_class : ndarray of int64, shape (M,)
-        The sample and the class of each item.
+    item_sample : ndarray of int64, shape (M,)
+        The sample of each item.
+    item_class : ndarray of int64, shape (M,) or (0,)
+        Its class, if there are no labels.
     item_weight : ndarray, shape (M,)
         Its target divided by N.
     h, delta : float
@@ -142,6 +146,7 @@ class Nudges(NamedTuple):
     stop: IntArray
     position: NDArray[Any]
     value: FloatArray
+    labels: IntArray
     item_start: IntArray
     item_sample: IntArray
     item_class: IntArray
@@ -168,6 +173,12 @@ class Nudges(NamedTuple):
     moves: FloatArray
     gradient: FloatArray
     result: FloatArray
+
+
+@inlined_kernel
+def class_of(s, item):
+    """Return the class of an item."""
+    return s.labels[item] if s.labels.size > 0 else s.item_class[item]
 
 
 @inlined_kernel
@@ -270,7 +281,7 @@ def prepare(share, s):
             for r in range(2, COEFFICIENTS):
                 for j in range(width):
                     coefficients[item, r, j] = zero
-            k = s.item_class[item]
+            k = class_of(s, item)
             for m in range(s.sizes[2]):
                 p = errors[2, n, m]
                 for j in range(width):
@@ -387,7 +398,7 @@ def changes_of_sample(s, share, n, at, count):
             changes[share, at + value, j] = zero
     for item in range(s.item_start[n], s.item_start[n + 1]):
         weight = s.item_weight[item]
-        q = target_share(s, n, s.item_class[item])
+        q = target_share(s, n, class_of(s, item))
         rest = two - q
         for value in range(count):
             E1 = s.up[0, s.example[share, value]]
@@ -484,7 +495,7 @@ def accumulate(share, s):
     first = n_samples * share // shares
     n_own = n_samples * (share + 1) // shares - first
     # Where, of what is this share's own, begins what nobody else is going to read.
-    free, listed = 0, 0
+    free, listed = np.int64(0), np.int64(0)
     for turn in range(n_samples + 1):
         if turn == n_own:
             second_layer(s, share)
@@ -547,7 +558,7 @@ def second_layer(s, share):
             columns[k, j] = zero
         for item in range(s.item_sample.size):
             n = s.item_sample[item]
-            target = s.item_class[item]
+            target = class_of(s, item)
             weight = s.item_weight[item]
             p = errors[2, n, k]
             q = target_share(s, n, target)
@@ -745,7 +756,7 @@ def general(share, s):
                         for item in range(s.item_start[n], s.item_start[n + 1]):
                             total += s.item_weight[item] * loss_change(
                                 s.moves, share, s.values, s.errors, last, n, s.sizes[last],
-                                s.item_class[item], delta,
+                                class_of(s, item), delta,
                             )  # fmt: skip
                         difference += total if side == 0 else -total
                     s.gradient[0, row, j] += difference * scale

@@ -863,7 +863,8 @@ def rows(share, s):
 
 @kernel
 def begin(
-    part, steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found, most
+    part, steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found,
+    sample_loss, most, further, further_places,
 ):  # fmt: skip
     """Put the arrays given for a call into a state, and run steps; the first is `take_over`.
 
@@ -875,21 +876,33 @@ def begin(
         Address of the state.
     places : tuple of int
         Where the state keeps the next five.
-    x, W1, labels, soft, result, found, most
+    x, W1, labels, soft, result, found, sample_loss, most
         Of the state.
+    further : int
+        Address of another state that some of the steps use, or the same.
+    further_places : tuple of int
+        Where that one keeps ``x``, ``labels`` and ``result``.
 
     Returns
     -------
-    bool
+    pays : bool
         Whether marks pay: the steps that depend on it have run.
+    loss : float
+        The mean of ``sample_loss``.
     """
     put_array(state, places[0], x)
     put_array(state, places[1], W1)
     put_array(state, places[2], labels)
     put_array(state, places[3], soft)
     put_array(state, places[4], result)
+    put_array(further, further_places[0], x)
+    put_array(further, further_places[1], labels)
+    put_array(further, further_places[2], result)
     run_steps(part, steps, progress, now, give_way)
-    return marks_pay(found, most)
+    loss = 0.0
+    for n in range(sample_loss.size):
+        loss += sample_loss[n]
+    return marks_pay(found, most), loss / max(sample_loss.size, 1)
 
 
 @kernel
