@@ -101,6 +101,10 @@ def _plain_prefetch(array, row, begin, end):
     """
 
 
+def _plain_prefetch_entry(array, i):
+    """Have one entry of a 1-D array fetched from memory, for use a little later."""
+
+
 def _plain_multiply_marked(
     marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
 ):
@@ -401,17 +405,10 @@ def _count_bits(typing_context, bits):
 
 def _prefetch(typing_context, array, row, begin, end):
     def generate(emit):
-        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-        fetch = cgutils.get_or_insert_function(
-            emit.builder.module,
-            ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
-            "llvm.prefetch.p0",
-        )
-        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
         first, last = (emit.address("array", "row", name)[0] for name in ("begin", "end"))
 
         def body(place, _):
-            emit.builder.call(fetch, [emit.builder.inttoptr(place, pointer), *hints])
+            emit.prefetch(place)
             return []
 
         emit.loop(
@@ -421,6 +418,13 @@ def _prefetch(typing_context, array, row, begin, end):
             lambda place: emit.add(place, ir.Constant(_INTEGER, LINE_BYTES)),
             body,
         )
+
+    return _typed(generate, array, locals())
+
+
+def _prefetch_entry(typing_context, array, i):
+    def generate(emit):
+        emit.prefetch(emit.address("array", "i")[0])
 
     return _typed(generate, array, locals())
 
@@ -583,6 +587,16 @@ class _Emitter:
         loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
         loaded.align = 8 if kind == _INTEGER else self.size
         return loaded
+
+    def prefetch(self, place):
+        number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+        fetch = cgutils.get_or_insert_function(
+            self.builder.module,
+            ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+            "llvm.prefetch.p0",
+        )
+        hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
+        self.builder.call(fetch, [self.builder.inttoptr(place, pointer), *hints])
 
     def spread(self, scalar, vector=None):
         """Return a vector with the scalar in every lane."""
@@ -767,6 +781,7 @@ lowest_bit = emitted(_plain_lowest_bit, _lowest_bit)
 count_bits = emitted(_plain_count_bits, _count_bits)
 nonzero_bits = emitted(_plain_nonzero_bits, _nonzero_bits)
 prefetch = emitted(_plain_prefetch, _prefetch)
+prefetch_entry = emitted(_plain_prefetch_entry, _prefetch_entry)
 multiply = emitted(_plain_multiply, _multiply)
 multiply_transposed = emitted(_plain_multiply_transposed, _multiply_transposed)
 multiply_marked = emitted(_plain_multiply_marked, _multiply_marked)
