@@ -51,9 +51,10 @@ FREE, NEAR = 1.25, 2.0
 #: again if they are not free any more when it ends.
 PATIENCE = 1.0
 
-#: How often the same is timed at a turn. The shortest time counts: what others do on the machine
-#: only ever adds to it.
-TAKES = 5
+#: How often, at least, and for how many seconds the same is timed at a turn. The shortest time
+#: counts: what others do on the machine only ever adds to it. Many short takes find the moments
+#: between: virtual cores change places every tenth of a second or so.
+TAKES, TAKING = 5, 0.3
 
 #: A share of a core taken by other processes above which results are marked as disturbed.
 DISTURBED = 0.1
@@ -251,12 +252,21 @@ def stretch(run, units=1, *, repeats=1, settling=None):
 
     def measure():
         settle(run, settling)
-        return min(seconds() for _ in range(TAKES)) / (units * repeats)
+        return min(_takes(seconds)) / (units * repeats)
 
     return measure
 
 
-def calls(function, *args, seconds=0.02, settling=None):
+def _takes(take, seconds=None):
+    """Return what `take` returns, time after time."""
+    end = time.perf_counter() + (TAKING if seconds is None else seconds)
+    values = [take() for _ in range(TAKES)]
+    while time.perf_counter() < end:
+        values.append(take())
+    return values
+
+
+def calls(function, *args, seconds=0.01, settling=None):
     """Return a measurement of one call, repeated to fill about `seconds`."""
     function(*args)
     start = time.perf_counter()
@@ -291,7 +301,8 @@ class Iteration:
     def __call__(self):
         settle(lambda: self.fit(self.short))
         lengths = self.short, self.short + self.more
-        pairs = [[self.fit(length) for length in lengths] for _ in range(TAKES)]
+        # For longer than others, because a take is longer.
+        pairs = _takes(lambda: [self.fit(length) for length in lengths], 3 * TAKING)
         short, long = map(min, zip(*pairs, strict=True))
         once = (long - short) / self.more
         self.startups.append(short - self.short * once)

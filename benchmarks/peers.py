@@ -143,9 +143,9 @@ class Fastgrad(Candidate):
         return self.net.params
 
     def measurement(self):
-        # The difference takes several times as long as what the start-up varies by.
+        # The difference takes many times as long as what the shortest start-up varies by.
         return measuring.Iteration(
-            self.fit, short=max(2, self.problem.steps // 4), more=6 * self.problem.steps
+            self.fit, short=max(2, self.problem.steps // 4), more=3 * self.problem.steps
         )
 
 
