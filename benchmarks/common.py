@@ -103,9 +103,10 @@ def ratio(theirs, ours):
     # One thread does not spin, and needs no pause.
     options = {"pause": 0.0} if cores == 1 else {}
     options |= {"cores": cores, "patience": RATIO_PATIENCE}
+    spans = {"seconds": 0.004, "settling": 0.04, "taking": 0.03}
     measurements = {
-        "theirs": measuring.calls(theirs, seconds=0.005, settling=0.05),
-        "ours": measuring.calls(ours, seconds=0.005, settling=0.05),
+        "theirs": measuring.calls(theirs, **spans),
+        "ours": measuring.calls(ours, **spans),
     }
     ratios = []
     end = time.perf_counter() + RATIO_SECONDS

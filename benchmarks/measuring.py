@@ -238,8 +238,10 @@ def settle(run, seconds=None):
         run()
 
 
-def stretch(run, units=1, *, repeats=1, settling=None):
+def stretch(run, units=1, *, repeats=1, settling=None, taking=None):
     """Return a measurement: settle, then time `repeats` runs of `units` units each.
+
+    That again and again, for `taking` seconds, by default `TAKING`; the shortest time counts.
 
     The measurement is a function without arguments that returns the seconds for one unit.
     """
@@ -252,7 +254,7 @@ def stretch(run, units=1, *, repeats=1, settling=None):
 
     def measure():
         settle(run, settling)
-        return min(_takes(seconds)) / (units * repeats)
+        return min(_takes(seconds, taking)) / (units * repeats)
 
     return measure
 
@@ -266,14 +268,14 @@ def _takes(take, seconds=None):
     return values
 
 
-def calls(function, *args, seconds=0.01, settling=None):
-    """Return a measurement of one call, repeated to fill about `seconds`."""
+def calls(function, *args, seconds=0.01, settling=None, taking=None):
+    """Return a measurement of one call, repeated to fill about `seconds`; else as `stretch`."""
     function(*args)
     start = time.perf_counter()
     function(*args)
     once = max(time.perf_counter() - start, 1e-7)
     repeats = max(1, min(100_000, int(seconds / once)))
-    return stretch(lambda: function(*args), repeats=repeats, settling=settling)
+    return stretch(lambda: function(*args), repeats=repeats, settling=settling, taking=taking)
 
 
 class Iteration:
