@@ -189,6 +189,7 @@ def test_one_iteration_is_the_difference_of_two_fits(scripts):
 def test_slow_takes_do_not_count(scripts, monkeypatch):
     monkeypatch.setattr(scripts.measuring, "settle", lambda run, seconds=None: None)
     monkeypatch.setattr(scripts.measuring, "TAKES", 3)
+    monkeypatch.setattr(scripts.measuring, "TAKING", 0.0)
     delays = iter([90.0, 0.0, 0.0, 70.0, 50.0, 0.0])
     delayed = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n + next(delays), 4, 100)
     assert delayed() == pytest.approx(0.25)
