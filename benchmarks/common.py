@@ -18,7 +18,7 @@ DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
 #: Rounds of a ratio for each core, seconds after which it makes do with as many in all, and seconds
 #: that a measurement may lose to waiting for free cores.
-RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 3, 0.05
+RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 14, 3, 0.05
 
 
 def _warm_up():
@@ -114,7 +114,7 @@ def ratio(theirs, ours):
     while len(ratios) < RATIO_ROUNDS or (
         len(ratios) < RATIO_ROUNDS * cores and time.perf_counter() < end
     ):
-        times = measuring.in_turn(measurements, 4, **options)
+        times = measuring.in_turn(measurements, 2, **options)
         ratios += list(np.log(np.divide(times["theirs"], times["ours"])))
     outermost = len(ratios) // 8
     return float(np.exp(np.mean(sorted(ratios)[outermost : len(ratios) - outermost])))
