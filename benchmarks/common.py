@@ -116,7 +116,7 @@ def ratio(theirs, ours):
     ):
         times = measuring.in_turn(measurements, 2, **options)
         ratios += list(np.log(np.divide(times["theirs"], times["ours"])))
-    outermost = len(ratios) // 8
+    outermost = -(-len(ratios) // 8)
     return float(np.exp(np.mean(sorted(ratios)[outermost : len(ratios) - outermost])))
 
 
