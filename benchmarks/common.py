@@ -18,7 +18,7 @@ DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
 #: Rounds of a ratio for each core, seconds after which it makes do with as many in all, and seconds
 #: that a measurement may lose to waiting for free cores.
-RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 14, 3, 0.05
+RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 3, 0.05
 
 
 def _warm_up():

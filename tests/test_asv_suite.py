@@ -50,7 +50,7 @@ def test_a_ratio_ignores_outliers_and_drift(monkeypatch):
     monkeypatch.setattr(common.measuring, "in_turn", in_turn)
     monkeypatch.setattr(common, "RATIO_SECONDS", 0)
     assert common.ratio(lambda: None, lambda: None) == pytest.approx(3)
-    assert next(paces) == 15
+    assert next(paces) == 17
 
 
 def words(path):
