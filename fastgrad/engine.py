@@ -61,8 +61,8 @@ _GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 
 
 #: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
 _CALLERS = ("x", "W1", "labels", "soft", "result")
-#: Those that a state of a central difference has, too.
-_NUDGERS = _CALLERS[::2]
+#: Those that a state of a central difference has, too, in the same order.
+_NUDGERS = ("x", "labels", "result")
 
 ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
@@ -265,6 +265,7 @@ class Engine:
         )
 
         self._places = tuple(map(self._block.place_of, _CALLERS))
+        self._same_places = tuple(map(self._block.place_of, _NUDGERS))
 
     # ------------------------------------------------------------------------- parameters
 
@@ -429,7 +430,7 @@ class Engine:
             iteration.begin, self._part, self._nudge_steps if nudges else block.steps(program),
             self._progress, self._now, GIVE_WAY, block.address, self._places,
             x, waiting, labels, soft, result, self._found, self.sample_loss, most,
-            (nudges or block).address, self._nudge_places if nudges else self._places[::2],
+            (nudges or block).address, self._nudge_places if nudges else self._same_places,
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
         self._pending = self._no_weights
