@@ -817,6 +817,15 @@ def step_row(rule, weights, row, width, gradients, share, g, first, second, lr, 
             )  # fmt: skip
 
 
+@inlined_kernel
+def mean(losses):
+    """Return the mean of the samples' losses, added up in double precision; 0 of none."""
+    total = 0.0
+    for n in range(losses.size):
+        total += losses[n]
+    return total / max(losses.size, 1)
+
+
 @task_kernel
 def rows(share, s):
     """Do all that an iteration does row by row of the weights, for one share of the rows."""
@@ -873,10 +882,7 @@ def rows(share, s):
         if marked:
             marked_product(s, share, batch + 1)
     if s.now[share, IS_STEP] and share == 0:
-        loss = 0.0
-        for n in range(s.sample_loss.size):
-            loss += s.sample_loss[n]
-        s.losses[batch] += loss / s.sample_loss.size
+        s.losses[batch] += mean(s.sample_loss)
         s.done[0] += 1
 
 
@@ -918,10 +924,7 @@ def begin(
     put_array(further, further_places[1], labels)
     put_array(further, further_places[2], result)
     run_steps(part, steps, progress, now, give_way)
-    loss = 0.0
-    for n in range(sample_loss.size):
-        loss += sample_loss[n]
-    return marks_pay(found, most), loss / max(sample_loss.size, 1)
+    return marks_pay(found, most), mean(sample_loss)
 
 
 @kernel
