@@ -8,6 +8,7 @@ import functools
 import importlib
 import importlib.metadata
 import importlib.util
+import itertools
 import json
 import math
 import os
@@ -19,6 +20,8 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
 
 #: Read by the thread pools of BLAS, OpenMP and Numba when they are loaded.
 THREAD_VARIABLES = (
@@ -165,7 +168,6 @@ class Neighbours:
 def _compiled_probes():
     """Compile a loop that keeps a core busy for half a millisecond or so, and an empty launch."""
     import numba
-    import numpy as np
 
     if is_installed("fastgrad"):
         importlib.import_module("fastgrad")  # it loads the threading layer that it uses
@@ -278,37 +280,69 @@ def calls(function, *args, seconds=0.01, settling=None, taking=None):
     return stretch(lambda: function(*args), repeats=repeats, settling=settling, taking=taking)
 
 
-class Iteration:
-    """Measurement of one more iteration of a long fit: the difference between two lengths.
+class Clock(np.random.Generator):
+    """A generator that a fit draws its batches from, and that looks at the clock when it does.
 
-    What a fit prepares once (it looks for zeros in the data, say) cancels out.
+    A fit draws the batches of many iterations at a time, so that its stretches can be timed one by
+    one. They are the batches of the book: what ``np.random.choice`` draws after a seed.
+
+    Attributes
+    ----------
+    draws : list of tuple
+        When numbers were drawn, and for how many iterations.
+    """
+
+    def __init__(self, seed):
+        super().__init__(np.random.PCG64(seed))  # which nothing is drawn from
+        self.book = np.random.RandomState(seed)
+        self.draws = []
+
+    def integers(self, n, size):
+        self.draws.append((time.perf_counter(), size[0]))
+        return self.book.choice(n, size).astype(np.int64, copy=False)
+
+
+class Iteration:
+    """Measurement of one iteration of a fit, without what comes before the first one.
+
+    A fit draws the batches of one, two, four, .. iterations at a time, up to a tenth of a second.
+    Stretches half as long as the longest, or longer, are timed one by one.
 
     Parameters
     ----------
     fit : callable
-        Trains for a number of iterations and returns the seconds it took.
-    short, more : int
-        The shorter length, and how much longer the longer one is.
+        Trains for a number of iterations, with a generator.
+    iterations : int
+    seed : int
 
     Attributes
     ----------
     startups : list of float
-        The seconds that each measurement found to be spent once.
+        The shortest time that the start took, in seconds, of each measurement.
     """
 
-    def __init__(self, fit, short, more):
-        self.fit, self.short, self.more = fit, short, more
+    def __init__(self, fit, iterations, seed=0):
+        self.fit, self.iterations, self.seed = fit, iterations, seed
         self.startups = []
 
     def __call__(self):
-        settle(lambda: self.fit(self.short))
-        lengths = self.short, self.short + self.more
-        # For longer than others, because a take is longer.
-        pairs = _takes(lambda: [self.fit(length) for length in lengths], 3 * TAKING)
-        short, long = map(min, zip(*pairs, strict=True))
-        once = (long - short) / self.more
-        self.startups.append(short - self.short * once)
-        return once
+        settle(self._take)
+        # For longer than others: a fit that starts measures nothing else meanwhile.
+        startups, times = zip(*_takes(self._take, 3 * TAKING), strict=True)
+        self.startups.append(min(startups))
+        return min(times)
+
+    def _take(self):
+        clock = Clock(self.seed)
+        begin = time.perf_counter()
+        self.fit(self.iterations, clock)
+        times, counts = map(list, zip(*clock.draws, strict=True))
+        times.append(time.perf_counter())
+        stretches = zip(counts, itertools.pairwise(times), strict=True)
+        shortest = min(
+            (stop - start) / count for count, (start, stop) in stretches if 2 * count >= max(counts)
+        )
+        return times[0] - begin, shortest
 
 
 def with_threads(measure, threads):

@@ -23,7 +23,6 @@ import gc
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 
@@ -57,8 +56,7 @@ class Problem:
     steps: int
 
     def __post_init__(self):
-        # What np.random.choice draws after np.random.seed(SEED): the batches of the book, and
-        # of a fit with rng=None.
+        # What np.random.choice draws after np.random.seed(SEED): the batches of the book.
         draw = np.random.RandomState(SEED)
         self.indices = np.stack([draw.choice(len(self.x), self.batch) for _ in range(self.steps)])
         self.params = textbook.initial_params(
@@ -124,29 +122,24 @@ class Fastgrad(Candidate):
         )
         self.net.params.update(problem.fresh_params())
 
-    def fit(self, iterations):
-        np.random.seed(SEED)  # noqa: NPY002 - the generator that fit draws from
-        start = time.perf_counter()
+    def fit(self, iterations, rng):
         self.net.fit(
             self.problem.x,
             self.problem.t,
             iterations=iterations,
             batch_size=self.problem.batch,
             learning_rate=LEARNING_RATE,
+            rng=rng,
         )
-        return time.perf_counter() - start
 
     def run(self):
-        self.fit(self.problem.steps)
+        self.fit(self.problem.steps, measuring.Clock(SEED))
 
     def params(self):
         return self.net.params
 
     def measurement(self):
-        # The difference takes many times as long as what the shortest start-up varies by.
-        return measuring.Iteration(
-            self.fit, short=max(2, self.problem.steps // 4), more=3 * self.problem.steps
-        )
+        return measuring.Iteration(self.fit, 4 * self.problem.steps, SEED)
 
 
 class NumPyLoop(Candidate):
@@ -537,7 +530,9 @@ def compare_threads(report, data, settings, *, dtype):
     # One candidate for each number of threads: their weights stay alike.
     fits = {n: Fastgrad(Problem(x, t, 50, 100, steps)).measurement() for n in (most, 1)}
     net = Fastgrad(Problem(x, t, 50, 100, 4)).net
-    numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100])
+    numerical = measuring.calls(
+        net.numerical_gradient, x[:100].copy(), t[:100], taking=3 * measuring.TAKING
+    )
 
     for group, measures in (
         ("fit", fits),

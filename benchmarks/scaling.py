@@ -12,7 +12,6 @@ import contextlib
 import math
 import statistics
 import sys
-import time
 
 import numpy as np
 
@@ -60,14 +59,11 @@ def build(x, t, batch, hidden, work, seconds):
             getattr(net, work), x[:batch].copy(), t[:batch].copy(), seconds=seconds
         )
 
-    def fit(iterations):
-        start = time.perf_counter()
-        net.fit(x, t, iterations=iterations, batch_size=batch, learning_rate=0.01, rng=SEED)
-        return time.perf_counter() - start
+    def fit(iterations, rng):
+        net.fit(x, t, iterations=iterations, batch_size=batch, learning_rate=0.01, rng=rng)
 
-    fit(2)  # compiles
-    once = max(measuring.Iteration(fit, 4, 50)(), 1e-6)
-    return measuring.Iteration(fit, 4, int(np.clip(4 * seconds / once, 8, 20_000)))
+    once = measuring.Iteration(fit, 50)()
+    return measuring.Iteration(fit, int(np.clip(4 * seconds / once, 8, 20_000)))
 
 
 def exponent(sizes, times):

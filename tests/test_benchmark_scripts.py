@@ -180,27 +180,45 @@ def test_summary_takes_ratios_inside_a_round(scripts):
     assert (theirs["median_s"], theirs["min_s"], theirs["ratio"]) == (40.0, 30.0, 30.0)
 
 
-def test_one_iteration_is_the_difference_of_two_fits(scripts):
-    iteration = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n, short=4, more=100)
-    assert iteration() == pytest.approx(0.25)
-    assert iteration.startups == [pytest.approx(5.0)]
-
-
-def test_slow_takes_do_not_count(scripts, monkeypatch):
+@pytest.fixture
+def clockwork(scripts, monkeypatch):
+    """Time that only passes when a test says so, and as few takes as possible."""
+    clockwork = SimpleNamespace(now=0.0)
+    monkeypatch.setattr(scripts.measuring.time, "perf_counter", lambda: clockwork.now)
     monkeypatch.setattr(scripts.measuring, "settle", lambda run, seconds=None: None)
     monkeypatch.setattr(scripts.measuring, "TAKES", 3)
     monkeypatch.setattr(scripts.measuring, "TAKING", 0.0)
-    delays = iter([90.0, 0.0, 0.0, 70.0, 50.0, 0.0])
-    delayed = scripts.measuring.Iteration(lambda n: 5.0 + 0.25 * n + next(delays), 4, 100)
-    assert delayed() == pytest.approx(0.25)
+    return clockwork
 
-    now, steps = 0.0, iter([8.0, 4.0, 6.0])
+
+def test_an_iteration_is_that_of_the_fastest_long_stretch(scripts, clockwork):
+    seconds = iter([5.0, 9.0, 6.0, 1.0, 0.5, 0.75] * 3)
+
+    def fit(iterations, rng):
+        clockwork.now += 4.0
+        for count in (1, 1, 2, 4, 8, iterations - 16):
+            rng.integers(10, size=(count, 3))
+            clockwork.now += count * next(seconds)
+
+    iteration = scripts.measuring.Iteration(fit, 16 + 3)
+    assert iteration() == pytest.approx(0.5)  # of 8, where 4 and 8 are long enough
+    assert iteration.startups == [4.0]
+
+
+def test_the_clock_draws_the_batches_of_the_book(scripts):
+    clock = scripts.measuring.Clock(7)
+    book = np.random.RandomState(7)
+    for shape in ((1, 5), (3, 5)):
+        assert np.array_equal(clock.integers(100, size=shape), book.choice(100, shape))
+    assert [count for _, count in clock.draws] == [1, 3]
+
+
+def test_slow_takes_do_not_count(scripts, clockwork):
+    steps = iter([8.0, 4.0, 6.0])
 
     def run():
-        nonlocal now
-        now += next(steps)
+        clockwork.now += next(steps)
 
-    monkeypatch.setattr(scripts.measuring.time, "perf_counter", lambda: now)
     assert scripts.measuring.stretch(run, units=2)() == pytest.approx(2.0)
 
 
