@@ -57,7 +57,7 @@ PATIENCE = 1.0
 #: How often, at least, and for how many seconds the same is timed at a turn. The shortest time
 #: counts: what others do on the machine only ever adds to it. Many short takes find the moments
 #: between: virtual cores change places every tenth of a second or so.
-TAKES, TAKING = 5, 0.3
+TAKES, TAKING = 5, 0.9
 
 #: A share of a core taken by other processes above which results are marked as disturbed.
 DISTURBED = 0.1
@@ -327,8 +327,7 @@ class Iteration:
 
     def __call__(self):
         settle(self._take)
-        # For longer than others: a fit that starts measures nothing else meanwhile.
-        startups, times = zip(*_takes(self._take, 3 * TAKING), strict=True)
+        startups, times = zip(*_takes(self._take), strict=True)
         self.startups.append(min(startups))
         return min(times)
 

@@ -530,9 +530,7 @@ def compare_threads(report, data, settings, *, dtype):
     # One candidate for each number of threads: their weights stay alike.
     fits = {n: Fastgrad(Problem(x, t, 50, 100, steps)).measurement() for n in (most, 1)}
     net = Fastgrad(Problem(x, t, 50, 100, 4)).net
-    numerical = measuring.calls(
-        net.numerical_gradient, x[:100].copy(), t[:100], taking=3 * measuring.TAKING
-    )
+    numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100])
 
     for group, measures in (
         ("fit", fits),

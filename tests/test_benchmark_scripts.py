@@ -27,6 +27,7 @@ def scripts(monkeypatch):
     names = ("textbook", "measuring", "peers", "scaling", "deep")
     modules = SimpleNamespace(**{name: importlib.import_module(name) for name in names})
     monkeypatch.setattr(modules.measuring, "SETTLE", 0.0)
+    monkeypatch.setattr(modules.measuring, "TAKING", 0.0)
     monkeypatch.setattr(modules.measuring, "PAUSE", 0.0)
     monkeypatch.setattr(modules.measuring, "PATIENCE", 0.0)
     return modules
@@ -187,7 +188,6 @@ def clockwork(scripts, monkeypatch):
     monkeypatch.setattr(scripts.measuring.time, "perf_counter", lambda: clockwork.now)
     monkeypatch.setattr(scripts.measuring, "settle", lambda run, seconds=None: None)
     monkeypatch.setattr(scripts.measuring, "TAKES", 3)
-    monkeypatch.setattr(scripts.measuring, "TAKING", 0.0)
     return clockwork
 
 
