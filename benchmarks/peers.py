@@ -56,9 +56,8 @@ class Problem:
     steps: int
 
     def __post_init__(self):
-        # What np.random.choice draws after np.random.seed(SEED): the batches of the book.
-        draw = np.random.RandomState(SEED)
-        self.indices = np.stack([draw.choice(len(self.x), self.batch) for _ in range(self.steps)])
+        # As a fit draws them that is timed.
+        self.indices = measuring.Clock(SEED).integers(len(self.x), (self.steps, self.batch))
         self.params = textbook.initial_params(
             self.x.shape[1], self.hidden, CLASSES, self.x.dtype, seed=SEED
         )

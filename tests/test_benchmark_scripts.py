@@ -192,17 +192,20 @@ def clockwork(scripts, monkeypatch):
 
 
 def test_an_iteration_is_that_of_the_fastest_long_stretch(scripts, clockwork):
-    seconds = iter([5.0, 9.0, 6.0, 1.0, 0.5, 0.75] * 3)
+    starts = iter([90.0, 4.0, 7.0])
+    counts = 1, 1, 2, 4, 8, 3  # of which 4 and 8 are long enough
+    seconds = iter([5, 9, 6, 0.5, 0.75, 0.1, 0, 0, 0, 0.25, 70, 0, 9, 9, 9, 50, 0.5, 9])
 
     def fit(iterations, rng):
-        clockwork.now += 4.0
-        for count in (1, 1, 2, 4, 8, iterations - 16):
+        assert iterations == sum(counts)
+        clockwork.now += next(starts)
+        for count in counts:
             rng.integers(10, size=(count, 3))
             clockwork.now += count * next(seconds)
 
-    iteration = scripts.measuring.Iteration(fit, 16 + 3)
-    assert iteration() == pytest.approx(0.5)  # of 8, where 4 and 8 are long enough
-    assert iteration.startups == [4.0]
+    iteration = scripts.measuring.Iteration(fit, sum(counts))
+    assert iteration() == pytest.approx(0.25)
+    assert iteration.startups == [pytest.approx(4.0)]
 
 
 def test_the_clock_draws_the_batches_of_the_book(scripts):
