@@ -174,6 +174,17 @@ def test_the_work_that_tells_whether_cores_are_free(scripts):
     assert all(0 < seconds < 1 for seconds in scripts.measuring._probe(2))
 
 
+def test_a_core_is_taken_twice_only_when_none_is_left(scripts, monkeypatch):
+    cores = {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3", 8: "8"}
+    monkeypatch.setattr(scripts.measuring, "_siblings", cores.__getitem__)
+    assert scripts.measuring.one_of_each_core(set(cores)) == [0, 2, 8, 1, 3]
+
+
+def test_processors_whose_cores_are_not_known_are_taken_in_order(scripts):
+    unknown = [10**6 + k for k in range(3)]
+    assert scripts.measuring.one_of_each_core(reversed(unknown)) == unknown
+
+
 def test_summary_takes_ratios_inside_a_round(scripts):
     times = {"ours": [1.0, 2.0, 4.0], "theirs": [3.0, 6.0, 4.0]}
     ours, theirs = scripts.measuring.summary(times, "ours", scale={"theirs": 10.0})
