@@ -18,10 +18,11 @@ import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from fastgrad import threads
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels import activations, central_difference, iteration
 from fastgrad.kernels.tasks import ROW, TOLD, Block, Program, part_address, run_steps
-from fastgrad.threads import GIVE_WAY, launch
+from fastgrad.threads import GIVE_WAY
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
 #: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
@@ -29,6 +30,26 @@ SPARSE_BELOW = 0.4
 #: How many samples of a batch, at least, are looked at to judge that. A data set is looked at more
 #: closely.
 LOOKS = 8
+
+
+class Effort(NamedTuple):
+    """What a kind of call costs, in bytes of parameters times samples.
+
+    Attributes
+    ----------
+    enough : int
+        How much pays for a second thread.
+    overhead : int
+        The cost that does not depend on the batch, for parameters are read and gradients are
+        written, in samples.
+    """
+
+    enough: int
+    overhead: int
+
+
+#: Measured on 16 cores, with networks and batches like those of chapter 4.
+PASS, NUDGES = Effort(5_500_000, 24), Effort(900_000, 4)
 
 _NO_LABELS = np.empty(0, np.int64)
 _NO_MARKS = np.empty((0, 0, 0), np.uint64)
@@ -148,6 +169,66 @@ def may_be_sparse(x: FloatArray) -> bool:
     return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
 
 
+def _room_for_marks(
+    n: int, n_inputs: int, copies: int, shares: int, dtype: np.dtype[Any]
+) -> Samples:
+    """Return room for the marks of `n` samples."""
+    words = _words(n_inputs)
+    return Samples(
+        aligned((copies, n, words), np.uint64, zero=False),
+        _rows_apart(shares, shares + 1),
+        _rows_apart(shares, words, np.uint64),
+        _NO_PLACES,
+        np.empty((0, 0), dtype),
+        np.empty((1, 0, 0), dtype),
+    )
+
+
+class _Scratch:
+    """Memory that calls use, one after another, for batches of a size dealt out to some shares."""
+
+    def __init__(self, where: Layout, dtype: np.dtype[Any], n_batch: int, shares: int) -> None:
+        rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
+        layers, widest, n_inputs = len(where.sizes), where.weights_shape[2], int(where.sizes[0])
+        self.n_batch, self.shares = n_batch, shares
+        self.progress, self.now, self.found = (_rows_apart(shares, 1) for _ in range(3))
+        self.values = aligned((layers, rows, widest), dtype)
+        self.errors = aligned((layers, rows, widest), dtype)
+        self.sample_loss = np.zeros(n_batch, dtype)
+        self.order = np.arange(n_batch)[None]
+        self.batch = _room_for_marks(n_batch, n_inputs, shares, shares, dtype)
+        self.nudges: _NudgeTasks | None = None
+        #: What the state of the tasks says of all this.
+        self.fields = {
+            "found": self.found,
+            "now": self.now,
+            "order": self.order,
+            "partial": aligned((shares, rows, widest), dtype),
+            "values": self.values,
+            "errors": self.errors,
+            "scratch": aligned((1, rows, widest), dtype),
+            "sample_loss": self.sample_loss,
+            "gradients": aligned((shares, iteration.WORD, widest), dtype),
+            "cost": _rows_apart(shares, -(-n_inputs // iteration.ROW_BLOCK) + 1),
+            "copy": np.empty((n_batch, n_inputs), dtype),
+            "entry_marks": aligned((shares, _words(n_batch), iteration.WORD), np.uint64),
+        }
+
+
+@dataclass
+class _NudgeTasks:
+    """The tasks of a central difference over batches of a size and a number of items."""
+
+    block: Block
+    #: Those of the forward pass, and theirs: one launch for both.
+    steps: IntArray
+    places: tuple[Any, ...]
+    is_little: IntArray
+    n_items: int
+    #: Labels, h, and limit that it holds; nothing if those were soft targets.
+    key: tuple[Any, ...] = ()
+
+
 # An item is a pair of a sample and a class with a target (`fastgrad.kernels.central_difference`).
 _ITEMS = ("item_start", "item_sample", "item_weight", "item_class")
 
@@ -205,9 +286,7 @@ class Engine:
         for name, shape in parameter_shapes(sizes).items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
-        self._found = np.ones((1, ROW), np.int64)
         self._was_marked = True
-        self.n_batch = 0
         self._nothing = np.empty((0, 0), dtype)
         self._nowhere = np.empty((1, 0, 0), dtype)
         self._no_samples = np.empty((0, sizes[0]), dtype)
@@ -217,10 +296,10 @@ class Engine:
         #: Parameters that the tasks have yet to take over: W1, and all others.
         self._pending = self._no_weights
         self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
-        self._scratch_key: tuple[int, ...] = ()
-        self._nudge_key: tuple[Any, ...] = ()
-        self._nudge_block: Block
-        self._n_items = 0
+        self._scratch = _Scratch(self.layout, dtype, 0, 1)
+        self._scratch.found[:] = True
+        #: All for batches of this size, by the number of shares.
+        self._kept: dict[int, _Scratch] = {}
         #: What every state of a task says of the network.
         self._network: dict[str, Any] = {
             "sizes": self.layout.sizes,
@@ -236,13 +315,12 @@ class Engine:
         self._loss = np.zeros(1)
         self._mean = 0.0
         self._done = np.zeros(1, np.int64)
-        scratch = self._allocate(0, 1)
         self._held: Samples | None = self._rows(self._no_samples)
         self._block = Block(
             iteration.State(
                 **self._network,
                 decay=float(decay),
-                **scratch,
+                **self._scratch.fields,
                 **self._held._asdict(),
                 x=self._no_samples,
                 W1=self._no_weights,
@@ -299,12 +377,12 @@ class Engine:
     @property
     def finite(self) -> bool:
         """Whether the parameters taken over last were."""
-        return 0 not in self._found[:, 0].tolist()  # in a tenth of the time of `all`
+        return 0 not in self._scratch.found[:, 0].tolist()  # in a tenth of the time of `all`
 
     def settle(self) -> None:
         """Take over parameters now."""
         if self._pending.size:
-            self._take_over(self._no_samples, self._batch, 1, False, *self._no_targets)
+            self._take_over(self._no_samples, self._scratch.batch, 1, False, *self._no_targets)
 
     def refresh(self) -> None:
         """Bring the transposed weights in step with the weights."""
@@ -313,56 +391,39 @@ class Engine:
         for (at, back), (n_in, n_out) in zip(places, itertools.pairwise(sizes), strict=True):
             weights = self.weights[0, at : at + n_in, :n_out]
             self.transposed[0, back : back + n_out, :n_in] = weights.T
-        self._found[:, 0] = np.isfinite(self.weights[0, n_inputs:]).all()
+        self._scratch.found[:, 0] = np.isfinite(self.weights[0, n_inputs:]).all()
 
     # ---------------------------------------------------------------------------- scratch
 
-    def _allocate(self, n_batch: int, shares: int) -> dict[str, Any]:
-        """Return scratch for batches of a size."""
-        rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
-        layers, widest = len(self.sizes), self.layout.weights_shape[2]
-        self.shares = shares
-        self._progress = _rows_apart(shares, 1)
-        self._now = _rows_apart(shares, 1)
-        found = _rows_apart(shares, 1)
-        found[:, 0] = self.finite  # of parameters taken over before
-        self._found = found
-        self.order = np.arange(n_batch)[None]
-        self.values = aligned((layers, rows, widest), self.dtype)
-        self.errors = aligned((layers, rows, widest), self.dtype)
-        self.sample_loss = np.zeros(n_batch, self.dtype)
-        self._batch = self._room_for_marks(n_batch, shares)
-        return {
-            "found": self._found,
-            "now": self._now,
-            "order": self.order,
-            "partial": aligned((shares, rows, widest), self.dtype),
-            "values": self.values,
-            "errors": self.errors,
-            "scratch": aligned((1, rows, widest), self.dtype),
-            "sample_loss": self.sample_loss,
-            "gradients": aligned((shares, iteration.WORD, widest), self.dtype),
-            "cost": _rows_apart(shares, -(-self.sizes[0] // iteration.ROW_BLOCK) + 1),
-            "copy": np.empty((n_batch, self.sizes[0]), self.dtype),
-            "entry_marks": aligned((shares, _words(n_batch), iteration.WORD), np.uint64),
-        }
+    def _share_out(self, n_batch: int, effort: Effort) -> None:
+        """Have scratch for a batch of this size, dealt out to as many threads as pay."""
+        work = self.n_parameters * self.dtype.itemsize * (n_batch + effort.overhead)
+        self._make_scratch(n_batch, threads.shares(work, effort.enough))
 
     def _make_scratch(self, n_batch: int, shares: int) -> None:
-        """Allocate what a batch of this size needs, unless the last call's still fits."""
-        self.n_batch = n_batch
-        key = (n_batch, shares)
-        if key != self._scratch_key:
-            self._block.update(**self._allocate(n_batch, shares))
-            self._hold(self._batch)
-            self._scratch_key = key
-            self._nudge_key = ()  # its block points to what has just gone
+        """Have scratch for a batch of this size and so many shares."""
+        before = self._scratch
+        if n_batch != before.n_batch:
+            self._kept.clear()
+        elif shares == before.shares:
+            return
+        scratch = self._kept.get(shares)
+        if scratch is None:
+            scratch = self._kept[shares] = _Scratch(self.layout, self.dtype, n_batch, shares)
+        scratch.found[:, 0] = self.finite  # of parameters taken over before
+        self._scratch = scratch
+        self._block.update(**scratch.fields)
+        self._hold(scratch.batch)
 
     def _run(self, program: Program, block: Block | None = None) -> None:
         """Run tasks on all threads, one after the other."""
         self._launch((block or self._block).steps(program))
 
     def _launch(self, steps: IntArray) -> None:
-        launch(run_steps, self._part, steps, self._progress, self._now, GIVE_WAY)
+        scratch = self._scratch
+        threads.launch(
+            scratch.shares, run_steps, self._part, steps, scratch.progress, scratch.now, GIVE_WAY
+        )
 
     # ---------------------------------------------------------------------------- samples
 
@@ -374,10 +435,11 @@ class Engine:
         if sparse is None and not self.finite:
             sparse = False
         if sparse is not False:
-            samples = self._room_for_marks(n, 1)
+            shares = self._scratch.shares
+            samples = _room_for_marks(n, self.sizes[0], 1, shares, self.dtype)
             stride = n // (LOOKS + n // 256)
             if self._take_over(x, samples, stride, sparse, *self._no_targets):
-                start = np.empty((n, self.shares + 1), np.int64)
+                start = np.empty((n, shares + 1), np.int64)
                 self._hold(samples._replace(start=start))
                 self._run(_COUNT)
                 counts = start[:, -1]
@@ -392,7 +454,7 @@ class Engine:
     def release(self) -> None:
         """Let go of samples, targets and results: an idle engine keeps nobody's arrays alive."""
         self._block.forget(*_CALLERS)
-        if self._held is not self._batch:
+        if self._held is not self._scratch.batch:
             self._block.forget(*Samples._fields)
             self._held = None
 
@@ -412,7 +474,7 @@ class Engine:
         soft: FloatArray,
         result: FloatArray,
         program: Program = _TAKE_OVER,
-        nudges: Block | None = None,
+        nudges: _NudgeTasks | None = None,
     ) -> bool:
         """Mark samples, and take over parameters that wait; return whether marks pay.
 
@@ -423,29 +485,20 @@ class Engine:
         stride = max(stride, 1)
         entries = -(-len(x) // stride) * x.shape[1]
         most = -1 if sparse is False else entries if sparse else int(SPARSE_BELOW * entries)
-        block, waiting = self._block, self._pending
+        block, waiting, scratch = self._block, self._pending, self._scratch
         self._hold(samples)
         block.update(stride=stride, most=most)
-        pays, self._mean = launch(
-            iteration.begin, self._part, self._nudge_steps if nudges else block.steps(program),
-            self._progress, self._now, GIVE_WAY, block.address, self._places,
-            x, waiting, labels, soft, result, self._found, self.sample_loss, most,
-            (nudges or block).address, self._nudge_places if nudges else self._same_places,
+        pays, self._mean = threads.launch(
+            scratch.shares, iteration.begin,
+            self._part, nudges.steps if nudges else block.steps(program),
+            scratch.progress, scratch.now, GIVE_WAY, block.address, self._places,
+            x, waiting, labels, soft, result, scratch.found, scratch.sample_loss, most,
+            *((nudges.block.address, nudges.places) if nudges
+              else (block.address, self._same_places)),
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
         self._pending = self._no_weights
         return sparse is True or bool(pays)
-
-    def _room_for_marks(self, n: int, copies: int) -> Samples:
-        words = _words(self.sizes[0])
-        return Samples(
-            aligned((copies, n, words), np.uint64, zero=False),
-            _rows_apart(self.shares, self.shares + 1),
-            _rows_apart(self.shares, words, np.uint64),
-            _NO_PLACES,
-            self._nothing,
-            self._nowhere,
-        )
 
     def _rows(self, x: FloatArray) -> Samples:
         """Return samples as padded rows."""
@@ -453,7 +506,7 @@ class Engine:
         dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
         dense[0, :, :n_inputs] = x
         dense[0, :, n_inputs] = 1
-        bounds, own = self._batch.bounds, self._batch.own
+        bounds, own = self._scratch.batch.bounds, self._scratch.batch.own
         return Samples(_NO_MARKS, bounds, own, _NO_PLACES, self._nothing, dense)
 
     def _begin(
@@ -464,7 +517,7 @@ class Engine:
         sparse: bool | None,
         aim: _Pass,
         result: FloatArray | None = None,
-        nudges: Block | None = None,
+        nudges: _NudgeTasks | None = None,
     ) -> None:
         """Take over a batch, and parameters that wait; then do what is the aim.
 
@@ -473,14 +526,15 @@ class Engine:
         are for a central difference.
         """
         given = labels, soft, self._no_weights if result is None else result
-        self._block.update(batches=self.order)
+        self._block.update(batches=self._scratch.order)
         marked = False
         # To mark samples and then take them as rows costs a twentieth of a call. So after dense
         # samples there is a look first, which calls on sparse ones do without.
         if sparse or (sparse is None and (self._was_marked or may_be_sparse(x))):
             program = aim.of_marked if sparse else aim.if_marks_pay
             stride = len(x) // LOOKS
-            marked = self._take_over(x, self._batch, stride, sparse, *given, program, nudges)
+            batch = self._scratch.batch
+            marked = self._take_over(x, batch, stride, sparse, *given, program, nudges)
         self._was_marked = marked
         if not marked:
             self._take_over(self._no_samples, self._rows(x), 1, False, *given, aim.of_rows)
@@ -529,7 +583,7 @@ class Engine:
         self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
     ) -> float:
         """Run the forward pass over samples as one batch; return the loss."""
-        self._make_scratch(len(x), numba.get_num_threads())
+        self._share_out(len(x), PASS)
         self._begin(x, labels, soft, sparse, _FORWARD)
         return self._mean_loss()
 
@@ -548,7 +602,7 @@ class Engine:
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
         gradient = np.empty(self.n_parameters, self.dtype)
-        self._make_scratch(len(x), numba.get_num_threads())
+        self._share_out(len(x), PASS)
         self._block.update(rule=iteration.GRADIENT_ONLY, losses=self._loss, done=self._done)
         self._begin(x, labels, soft, sparse, _GRADIENT, gradient)
         loss = float(self._loss[0])
@@ -557,15 +611,25 @@ class Engine:
         return loss, gradient
 
     @property
+    def values(self) -> FloatArray:
+        """Every layer's values of the last batch, padded, shape (layers, batch size, widest)."""
+        return self._scratch.values
+
+    @property
+    def errors(self) -> FloatArray:
+        """What the last pass left of the derivatives by them; the last layer's, see the tasks."""
+        return self._scratch.errors
+
+    @property
     def logits(self) -> FloatArray:
         """The last layer's values of the last batch, shape (batch size, C)."""
-        result: FloatArray = self.values[-1, : self.n_batch, : self.sizes[-1]]
+        result: FloatArray = self.values[-1, : self._scratch.n_batch, : self.sizes[-1]]
         return result
 
     @property
     def probabilities(self) -> FloatArray:
         """The class probabilities after `forward`, shape (batch size, C)."""
-        result: FloatArray = self.errors[-1, : self.n_batch, : self.sizes[-1]]
+        result: FloatArray = self.errors[-1, : self._scratch.n_batch, : self.sizes[-1]]
         return result
 
     def central_difference(
@@ -577,7 +641,7 @@ class Engine:
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
         it would if the losses themselves were subtracted.
         """
-        self._make_scratch(len(x), numba.get_num_threads())
+        self._share_out(len(x), NUDGES)
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(labels, soft, float(h))
         self._begin(x, labels, soft, True, _FORWARD, result, nudges)
@@ -585,8 +649,8 @@ class Engine:
         if not math.isfinite(loss):
             result.fill(np.nan)
             return loss, result
-        if not self._is_little[0]:
-            self._evaluate_generally(nudges, result)
+        if not nudges.is_little[0]:
+            self._evaluate_generally(nudges.block, result)
         if self.decay:
             # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
             # their difference, divided by 2h, is decay * w.
@@ -597,40 +661,42 @@ class Engine:
                     array += self.dtype.type(self.decay) * W
         return loss, result
 
-    def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> Block:
-        """Return the state of the tasks of `fastgrad.kernels.central_difference`.
+    def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> _NudgeTasks:
+        """Return the tasks of a central difference.
 
-        Without the arrays in `_NUDGERS`.
+        Their state lacks the arrays in `_NUDGERS`.
         """
+        nudges, n = self._scratch.nudges, self._scratch.n_batch
         key = (labels.size, h, central_difference.LOGIT_MOVE_LIMIT)
-        if labels.size and key == self._nudge_key:
-            return self._nudge_block
-        items = _label_items(self.n_batch, self.dtype) if labels.size else _soft_items(soft)
+        if nudges and labels.size and key == nudges.key:
+            return nudges
+        items = _label_items(n, self.dtype) if labels.size else _soft_items(soft)
         n_items = items[1].size
         changing: dict[str, Any] = dict(zip(_ITEMS, items, strict=True), h=h, logit_limit=key[-1])
-        if self._nudge_key and n_items == self._n_items:
-            self._nudge_block.update(**changing)
+        if nudges and n_items == nudges.n_items:
+            nudges.block.update(**changing)
         else:
-            self._make_nudges(n_items, changing)
-        self._nudge_key, self._n_items = key, n_items
-        return self._nudge_block
+            nudges = self._scratch.nudges = self._make_nudges(n_items, changing)
+        nudges.key = key
+        return nudges
 
-    def _make_nudges(self, n_items: int, changing: dict[str, Any]) -> None:
-        """Allocate that state for batches of a size and a number of items."""
-        where, shares, n = self.layout, self.shares, self.n_batch
+    def _make_nudges(self, n_items: int, changing: dict[str, Any]) -> _NudgeTasks:
+        """Allocate their state for batches of a size and a number of items."""
+        scratch = self._scratch
+        where, shares, n = self.layout, scratch.shares, scratch.n_batch
         fast = len(self.sizes) == 3
         width = int(where.widths[1])
         rows = (shares, self.sizes[0] + 1 if fast else 0)
         start, stop = np.empty((2, n, shares), np.int64)
         value = np.empty((1, n * (self.sizes[0] + 1)), self.dtype)
-        self._is_little = np.zeros(1, np.int64)
-        self._nudge_block = Block(
+        is_little = np.zeros(1, np.int64)
+        block = Block(
             central_difference.Nudges(
                 **self._network,
-                values=self.values,
-                errors=self.errors,
-                marks=self._batch.marks,
-                bounds=self._batch.bounds,
+                values=scratch.values,
+                errors=scratch.errors,
+                marks=scratch.batch.marks,
+                bounds=scratch.batch.bounds,
                 start=start,
                 stop=stop,
                 position=np.empty(value.shape, np.uint32),
@@ -645,7 +711,7 @@ class Engine:
                     (n_items * fast, central_difference.COEFFICIENTS, width), self.dtype
                 ),
                 largest=np.empty((n, 2), self.dtype),
-                is_little=self._is_little,
+                is_little=is_little,
                 table=np.zeros((shares, central_difference.HASH_SLOTS + 1, 2), np.uint64),
                 example=np.zeros(rows, np.uint64),
                 jobs=_rows_apart(n + self.sizes[-1], 1),
@@ -661,11 +727,10 @@ class Engine:
                 **changing,
             )
         )
-        self._nudge_places = tuple(map(self._nudge_block.place_of, _NUDGERS))
-        # One launch for the forward pass and what follows it.
         program = _NUDGE_LITTLE if fast else _LIST_ENTRIES
-        steps = self._block.steps(_FORWARD.of_marked), self._nudge_block.steps(program)
-        self._nudge_steps = np.concatenate(steps)
+        steps = self._block.steps(_FORWARD.of_marked), block.steps(program)
+        places = tuple(map(block.place_of, _NUDGERS))
+        return _NudgeTasks(block, np.concatenate(steps), places, is_little, n_items)
 
     def _evaluate_generally(self, nudges: Block, result: FloatArray) -> None:
         """Compute the central difference, for any number of layers and moves of any size.

@@ -28,13 +28,29 @@ settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" els
 collect_ignore = ["book_scripts"]
 
 
+@pytest.fixture(autouse=True, scope="session")
+def efforts():
+    """Deal the least work out to all threads: that is where mistakes can be made.
+
+    The value is what the engine goes by for its users, by name.
+    """
+    from fastgrad import engine  # only now, after the cache's folder is settled
+
+    known = {name: getattr(engine, name) for name in ("PASS", "NUDGES")}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in known:
+            patch.setattr(engine, name, engine.Effort(1, 0))
+        yield known
+
+
 @pytest.fixture(params=[1, 2, 3])
 def shares(request, monkeypatch):
-    """Deal the work out to that many shares, however many threads there are."""
-    import numba  # only now, after the cache's folder is settled
+    """Deal all work out to that many shares, however many threads there are."""
+    import numba
 
     from fastgrad import threads
 
     threads.layer()  # starts with the true number
     monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
+    monkeypatch.setattr(threads, "shares", lambda work, enough: request.param)
     return request.param

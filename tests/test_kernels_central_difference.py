@@ -365,7 +365,7 @@ def test_samples_taken_from_slow_threads_change_no_bit(dtype, shares):
     soft = np.empty((0, sizes[-1]), dtype)
     _, want = engine.central_difference(x, labels, soft, 1e-4)
     result = np.empty_like(want)
-    block = engine._nudges(labels, soft, 1e-4)
+    block = engine._nudges(labels, soft, 1e-4).block
     block.update(x=x, labels=labels, result=result)
     jobs = block._values["jobs"]
 

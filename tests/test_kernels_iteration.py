@@ -18,6 +18,7 @@ from reference import (
     step,
 )
 
+from fastgrad import engine as engine_module
 from fastgrad import threads
 from fastgrad.engine import Engine
 from fastgrad.kernels import iteration, updates
@@ -204,6 +205,28 @@ def test_rows_are_dealt_out_by_their_non_zero_entries():
     assert max(parts) < 1.2 * np.mean(parts)
 
 
+def test_passes_and_nudges_on_different_numbers_of_threads_in_turn(monkeypatch):
+    rng, sizes = np.random.default_rng(4), (70, 6, 3)
+    x, labels = draw_samples(12, 70, "d", rng, 0.7), rng.integers(0, 3, 12)
+    finite = random_params(sizes, rng)
+    broken = {**finite, "b2": np.full(3, np.nan)}
+    engine = Engine(sizes, "sigmoid", 1e-7, np.dtype("d"))
+    scratches, held = set(), None
+    for _ in range(40):
+        monkeypatch.setattr(threads, "shares", lambda *_: int(rng.integers(1, 4)))
+        if held is None or rng.random() < 0.6:  # else the engine has them, broken ones too
+            held = broken if rng.random() < 0.3 else finite
+            engine.load(held)
+        call, rest = [("backpropagate", ()), ("central_difference", (1e-5,))][rng.integers(2)]
+        _, flat = getattr(engine, call)(x, labels, np.empty((0, 3)), *rest)
+        scratches.add(id(engine._scratch))
+        want = gradient(held, x, rows(labels, 3), "sigmoid", 1e-7)
+        for name, array in engine.split(flat).items():
+            expected = want[name] if held is finite else np.full_like(array, np.nan)
+            np.testing.assert_allclose(array, expected, rtol=1e-7, atol=1e-10)
+    assert len(scratches) == 3  # kept, as long as batches have the same size
+
+
 def test_dense_and_sparse_batches_in_turn(shares):
     rng = np.random.default_rng(4)
     params = random_params((70, 6, 3), rng)
@@ -222,6 +245,35 @@ def test_nan_and_infinity_are_marked():
     x = np.array([[0.0, np.nan, 0.0, -np.inf, -0.0]])
     samples = Engine((5, 2), "relu", 0.0, np.dtype("d")).data_set(x, sparse=True)
     np.testing.assert_array_equal(samples.value, [[np.nan, -np.inf]])
+
+
+def shares_of(engine, call, n, monkeypatch):
+    """Return how many shares a call with `n` samples is dealt out to, of 12 at most."""
+    monkeypatch.setattr(numba, "get_num_threads", lambda: 12)
+    monkeypatch.setattr(threads, "launch", lambda shares, *args: (False, 0.0))
+    getattr(engine, call)(
+        np.ones((n, engine.sizes[0]), engine.dtype), np.zeros(n, np.int64),
+        np.empty((0, engine.sizes[-1]), engine.dtype),
+        *([1e-4] if call == "central_difference" else []),
+    )  # fmt: skip
+    return engine._scratch.shares
+
+
+@pytest.mark.parametrize(
+    ("dtype", "call", "shares"),
+    [
+        ("f", "forward", {1: 1, 10: 1, 100: 3, 1000: 10}),
+        ("d", "backpropagate", {1: 2, 10: 2, 100: 5, 1000: 12}),
+        ("f", "central_difference", {1: 1, 10: 3, 100: 8, 1000: 12}),
+    ],
+)
+def test_the_network_of_chapter_4_is_dealt_out_to(dtype, call, shares, efforts, monkeypatch):
+    threads.layer()
+    monkeypatch.setattr(threads, "_layer", "tbb")
+    for name, value in efforts.items():
+        monkeypatch.setattr(engine_module, name, value)
+    engine = Engine((784, 50, 10), "sigmoid", 1e-7, np.dtype(dtype))
+    assert {n: shares_of(engine, call, n, monkeypatch) for n in shares} == shares
 
 
 def test_a_batch_of_more_samples_than_marks_fit_into_a_number(shares):

@@ -495,6 +495,9 @@ def run_steps(part, steps, progress, now, give_way):
     for share in range(shares):
         progress[share, CLAIMED] = 0
         progress[share, FINISHED] = 0
+    if shares == 1:  # nobody to wake, and nothing of the threading layer
+        call_with(part, (0, steps, progress, now, give_way))
+        return
     for member in prange(shares):
         call_with(part, (member, steps, progress, now, give_way))
 
