@@ -199,7 +199,7 @@ class _Scratch:
         self.batch = _room_for_marks(n_batch, n_inputs, shares, shares, dtype)
         self.nudges: _NudgeTasks | None = None
         #: What the state of the tasks says of all this.
-        self.fields = {
+        self.fields: dict[str, Any] = {
             "found": self.found,
             "now": self.now,
             "order": self.order,

@@ -143,7 +143,8 @@ def shares(work: float, enough: float) -> int:
     """
     if work < enough or ((_layer or layer()) == "workqueue" and work < 30 * enough):
         return 1  # a launch takes 90 microseconds on workqueue
-    return min(numba.get_num_threads(), int(2 * math.sqrt(work / enough)))
+    count: int = numba.get_num_threads()
+    return min(count, int(2 * math.sqrt(work / enough)))
 
 
 def _after_fork_in_child() -> None:
