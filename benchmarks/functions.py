@@ -106,15 +106,14 @@ def kernel_pairs(dtype):
         if shares == 1:
             affine.affine_forward(bodies[0], x, W, b, out)
         else:
-            arrays = x, W, b, out
-            threads.launch(shares, affine.affine_forward_parallel, bodies[0], *arrays, shares)
+            threads.launch(affine.affine_forward_parallel, bodies[0], x, W, b, out, shares)
 
     def backward():
         arrays = dout, x, W, dx, dW, db
         if shares == 1:
             affine.affine_backward(bodies[1], *arrays)
         else:
-            threads.launch(shares, affine.affine_backward_parallel, bodies[1], *arrays, shares)
+            threads.launch(affine.affine_backward_parallel, bodies[1], *arrays, shares)
 
     return {
         "kernel: x @ W + b": (forward, lambda: np.matmul(x, W, out=out)),

@@ -38,7 +38,7 @@ class Effort(NamedTuple):
     Attributes
     ----------
     enough : int
-        How much pays for a second thread.
+        How much pays for a launch on two threads.
     overhead : int
         The cost that does not depend on the batch, for parameters are read and gradients are
         written, in samples.
@@ -49,7 +49,7 @@ class Effort(NamedTuple):
 
 
 #: Measured on 16 cores, with networks and batches like those of chapter 4.
-PASS, NUDGES = Effort(5_500_000, 24), Effort(900_000, 4)
+PASS, NUDGES = Effort(11_000_000, 24), Effort(1_700_000, 4)
 
 _NO_LABELS = np.empty(0, np.int64)
 _NO_MARKS = np.empty((0, 0, 0), np.uint64)
@@ -396,7 +396,7 @@ class Engine:
     # ---------------------------------------------------------------------------- scratch
 
     def _share_out(self, n_batch: int, effort: Effort) -> None:
-        """Have scratch for a batch of this size, dealt out to as many threads as pay."""
+        """Have scratch for a batch of this size, dealt out to all threads if that pays."""
         work = self.n_parameters * self.dtype.itemsize * (n_batch + effort.overhead)
         self._make_scratch(n_batch, threads.shares(work, effort.enough))
 
@@ -421,9 +421,7 @@ class Engine:
 
     def _launch(self, steps: IntArray) -> None:
         scratch = self._scratch
-        threads.launch(
-            scratch.shares, run_steps, self._part, steps, scratch.progress, scratch.now, GIVE_WAY
-        )
+        threads.launch(run_steps, self._part, steps, scratch.progress, scratch.now, GIVE_WAY)
 
     # ---------------------------------------------------------------------------- samples
 
@@ -489,8 +487,7 @@ class Engine:
         self._hold(samples)
         block.update(stride=stride, most=most)
         pays, self._mean = threads.launch(
-            scratch.shares, iteration.begin,
-            self._part, nudges.steps if nudges else block.steps(program),
+            iteration.begin, self._part, nudges.steps if nudges else block.steps(program),
             scratch.progress, scratch.now, GIVE_WAY, block.address, self._places,
             x, waiting, labels, soft, result, scratch.found, scratch.sample_loss, most,
             *((nudges.block.address, nudges.places) if nudges
@@ -714,6 +711,7 @@ class Engine:
                 is_little=is_little,
                 table=np.zeros((shares, central_difference.HASH_SLOTS + 1, 2), np.uint64),
                 example=np.zeros(rows, np.uint64),
+                touched=_rows_apart(shares, _words(self.sizes[0] + 1), np.uint64),
                 jobs=_rows_apart(n + self.sizes[-1], 1),
                 unit_moves=aligned((shares, 2, width), self.dtype),
                 changes=aligned((*rows, width), self.dtype),

@@ -271,8 +271,8 @@ def _evaluate_compiled(
     while start < size:
         began = time.perf_counter()
         threads.launch(
-            count, differences.evaluate_nudged, compiled.evaluator.address, state, copies, points,
-            values, failed, first, start, stop,
+            differences.evaluate_nudged, compiled.evaluator.address, state, copies, points, values,
+            failed, first, start, stop,
         )  # fmt: skip
         if failed.max() >= 0:
             _raise_again(f, x, args, points, first, int(failed[failed >= 0].min()))

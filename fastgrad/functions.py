@@ -368,7 +368,7 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     if shares == 1:
         affine.affine_forward(body, rows, W, b, out)
     else:
-        threads.launch(shares, affine.affine_forward_parallel, body, rows, W, b, out, shares)
+        threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, shares)
     return out if x.ndim > 1 else out[0]
 
 
@@ -422,9 +422,7 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     if shares == 1:
         affine.affine_backward(body, dout, rows, W, dx, dW, db)
     else:
-        threads.launch(
-            shares, affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, shares
-        )
+        threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, shares)
     return dx.reshape(x.shape), dW, db
 
 
@@ -524,8 +522,9 @@ def _activation(which: int, x: Any) -> Any:
     if shares == 1:
         activations.activate(which, array.reshape(-1), out.reshape(-1))
     else:
-        flat = array.reshape(-1), out.reshape(-1)
-        threads.launch(shares, activations.activate_parallel, which, *flat, shares)
+        threads.launch(
+            activations.activate_parallel, which, array.reshape(-1), out.reshape(-1), shares
+        )
     return _scalar_or_array(out)
 
 
@@ -535,7 +534,7 @@ def _softmax_into(a: FloatArray, y: FloatArray) -> None:
     if shares == 1:
         losses.softmax_rows(a, y, 0, a.shape[0])
     else:
-        threads.launch(shares, losses.softmax_parallel, a, y, shares)
+        threads.launch(losses.softmax_parallel, a, y, shares)
 
 
 def _softmax_cross_entropy(

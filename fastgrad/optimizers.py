@@ -170,8 +170,9 @@ def _apply(rule: int, step: _Step, lr: float, a: float, b: float) -> None:
     if shares == 1:
         updates.update(rule, parameter, gradient, *memory, lr, a, b)
     else:
-        arrays = parameter, gradient, *memory
-        threads.launch(shares, updates.update_parallel, rule, *arrays, lr, a, b, shares)
+        threads.launch(
+            updates.update_parallel, rule, parameter, gradient, *memory, lr, a, b, shares
+        )
     if not in_place:
         array[...] = parameter.reshape(array.shape, order=order)
 

@@ -53,7 +53,7 @@ def test_a_launch_runs_every_share_of_every_step_in_order(shares):
     run = Run(shares)
     for _ in range(20):
         run.runs[:] = 0
-        launch(shares, run_steps, part_address(), *run.arguments)
+        launch(run_steps, part_address(), *run.arguments)
         run.assert_complete()
 
 

@@ -204,7 +204,7 @@ from fastgrad import threads
 from fastgrad.kernels import activations
 
 a, x, out = np.ones((300, 300)), np.ones(64), np.empty(64)
-arguments = 2, activations.activate_parallel, activations.SIGMOID, x, out, 2
+arguments = activations.activate_parallel, activations.SIGMOID, x, out, 2
 threads.launch(*arguments)
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in range((os.cpu_count() or 2) - 1)]
