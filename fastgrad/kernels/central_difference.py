@@ -117,14 +117,14 @@ class Nudges(NamedTuple):
         Scratch of `distinct_entries`.
     touched : ndarray of uint64, shape (shares, D / 64 or more)
         Which entries are not zero in some of a share's own samples: the rows of its sums.
-    jobs : ndarray of int64, shape (N + C, tasks.ROW)
-        What threads take from each other: the samples, and the columns of the second layer.
+    jobs : ndarray of int64, shape (N, tasks.ROW)
+        What threads take from each other: samples.
     unit_moves : ndarray, shape (shares, 2, P)
         Scratch: the moves of the hidden units' values.
     changes, sums : ndarray, shape (shares, D + 1, P)
         Changes of the loss, by distinct value and by entry.
-    columns : ndarray, shape (C, P)
-        The same, by unit of the second layer.
+    columns : ndarray, shape (shares, C, P)
+        The same for a share's own samples, by class and unit.
     moves : ndarray, shape (shares, layers + 1, widest)
     gradient : ndarray, laid out as ``weights``
         Running sums of `general`, zero at first.
@@ -230,13 +230,6 @@ def list_entries(share, s):
         list_sample(s, share, n)
 
 
-@inlined_kernel
-def renew(s, job):
-    """Make a job one that nobody has begun."""
-    s.jobs[job, CLAIMED] = 0
-    s.jobs[job, FINISHED] = 0
-
-
 @task_kernel
 def prepare(share, s):
     """List some samples' entries, and compute their moves and the coefficients of every item."""
@@ -251,15 +244,13 @@ def prepare(share, s):
     h = number(s.h)
     zero = number(0)
     one = number(1)
-    if share == 0:
-        for job in range(n_samples, s.jobs.shape[0]):
-            renew(s, job)
     for word in range(s.touched.shape[1]):
         s.touched[share, word] = NO_BITS
     s.touched[share, s.sizes[0] // WORD] = ONE_BIT << np.uint64(s.sizes[0] % WORD)
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
         s.largest[n, 0] = h * list_sample(s, share, n)
-        renew(s, n)
+        s.jobs[n, CLAIMED] = 0
+        s.jobs[n, FINISHED] = 0
         if s.activation == SIGMOID:
             for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
                 E = expm1(h * s.value[0, e])
@@ -478,11 +469,11 @@ def arrives(s, job):
 
 @task_kernel
 def accumulate(share, s):
-    """Add up the changes of the loss at +h and -h of a share of the samples, for all of W1 and b1.
+    """Add up the changes of the loss at +h and -h of a share of the samples, for all parameters.
 
-    And of all samples, for some columns of W2 and b2. Pixels have few distinct values, a gray image
-    some seventy among 150, and entries of one sample with the same value move a unit's input, and
-    so the loss, by the same amount: that is computed once and added to all their rows.
+    Pixels have few distinct values, a gray image some seventy among 150, and entries of one sample
+    with the same value move a unit's input, and so the loss, by the same amount: that is computed
+    once and added to all their rows.
 
     Threads are seldom equally fast: cores differ, or have other work. So a thread that is done with
     its own samples computes the changes of others' from the last one back, and leaves it to their
@@ -511,7 +502,7 @@ def accumulate(share, s):
     free, listed = np.int64(0), np.int64(0)
     for turn in range(n_samples + 1):
         if turn == n_own:
-            second_layer(s, share)
+            second_layer(s, share, first, first + n_own)
             continue
         is_own = turn < n_own
         n = first + turn if is_own else (first + n_own - turn) % n_samples
@@ -543,14 +534,12 @@ def accumulate(share, s):
 
 
 @inlined_kernel
-def second_layer(s, share):
-    """Compute the central difference of W2 and b2, of all columns that nobody else begins.
+def second_layer(s, share, first, last):
+    """Add up the changes of the loss of samples first .. last - 1, for W2 and b2.
 
     A nudge of W2[j, k] moves one logit, by +-h z[j].
     """
     columns, value_up, value_down, errors = s.columns, s.value_up, s.value_down, s.errors
-    n_hidden = s.sizes[1]
-    n_samples = s.item_start.size - 1
     n_classes = s.sizes[2]
     width = needed_columns(s)
     number = columns.dtype.type
@@ -561,20 +550,17 @@ def second_layer(s, share):
     fifth = number(1 / 5)
     seventh = number(1 / 7)
     ninth = number(1 / 9)
-    scale = one / number(s.h)
-    result_at = (s.sizes[0] + 1) * n_hidden
-    for turn in range(n_classes):
-        k = (turn + n_classes * share // s.start.shape[1]) % n_classes
-        if not claim(s.jobs, n_samples + k, ONLY):
-            continue
+    for k in range(n_classes):
         for j in range(width):
-            columns[k, j] = zero
-        for item in range(s.item_sample.size):
-            n = s.item_sample[item]
-            target = class_of(s, item)
-            weight = s.item_weight[item]
+            columns[share, k, j] = zero
+    for item in range(s.item_start[first], s.item_start[last]):
+        n = s.item_sample[item]
+        target = class_of(s, item)
+        weight = s.item_weight[item]
+        part = target_share(s, n, target)
+        for k in range(n_classes):
             p = errors[2, n, k]
-            q = target_share(s, n, target)
+            q = part
             if k == target:
                 others = zero
                 for m in range(n_classes):
@@ -594,14 +580,12 @@ def second_layer(s, share):
                 q2 = s2 * s2
                 c1 = one + q1 * (third + q1 * (fifth + q1 * (seventh + q1 * ninth)))
                 c2 = one + q2 * (third + q2 * (fifth + q2 * (seventh + q2 * ninth)))
-                columns[k, j] += weight * (s2 * c2 - s1 * c1)
-        for j in range(n_hidden + 1):
-            s.result[result_at + j * n_classes + k] = columns[k, j] * scale
+                columns[share, k, j] += weight * (s2 * c2 - s1 * c1)
 
 
 @task_kernel
 def collect(share, s):
-    """Add up what `accumulate` left for W1 and b1, for a share of their rows."""
+    """Add up what `accumulate` left, for a share of the rows of both layers."""
     if s.is_little[0] == 0:
         return
     n_rows = s.sizes[0] + 1
@@ -621,6 +605,13 @@ def collect(share, s):
             if is_touched(s, other, i):
                 for j in range(np.uint64(n_hidden)):
                     s.result[at + j] += s.sums[other, i, j] * scale
+    n_classes = s.sizes[2]
+    for j in range((n_hidden + 1) * share // shares, (n_hidden + 1) * (share + 1) // shares):
+        for k in range(n_classes):
+            total = number(0)
+            for other in range(shares):
+                total += s.columns[other, k, j]
+            s.result[n_rows * n_hidden + j * n_classes + k] = total * scale
 
 
 @inlined_kernel
