@@ -225,7 +225,7 @@ class _NudgeTasks:
     places: tuple[Any, ...]
     is_little: IntArray
     n_items: int
-    #: Labels, h, and limit that it holds; nothing if those were soft targets.
+    #: How many labels, which h, and which limit the state holds.
     key: tuple[Any, ...] = ()
 
 
