@@ -48,8 +48,9 @@ class Effort(NamedTuple):
     overhead: int
 
 
-#: Measured on 16 cores, with networks and batches like those of chapter 4.
-PASS, NUDGES = Effort(11_000_000, 24), Effort(1_700_000, 4)
+#: Measured on 16 cores, with networks and batches like those of chapter 4: a forward pass, with or
+#: without a backward pass; a central difference; and one of a network with more or fewer layers.
+PASS, NUDGES, GENERAL = Effort(11_000_000, 24), Effort(1_700_000, 4), Effort(2_500, 4)
 
 _NO_LABELS = np.empty(0, np.int64)
 _NO_MARKS = np.empty((0, 0, 0), np.uint64)
@@ -638,7 +639,7 @@ class Engine:
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
         it would if the losses themselves were subtracted.
         """
-        self._share_out(len(x), NUDGES)
+        self._share_out(len(x), NUDGES if len(self.sizes) == 3 else GENERAL)
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(labels, soft, float(h))
         self._begin(x, labels, soft, True, _FORWARD, result, nudges)

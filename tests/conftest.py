@@ -36,7 +36,7 @@ def efforts():
     """
     from fastgrad import engine  # only now, after the cache's folder is settled
 
-    known = {name: getattr(engine, name) for name in ("PASS", "NUDGES")}
+    known = {name: getattr(engine, name) for name in ("PASS", "NUDGES", "GENERAL")}
     with pytest.MonkeyPatch.context() as patch:
         for name in known:
             patch.setattr(engine, name, engine.Effort(1, 0))

@@ -249,24 +249,25 @@ def test_nan_and_infinity_are_marked():
 
 
 @pytest.mark.parametrize(
-    ("dtype", "call", "threads_of"),
+    ("sizes", "dtype", "call", "threads_of"),
     [
-        ("f", "forward", {1: 1, 20: 1, 60: 2, 100: 2}),
-        ("d", "backpropagate", {1: 1, 10: 1, 20: 2, 100: 2}),
-        ("f", "central_difference", {1: 1, 5: 1, 10: 2, 100: 2}),
+        ((784, 50, 10), "f", "forward", {1: 1, 20: 1, 60: 2, 100: 2}),
+        ((784, 50, 10), "d", "backpropagate", {1: 1, 10: 1, 20: 2, 100: 2}),
+        ((784, 50, 10), "f", "central_difference", {1: 1, 5: 1, 10: 2, 100: 2}),
+        ((4, 3, 2, 2), "d", "central_difference", {1: 1, 2: 1, 10: 2, 100: 2}),
     ],
 )
-def test_a_small_batch_is_for_one_thread(dtype, call, threads_of, efforts, monkeypatch):
+def test_a_small_batch_is_for_one_thread(sizes, dtype, call, threads_of, efforts, monkeypatch):
     monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
     for name, effort in efforts.items():
         monkeypatch.setattr(engine_module, name, effort)
-    engine = Engine((784, 50, 10), "sigmoid", 1e-7, np.dtype(dtype))
+    engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
     monkeypatch.setattr(threads, "launch", lambda *_: (False, 0.0))
     monkeypatch.setattr(threads, "_layer", "tbb")
     found, rest = {}, [1e-4] if call == "central_difference" else []
     for n in threads_of:
-        x, labels, soft = np.ones((n, 784), dtype), np.zeros(n, np.int64), np.empty((0, 10), dtype)
-        getattr(engine, call)(x, labels, soft, *rest)
+        x, labels = np.ones((n, sizes[0]), dtype), np.zeros(n, np.int64)
+        getattr(engine, call)(x, labels, np.empty((0, sizes[-1]), dtype), *rest)
         found[n] = engine._scratch.shares
     assert found == threads_of
 

@@ -58,7 +58,8 @@ from reference import gradient, random_params, relative_errors, rows
 import fastgrad
 from fastgrad import engine, threads
 
-engine.PASS = engine.NUDGES = engine.Effort(1, 0)  # however little: on all threads
+# However little: on all threads.
+engine.PASS = engine.NUDGES = engine.GENERAL = engine.Effort(1, 0)
 sizes = (40, 9, 4)
 rng = np.random.default_rng(0)
 params = random_params(sizes, rng)
