@@ -639,7 +639,7 @@ class Engine:
         `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
         it would if the losses themselves were subtracted.
         """
-        self._share_out(len(x), NUDGES if len(self.sizes) == 3 else GENERAL)
+        self._share_out(len(x), NUDGES if self._has_fast_nudges else GENERAL)
         result = np.empty(self.n_parameters, self.dtype)
         nudges = self._nudges(labels, soft, float(h))
         self._begin(x, labels, soft, True, _FORWARD, result, nudges)
@@ -658,6 +658,11 @@ class Engine:
                     W = self.weights[0, at : at + array.shape[0], : array.shape[1]]
                     array += self.dtype.type(self.decay) * W
         return loss, result
+
+    @property
+    def _has_fast_nudges(self) -> bool:
+        """Whether `central_difference.accumulate` serves this network: it has two layers."""
+        return len(self.sizes) == 3
 
     def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> _NudgeTasks:
         """Return the tasks of a central difference.
@@ -682,7 +687,7 @@ class Engine:
         """Allocate their state for batches of a size and a number of items."""
         scratch = self._scratch
         where, shares, n = self.layout, scratch.shares, scratch.n_batch
-        fast = len(self.sizes) == 3
+        fast = self._has_fast_nudges
         width = int(where.widths[1])
         rows = (shares, self.sizes[0] + 1 if fast else 0)
         start, stop = np.empty((2, n, shares), np.int64)

@@ -124,6 +124,8 @@ def shares(work: float, enough: float) -> int:
     int
         1 (call the serial kernel), or the user's number of threads.
     """
+    if work < enough:
+        return 1  # small calls need not even ask for the number
     count: int = numba.get_num_threads()
     # A launch takes some 8 microseconds, and 3 for every further thread (measured on 16 cores).
     if work < enough * (count + 6) / 8:
