@@ -191,6 +191,8 @@ class _Scratch:
     def __init__(self, where: Layout, dtype: np.dtype[Any], n_batch: int, shares: int) -> None:
         rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
         layers, widest, n_inputs = len(where.sizes), where.weights_shape[2], int(where.sizes[0])
+        gap = iteration.GAP_BYTES // dtype.itemsize
+        columns = (-(-n_inputs // gap) + shares) * gap
         self.n_batch, self.shares = n_batch, shares
         self.progress, self.now, self.found = (_rows_apart(shares, 1) for _ in range(3))
         self.values = aligned((layers, rows, widest), dtype)
@@ -211,7 +213,7 @@ class _Scratch:
             "sample_loss": self.sample_loss,
             "gradients": aligned((shares, iteration.WORD, widest), dtype),
             "cost": _rows_apart(shares, -(-n_inputs // iteration.ROW_BLOCK) + 1),
-            "copy": np.empty((n_batch, n_inputs), dtype),
+            "copy": aligned((n_batch, columns), dtype, zero=False),
             "entry_marks": aligned((shares, _words(n_batch), iteration.WORD), np.uint64),
         }
 

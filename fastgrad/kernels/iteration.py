@@ -93,6 +93,8 @@ BLOCK_BITS = np.uint64(2**ROW_BLOCK - 1)
 GROUP = 4
 #: Bytes a row is padded to: one AVX-512 register.
 REGISTER_BYTES = 64
+#: Between what two shares own in a row that both write: two cache lines.
+GAP_BYTES = 128
 
 
 class State(NamedTuple):
@@ -164,8 +166,9 @@ class State(NamedTuple):
     done : ndarray of int64, shape (1,)
         In and out: is counted up after each iteration.
     gradients : ndarray, shape (shares, 64, widest)
-    copy : ndarray, shape (batch size, D)
-        The batch's entries from ``value``, where they are marked.
+    copy : ndarray, shape (batch size, D and gaps)
+        The batch's entries from ``value``, where they are marked: entry i, which share s owns, in
+        column `gap_before` (s) + i.
     entry_marks : ndarray of uint64, shape (shares, batch size / 64, 64)
         Marks by entry: bit n of [:, g, i] says whether sample 64 g + n of the batch is not 0 at
         entry i of some 64.
@@ -280,6 +283,15 @@ def row_blocks(s):
 def marks_of(s, share):
     """Return which of the copies of ``marks`` a share reads and writes."""
     return min(share, s.marks.shape[0] - 1)
+
+
+@inlined_kernel
+def gap_before(s, share):
+    """Return by how many columns the entries of a share are moved in ``copy``.
+
+    So that no two threads write to one cache line, or to two that are fetched as a pair.
+    """
+    return share * (GAP_BYTES // s.copy.itemsize)
 
 
 @inlined_kernel
@@ -721,13 +733,15 @@ def marked_gradient(s, share, batch, first, last, width):
         begin = word * WORD
         end = min(last, n_inputs)
         turn_marks(s, share, batch, word)
-        samples = s.copy if s.start.shape[0] > 0 else s.x
+        is_copied = s.start.shape[0] > 0
+        samples = s.copy if is_copied else s.x
+        gap = gap_before(s, share) if is_copied else 0
         for group in range(s.entry_marks.shape[1]):
             for i in range(first, end):
                 bits = s.entry_marks[share, group, i - begin]
                 if bits != NO_BITS:
                     multiply_transposed_marked(
-                        bits, group * WORD, samples, i, s.errors, 1, width,
+                        bits, group * WORD, samples, gap + i, s.errors, 1, width,
                         gradients, share, i - first,
                     )  # fmt: skip
     if last > n_inputs:  # the bias
@@ -755,23 +769,19 @@ def fetch_targets(s, share, batch):
 def marked_product(s, share, batch):
     """Compute the products of a share of the first layer with a batch of marked samples."""
     n_batch = s.batches.shape[1]
-    is_list = s.start.shape[0] > 0
-    marks = s.marks[marks_of(s, share)]
-    at = -1
+    marks = s.marks[0]
     begin = s.bounds[share, share] // WORD
     end = (s.bounds[share, share + 1] + WORD - 1) // WORD
     for n in range(n_batch):
         sample = s.batches[batch, n]
-        if is_list:
-            later = s.batches[batch, min(n + 2 * AHEAD, n_batch - 1)]
-            prefetch(s.start, later, share, share + 2)
-            prefetch(marks, later, begin, end)
-            soon = s.batches[batch, min(n + AHEAD, n_batch - 1)]
-            prefetch(s.value, 0, s.start[soon, share], s.start[soon, share + 1])
-            at = s.start[sample, share]
+        later = s.batches[batch, min(n + 2 * AHEAD, n_batch - 1)]
+        prefetch(s.start, later, share, share + 2)
+        prefetch(marks, later, begin, end)
+        soon = s.batches[batch, min(n + AHEAD, n_batch - 1)]
+        prefetch(s.value, 0, s.start[soon, share], s.start[soon, share + 1])
         multiply_marked(
-            marks, s.x, sample, s.value, at, s.own, share, begin, end, s.copy,
-            s.weights, 0, s.widths[1], s.partial, share, n,
+            marks, sample, s.value, s.start[sample, share], s.own, share, begin, end,
+            s.copy, gap_before(s, share), s.weights, 0, s.widths[1], s.partial, share, n,
         )  # fmt: skip
 
 

@@ -106,30 +106,28 @@ def _plain_prefetch_entry(array, i):
 
 
 def _plain_multiply_marked(
-    marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
+    marks, r, value, at, own, q, begin, end, copy, gap, right, u, width, out, v, n
 ):
-    """Compute out[v, n] = sum_i x[r, i] * right[u, i] over the marked i.
+    """Compute out[v, n] = sum_i x[i] * right[u, i] over the marked i of a sample x.
 
     Parameters
     ----------
     marks, own : ndarray of uint64, 2-D
         Entry i is marked if it is in marks[r] and in own[q]: bit i % 64 of number i // 64.
-    x, value : ndarray, 2-D
-        Where ``at`` is not negative, the marked numbers come not from x but from value[0, at],
-        value[0, at + 1], .., and are written to copy[n, i].
+    value : ndarray, 2-D
+        The marked x[i] are value[0, at], value[0, at + 1], ..
     begin, end : int
         Which of the numbers in marks[r] and own[q] count.
     copy : ndarray, 2-D
+        The marked x[i] are written to copy[n, gap + i].
     right, out : ndarray, 3-D
-    r, at, q, u, v, n : int
+    r, at, q, gap, u, v, n : int
     width : int
         Columns to compute: whole registers.
     """
     places = [i for k in range(begin, end) for i in _places(marks[r, k] & own[q, k], 64 * k)]
-    if at < 0:
-        numbers = x[r, places]
-    else:
-        numbers = copy[n, places] = value[0, at : at + len(places)]
+    numbers = value[0, at : at + len(places)]
+    copy[n, [gap + i for i in places]] = numbers
     out[v, n, :width] = numbers @ right[u, places, :width]
 
 
@@ -430,36 +428,29 @@ def _prefetch_entry(typing_context, array, i):
 
 
 def _multiply_marked(
-    typing_context, marks, x, r, value, at, own, q, begin, end, copy, right, u, width, out, v, n
+    typing_context, marks, r, value, at, own, q, begin, end, copy, gap, right, u, width, out, v, n
 ):
     def generate(emit):
-        builder = emit.builder
         words, _ = emit.address("marks", "r")
         owned, _ = emit.address("own", "q")
-        row, _ = emit.address("x", "r")
-        listed, _ = emit.address("value", _ZERO, "at")
-        is_list = builder.icmp_signed(">=", emit.whole("at"), _ZERO)
-        numbers = builder.select(is_list, listed, row)
-        room, _ = emit.address("copy", "n")
+        numbers, _ = emit.address("value", _ZERO, "at")
+        room, _ = emit.address("copy", "n", "gap")
         source, stride = emit.address("right", "u")
         target, _ = emit.address("out", "v", "n")
 
         def word(step):
             offset = emit.times(step, 8)
-            return builder.and_(
+            return emit.builder.and_(
                 *[emit.load(emit.add(place, offset), _INTEGER) for place in (words, owned)]
             )
 
         def factor(_, place, count):
-            which = builder.select(is_list, count, place)
-            number = emit.load(emit.add(numbers, emit.times(which, emit.size)), emit.number)
-            # Without a branch: what need not be copied goes to a place that nobody reads.
-            column = builder.select(is_list, place, _ZERO)
-            emit.store(number, emit.add(room, emit.times(column, emit.size)))
+            number = emit.load(emit.add(numbers, emit.times(count, emit.size)), emit.number)
+            emit.store(number, emit.add(room, emit.times(place, emit.size)))
             return number
 
         def line(place):
-            return emit.add(source, builder.mul(place, stride[1]))
+            return emit.add(source, emit.builder.mul(place, stride[1]))
 
         loop = emit.marked_words(emit.whole("begin"), emit.whole("end"), word)
         emit.sums(_ROW_VECTORS, loop, factor, line, [target])
