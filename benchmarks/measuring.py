@@ -336,6 +336,8 @@ class Iteration:
         Trains for a number of iterations, with a generator.
     iterations : int
     seed : int
+    taking : float, optional
+        As for `stretch`.
 
     Attributes
     ----------
@@ -343,13 +345,14 @@ class Iteration:
         The shortest time that the start took, in seconds, of each measurement.
     """
 
-    def __init__(self, fit, iterations, seed=0):
+    def __init__(self, fit, iterations, seed=0, *, taking=None):
         self.fit, self.iterations, self.seed = fit, iterations, seed
+        self.taking = taking
         self.startups = []
 
     def __call__(self):
         settle(self._take)
-        startups, times = zip(*_takes(self._take), strict=True)
+        startups, times = zip(*_takes(self._take, self.taking), strict=True)
         self.startups.append(min(startups))
         return min(times)
 

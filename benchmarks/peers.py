@@ -137,8 +137,8 @@ class Fastgrad(Candidate):
     def params(self):
         return self.net.params
 
-    def measurement(self):
-        return measuring.Iteration(self.fit, 4 * self.problem.steps, SEED)
+    def measurement(self, taking=None):
+        return measuring.Iteration(self.fit, 4 * self.problem.steps, SEED, taking=taking)
 
 
 class NumPyLoop(Candidate):
@@ -516,8 +516,8 @@ def same_arrays(found, expected, tolerance):
 def compare_threads(report, data, settings, *, dtype):
     """Time `fit` and `numerical_gradient` with all threads and with one.
 
-    In twice the rounds and with twenty times the patience: nothing depends on the state of the
-    cores as this, and virtual ones may be far from each other for minutes.
+    In twice the rounds, and five times as long at a turn: nothing else depends so much on the
+    state of the cores, which may last for a second.
     """
     import numba
 
@@ -528,9 +528,10 @@ def compare_threads(report, data, settings, *, dtype):
     x, t = data[dtype]
     steps = steps_for(x, t, 50, 100, settings.stretch)
     # One candidate for each number of threads: their weights stay alike.
-    fits = {n: Fastgrad(Problem(x, t, 50, 100, steps)).measurement() for n in (most, 1)}
+    taking = 5 * measuring.TAKING
+    fits = {n: Fastgrad(Problem(x, t, 50, 100, steps)).measurement(taking) for n in (most, 1)}
     net = Fastgrad(Problem(x, t, 50, 100, 4)).net
-    numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100])
+    numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100], taking=taking)
 
     for group, measures in (
         ("fit", fits),
@@ -542,7 +543,7 @@ def compare_threads(report, data, settings, *, dtype):
                 for n, measure in measures.items()
             },
             2 * settings.rounds,
-            patience=20 * settings.patience,
+            patience=settings.patience,
         )
         report.add(
             f"Threads, {group}, 784-50-10, batch 100, {dtype}",
