@@ -5,8 +5,8 @@ process and in turn, A B C A B C ..., in many short rounds:
 
 - an iteration of training (gather of a random batch of MNIST, forward, loss, backward, update);
 - one call of `gradient` from Python, and the dense affine products alone;
-- all threads against one;
 - the numerical gradient of all parameters;
+- all threads against one;
 - the peak memory of `fit` (in a process of its own).
 
 Every candidate gets the same batches in the same dtype and must first reach the same weights and
@@ -513,11 +513,11 @@ def same_arrays(found, expected, tolerance):
 # --- threads ---------------------------------------------------------------------------------
 
 
-def compare_threads(report, data, settings, *, dtype):
+def compare_threads(report, data, settings):
     """Time `fit` and `numerical_gradient` with all threads and with one.
 
-    In twice the rounds, and five times as long at a turn: nothing else depends so much on the
-    state of the cores, which may last for a second.
+    In twice the rounds and five times as long at a turn, both dtypes in one go: nothing else
+    depends so much on the state of the cores, which may last for seconds or minutes.
     """
     import numba
 
@@ -525,31 +525,26 @@ def compare_threads(report, data, settings, *, dtype):
     if most < 2:
         report.skip("threads against one", "this process has one core")
         return
-    x, t = data[dtype]
-    steps = steps_for(x, t, 50, 100, settings.stretch)
-    # One candidate for each number of threads: their weights stay alike.
     taking = 5 * measuring.TAKING
-    fits = {n: Fastgrad(Problem(x, t, 50, 100, steps)).measurement(taking) for n in (most, 1)}
-    net = Fastgrad(Problem(x, t, 50, 100, 4)).net
-    numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100], taking=taking)
-
-    for group, measures in (
-        ("fit", fits),
-        ("numerical_gradient", dict.fromkeys((most, 1), numerical)),
-    ):
-        times = measuring.in_turn(
-            {
-                f"{group}, threads {n}": measuring.with_threads(measure, n)
-                for n, measure in measures.items()
-            },
-            2 * settings.rounds,
-            patience=settings.patience,
-        )
-        report.add(
-            f"Threads, {group}, 784-50-10, batch 100, {dtype}",
-            {"group": f"threads {group}", "hidden": 50, "batch": 100, "dtype": dtype},
-            measuring.summary(times, f"{group}, threads {most}"),
-        )
+    measures = {}
+    for dtype, (x, t) in data.items():
+        steps = steps_for(x, t, 50, 100, settings.stretch)
+        net = Fastgrad(Problem(x, t, 50, 100, 4)).net
+        numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100], taking=taking)
+        for n in (most, 1):
+            # A network for each number of threads: their weights stay alike.
+            fit = Fastgrad(Problem(x, t, 50, 100, steps)).measurement(taking)
+            measures["fit", dtype, n] = measuring.with_threads(fit, n)
+            measures["numerical_gradient", dtype, n] = measuring.with_threads(numerical, n)
+    times = measuring.in_turn(measures, 2 * settings.rounds, patience=settings.patience)
+    for dtype in data:
+        for group in ("fit", "numerical_gradient"):
+            named = {f"{group}, threads {n}": times[group, dtype, n] for n in (most, 1)}
+            report.add(
+                f"Threads, {group}, 784-50-10, batch 100, {dtype}",
+                {"group": f"threads {group}", "hidden": 50, "batch": 100, "dtype": dtype},
+                measuring.summary(named, f"{group}, threads {most}"),
+            )
 
 
 # --- the numerical gradient ------------------------------------------------------------------
@@ -895,7 +890,7 @@ def draw(report, path):
 
 # --- command line ----------------------------------------------------------------------------
 
-GROUPS = ("training", "gradient", "affine", "threads", "numerical", "memory")
+GROUPS = ("training", "gradient", "affine", "numerical", "threads", "memory")
 
 
 def parse(argv):
@@ -978,13 +973,14 @@ def main(argv=None):
     single = {
         "gradient": compare_gradient,
         "affine": compare_affine,
-        "threads": compare_threads,
         "numerical": compare_numerical,
     }
     for dtype in settings.dtype:
         for group, compare in single.items():
             if group in settings.only:
                 compare(report, data, settings, dtype=dtype)
+    if "threads" in settings.only:
+        compare_threads(report, data, settings)
     for dtype in settings.dtype if "memory" in settings.only else ():
         compare_memory(report, dtype=dtype)
 
