@@ -516,8 +516,9 @@ def same_arrays(found, expected, tolerance):
 def compare_threads(report, data, settings):
     """Time `fit` and `numerical_gradient` with all threads and with one.
 
-    In twice the rounds and five times as long at a turn, both dtypes in one go: nothing else
-    depends so much on the state of the cores, which may last for seconds or minutes.
+    In twice the rounds and five times as long at a turn, both dtypes in one go, and in takes of a
+    few milliseconds: nothing else depends so much on the state of the cores. A good one may last
+    that long, and a bad one for minutes.
     """
     import numba
 
@@ -525,12 +526,14 @@ def compare_threads(report, data, settings):
     if most < 2:
         report.skip("threads against one", "this process has one core")
         return
-    taking = 5 * measuring.TAKING
+    taking, take = 5 * measuring.TAKING, settings.stretch / 4
     measures = {}
     for dtype, (x, t) in data.items():
-        steps = steps_for(x, t, 50, 100, settings.stretch)
+        steps = steps_for(x, t, 50, 100, take)
         net = Fastgrad(Problem(x, t, 50, 100, 4)).net
-        numerical = measuring.calls(net.numerical_gradient, x[:100].copy(), t[:100], taking=taking)
+        numerical = measuring.calls(
+            net.numerical_gradient, x[:100].copy(), t[:100], seconds=take, taking=taking
+        )
         for n in (most, 1):
             # A network for each number of threads: their weights stay alike.
             fit = Fastgrad(Problem(x, t, 50, 100, steps)).measurement(taking)
