@@ -44,7 +44,7 @@ from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, relative_to
-from fastgrad.kernels.tasks import put_array, run_steps
+from fastgrad.kernels.tasks import ROW, put_array, run_steps
 from fastgrad.kernels.updates import (
     ADAGRAD,
     ADAM,
@@ -93,8 +93,8 @@ BLOCK_BITS = np.uint64(2**ROW_BLOCK - 1)
 GROUP = 4
 #: Bytes a row is padded to: one AVX-512 register.
 REGISTER_BYTES = 64
-#: Between what two shares own in a row that both write: two cache lines.
-GAP_BYTES = 128
+#: Between what two shares own in a row that both write: as much as between rows of their own.
+GAP_BYTES = 8 * ROW
 
 
 class State(NamedTuple):
@@ -767,7 +767,7 @@ def fetch_targets(s, share, batch):
 
 @inlined_kernel
 def marked_product(s, share, batch):
-    """Compute the products of a share of the first layer with a batch of marked samples."""
+    """Compute the products of a share of the first layer with a batch of a marked data set."""
     n_batch = s.batches.shape[1]
     marks = s.marks[0]
     begin = s.bounds[share, share] // WORD
