@@ -65,8 +65,7 @@ _TRAIN = Program(
 _NUDGE_LITTLE = Program(
     (central_difference.prepare,), (central_difference.accumulate,), (central_difference.collect,)
 )
-_LIST_ENTRIES = Program((central_difference.list_entries,))
-_GENERAL = Program((central_difference.general,))
+_NUDGE_GENERALLY = Program((central_difference.list_entries,), (central_difference.general,))
 
 
 class _Pass:
@@ -81,10 +80,10 @@ class _Pass:
 _FORWARD = _Pass((iteration.forward, 0, 0, 0))
 _GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 0))
 
-#: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants.
+#: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants;
+#: and `central_difference.nudge`.
 _CALLERS = ("x", "W1", "labels", "soft", "result")
-#: Those that a state of a central difference has, too, in the same order.
-_NUDGERS = ("x", "labels", "result")
+_NUDGERS = ("x", "W1", "labels", "result")
 
 ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
@@ -220,37 +219,34 @@ class _Scratch:
 
 @dataclass
 class _NudgeTasks:
-    """The tasks of a central difference over batches of a size and a number of items."""
+    """The tasks of a central difference over batches of a size."""
 
     block: Block
-    #: Those of the forward pass, and theirs: one launch for both.
-    steps: IntArray
     places: tuple[Any, ...]
-    is_little: IntArray
-    n_items: int
+    found: IntArray
     #: How many labels, which h, and which limit the state holds.
     key: tuple[Any, ...] = ()
 
 
 # An item is a pair of a sample and a class with a target (`fastgrad.kernels.central_difference`).
-_ITEMS = ("item_start", "item_sample", "item_weight", "item_class")
+_ITEMS = ("item_start", "item_weight", "item_class")
 
 
 @functools.lru_cache(maxsize=4)
-def _label_items(n: int, dtype: np.dtype[Any]) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
-    """Return where each sample's items start, their samples and weights, for a label a sample.
+def _label_items(n: int, dtype: np.dtype[Any]) -> tuple[IntArray, FloatArray, IntArray]:
+    """Return where each sample's items start, and their weights, for a label a sample.
 
     And no classes: those are the labels.
     """
-    return np.arange(n + 1), np.arange(n), np.full(n, 1 / n, dtype), _NO_LABELS
+    return np.arange(n + 1), np.full(n, 1 / n, dtype), _NO_LABELS
 
 
-def _soft_items(soft: FloatArray) -> tuple[IntArray, IntArray, FloatArray, IntArray]:
+def _soft_items(soft: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
     """Return the same for soft targets, with the items' classes."""
     n = len(soft)
     sample, klass = map(np.ascontiguousarray, np.nonzero(soft))
     starts = np.concatenate([[0], np.cumsum(np.bincount(sample, minlength=n))])
-    return starts, sample, soft[sample, klass] / n, klass
+    return starts, soft[sample, klass] / n, klass
 
 
 class Engine:
@@ -296,8 +292,8 @@ class Engine:
         self._no_weights = np.empty(0, dtype)
         #: Labels, soft targets, and result of a pass without any.
         self._no_targets = _NO_LABELS, self._nothing, self._no_weights
-        #: Parameters that the tasks have yet to take over: W1, and all others.
-        self._pending = self._no_weights
+        #: The parameters given last, and whether the tasks have yet to take them over.
+        self._W1, self._is_new = self._no_weights, False
         self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
         self._scratch = _Scratch(self.layout, dtype, 0, 1)
         self._scratch.found[:] = True
@@ -346,7 +342,6 @@ class Engine:
         )
 
         self._places = tuple(map(self._block.place_of, _CALLERS))
-        self._same_places = tuple(map(self._block.place_of, _NUDGERS))
 
     # ------------------------------------------------------------------------- parameters
 
@@ -374,7 +369,7 @@ class Engine:
         That is done when the next batch comes, on all threads.
         """
         W1, *others = params.values()
-        self._pending = W1.reshape(-1)
+        self._W1, self._is_new = W1.reshape(-1), True
         np.concatenate([a if a.ndim == 1 else a.reshape(-1) for a in others], out=self._others)
 
     @property
@@ -384,17 +379,8 @@ class Engine:
 
     def settle(self) -> None:
         """Take over parameters now."""
-        if self._pending.size:
+        if self._is_new:
             self._take_over(self._no_samples, self._scratch.batch, 1, False, *self._no_targets)
-
-    def refresh(self) -> None:
-        """Bring the transposed weights in step with the weights."""
-        n_inputs, *sizes = self.sizes
-        places = zip(self.layout.weights_at[1:], self.layout.transposed_at[1:], strict=True)
-        for (at, back), (n_in, n_out) in zip(places, itertools.pairwise(sizes), strict=True):
-            weights = self.weights[0, at : at + n_in, :n_out]
-            self.transposed[0, back : back + n_out, :n_in] = weights.T
-        self._scratch.found[:, 0] = np.isfinite(self.weights[0, n_inputs:]).all()
 
     # ---------------------------------------------------------------------------- scratch
 
@@ -453,8 +439,9 @@ class Engine:
         return self._rows(x)
 
     def release(self) -> None:
-        """Let go of samples, targets and results: an idle engine keeps nobody's arrays alive."""
+        """Let go of what was given: an idle engine keeps nobody's arrays alive."""
         self._block.forget(*_CALLERS)
+        self._W1, self._is_new = self._no_weights, False
         if self._held is not self._scratch.batch:
             self._block.forget(*Samples._fields)
             self._held = None
@@ -475,29 +462,26 @@ class Engine:
         soft: FloatArray,
         result: FloatArray,
         program: Program = _TAKE_OVER,
-        nudges: _NudgeTasks | None = None,
     ) -> bool:
-        """Mark samples, and take over parameters that wait; return whether marks pay.
+        """Mark samples, and take over new parameters; return whether marks pay.
 
         Judged, and dealt out, by every stride-th of the samples, unless `sparse` says that they do
         or do not. The tasks of the program, and later ones, find the targets and the result.
-        Those of a central difference may follow in the same launch.
         """
         stride = max(stride, 1)
         entries = -(-len(x) // stride) * x.shape[1]
         most = -1 if sparse is False else entries if sparse else int(SPARSE_BELOW * entries)
-        block, waiting, scratch = self._block, self._pending, self._scratch
+        block, scratch = self._block, self._scratch
+        W1 = self._W1 if self._is_new else self._no_weights
         self._hold(samples)
         block.update(stride=stride, most=most)
         pays, self._mean = threads.launch(
-            iteration.begin, self._part, nudges.steps if nudges else block.steps(program),
-            scratch.progress, scratch.now, GIVE_WAY, block.address, self._places,
-            x, waiting, labels, soft, result, scratch.found, scratch.sample_loss, most,
-            *((nudges.block.address, nudges.places) if nudges
-              else (block.address, self._same_places)),
+            iteration.begin, self._part, block.steps(program), scratch.progress, scratch.now,
+            GIVE_WAY, block.address, self._places, x, W1, labels, soft, result, scratch.found,
+            scratch.sample_loss, most,
         )  # fmt: skip
         block.forget(*_CALLERS)  # whose places it has changed
-        self._pending = self._no_weights
+        self._is_new = False
         return sparse is True or bool(pays)
 
     def _rows(self, x: FloatArray) -> Samples:
@@ -517,9 +501,8 @@ class Engine:
         sparse: bool | None,
         aim: _Pass,
         result: FloatArray | None = None,
-        nudges: _NudgeTasks | None = None,
     ) -> None:
-        """Take over a batch, and parameters that wait; then do what is the aim.
+        """Take over a batch, and new parameters; then do what is the aim.
 
         There must be scratch for it. Marks leave out the products of zeros. Where a weight is NaN
         or infinite such a product is NaN, so then rows are taken unless marks are asked for; they
@@ -534,7 +517,7 @@ class Engine:
             program = aim.of_marked if sparse else aim.if_marks_pay
             stride = len(x) // LOOKS
             batch = self._scratch.batch
-            marked = self._take_over(x, batch, stride, sparse, *given, program, nudges)
+            marked = self._take_over(x, batch, stride, sparse, *given, program)
         self._was_marked = marked
         if not marked:
             self._take_over(self._no_samples, self._rows(x), 1, False, *given, aim.of_rows)
@@ -585,14 +568,15 @@ class Engine:
         """Run the forward pass over samples as one batch; return the loss."""
         self._share_out(len(x), PASS)
         self._begin(x, labels, soft, sparse, _FORWARD)
-        return self._mean_loss()
+        return self._mean + self._penalty()
 
-    def _mean_loss(self) -> float:
-        loss = self._mean
-        if self.decay:
-            where = self.layout
-            loss += iteration.penalty(where.sizes, where.weights_at, self.weights, self.decay)
-        return loss
+    def _penalty(self) -> float:
+        """Return what weight decay adds to the loss, by the parameters taken over last."""
+        if not self.decay:
+            return 0.0
+        where = self.layout
+        penalty: float = iteration.penalty(where.sizes, where.weights_at, self.weights, self.decay)
+        return penalty
 
     def backpropagate(
         self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
@@ -643,15 +627,12 @@ class Engine:
         """
         self._share_out(len(x), NUDGES if self._has_fast_nudges else GENERAL)
         result = np.empty(self.n_parameters, self.dtype)
-        nudges = self._nudges(labels, soft, float(h))
-        self._begin(x, labels, soft, True, _FORWARD, result, nudges)
-        loss = self._mean_loss() if self.finite else math.nan
-        if not math.isfinite(loss):
-            result.fill(np.nan)
-            return loss, result
-        if not nudges.is_little[0]:
-            self._evaluate_generally(nudges.block, result)
+        loss, done = self._nudge_little(x, labels, soft, h, result)
+        if not done:
+            loss = self._nudge_generally(x, labels, soft, h, result)
         if self.decay:
+            self.settle()
+            loss += self._penalty()
             # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
             # their difference, divided by 2h, is decay * w.
             for name, array in self.split(result).items():
@@ -659,12 +640,45 @@ class Engine:
                     at = self.layout.weights_at[int(name[1:]) - 1]
                     W = self.weights[0, at : at + array.shape[0], : array.shape[1]]
                     array += self.dtype.type(self.decay) * W
+        if not math.isfinite(loss):
+            result.fill(np.nan)
         return loss, result
 
     @property
     def _has_fast_nudges(self) -> bool:
         """Whether `central_difference.accumulate` serves this network: it has two layers."""
         return len(self.sizes) == 3
+
+    def _nudge_little(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
+    ) -> tuple[float, bool]:
+        """Compute the central difference if the network and the moves allow; return whether."""
+        if not self._has_fast_nudges:
+            return math.nan, False
+        scratch, nudges = self._scratch, self._nudges(labels, soft, h)
+        block = nudges.block
+        finite, little, loss = threads.launch(
+            central_difference.nudge, self._part, block.steps(_NUDGE_LITTLE), scratch.progress,
+            scratch.now, GIVE_WAY, block.address, nudges.places, x, self._W1, labels, result,
+            nudges.found, scratch.sample_loss,
+        )  # fmt: skip
+        block.forget(*_NUDGERS)  # whose places it has changed
+        return (loss, little) if finite else (math.nan, True)
+
+    def _nudge_generally(
+        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
+    ) -> float:
+        """Compute it for any number of layers and moves of any size; return the loss."""
+        self._begin(x, labels, soft, True, _FORWARD)
+        loss = self._mean if self.finite else math.nan
+        if math.isfinite(loss):
+            gradient = aligned(self.layout.weights_shape, self.dtype)
+            block = self._nudges(labels, soft, h).block
+            block.update(x=x, labels=labels, gradient=gradient)
+            self._run(_NUDGE_GENERALLY, block)
+            block.forget(*_NUDGERS)
+            self.unpack(gradient, self.split(result))
+        return loss
 
     def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> _NudgeTasks:
         """Return the tasks of a central difference.
@@ -676,74 +690,62 @@ class Engine:
         if nudges and labels.size and key == nudges.key:
             return nudges
         items = _label_items(n, self.dtype) if labels.size else _soft_items(soft)
-        n_items = items[1].size
         changing: dict[str, Any] = dict(zip(_ITEMS, items, strict=True), h=h, logit_limit=key[-1])
-        if nudges and n_items == nudges.n_items:
+        if nudges:
             nudges.block.update(**changing)
         else:
-            nudges = self._scratch.nudges = self._make_nudges(n_items, changing)
+            nudges = self._scratch.nudges = self._make_nudges(changing)
         nudges.key = key
         return nudges
 
-    def _make_nudges(self, n_items: int, changing: dict[str, Any]) -> _NudgeTasks:
-        """Allocate their state for batches of a size and a number of items."""
-        scratch = self._scratch
+    def _make_nudges(self, changing: dict[str, Any]) -> _NudgeTasks:
+        """Allocate their state for batches of a size."""
+        scratch, network = self._scratch, self._network
         where, shares, n = self.layout, scratch.shares, scratch.n_batch
-        fast = self._has_fast_nudges
+        classes, fast = self.sizes[-1], self._has_fast_nudges
         width = int(where.widths[1])
         rows = (shares, self.sizes[0] + 1 if fast else 0)
-        start, stop = np.empty((2, n, shares), np.int64)
         value = np.empty((1, n * (self.sizes[0] + 1)), self.dtype)
-        is_little = np.zeros(1, np.int64)
+        found = _rows_apart(shares, 1)
         block = Block(
             central_difference.Nudges(
-                **self._network,
+                sizes=network["sizes"],
+                widths=network["widths"],
+                weights_at=network["weights_at"],
+                activation=network["activation"],
+                delta=network["delta"],
+                weights=network["weights"],
                 values=scratch.values,
                 errors=scratch.errors,
-                marks=scratch.batch.marks,
-                bounds=scratch.batch.bounds,
-                start=start,
-                stop=stop,
+                x=self._no_samples,
+                W1=self._no_weights,
+                others=self._others,
+                second=aligned((shares, classes, width), self.dtype),
+                start=np.empty(n, np.int64),
+                stop=np.empty(n, np.int64),
                 position=np.empty(value.shape, np.uint32),
                 value=value,
-                which=np.zeros((shares, central_difference.LISTS * rows[1]), np.uint64),
+                labels=_NO_LABELS,
+                sample_loss=scratch.sample_loss,
+                found=found,
                 bits=value.view(f"u{self.dtype.itemsize}"),
-                up=np.empty_like(value),
-                down=np.empty_like(value),
-                value_up=aligned((n, width), self.dtype),
-                value_down=aligned((n, width), self.dtype),
-                coefficients=aligned(
-                    (n_items * fast, central_difference.COEFFICIENTS, width), self.dtype
-                ),
-                largest=np.empty((n, 2), self.dtype),
-                is_little=is_little,
+                which=np.zeros((shares, central_difference.LISTS * rows[1]), np.uint64),
                 table=np.zeros((shares, central_difference.HASH_SLOTS + 1, 2), np.uint64),
-                example=np.zeros(rows, np.uint64),
+                distinct=np.zeros(rows, self.dtype),
+                up=np.zeros(rows, self.dtype),
+                down=np.zeros(rows, self.dtype),
+                coefficients=aligned((shares, central_difference.COEFFICIENTS, width), self.dtype),
+                marks=np.empty((n, _words(self.sizes[0])), np.uint64),
                 touched=_rows_apart(shares, _words(self.sizes[0] + 1), np.uint64),
                 jobs=_rows_apart(n, 1),
                 unit_moves=aligned((shares, 2, width), self.dtype),
                 changes=aligned((*rows, width), self.dtype),
                 sums=aligned((*rows, width), self.dtype),
-                columns=aligned((shares, self.sizes[-1], width), self.dtype),
+                columns=aligned((shares, classes, width), self.dtype),
                 moves=aligned((shares, len(self.sizes), where.weights_shape[2]), self.dtype),
                 gradient=self._nowhere,
-                x=self._no_samples,
-                labels=_NO_LABELS,
                 result=self._no_weights,
                 **changing,
             )
         )
-        program = _NUDGE_LITTLE if fast else _LIST_ENTRIES
-        steps = self._block.steps(_FORWARD.of_marked), block.steps(program)
-        places = tuple(map(block.place_of, _NUDGERS))
-        return _NudgeTasks(block, np.concatenate(steps), places, is_little, n_items)
-
-    def _evaluate_generally(self, nudges: Block, result: FloatArray) -> None:
-        """Compute the central difference, for any number of layers and moves of any size.
-
-        The entries are listed already.
-        """
-        gradient = aligned(self.layout.weights_shape, self.dtype)
-        nudges.update(gradient=gradient)
-        self._run(_GENERAL, nudges)
-        self.unpack(gradient, self.split(result))
+        return _NudgeTasks(block, tuple(map(block.place_of, _NUDGERS)), found)

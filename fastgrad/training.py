@@ -211,6 +211,7 @@ class _Run:
         self.first, self.second = [*self.memory, nothing, nothing][:2]
         if self.numerical:
             self.gradient = aligned(engine.weights.shape, engine.dtype)
+            self.params = {key: array.copy() for key, array in params.items()}
         self._done = np.zeros(1, np.int64)
 
     @property
@@ -255,7 +256,8 @@ class _Run:
             array.reshape(-1) for array in (engine.weights, self.gradient, self.first, self.second)
         ]
         updates.update(self.optimizer._rule, *padded, lr, a, b)
-        engine.refresh()
+        engine.unpack(engine.weights, self.params)
+        engine.load(self.params)
         return loss
 
     def write_back(self) -> None:

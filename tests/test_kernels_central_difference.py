@@ -33,13 +33,13 @@ TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
 def generally(monkeypatch):
     """Return a list that grows by an entry whenever the general variant runs."""
     ran = []
-    evaluate = Engine._evaluate_generally
+    evaluate = Engine._nudge_generally
 
     def noted(*args):
         ran.append(True)
-        evaluate(*args)
+        return evaluate(*args)
 
-    monkeypatch.setattr(Engine, "_evaluate_generally", noted)
+    monkeypatch.setattr(Engine, "_nudge_generally", noted)
     return ran
 
 
@@ -366,7 +366,7 @@ def test_samples_taken_from_slow_threads_change_no_bit(dtype, shares):
     _, want = engine.central_difference(x, labels, soft, 1e-4)
     result = np.empty_like(want)
     block = engine._nudges(labels, soft, 1e-4).block
-    block.update(x=x, labels=labels, result=result)
+    block.update(x=x, W1=engine._W1, labels=labels, result=result)
     jobs = block._values["jobs"]
 
     def run(order, slow=()):

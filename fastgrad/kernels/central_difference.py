@@ -19,15 +19,17 @@ Nothing here is a derivative: both nudged losses are evaluated, the one at +h an
 A soft target is a sum of hard ones: each pair of a sample and a class with a non-zero target is an
 *item* with that target as its weight.
 
-Two variants. `prepare` and `accumulate` serve two-layer networks and nudges that move every logit
-by little: there S is a short polynomial in :math:`\Delta z` whose coefficients are the same for all
-pixels, so the inner loop depends neither on the number of classes nor on a library function.
-`general` calls the library functions and holds for every h and any number of layers.
+Two variants, both of them tasks (`fastgrad.kernels.tasks`) that list the non-zero entries of each
+sample, for what is computed of an entry needs a place:
 
-All of these are tasks (`fastgrad.kernels.tasks`). They start from what `take_over` and `forward` of
-`fastgrad.kernels.iteration` leave: marks, units' values, slopes (or inputs, for ReLU) and
-probabilities, padded as there. They list the entries of each sample: what is computed of an entry
-needs a place.
+- `prepare`, `accumulate` and `collect` serve two-layer networks and nudges that move every logit by
+  little: there S is a short polynomial in :math:`\Delta z` whose coefficients are the same for all
+  pixels, so the inner loop depends neither on the number of classes nor on a library function. They
+  run the forward pass themselves, sample by sample: what one thread has written another would have
+  to fetch.
+- `general` calls the library functions and holds for every h and any number of layers. It starts
+  from what `forward` of `fastgrad.kernels.iteration` leaves: units' values, slopes (or inputs, for
+  ReLU) and probabilities, padded as there.
 """
 
 from __future__ import annotations
@@ -40,11 +42,29 @@ from numpy.typing import NDArray
 
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.activations import SIGMOID
-from fastgrad.kernels.compile import inlined_kernel, task_kernel
+from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
-from fastgrad.kernels.iteration import GROUP, NO_BITS, ONE_BIT, WORD, bits_between
-from fastgrad.kernels.tasks import CLAIMED, FINISHED, claim, finish, is_finished, pause
-from fastgrad.kernels.vectors import lowest_bit
+from fastgrad.kernels.iteration import (
+    GROUP,
+    NO_BITS,
+    ONE_BIT,
+    WORD,
+    activate,
+    bits_of,
+    cross_entropy,
+    softmax,
+)
+from fastgrad.kernels.tasks import (
+    CLAIMED,
+    FINISHED,
+    claim,
+    finish,
+    is_finished,
+    pause,
+    put_array,
+    run_steps,
+)
+from fastgrad.kernels.vectors import lowest_bit, multiply_transposed_marked
 
 #: Rows of coefficients an item has: two of the activation, five of S.
 COEFFICIENTS = 7
@@ -53,6 +73,9 @@ COEFFICIENTS = 7
 LOGIT_MOVE_LIMIT = 1.5e-3
 #: ... and the moves by the second layer's own nudges, h * z, below this (five terms of artanh).
 VALUE_MOVE_LIMIT = 0.05
+
+#: Where a row of ``found`` says whether parameters are finite, and whether moves are little.
+FINITE, LITTLE = 0, 1
 
 #: A row of ``jobs`` is what `tasks.claim` and `tasks.finish` take for the progress of a share; its
 #: only step is this. Besides it says who has computed a sample's changes, and where, of what is
@@ -75,14 +98,20 @@ class Nudges(NamedTuple):
 
     Parameters
     ----------
-    sizes, widths, weights_at, transposed_at, activation, weights, transposed, values, errors
+    sizes, widths, weights_at, activation, delta, weights, values, errors
         Layout, parameters and state of a forward pass, see `fastgrad.kernels.iteration.State`.
-    x, marks, bounds
-        Samples, where they are not zero, and which entries belong to a share, see there.
-    start, stop : ndarray of int64, shape (N, shares)
-        Where the parts of each sample's list begin and end, one part a share.
+    x : ndarray, shape (N, D)
+        The samples.
+    W1 : ndarray, shape (D H,)
+        The first layer's weights as the user has them, row by row.
+    others : ndarray, shape (H + H C + C,)
+        The other parameters of a two-layer network, row by row.
+    second : ndarray, shape (shares, C, P)
+        The second layer's weights and biases, transposed, for each share to read.
+    start, stop : ndarray of int64, shape (N,)
+        Where each sample's list begins and ends.
     position : ndarray of uint32, shape (1, N (D + 1))
-        Places in the sample; D stands for the constant 1, which belongs to the last share.
+        Places in the sample; D stands for the constant 1, which comes last.
         Unsigned, because Numba lets a signed index count from the end, at the cost of a comparison.
     value : ndarray, shape (1, N (D + 1))
         What stands there.
@@ -90,37 +119,34 @@ class Nudges(NamedTuple):
         The class of each sample, which is then the only item of its number.
     item_start : ndarray of int64, shape (N + 1,)
         The items of sample n are item_start[n] .. item_start[n + 1] - 1.
-    item_sample : ndarray of int64, shape (M,)
-        The sample of each item.
     item_class : ndarray of int64, shape (M,) or (0,)
         Its class, if there are no labels.
     item_weight : ndarray, shape (M,)
         Its target divided by N.
-    h, delta : float
-    up, down : ndarray, as ``value``
-        For every entry exp(+-h x) - 1 (sigmoid) or +-h x (ReLU).
-    value_up, value_down : ndarray, shape (N, P)
-        exp(+-h z) - 1 for the hidden values z and the constant 1 after them.
-    coefficients : ndarray, shape (M, COEFFICIENTS, P)
-    largest : ndarray, shape (N, 2)
-        The largest size of h x of each sample, and whether an h z is above `VALUE_MOVE_LIMIT`.
+    h : float
     logit_limit : float
         How far a logit may move: `LOGIT_MOVE_LIMIT`.
-    is_little : ndarray of int64, shape (1,)
-        Out: whether `moves_are_little`, so that `accumulate` and `collect` have run.
+    sample_loss : ndarray, shape (N,)
+        Out: what each sample adds to the loss.
+    found : ndarray of int64, shape (shares, tasks.ROW)
+        Out: whether a share has met finite parameters, and small moves, only.
     bits : ndarray of unsigned integers, as ``value``
         The same memory.
     which : ndarray of uint64, shape (shares, LISTS (D + 1))
         For entries of a sample, the number of its value among the distinct ones.
     table : ndarray of uint64, shape (shares, HASH_SLOTS + 1, 2)
-    example : ndarray of uint64, shape (shares, D + 1)
-        Scratch of `distinct_entries`.
+    distinct, up, down : ndarray, shape (shares, D + 1)
+        Scratch: a sample's distinct values x; exp(+-h x) - 1 (sigmoid) or +-h x (ReLU).
+    coefficients : ndarray, shape (shares, COEFFICIENTS, P)
+        Scratch: of an item.
+    marks : ndarray of uint64, shape (N, D / 64 or more)
+        Which entries of a sample are not zero.
     touched : ndarray of uint64, shape (shares, D / 64 or more)
         Which entries are not zero in some of a share's own samples: the rows of its sums.
     jobs : ndarray of int64, shape (N, tasks.ROW)
         What threads take from each other: samples.
     unit_moves : ndarray, shape (shares, 2, P)
-        Scratch: the moves of the hidden units' values.
+        Scratch: the moves of the hidden units' values; exp(+-h z) - 1 for the values z.
     changes, sums : ndarray, shape (shares, D + 1, P)
         Changes of the loss, by distinct value and by entry.
     columns : ndarray, shape (shares, C, P)
@@ -135,38 +161,35 @@ class Nudges(NamedTuple):
     sizes: IntArray
     widths: IntArray
     weights_at: IntArray
-    transposed_at: IntArray
     activation: int
+    delta: float
     weights: FloatArray
-    transposed: FloatArray
     values: FloatArray
     errors: FloatArray
     x: FloatArray
-    marks: BitArray
-    bounds: IntArray
+    W1: FloatArray
+    others: FloatArray
+    second: FloatArray
     start: IntArray
     stop: IntArray
     position: NDArray[Any]
     value: FloatArray
     labels: IntArray
     item_start: IntArray
-    item_sample: IntArray
     item_class: IntArray
     item_weight: FloatArray
     h: float
-    delta: float
-    up: FloatArray
-    down: FloatArray
-    value_up: FloatArray
-    value_down: FloatArray
-    coefficients: FloatArray
-    largest: FloatArray
     logit_limit: float
-    is_little: IntArray
+    sample_loss: FloatArray
+    found: IntArray
     bits: NDArray[Any]
     which: BitArray
     table: BitArray
-    example: BitArray
+    distinct: FloatArray
+    up: FloatArray
+    down: FloatArray
+    coefficients: FloatArray
+    marks: BitArray
     touched: BitArray
     jobs: IntArray
     unit_moves: FloatArray
@@ -186,124 +209,127 @@ def class_of(s, item):
 
 @inlined_kernel
 def list_sample(s, share, n):
-    """List the non-zero entries of a sample, part by part, and the constant 1 after them.
-
-    Note them as ``touched``, and return the largest size among them.
-    """
-    shares = s.start.shape[1]
+    """List and mark the non-zero entries of a sample; the constant 1 comes after them."""
     n_inputs = s.x.shape[1]
-    one = s.value.dtype.type(1)
-    largest = one
     place = n * (n_inputs + 1)
-    for part in range(shares):
-        s.start[n, part] = place
-        i1 = s.bounds[share, part]
-        end = s.bounds[share, part + 1]
-        while i1 < end:
-            begin = i1 // WORD * WORD
-            i2 = min(begin + WORD, end)
-            bits = s.marks[part, n, i1 // WORD] & bits_between(i1 - begin, i2 - begin)
-            s.touched[share, i1 // WORD] |= bits
-            while bits != NO_BITS:
-                i = begin + lowest_bit(bits)
-                s.position[0, place] = i
-                x = s.x[n, i]
-                s.value[0, place] = x
-                largest = max(largest, abs(x))
-                place += 1
-                bits &= bits - ONE_BIT
-            i1 = i2
-        if part == shares - 1:
-            s.position[0, place] = n_inputs
-            s.value[0, place] = one
+    s.start[n] = place
+    for word in range((n_inputs + WORD - 1) // WORD):
+        bits = bits_of(s.x, n, word)
+        s.marks[n, word] = bits
+        s.touched[share, word] |= bits
+        while bits != NO_BITS:
+            i = word * WORD + lowest_bit(bits)
+            s.position[0, place] = i
+            s.value[0, place] = s.x[n, i]
             place += 1
-        s.stop[n, part] = place
-    return largest
+            bits &= bits - ONE_BIT
+    s.position[0, place] = n_inputs
+    s.value[0, place] = 1
+    s.stop[n] = place + 1
 
 
 @task_kernel
 def list_entries(share, s):
-    """List the non-zero entries of a share of the samples; for `general` without `prepare`."""
-    shares = s.start.shape[1]
+    """List the non-zero entries of a share of the samples, for `general`."""
+    shares = s.found.shape[0]
     n_samples = s.x.shape[0]
     for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
         list_sample(s, share, n)
 
 
+@inlined_kernel
+def take_second_layer(s, share):
+    """Bring the second layer into the form that a share reads."""
+    n_hidden, n_classes = s.sizes[1], s.sizes[2]
+    for j in range(n_hidden + 1):
+        at = n_hidden + j * n_classes
+        for k in range(n_classes):
+            s.second[share, k, j] = s.others[at + k]
+
+
+@inlined_kernel
+def is_finite(s, share):
+    """Return whether all parameters are finite that a share looks at."""
+    shares = s.found.shape[0]
+    zero = s.values.dtype.type(0)
+    size = s.W1.size
+    check = zero  # becomes NaN, once and for all, by what is not finite
+    for k in range(np.uint64(size * share // shares), np.uint64(size * (share + 1) // shares)):
+        check += s.W1[k] * zero
+    for k in range(np.uint64(s.others.size)):
+        check += s.others[k] * zero
+    return check == zero
+
+
+@inlined_kernel
+def first_layer(s, begin, end):
+    """Compute the hidden units' inputs for samples begin .. end - 1, which are marked."""
+    values = s.values
+    n_hidden, width = s.sizes[1], s.widths[1]
+    zero = values.dtype.type(0)
+    W1 = s.W1.reshape((1, s.sizes[0], n_hidden))
+    for n in range(begin, end):
+        for j in range(width):
+            values[1, n, j] = s.others[j] if j < n_hidden else zero
+    # Rows are read in whole registers: a little of the next ones, too, which `activate` overwrites.
+    # The last rows have too little behind them.
+    n_whole = (W1.size - width) // n_hidden + 1
+    # 64 rows at a time, which the first cache holds.
+    for word in range((s.x.shape[1] + WORD - 1) // WORD):
+        at = word * WORD
+        for n in range(begin, end):
+            bits = s.marks[n, word]
+            if at + WORD <= n_whole:
+                multiply_transposed_marked(bits, at, s.x.T, n, W1, 0, width, values, 1, n)
+                continue
+            while bits != NO_BITS:
+                i = at + lowest_bit(bits)
+                for j in range(n_hidden):
+                    values[1, n, j] += s.x[n, i] * W1[0, i, j]
+                bits &= bits - ONE_BIT
+
+
+@inlined_kernel
+def upper_layers(s, share, n):
+    """Run the rest of the forward pass for a sample, and compute its loss."""
+    values, errors, second = s.values, s.errors, s.second
+    n_classes = s.sizes[2]
+    width = needed_columns(s)
+    activate(s.activation, s.sizes[1], width, values, errors, 1, n)
+    number = values.dtype.type
+    for k in range(n_classes):
+        logit = number(0)
+        for j in range(width):
+            logit += values[1, n, j] * second[share, k, j]
+        values[2, n, k] = logit
+    largest, total = softmax(n_classes, s.widths[2], values, errors, 2, n)
+    loss = number(0)
+    for item in range(s.item_start[n], s.item_start[n + 1]):
+        k = class_of(s, item)
+        loss += s.item_weight[item] * cross_entropy(
+            values[2, n, k], errors[2, n, k], largest, total, s.delta
+        )
+    s.sample_loss[n] = loss
+
+
 @task_kernel
 def prepare(share, s):
-    """List some samples' entries, and compute their moves and the coefficients of every item."""
-    shares = s.start.shape[1]
-    up, down, coefficients, transposed = s.up, s.down, s.coefficients, s.transposed
-    values, errors = s.values, s.errors
-    n_samples = s.item_start.size - 1
-    n_hidden = s.sizes[1]
-    width = needed_columns(s)
-    back = s.transposed_at[1]
-    number = values.dtype.type
-    h = number(s.h)
-    zero = number(0)
-    one = number(1)
+    """List the entries of a share of the samples, and run the forward pass for them."""
+    shares = s.found.shape[0]
+    n_samples = s.x.shape[0]
+    begin, end = n_samples * share // shares, n_samples * (share + 1) // shares
+    take_second_layer(s, share)
+    s.found[share, FINITE] = is_finite(s, share)
     for word in range(s.touched.shape[1]):
         s.touched[share, word] = NO_BITS
     s.touched[share, s.sizes[0] // WORD] = ONE_BIT << np.uint64(s.sizes[0] % WORD)
-    for n in range(n_samples * share // shares, n_samples * (share + 1) // shares):
-        s.largest[n, 0] = h * list_sample(s, share, n)
+    for n in range(begin, end):
+        list_sample(s, share, n)
+    first_layer(s, begin, end)
+    for n in range(begin, end):
+        upper_layers(s, share, n)
         s.jobs[n, CLAIMED] = 0
         s.jobs[n, FINISHED] = 0
-        if s.activation == SIGMOID:
-            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
-                E = expm1(h * s.value[0, e])
-                up[0, e] = E
-                down[0, e] = -E / (one + E)
-        else:
-            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
-                move = h * s.value[0, e]
-                up[0, e] = move
-                down[0, e] = -move
-        too_far = 0
-        for j in range(width):
-            move = h * values[1, n, j]
-            too_far |= move > VALUE_MOVE_LIMIT  # values are not negative
-            E = expm1(move)
-            s.value_up[n, j] = E
-            s.value_down[n, j] = -E / (one + E)
-        s.largest[n, 1] = too_far
-
-        for item in range(s.item_start[n], s.item_start[n + 1]):
-            for j in range(width):
-                z = values[1, n, j]
-                kept = errors[1, n, j]  # the slope, or the input for ReLU
-                coefficients[item, 0, j] = z if s.activation == SIGMOID else kept - z
-                coefficients[item, 1, j] = max(kept, zero) if s.activation == SIGMOID else -z
-            for r in range(2, COEFFICIENTS):
-                for j in range(width):
-                    coefficients[item, r, j] = zero
-            k = class_of(s, item)
-            for m in range(s.sizes[2]):
-                p = errors[2, n, m]
-                for j in range(width):
-                    # How far a logit moves, relative to the target's, for a move of 1.
-                    e = transposed[0, back + m, j] - transposed[0, back + k, j]
-                    e1 = p * e
-                    e2 = e1 * e
-                    e3 = e2 * e
-                    e4 = e3 * e
-                    e5 = e4 * e
-                    coefficients[item, 2, j] += e1
-                    coefficients[item, 3, j] += e2
-                    coefficients[item, 4, j] += e3
-                    coefficients[item, 5, j] += e4
-                    coefficients[item, 6, j] += e5
-            for j in range(width):
-                coefficients[item, 3, j] *= number(1 / 2)
-                coefficients[item, 4, j] *= number(1 / 6)
-                coefficients[item, 5, j] *= number(1 / 24)
-                coefficients[item, 6, j] *= number(1 / 120)
-            # The unit that is always 1 belongs to the second layer's bias.
-            for r in range(COEFFICIENTS):
-                for j in range(n_hidden, width):
-                    coefficients[item, r, j] = zero
 
 
 @inlined_kernel
@@ -314,21 +340,17 @@ def needed_columns(s):
 
 
 @inlined_kernel
-def moves_are_little(s):
-    """Return whether every nudge moves the logits by so little that `accumulate` is exact."""
-    largest, transposed = s.largest, s.transposed
-    back = s.transposed_at[1]
-    move = largest.dtype.type(0)
-    weight = largest.dtype.type(0)
-    is_little = True
-    for n in range(largest.shape[0]):
-        is_little &= largest[n, 0] <= 1 and largest[n, 1] == 0
-        move = max(move, largest[n, 0])
-    for k in range(back, back + s.sizes[2]):
+def input_move_limit(s, share):
+    """Return how far a unit's input may move so that no logit moves beyond its limit."""
+    weight = s.second.dtype.type(0)
+    for k in range(s.sizes[2]):
         for j in range(s.sizes[1]):
-            weight = max(weight, abs(transposed[0, k, j]))
-    slope = 0.25 if s.activation == SIGMOID else 1.0
-    return is_little and slope * move * weight <= s.logit_limit
+            weight = max(weight, abs(s.second[share, k, j]))
+    reach = (0.25 if s.activation == SIGMOID else 1.0) * weight
+    limit = s.logit_limit
+    if reach > 0 and reach > limit:
+        limit /= reach
+    return s.second.dtype.type(min(1.0, limit))
 
 
 @inlined_kernel
@@ -336,15 +358,15 @@ def distinct_entries(s, share, n, listed):
     """Give the distinct values among a sample's entries numbers; return how many there are.
 
     The sample's entries have the numbers ``which[share, listed]`` and after, in their order, and
-    ``example[share, number]`` is one entry with that value. A table finds the number of a value
-    that was met before. It needs no clearing: what it holds is counted on from sample to sample.
+    ``distinct[share, number]`` is the value. A table finds the number of a value that was met
+    before. It needs no clearing: what it holds is counted on from sample to sample.
     Where two values share a slot, the later one gets a number again: a detour, not an error.
     """
     one = np.uint64(1)
     first = s.table[share, HASH_SLOTS, 0]
     next_one = first
-    begin = np.uint64(s.start[n, 0])
-    end = np.uint64(s.stop[n, s.stop.shape[1] - 1])
+    begin = np.uint64(s.start[n])
+    end = np.uint64(s.stop[n])
     place = np.uint64(listed)
     for e in range(begin, end):
         bits = np.uint64(s.bits[0, e])
@@ -361,7 +383,7 @@ def distinct_entries(s, share, n, listed):
     # Not above, where the table would have to wait for it: 1.04 times the speed.
     place = np.uint64(listed)
     for e in range(begin, end):
-        s.example[share, s.which[share, place]] = e
+        s.distinct[share, s.which[share, place]] = s.value[0, e]
         place += one
     s.table[share, HASH_SLOTS, 0] = next_one
     return next_one - first
@@ -376,11 +398,79 @@ def target_share(s, n, target):
 
 
 @inlined_kernel
-def changes_of_sample(s, share, n, at, count):
+def move_inputs(s, share, count, limit):
+    """Move a unit's input for each of a sample's distinct values; return whether one is too far."""
+    number = s.values.dtype.type
+    h = number(s.h)
+    one = number(1)
+    too_far = 0
+    if s.activation == SIGMOID:
+        for value in range(count):
+            move = h * s.distinct[share, value]
+            too_far |= abs(move) > limit
+            E = expm1(move)
+            s.up[share, value] = E
+            s.down[share, value] = -E / (one + E)
+    else:
+        for value in range(count):
+            move = h * s.distinct[share, value]
+            too_far |= abs(move) > limit
+            s.up[share, value] = move
+            s.down[share, value] = -move
+    return too_far != 0
+
+
+@inlined_kernel
+def find_coefficients(s, share, n, target):
+    """Compute the coefficients of a sample's item, for every hidden unit."""
+    coefficients, second, values, errors = s.coefficients, s.second, s.values, s.errors
+    width = needed_columns(s)
+    number = values.dtype.type
+    zero = number(0)
+    for j in range(width):
+        z = values[1, n, j]
+        kept = errors[1, n, j]  # the slope, or the input for ReLU
+        coefficients[share, 0, j] = z if s.activation == SIGMOID else kept - z
+        coefficients[share, 1, j] = max(kept, zero) if s.activation == SIGMOID else -z
+    for r in range(2, COEFFICIENTS):
+        for j in range(width):
+            coefficients[share, r, j] = zero
+    for m in range(s.sizes[2]):
+        p = errors[2, n, m]
+        for j in range(width):
+            # How far a logit moves, relative to the target's, for a move of 1.
+            e = second[share, m, j] - second[share, target, j]
+            e1 = p * e
+            e2 = e1 * e
+            e3 = e2 * e
+            e4 = e3 * e
+            e5 = e4 * e
+            coefficients[share, 2, j] += e1
+            coefficients[share, 3, j] += e2
+            coefficients[share, 4, j] += e3
+            coefficients[share, 5, j] += e4
+            coefficients[share, 6, j] += e5
+    for j in range(width):
+        coefficients[share, 3, j] *= number(1 / 2)
+        coefficients[share, 4, j] *= number(1 / 6)
+        coefficients[share, 5, j] *= number(1 / 24)
+        coefficients[share, 6, j] *= number(1 / 120)
+    # The unit that is always 1 belongs to the second layer's bias.
+    for r in range(COEFFICIENTS):
+        for j in range(s.sizes[1], width):
+            coefficients[share, r, j] = zero
+
+
+@inlined_kernel
+def changes_of_sample(s, share, n, at, listed, limit):
     """Compute the changes of the loss at +h and -h for each of a sample's distinct values.
 
-    They are written to the rows of ``changes`` from ``at`` on.
+    They are written to the rows of ``changes`` from ``at`` on, and the entries' numbers to
+    ``which`` from ``listed`` on. Return how many there are: none if one moves by too much.
     """
+    count = distinct_entries(s, share, n, listed)
+    if move_inputs(s, share, count, limit):
+        return np.uint64(0)
     at = np.uint64(at)
     coefficients, changes, moves = s.coefficients, s.changes, s.unit_moves
     width = needed_columns(s)
@@ -396,35 +486,37 @@ def changes_of_sample(s, share, n, at, count):
             changes[share, at + value, j] = zero
     for item in range(s.item_start[n], s.item_start[n + 1]):
         weight = s.item_weight[item]
-        q = target_share(s, n, class_of(s, item))
+        target = class_of(s, item)
+        find_coefficients(s, share, n, target)
+        q = target_share(s, n, target)
         rest = two - q
         for value in range(count):
-            E1 = s.up[0, s.example[share, value]]
-            E2 = s.down[0, s.example[share, value]]
+            E1 = s.up[share, value]
+            E2 = s.down[share, value]
             if s.activation == SIGMOID:
                 for j in range(width):
-                    z = coefficients[item, 0, j]
+                    z = coefficients[share, 0, j]
                     a1 = one + z * E1
                     a2 = one + z * E2
-                    r = coefficients[item, 1, j] / (a1 * a2)
+                    r = coefficients[share, 1, j] / (a1 * a2)
                     moves[share, 0, j] = E1 * a2 * r
                     moves[share, 1, j] = E2 * a1 * r
             else:
                 for j in range(width):
-                    low = coefficients[item, 1, j]
-                    moves[share, 0, j] = max(coefficients[item, 0, j] + E1, low)
-                    moves[share, 1, j] = max(coefficients[item, 0, j] + E2, low)
+                    low = coefficients[share, 1, j]
+                    moves[share, 0, j] = max(coefficients[share, 0, j] + E1, low)
+                    moves[share, 1, j] = max(coefficients[share, 0, j] + E2, low)
             # Over hidden units, contiguous, without a branch or a call: 34 multiplications and
             # additions and two divisions for the two losses of one value and unit. In float32
             # the highest terms would be lost in rounding, and 28 do.
             for j in range(width):
                 d1 = moves[share, 0, j]
                 d2 = moves[share, 1, j]
-                c1 = coefficients[item, 2, j]
-                c2 = coefficients[item, 3, j]
-                c3 = coefficients[item, 4, j]
-                c4 = coefficients[item, 5, j]
-                c5 = coefficients[item, 6, j]
+                c1 = coefficients[share, 2, j]
+                c2 = coefficients[share, 3, j]
+                c3 = coefficients[share, 4, j]
+                c4 = coefficients[share, 5, j]
+                c5 = coefficients[share, 6, j]
                 top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
                 top2 = c3 + d2 * (c4 + d2 * c5) if is_double else c3
                 S1 = d1 * (c1 + d1 * (c2 + d1 * top1))
@@ -442,6 +534,7 @@ def changes_of_sample(s, share, n, at, count):
                 changes[share, at + value, j] += weight * (
                     s1 * (one + q1 * top1) - s2 * (one + q2 * top2)
                 )
+    return count
 
 
 @inlined_kernel
@@ -453,7 +546,7 @@ def is_touched(s, share, i):
 @inlined_kernel
 def has_room(s, n, free, listed):
     """Return whether a sample of another share surely fits behind what is there."""
-    n_entries = s.stop[n, s.stop.shape[1] - 1] - s.start[n, 0]
+    n_entries = s.stop[n] - s.start[n]
     return free + n_entries <= s.changes.shape[1] and listed + n_entries <= s.which.shape[1]
 
 
@@ -480,45 +573,45 @@ def accumulate(share, s):
     owner to add them: the order of additions, and every bit, is the same whoever was fast. An owner
     who would have to wait long for such a sample computes it once more.
 
-    Only if `moves_are_little`; share 0 says so in ``is_little``.
+    Where a nudge moves a logit by more than a little, that ends, and ``found`` says so.
     """
-    is_little = moves_are_little(s)
-    if share == 0:
-        s.is_little[0] = is_little
-    if not is_little:
-        return
     changes, sums, jobs = s.changes, s.sums, s.jobs
     width = needed_columns(s)
-    shares = s.start.shape[1]
-    n_samples = s.item_start.size - 1
+    shares = s.found.shape[0]
+    n_samples = s.x.shape[0]
+    first = n_samples * share // shares
+    n_own = n_samples * (share + 1) // shares - first
     zero = sums.dtype.type(0)
+    limit = input_move_limit(s, share)
+    # First, because nobody else can do that: at the end all have something to take from each other.
+    s.found[share, LITTLE] = not second_layer(s, share, first, first + n_own)
     for i in range(s.sizes[0] + 1):
         if is_touched(s, share, i):
             for j in range(width):
                 sums[share, i, j] = zero
-    first = n_samples * share // shares
-    n_own = n_samples * (share + 1) // shares - first
     # Where, of what is this share's own, begins what nobody else is going to read.
     free, listed = np.int64(0), np.int64(0)
-    for turn in range(n_samples + 1):
-        if turn == n_own:
-            second_layer(s, share, first, first + n_own)
-            continue
+    for turn in range(n_samples):
         is_own = turn < n_own
-        n = first + turn if is_own else (first + n_own - turn) % n_samples
+        n = first + turn if is_own else (first + n_own - 1 - turn) % n_samples
         if not is_own and not has_room(s, n, free, listed):
             break
+        by = share
         compute = claim(jobs, n, ONLY)
         if is_own and not compute:
             compute = not arrives(s, n)
-        if compute:
-            count = distinct_entries(s, share, n, listed)
-            changes_of_sample(s, share, n, free, count)
-        if is_own:
             by = share if compute else jobs[n, BY]
+        if compute:
+            count = changes_of_sample(s, share, n, free, listed, limit)
+            if count == 0:
+                s.found[share, LITTLE] = 0
+        if is_own:
+            if s.found[by, LITTLE] == 0:
+                s.found[share, LITTLE] = 0
+                break
             at = np.uint64(0 if compute else jobs[n, AT])
             place = np.uint64(0 if compute else jobs[n, LISTED])
-            for e in range(np.uint64(s.start[n, 0]), np.uint64(s.stop[n, shares - 1])):
+            for e in range(np.uint64(s.start[n]), np.uint64(s.stop[n])):
                 i = s.position[0, e]
                 value = at + s.which[by, place]
                 place += np.uint64(1)
@@ -529,20 +622,23 @@ def accumulate(share, s):
             jobs[n, AT] = free
             jobs[n, LISTED] = listed
             free += np.int64(count)
-            listed += s.stop[n, shares - 1] - s.start[n, 0]
+            listed += s.stop[n] - s.start[n]
             finish(jobs, n, ONLY)
+            if count == 0:
+                break
 
 
 @inlined_kernel
 def second_layer(s, share, first, last):
     """Add up the changes of the loss of samples first .. last - 1, for W2 and b2.
 
-    A nudge of W2[j, k] moves one logit, by +-h z[j].
+    A nudge of W2[j, k] moves one logit, by +-h z[j]. Return whether one goes too far.
     """
-    columns, value_up, value_down, errors = s.columns, s.value_up, s.value_down, s.errors
+    columns, moves, errors = s.columns, s.unit_moves, s.errors
     n_classes = s.sizes[2]
     width = needed_columns(s)
     number = columns.dtype.type
+    h = number(s.h)
     zero = number(0)
     one = number(1)
     two = number(2)
@@ -550,47 +646,56 @@ def second_layer(s, share, first, last):
     fifth = number(1 / 5)
     seventh = number(1 / 7)
     ninth = number(1 / 9)
+    too_far = 0
     for k in range(n_classes):
         for j in range(width):
             columns[share, k, j] = zero
-    for item in range(s.item_start[first], s.item_start[last]):
-        n = s.item_sample[item]
-        target = class_of(s, item)
-        weight = s.item_weight[item]
-        part = target_share(s, n, target)
-        for k in range(n_classes):
-            p = errors[2, n, k]
-            q = part
-            if k == target:
-                others = zero
-                for m in range(n_classes):
-                    if m != k:
-                        others += errors[2, n, m]
-                q *= others
-            else:
-                q *= -p
-            p += p + q
-            for j in range(width):
-                m1 = two + p * value_up[n, j]
-                m2 = two + p * value_down[n, j]
-                r = q / (m1 * m2)
-                s1 = value_up[n, j] * m2 * r
-                s2 = value_down[n, j] * m1 * r
-                q1 = s1 * s1
-                q2 = s2 * s2
-                c1 = one + q1 * (third + q1 * (fifth + q1 * (seventh + q1 * ninth)))
-                c2 = one + q2 * (third + q2 * (fifth + q2 * (seventh + q2 * ninth)))
-                columns[share, k, j] += weight * (s2 * c2 - s1 * c1)
+    for n in range(first, last):
+        for j in range(width):
+            move = h * s.values[1, n, j]
+            too_far |= move > VALUE_MOVE_LIMIT  # values are not negative
+            E = expm1(move)
+            moves[share, 0, j] = E
+            moves[share, 1, j] = -E / (one + E)
+        for item in range(s.item_start[n], s.item_start[n + 1]):
+            target = class_of(s, item)
+            weight = s.item_weight[item]
+            part = target_share(s, n, target)
+            for k in range(n_classes):
+                p = errors[2, n, k]
+                q = part
+                if k == target:
+                    others = zero
+                    for m in range(n_classes):
+                        if m != k:
+                            others += errors[2, n, m]
+                    q *= others
+                else:
+                    q *= -p
+                p += p + q
+                for j in range(width):
+                    m1 = two + p * moves[share, 0, j]
+                    m2 = two + p * moves[share, 1, j]
+                    r = q / (m1 * m2)
+                    s1 = moves[share, 0, j] * m2 * r
+                    s2 = moves[share, 1, j] * m1 * r
+                    q1 = s1 * s1
+                    q2 = s2 * s2
+                    c1 = one + q1 * (third + q1 * (fifth + q1 * (seventh + q1 * ninth)))
+                    c2 = one + q2 * (third + q2 * (fifth + q2 * (seventh + q2 * ninth)))
+                    columns[share, k, j] += weight * (s2 * c2 - s1 * c1)
+    return too_far != 0
 
 
 @task_kernel
 def collect(share, s):
     """Add up what `accumulate` left, for a share of the rows of both layers."""
-    if s.is_little[0] == 0:
-        return
+    shares = s.found.shape[0]
+    for other in range(shares):
+        if s.found[other, LITTLE] == 0:
+            return
     n_rows = s.sizes[0] + 1
     n_hidden = s.sizes[1]
-    shares = s.start.shape[1]
     # log(1 + u) is 2 artanh(..): the 2 cancels the one of 1 / 2h. The number of samples is in the
     # weights of the items.
     number = s.values.dtype.type
@@ -691,9 +796,9 @@ def loss_change(moves, share, logits, probabilities, last, n, n_classes, label, 
 def general(share, s):
     """Compute the central difference for a network of any depth and steps of any size.
 
-    Every share owns the first layer's rows in its part of the lists, and other rows in turn.
+    The shares own the rows of every layer in turn.
     """
-    shares = s.moves.shape[0]
+    shares = s.found.shape[0]
     last = s.sizes.size - 1
     number = s.values.dtype.type
     h = number(s.h)
@@ -702,21 +807,12 @@ def general(share, s):
     scale = number(0.5) / h
     for n in range(s.item_start.size - 1):
         for layer in range(last):
-            begin = share
-            end = s.sizes[layer] + 1
-            stride = shares
-            if layer == 0:
-                begin = s.start[n, share]
-                end = s.stop[n, share]
-                stride = 1
-            for e in range(begin, end, stride):
-                if layer == 0:
-                    i = int(s.position[0, e])
-                    x = s.value[0, e]
-                else:
-                    i = e
-                    x = s.values[layer, n, e]
-                if x == zero:  # changes nothing
+            begin = s.start[n] if layer == 0 else 0
+            end = s.stop[n] if layer == 0 else s.sizes[layer] + 1
+            for e in range(begin, end):
+                i = int(s.position[0, e]) if layer == 0 else e
+                x = s.value[0, e] if layer == 0 else s.values[layer, n, e]
+                if i % shares != share or x == zero:  # not its own, or changes nothing
                     continue
                 row = s.weights_at[layer] + i
                 for j in range(s.sizes[layer + 1]):
@@ -766,3 +862,43 @@ def general(share, s):
                             )  # fmt: skip
                         difference += total if side == 0 else -total
                     s.gradient[0, row, j] += difference * scale
+
+
+@kernel
+def nudge(
+    part, steps, progress, now, give_way, state, places, x, W1, labels, result, found, sample_loss
+):
+    """Put the arrays given for a call into a state, and run `prepare`, `accumulate` and `collect`.
+
+    Parameters
+    ----------
+    part, steps, progress, now, give_way
+        See `fastgrad.kernels.tasks.run_steps`.
+    state : int
+        Address of the state.
+    places : tuple of int
+        Where the state keeps the next four.
+    x, W1, labels, result, found, sample_loss
+        Of the state.
+
+    Returns
+    -------
+    finite : bool
+        Whether all parameters are.
+    little : bool
+        Whether there is a result, for all moves were little.
+    loss : float
+    """
+    put_array(state, places[0], x)
+    put_array(state, places[1], W1)
+    put_array(state, places[2], labels)
+    put_array(state, places[3], result)
+    run_steps(part, steps, progress, now, give_way)
+    finite, little = True, True
+    for share in range(found.shape[0]):
+        finite &= found[share, FINITE] != 0
+        little &= found[share, LITTLE] != 0
+    loss = 0.0
+    for n in range(sample_loss.size):
+        loss += sample_loss[n]
+    return finite, little, loss

@@ -43,7 +43,7 @@ import numpy as np
 from fastgrad.arrays import BitArray, FloatArray, IntArray
 from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.compile import inlined_kernel, kernel, task_kernel
-from fastgrad.kernels.elementary import exp, relative_to
+from fastgrad.kernels.elementary import exp, like, relative_to
 from fastgrad.kernels.tasks import ROW, put_array, run_steps
 from fastgrad.kernels.updates import (
     ADAGRAD,
@@ -508,6 +508,14 @@ def softmax(size, width, logits, probabilities, layer, n):
 
 
 @inlined_kernel
+def cross_entropy(logit, probability, largest, total, delta):
+    """Return the loss of a sample for a class, from what `softmax` left and returned."""
+    if delta == 0:
+        return relative_to(like(math.log(total), logit), logit, largest)
+    return -like(math.log(probability + like(delta, logit)), logit)
+
+
+@inlined_kernel
 def label_error(label, delta, width, errors, layer, n, scale):
     """Turn a sample's probabilities into the derivative of its loss by the logits, times scale."""
     zero = errors.dtype.type(0)
@@ -603,10 +611,9 @@ def forward_group(s, batch, n):
             t = number(1) if has_labels else s.soft[row, k]
             if t == 0:  # adds exactly nothing
                 continue
-            if s.delta == 0:
-                loss += t * relative_to(number(math.log(total)), values[last, q, k], largest)
-            else:
-                loss -= t * number(math.log(errors[last, q, k] + number(s.delta)))
+            loss += t * cross_entropy(
+                values[last, q, k], errors[last, q, k], largest, total, s.delta
+            )
         s.sample_loss[q] = loss
 
 
@@ -899,7 +906,7 @@ def rows(share, s):
 @kernel
 def begin(
     part, steps, progress, now, give_way, state, places, x, W1, labels, soft, result, found,
-    sample_loss, most, further, further_places,
+    sample_loss, most,
 ):  # fmt: skip
     """Put the arrays given for a call into a state, and run steps; the first is `take_over`.
 
@@ -913,10 +920,6 @@ def begin(
         Where the state keeps the next five.
     x, W1, labels, soft, result, found, sample_loss, most
         Of the state.
-    further : int
-        Address of another state that some of the steps use, or the same.
-    further_places : tuple of int
-        Where that one keeps ``x``, ``labels`` and ``result``.
 
     Returns
     -------
@@ -930,9 +933,6 @@ def begin(
     put_array(state, places[2], labels)
     put_array(state, places[3], soft)
     put_array(state, places[4], result)
-    put_array(further, further_places[0], x)
-    put_array(further, further_places[1], labels)
-    put_array(further, further_places[2], result)
     run_steps(part, steps, progress, now, give_way)
     return marks_pay(found, most), mean(sample_loss)
 

@@ -139,12 +139,14 @@ def _plain_multiply_transposed_marked(bits, begin, left, i, right, w, width, out
     bits : uint64
     left : ndarray, 2-D
     right, out : ndarray, 3-D
+        Rows of ``right`` may be narrower than ``width`` if others follow: it reads on there.
     begin, i, w, v, g : int
     width : int
         Columns to compute: whole registers.
     """
+    rows, flat = right.shape[2], right[w].reshape(-1)
     for n in _places(bits, begin):
-        out[v, g, :width] += left[n, i] * right[w, n, :width]
+        out[v, g, :width] += left[n, i] * flat[n * rows : n * rows + width]
 
 
 def _places(bits, begin):
