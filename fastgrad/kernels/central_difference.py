@@ -455,10 +455,6 @@ def find_coefficients(s, share, n, target):
         coefficients[share, 4, j] *= number(1 / 6)
         coefficients[share, 5, j] *= number(1 / 24)
         coefficients[share, 6, j] *= number(1 / 120)
-    # The unit that is always 1 belongs to the second layer's bias.
-    for r in range(COEFFICIENTS):
-        for j in range(s.sizes[1], width):
-            coefficients[share, r, j] = zero
 
 
 @inlined_kernel
@@ -481,10 +477,8 @@ def changes_of_sample(s, share, n, at, listed, limit):
     two = number(2)
     third = number(1 / 3)
     fifth = number(1 / 5)
-    for value in range(count):
-        for j in range(width):
-            changes[share, at + value, j] = zero
     for item in range(s.item_start[n], s.item_start[n + 1]):
+        is_further = item > s.item_start[n]
         weight = s.item_weight[item]
         target = class_of(s, item)
         find_coefficients(s, share, n, target)
@@ -531,8 +525,9 @@ def changes_of_sample(s, share, n, at, listed, limit):
                 q2 = s2 * s2
                 top1 = third + q1 * fifth if is_double else third
                 top2 = third + q2 * fifth if is_double else third
-                changes[share, at + value, j] += weight * (
-                    s1 * (one + q1 * top1) - s2 * (one + q2 * top2)
+                change = weight * (s1 * (one + q1 * top1) - s2 * (one + q2 * top2))
+                changes[share, at + value, j] = (
+                    change + changes[share, at + value, j] if is_further else change
                 )
     return count
 
