@@ -477,8 +477,11 @@ def changes_of_sample(s, share, n, at, listed, limit):
     two = number(2)
     third = number(1 / 3)
     fifth = number(1 / 5)
-    for item in range(s.item_start[n], s.item_start[n + 1]):
-        is_further = item > s.item_start[n]
+    first_item, end = s.item_start[n], s.item_start[n + 1]
+    if first_item == end:
+        changes[share, at : at + count] = zero
+    for item in range(first_item, end):
+        is_further = item > first_item
         weight = s.item_weight[item]
         target = class_of(s, item)
         find_coefficients(s, share, n, target)
