@@ -518,7 +518,8 @@ def compare_threads(report, data, settings):
 
     In twice the rounds and five times as long at a turn, both dtypes in one go, and in takes of a
     few milliseconds: nothing else depends so much on the state of the cores. A good one may last
-    that long, and a bad one for minutes.
+    that long, and a bad one for minutes. `fit`, which spends most of a turn on its start, three
+    times as long again.
     """
     import numba
 
@@ -536,7 +537,7 @@ def compare_threads(report, data, settings):
         )
         for n in (most, 1):
             # A network for each number of threads: their weights stay alike.
-            fit = Fastgrad(Problem(x, t, 50, 100, steps)).measurement(taking)
+            fit = Fastgrad(Problem(x, t, 50, 100, steps)).measurement(3 * taking)
             measures["fit", dtype, n] = measuring.with_threads(fit, n)
             measures["numerical_gradient", dtype, n] = measuring.with_threads(numerical, n)
     times = measuring.in_turn(measures, 2 * settings.rounds, patience=settings.patience)

@@ -5,6 +5,7 @@ the fast one for two layers and small moves, and the general one.
 """
 
 import ctypes
+import mmap
 
 import numba
 import numpy as np
@@ -161,6 +162,47 @@ def test_any_depth(activation, sizes, h, dtype, shares):
     params = random_params(sizes, rng, scale=2, dtype=dtype)
     tolerance = {"f": 2e-5, "d": 1e-13}[dtype]
     assert_exact(sizes, params, x, t, activation, 1e-7, h, 0.1, tolerance=tolerance)
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("n_inputs", [63, 64, 65, 130])
+@pytest.mark.parametrize("n_hidden", [1, 5, 50])
+@np.errstate(over="ignore")  # for kernels that are not compiled
+def test_more_inputs_than_marks_fit_into_a_number(n_hidden, n_inputs, dtype):
+    rng = np.random.default_rng(n_inputs)
+    sizes = (n_inputs, n_hidden, 3)
+    x, t = draw_samples(3, n_inputs, rng).astype(dtype), rng.integers(0, 3, 3)
+    x[:, -1] = 0.5, 0, -0.5  # the last row of W1, behind which there is nothing
+    params = random_params(sizes, rng, dtype=dtype)
+    got = compute(sizes, params, x, t, "sigmoid", 1e-7, 1e-4)
+    double = {name: array.astype("d") for name, array in params.items()}
+    want = gradient(double, x.astype("d"), rows(t, 3), "sigmoid", 1e-7)
+    errors = relative_errors(got, want)
+    assert max(errors.values()) <= {"f": 1e-5, "d": 1e-7}[dtype], errors
+
+
+@pytest.mark.skipif(not hasattr(mmap, "PROT_READ"), reason="has no pages to protect")
+@pytest.mark.parametrize("sizes", [(130, 50, 3), (64, 1, 2), (70, 9, 2)])
+def test_nothing_behind_the_weights_is_read(sizes):
+    rng = np.random.default_rng(1)
+    params = random_params(sizes, rng)
+    W1 = params["W1"]
+    page = mmap.PAGESIZE
+    held = -(-W1.nbytes // page) * page
+    memory = mmap.mmap(-1, held + page)
+    whole = np.frombuffer(memory, np.uint8)
+    protect = ctypes.CDLL(None).mprotect
+    behind = ctypes.c_void_p(whole.ctypes.data + held), ctypes.c_size_t(page)
+    params["W1"] = whole[held - W1.nbytes : held].view(W1.dtype).reshape(W1.shape)
+    params["W1"][:] = W1
+    x, t = np.ones((2, sizes[0])), np.array([0, 1])
+    assert protect(*behind, 0) == 0  # reading it would end the process
+    try:
+        got = compute(sizes, params, x, t, "sigmoid", 1e-7, 1e-4)
+    finally:
+        assert protect(*behind, mmap.PROT_READ | mmap.PROT_WRITE) == 0
+    want = gradient({**params, "W1": W1}, x, rows(t, sizes[-1]), "sigmoid", 1e-7)
+    assert max(relative_errors(got, want).values()) <= 1e-7
 
 
 @pytest.mark.parametrize("n_hidden", [1, 4, 7, 8, 9, 16, 17] + [63, 64, 65] * COMPILED)
