@@ -921,6 +921,7 @@ def parse(argv):
         "--only", nargs="+", choices=GROUPS, default=list(GROUPS), help="what to measure (all)"
     )
     measuring.add_patience(parser)
+    measuring.add_taking(parser)
     parser.add_argument("--json", metavar="FILE", help="write all results here")
     parser.add_argument("--png", metavar="FILE", help="draw the results here")
     parser.add_argument("--quick", action="store_true", help="one shape, 10,000 images, 3 rounds")

@@ -213,6 +213,7 @@ def parse(argv):
     parser.add_argument("--images", type=int, default=10_000, help="images to train on (10000)")
     parser.add_argument("--rounds", type=int, help="measurements of each size (9)")
     measuring.add_patience(parser)
+    measuring.add_taking(parser)
     parser.add_argument("--json", metavar="FILE", help="write all results here")
     parser.add_argument("--png", metavar="FILE", help="draw the results here")
     parser.add_argument("--quick", action="store_true", help="three sizes each, few rounds")

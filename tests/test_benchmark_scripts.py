@@ -343,7 +343,7 @@ def test_peers_writes_its_files_and_names_what_it_skips(tmp_path):
     done = run_script(
         "peers.py", "--hidden", 3, "--batch", 5, "--images", 300, "--rounds", 1, "--dtype",
         "float64", "--peers", "numpy", "abacus", "--only", "training", "gradient", "affine",
-        "numerical", "--quick", "--patience", 0, "--json", tmp_path / "p.json",
+        "numerical", "--quick", "--patience", 0, "--taking", 0, "--json", tmp_path / "p.json",
         "--png", tmp_path / "p.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
@@ -369,7 +369,7 @@ def test_scaling_writes_its_files(tmp_path):
     pytest.importorskip("matplotlib")
     done = run_script(
         "scaling.py", "--quick", "--rounds", 1, "--images", 400, "--work", "gradient", "fit",
-        "--axis", "hidden", "--patience", 0, "--json", tmp_path / "s.json",
+        "--axis", "hidden", "--patience", 0, "--taking", 0, "--json", tmp_path / "s.json",
         "--png", tmp_path / "s.png",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
