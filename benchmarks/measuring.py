@@ -4,7 +4,6 @@ Timings of rivals mean something only side by side, on a machine that does nothi
 run in turn, in many short rounds; a ratio is taken inside each round, then the median over rounds.
 """
 
-import argparse
 import functools
 import importlib
 import importlib.metadata
@@ -446,20 +445,13 @@ def add_patience(parser):
 
 
 def add_taking(parser):
-    """Give a script the option ``--taking``, which holds for the whole process."""
-
-    class Set(argparse.Action):
-        def __call__(self, parser, namespace, seconds, option=None):
-            global TAKING
-            TAKING = seconds
-
+    """Give a script the option ``--taking``, for `TAKING`."""
     parser.add_argument(
         "--taking",
         type=float,
-        action=Set,
-        default=argparse.SUPPRESS,
+        default=TAKING,
         metavar="SECONDS",
-        help=f"how long each is timed at a turn, again and again ({TAKING})",
+        help="how long each is timed at a turn, again and again (%(default)s)",
     )
 
 

@@ -927,6 +927,7 @@ def parse(argv):
     parser.add_argument("--quick", action="store_true", help="one shape, 10,000 images, 3 rounds")
     parser.add_argument("--probe-memory", metavar="DTYPE", help=argparse.SUPPRESS)
     settings = parser.parse_args(argv)
+    measuring.TAKING = settings.taking
     settings.hidden = settings.hidden or ([50] if settings.quick else [50, 200])
     settings.batch = settings.batch or ([100] if settings.quick else [100, 1000])
     settings.images = settings.images or (10_000 if settings.quick else 60_000)

@@ -218,6 +218,7 @@ def parse(argv):
     parser.add_argument("--png", metavar="FILE", help="draw the results here")
     parser.add_argument("--quick", action="store_true", help="three sizes each, few rounds")
     settings = parser.parse_args(argv)
+    measuring.TAKING = settings.taking
     settings.rounds = settings.rounds or (3 if settings.quick else 9)
     settings.stretch = 0.01 if settings.quick else 0.03
     return settings
