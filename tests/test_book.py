@@ -16,6 +16,7 @@ import pytest
 
 import fastgrad
 from fastgrad import book, layers
+from fastgrad.book import serving
 
 SCRIPTS = Path(__file__).parent / "book_scripts"
 
@@ -24,11 +25,11 @@ SCRIPTS = Path(__file__).parent / "book_scripts"
 def _isolated():
     """No window opens, and neither figures nor modules of the book's names outlive a test."""
     matplotlib.use("agg")
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if book._is_book(name)}
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if serving._is_book(name)}
     yield
     book.uninstall()
     for name in list(sys.modules):
-        if book._is_book(name):
+        if serving._is_book(name):
             del sys.modules[name]
     sys.modules.update(before)
     from matplotlib import pyplot
@@ -141,7 +142,7 @@ def test_keep_must_name_what_is_served():
         book.install(["common.functon"])
     with pytest.raises(ValueError, match=r"Got 'trainer'"):
         run("surroundings.py", keep=["trainer"])
-    assert not any(isinstance(finder, book._Finder) for finder in sys.meta_path)
+    assert not any(isinstance(finder, serving._Finder) for finder in sys.meta_path)
 
 
 def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):
@@ -231,14 +232,14 @@ def test_an_exception_shows_the_scripts_traceback_alone(capfd):
     assert out == "before\n"
     assert "ZeroDivisionError" in err
     assert "divide(1, 0)" in err
-    assert os.path.join("fastgrad", "book.py") not in err
+    assert os.path.join("fastgrad", "book") not in err
 
 
 def test_a_script_that_is_no_python(folder, capfd):
     assert book.run_script(folder("bad.py", "def f(:\n")) == 1
     err = capfd.readouterr().err
     assert "SyntaxError" in err
-    assert os.path.join("fastgrad", "book.py") not in err
+    assert os.path.join("fastgrad", "book") not in err
 
 
 @pytest.mark.parametrize(("code", "status"), [(0, 0), (7, 7), ("goodbye", 1)])

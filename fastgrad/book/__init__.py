@@ -1,0 +1,40 @@
+"""The module names of *Deep Learning from Scratch*, served by fastgrad.
+
+A script or a notebook of the book's chapters 2 to 6 imports ``common.functions``,
+``dataset.mnist`` or ``two_layer_net``. After `install` those names lead here, also where files of
+these names lie about; `run_script` does that for one script. Everything else of the book
+(``common.trainer``, say) still comes from the book's own folder, and a served module also hands on
+the functions and classes that only the book's own file defines.
+
+Examples
+--------
+>>> import fastgrad.book
+>>> fastgrad.book.install()
+>>> from common.functions import *
+>>> softmax(np.array([0.3, 2.9, 4.0])).round(8)
+array([0.01821127, 0.24519181, 0.73659691])
+>>> fastgrad.book.uninstall()
+"""
+
+from fastgrad.book.contents import SERVED
+from fastgrad.book.functions import (
+    numerical_gradient_2d,
+    shuffle_dataset,
+    smooth_curve,
+    softmax_loss,
+)
+from fastgrad.book.networks import LayeredMultiLayerNet, LayeredTwoLayerNet
+from fastgrad.book.serving import install, run_script, uninstall
+
+__all__ = [
+    "SERVED",
+    "LayeredMultiLayerNet",
+    "LayeredTwoLayerNet",
+    "install",
+    "numerical_gradient_2d",
+    "run_script",
+    "shuffle_dataset",
+    "smooth_curve",
+    "softmax_loss",
+    "uninstall",
+]

@@ -1,0 +1,83 @@
+"""Which module of the book hands on which names."""
+
+from __future__ import annotations
+
+import types
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fastgrad import functions, gradients, layers, networks, optimizers
+from fastgrad.book.functions import (
+    init_mnist,
+    numerical_gradient_2d,
+    shuffle_dataset,
+    smooth_curve,
+    softmax_loss,
+)
+from fastgrad.book.networks import LayeredMultiLayerNet, LayeredTwoLayerNet
+from fastgrad.datasets import load_mnist
+
+
+def _names(module: types.ModuleType, names: Sequence[str]) -> dict[str, Any]:
+    return {name: getattr(module, name) for name in names}
+
+
+# Star imports hand np on; scripts of the book rely on it.
+_FUNCTIONS: dict[str, Any] = {
+    "np": np,
+    **_names(
+        functions,
+        (
+            "identity_function",
+            "step_function",
+            "sigmoid",
+            "sigmoid_grad",
+            "relu",
+            "relu_grad",
+            "softmax",
+            "sum_squared_error",
+            "mean_squared_error",
+            "cross_entropy_error",
+        ),
+    ),
+    "softmax_loss": softmax_loss,
+}
+_GRADIENT: dict[str, Any] = {"np": np, "numerical_gradient": gradients.numerical_gradient}
+_LAYERS = {**_FUNCTIONS, **_names(layers, ("Relu", "Sigmoid", "Affine", "SoftmaxWithLoss"))}
+_LAYERED = {**_LAYERS, **_GRADIENT, "OrderedDict": OrderedDict}
+
+#: The names that each module hands on.
+CONTENTS: dict[str, Mapping[str, Any]] = {
+    "common.functions": _FUNCTIONS,
+    "common.gradient": {
+        **_GRADIENT,
+        "numerical_gradient_2d": numerical_gradient_2d,
+        "_numerical_gradient_1d": gradients.numerical_gradient,
+        "_numerical_gradient_no_batch": gradients.numerical_gradient,
+    },
+    "common.layers": _LAYERS,
+    "common.multi_layer_net": {**_LAYERED, "MultiLayerNet": LayeredMultiLayerNet},
+    "common.optimizer": {"np": np, **_names(optimizers, optimizers.__all__)},
+    "common.util": {"np": np, "smooth_curve": smooth_curve, "shuffle_dataset": shuffle_dataset},
+    "dataset.mnist": {
+        "np": np,
+        "load_mnist": load_mnist,
+        "init_mnist": init_mnist,
+        "download_mnist": init_mnist,
+    },
+    "two_layer_net": {},
+}
+#: The contents of ``two_layer_net`` by chapter.
+TWO_LAYER_NETS: dict[int, Mapping[str, Any]] = {
+    4: {**_FUNCTIONS, **_GRADIENT, "TwoLayerNet": networks.TwoLayerNet},
+    5: {**_LAYERED, "TwoLayerNet": LayeredTwoLayerNet},
+}
+
+#: The modules that fastgrad serves.
+SERVED = tuple(CONTENTS)
+
+#: Modules of the book that hold on to what they imported from served ones.
+DEPENDENT = ("common.trainer", "common.multi_layer_net_extend")

@@ -1,0 +1,405 @@
+"""Serving the book's module names: finding and making the modules, and running a script."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import re
+import sys
+import time
+import tokenize
+import traceback
+import types
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastgrad.book.contents import CONTENTS, DEPENDENT, SERVED, TWO_LAYER_NETS
+
+__all__ = ["install", "run_script", "uninstall"]
+
+
+class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds and makes the served modules.
+
+    Parameters
+    ----------
+    keep : frozenset of str
+        Served names to leave to the book's own files.
+    script : Path, optional
+        The script that is run.
+    """
+
+    def __init__(self, keep: frozenset[str], script: Path | None = None) -> None:
+        self.keep = keep
+        self.script = script
+        #: What has been imported, with a remark in brackets where there is one.
+        self.served: list[str] = []
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a served module, or the book's package around it."""
+        package = fullname.partition(".")[0]
+        if fullname in CONTENTS and fullname not in self.keep:
+            return importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
+        if package not in ("common", "dataset"):
+            return None
+        if fullname == package:
+            if importlib.machinery.PathFinder.find_spec(package) is not None:
+                return None  # the book's own package; the modules in it pass by here again
+            return importlib.machinery.ModuleSpec(
+                fullname, self, origin="fastgrad", is_package=True
+            )
+        return self._own(fullname, path)
+
+    def _own(
+        self, fullname: str, path: Sequence[str] | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find the book's own file: on the path, or in the folder that the script's lies in."""
+        package, _, name = fullname.rpartition(".")
+        if not package:
+            return importlib.machinery.PathFinder.find_spec(name)
+        if not path:
+            places = list(sys.path)
+            if self.script is not None:
+                places.append(str(self.script.parent.parent))
+            path = [os.path.join(place, package) for place in places]
+        return importlib.machinery.PathFinder.find_spec(fullname, path)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        """Leave the making of the module object to Python."""
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Fill a served module."""
+        name = module.__name__
+        if name not in CONTENTS:
+            module.__doc__ = f"The book's package {name}, found without its folder."
+            return
+        remark = ""
+        parent = sys.modules.get(name.rpartition(".")[0])
+        own = self._own(name, getattr(parent, "__path__", None))
+        contents = CONTENTS[name]
+        if name == "two_layer_net":
+            chapter = self._chapter(own)
+            contents = TWO_LAYER_NETS[chapter]
+            remark = f" (chapter {chapter}'s)"
+        module.__doc__ = f"{name} of the book, served by fastgrad."
+        if own is not None and own.origin is not None:
+            self._add_own(module, own.origin, contents)
+        module.__dict__.update(contents)
+        self.served.append(name + remark)
+
+    def _add_own(self, module: types.ModuleType, file: str, contents: Mapping[str, Any]) -> None:
+        """Run the book's own file in the module if it defines what fastgrad does not.
+
+        The layers of chapters 7 and 8 and ``im2col`` come in this way, and whatever else a reader
+        has added. Ours then takes the place of what they share.
+        """
+        try:
+            tree = ast.parse(_source(file), file)
+            defined = {
+                node.name
+                for node in tree.body
+                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
+            }
+            if defined - set(contents):
+                module.__file__ = file
+                exec(compile(tree, file, "exec", dont_inherit=True), module.__dict__)
+        except Exception as error:  # noqa: BLE001 - whatever a file of the reader's may raise
+            warnings.warn(
+                f"{module.__name__} hands on fastgrad's names only: {file} failed with "
+                f"{type(error).__name__}: {error}",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+    def _chapter(self, own: importlib.machinery.ModuleSpec | None) -> int:
+        """Tell chapter 5's ``two_layer_net`` from chapter 4's.
+
+        By the file that is shadowed; without one by the name of the folder, or by whether the
+        script uses layers.
+        """
+        if own is not None and own.origin is not None:
+            return 5 if _mentions_layers(Path(own.origin)) else 4
+        folder = self.script.parent if self.script is not None else Path.cwd()
+        match = re.search(r"ch(?:ap(?:ter)?)?[-_ ]?0?([45])(?!\d)", folder.name.lower())
+        if match:
+            return int(match[1])
+        return 5 if self.script is not None and _mentions_layers(self.script) else 4
+
+
+def _source(file: str | Path) -> str:
+    """Return a script's text, in the encoding that it declares."""
+    with tokenize.open(file) as stream:
+        return stream.read()
+
+
+def _mentions_layers(file: Path) -> bool:
+    """Return whether code uses chapter 5's names."""
+    try:
+        tree = ast.parse(_source(file))
+    except (OSError, SyntaxError, ValueError):
+        return False
+    names = {getattr(node, "attr", getattr(node, "id", None)) for node in ast.walk(tree)}
+    return not names.isdisjoint({"layers", "lastLayer", "last_layer", "OrderedDict"})
+
+
+_installed: _Finder | None = None
+
+
+def install(keep: Sequence[str] = ()) -> None:
+    """Serve the book's module names in this process, from the next ``import`` on.
+
+    For notebooks; `run_script` does it for a script. Modules of these names that have been
+    imported already are forgotten, names taken from them are not: begin with it.
+
+    Parameters
+    ----------
+    keep : sequence of str, optional
+        Names, such as ``"common.layers"`` or ``"common"``, that stay the book's own.
+
+    Raises
+    ------
+    ValueError
+        If fastgrad does not serve a name of `keep` anyway.
+
+    Examples
+    --------
+    >>> install()
+    >>> from common.gradient import numerical_gradient
+    >>> numerical_gradient(lambda x: x[0]**2 + x[1]**2, np.array([3.0, 4.0])).round(8)
+    array([6., 8.])
+    >>> uninstall()
+    """
+    global _installed
+    finder = _Finder(_kept(keep))
+    uninstall()
+    _forget()
+    _installed = finder
+    sys.meta_path.insert(0, finder)
+
+
+def uninstall() -> None:
+    """Undo `install`: the next ``import`` finds the book's own files again, if there are any.
+
+    Examples
+    --------
+    >>> install()
+    >>> uninstall()
+    >>> import common.functions
+    Traceback (most recent call last):
+    ModuleNotFoundError: No module named 'common'
+    """
+    global _installed
+    if _installed is not None:
+        sys.meta_path.remove(_installed)
+        _installed = None
+        _forget()
+
+
+def _kept(keep: Sequence[str]) -> frozenset[str]:
+    """Return the served names that `keep` names, itself or by their package."""
+    names = [keep] if isinstance(keep, str) else list(keep)
+    kept: set[str] = set()
+    for name in names:
+        found = {served for served in SERVED if served == name or served.startswith(f"{name}.")}
+        if not found:
+            raise ValueError(f"`keep` must name modules among {', '.join(SERVED)}. Got {name!r}.")
+        kept |= found
+    return frozenset(kept)
+
+
+def _forget() -> None:
+    """Drop the served modules, and what depends on them, from the modules known to Python."""
+    for name in (*SERVED, *DEPENDENT, "common", "dataset"):
+        module = sys.modules.get(name)
+        if module is None:
+            continue
+        made_here = isinstance(getattr(module.__spec__, "loader", None), _Finder)
+        if name in ("common", "dataset") and not made_here:
+            continue  # somebody's own package; only its served modules go
+        del sys.modules[name]
+        package, _, attribute = name.rpartition(".")
+        if getattr(sys.modules.get(package), attribute, None) is module:
+            delattr(sys.modules[package], attribute)
+
+
+def run_script(
+    path: str | os.PathLike[str], args: Sequence[str] = (), keep: Sequence[str] = ()
+) -> int:
+    """Run a script of the book with its modules served by fastgrad.
+
+    It runs as ``python SCRIPT ARGS`` would in its own folder: as ``__main__``, with that folder as
+    the current one and first on the path. ``np.int`` and ``np.float``, which the book uses, are
+    lent to it where NumPy no longer has them. At the end the modules served and the time taken are
+    written to stderr.
+
+    Parameters
+    ----------
+    path : path_like
+        The script.
+    args : sequence of str, optional
+        What it finds in ``sys.argv[1:]``.
+    keep : sequence of str, optional
+        Names, such as ``"two_layer_net"``, that stay the book's own.
+
+    Returns
+    -------
+    int
+        The exit status: that of the script; 1 after an exception, whose traceback has been
+        printed; 130 after Ctrl-C.
+
+    Raises
+    ------
+    OSError
+        If the script cannot be read.
+    ValueError
+        If fastgrad does not serve a name of `keep` anyway.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> folder = tempfile.TemporaryDirectory()
+    >>> script = Path(folder.name, "hello.py")
+    >>> _ = script.write_text("from common.functions import *; print(relu(np.arange(-1, 2)))")
+    >>> run_script(script)
+    [0. 0. 1.]
+    0
+    >>> folder.cleanup()
+    """
+    finder = _Finder(_kept(keep), Path(path).absolute())
+    with open(path, "rb") as stream:
+        source = stream.read()
+    with _as_main(finder, args) as main:
+        begin = time.perf_counter()
+        status = _execute(source, str(finder.script), main)
+        seconds = time.perf_counter() - begin
+    _report(finder.served, seconds)
+    return status
+
+
+def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
+    """Run code in a module; return the exit status."""
+    try:
+        exec(compile(source, file, "exec", dont_inherit=True), main.__dict__)
+    except SystemExit as request:
+        if request.code is None or isinstance(request.code, int):
+            return request.code or 0
+        print(request.code, file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as error:
+        _print_traceback(error)
+        return 130
+    except BaseException as error:  # noqa: BLE001 - whatever the script raises
+        _print_traceback(error)
+        return 1
+    return 0
+
+
+def _print_traceback(error: BaseException) -> None:
+    """Print an exception as Python would have, without the frame that ran the script."""
+    sys.stdout.flush()
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    traceback.print_exception(type(error), error.with_traceback(frames), frames)
+
+
+def _report(served: Sequence[str], seconds: float) -> None:
+    """Say on stderr what was served and how long the script took."""
+    sys.stdout.flush()
+    names = ", ".join(served) if served else "no module"
+    print(f"\nfastgrad served {names}.\nThe script took {seconds:.2f} s.", file=sys.stderr)
+
+
+@contextmanager
+def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]:
+    """Make a module for a script to run in, and the surroundings that it expects.
+
+    Afterwards everything is as before, so that scripts can follow each other, and a notebook's own
+    modules of the book's names are back.
+    """
+    assert finder.script is not None
+    script, here = str(finder.script), str(finder.script.parent)
+    main = types.ModuleType("__main__")
+    main.__file__ = script
+    main.__dict__["__builtins__"] = __builtins__
+    known = set(sys.modules)
+    before = sys.modules["__main__"], sys.argv, sys.path
+    path = list(sys.path)
+    if path and path[0] in ("", _current_folder()):  # `python -m` put it there, not the script
+        del path[0]
+    set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if _is_book(name)}
+    # Names that the book uses, gone since NumPy 1.24.
+    lent = [name for name in ("int", "float") if not hasattr(np, name)]
+    with _in_folder(here), warnings.catch_warnings():
+        # plt.show() where there is no display.
+        warnings.filterwarnings("ignore", ".*non-interactive.*cannot be shown", UserWarning)
+        if _installed is not None:
+            sys.meta_path.remove(_installed)
+        sys.meta_path.insert(0, finder)
+        sys.modules["__main__"] = main
+        sys.argv = [script, *args]
+        sys.path = [here, *path]
+        for name in lent:
+            setattr(np, name, getattr(builtins, name))
+        try:
+            yield main
+        finally:
+            for name in lent:
+                delattr(np, name)
+            sys.modules["__main__"], sys.argv, sys.path = before
+            sys.meta_path.remove(finder)
+            if _installed is not None:
+                sys.meta_path.insert(0, _installed)
+            for name, module in list(sys.modules.items()):
+                file = getattr(module, "__file__", None) or ""
+                if _is_book(name) or (name not in known and os.path.dirname(file) == here):
+                    del sys.modules[name]
+            sys.modules.update(set_aside)
+
+
+def _current_folder() -> str | None:
+    """Return the current folder, or None if it has been deleted."""
+    try:
+        return os.getcwd()
+    except OSError:
+        return None
+
+
+@contextmanager
+def _in_folder(folder: str) -> Iterator[None]:
+    """Make a folder the current one for a while."""
+    before = _current_folder() or folder  # into a deleted one there is no way back
+    os.chdir(folder)
+    _forget_relative_places()
+    try:
+        yield
+    finally:
+        os.chdir(before)
+        _forget_relative_places()
+
+
+def _is_book(name: str) -> bool:
+    """Return whether a module goes by a name of the book's."""
+    return name.partition(".")[0] in ("common", "dataset", "two_layer_net")
+
+
+def _forget_relative_places() -> None:
+    """Make Python look again for what ``..`` is; it remembers the folder of the first time."""
+    for place in list(sys.path_importer_cache):
+        if not os.path.isabs(place):
+            del sys.path_importer_cache[place]
