@@ -1,12 +1,20 @@
-"""README.ja.md says what README.md says: the same sections, commands, code, numbers and links."""
+"""README.ja.md says what README.md says: the same sections, commands, code, numbers and links.
+
+What they print also works. Their Python runs here; their commands, which install the project anew,
+run in .ci/run, and here is checked only that the command line takes them.
+"""
 
 import ast
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 
+from fastgrad import cli
+
 FOLDER = Path(__file__).resolve().parent.parent
+READMES = ("README.md", "README.ja.md")
 
 pytestmark = pytest.mark.skipif(
     not (FOLDER / "README.ja.md").is_file(), reason="the READMEs are part of the repository"
@@ -35,8 +43,11 @@ def code(text):
             kept = [value for value in node.values if isinstance(value, ast.FormattedValue)]
             return ast.JoinedStr(kept)
 
-    blocks = re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
-    return [ast.dump(Strings().visit(ast.parse(block))) for block in blocks]
+    return [ast.dump(Strings().visit(ast.parse(block))) for block in python_blocks(text)]
+
+
+def python_blocks(text):
+    return re.findall(r"^```python\n(.*?)^```", text, flags=re.M | re.S)
 
 
 def numbers(text):
@@ -53,15 +64,40 @@ def links(text):
 
 @pytest.mark.parametrize("part", [headings, commands, code, numbers, links])
 def test_readmes_agree(part):
-    english, japanese = (
-        (FOLDER / name).read_text(encoding="utf-8") for name in ("README.md", "README.ja.md")
-    )
+    english, japanese = ((FOLDER / name).read_text(encoding="utf-8") for name in READMES)
     assert part(english)
     assert part(english) == part(japanese)
 
 
+@pytest.mark.parametrize("name", READMES)
+def test_code_runs_as_printed(name, tmp_path, monkeypatch, capsys):
+    """Each block as a script of its own, in a scratch folder."""
+    monkeypatch.chdir(tmp_path)
+    library, own_functions = python_blocks((FOLDER / name).read_text(encoding="utf-8"))
+    exec(library, {"__name__": "__main__"})
+    first, *_, last = capsys.readouterr().out.splitlines()
+    assert first == "(784, 50)"
+    assert 94 < float(re.search(r"[\d.]+(?=%)", last).group()) < 96
+    exec(own_functions, {"__name__": "__main__"})
+    assert capsys.readouterr().out.split("\n") == ["[6. 8.]", "False", ""]
+    assert not list(tmp_path.iterdir())
+
+
+def test_commands_are_those_of_the_command_line():
+    for line in commands((FOLDER / "README.md").read_text(encoding="utf-8")):
+        for command in line.split(" && "):
+            program, *arguments = shlex.split(command)
+            if program == ".venv/bin/fastgrad":
+                assert cli._parser().parse_args(arguments).command
+            else:
+                assert (program, *arguments[:2]) in (
+                    ("python3", "-m", "venv"), (".venv/bin/pip", "install", "-e"),
+                    (".venv/bin/pytest",),
+                )  # fmt: skip
+
+
 def test_links_lead_somewhere():
-    for name in ("README.md", "README.ja.md", "examples/README.md"):
+    for name in (*READMES, "examples/README.md"):
         file = FOLDER / name
         for link in re.findall(r"\]\(([^)#]+)\)", file.read_text(encoding="utf-8")):
             if not link.startswith("http"):
