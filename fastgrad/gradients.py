@@ -544,17 +544,17 @@ class GradientCheck:
         Returns
         -------
         matplotlib.figure.Figure
-            One row for each array; nothing is shown or saved.
+            One row for each array. A notebook shows it; ``savefig`` saves it.
 
         Raises
         ------
         ImportError
-            If matplotlib is not installed.
+            If matplotlib is not installed (extra ``plot``).
         """
-        from matplotlib.figure import Figure
+        from fastgrad.plots import new_figure
 
         names = [name for name, array in self.numerical.items() if array.size]
-        figure = Figure(figsize=(9, 2.6 * max(1, len(names))), layout="constrained")
+        figure = new_figure(9, 2.6 * max(1, len(names)))
         if not names:
             return figure
         for name, (left, right) in zip(

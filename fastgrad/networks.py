@@ -7,6 +7,7 @@ the network. Everything computed goes through `fastgrad.engine.Engine`.
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -70,6 +71,16 @@ class Network:
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}
+
+    def __repr__(self) -> str:
+        """Return the sizes of the layers and what else the network is, in a line."""
+        sizes = "-".join(map(str, self._sizes))
+        decay = f", weight decay {self._decay:g}" if self._decay else ""
+        total = sum(math.prod(shape) for shape in self._shapes.values())
+        return (
+            f"{type(self).__name__} {sizes}, {self._activation}, {self._dtype}{decay}: "
+            f"{total:,} parameters"
+        )
 
     @property
     def dtype(self) -> np.dtype[Any]:

@@ -1,7 +1,8 @@
-"""Pictures of chapter 4. Matplotlib is imported only when one is drawn, and shows no window."""
+"""Pictures. Matplotlib is imported only when one is drawn, and shows no window."""
 
 from __future__ import annotations
 
+import io
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,7 +12,49 @@ from fastgrad.arrays import FloatArray
 if TYPE_CHECKING:
     from fastgrad.training import History
 
-__all__ = ["plot_history"]
+__all__ = ["new_figure", "plot_history"]
+
+
+def new_figure(width: float, height: float) -> Any:
+    """Return an empty figure that a notebook shows when it is a cell's last line.
+
+    Parameters
+    ----------
+    width, height : float
+        In inches.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        One that pyplot knows nothing of: no window opens, and nothing has to be closed.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed (extra ``plot``).
+
+    Examples
+    --------
+    >>> figure = new_figure(4, 3)
+    >>> figure.subplots().set_title("empty").get_text()
+    'empty'
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError(
+            "A picture needs matplotlib. Install it: pip install 'fastgrad[plot]'"
+        ) from error
+
+    class NotebookFigure(Figure):
+        """A figure that draws itself; IPython else does so for the figures of pyplot alone."""
+
+        def _repr_png_(self) -> bytes:
+            png = io.BytesIO()
+            self.savefig(png, format="png")
+            return png.getvalue()
+
+    return NotebookFigure(figsize=(width, height), layout="constrained")
 
 
 def plot_history(history: History) -> Any:
@@ -26,7 +69,7 @@ def plot_history(history: History) -> Any:
     -------
     matplotlib.figure.Figure
         The loss of every mini-batch and its moving average; beside it, if the history has them, the
-        accuracies on training and test data. Nothing is shown or saved.
+        accuracies on training and test data. A notebook shows it; ``savefig`` saves it.
 
     Raises
     ------
@@ -45,11 +88,10 @@ def plot_history(history: History) -> Any:
     >>> figure.axes[0].get_ylabel()
     'loss'
     """
-    from matplotlib.figure import Figure
+    panels = 1 if history.epochs.size == 0 else 2
+    figure = new_figure(5.5 * panels, 4)  # says so where there is no matplotlib
     from matplotlib.ticker import MaxNLocator
 
-    panels = 1 if history.epochs.size == 0 else 2
-    figure = Figure(figsize=(5.5 * panels, 4), layout="constrained")
     left, *right = figure.subplots(1, panels, squeeze=False)[0]
 
     count = len(history.loss)

@@ -50,6 +50,16 @@ class History:
     seconds: float = 0.0
     interrupted: bool = False
 
+    def __repr__(self) -> str:
+        """Return the figures in a line."""
+        text = f"History: {len(self.loss):,} iterations"
+        if self.loss.size:
+            text += f", last loss {self.loss[-1]:.4g}"
+        if self.train_accuracy.size and self.test_accuracy.size:
+            train, test = self.train_accuracy[-1], self.test_accuracy[-1]
+            text += f", accuracy {train:.2%} in training and {test:.2%} in test"
+        return f"{text}, {self.seconds:.3g} s" + ", interrupted" * self.interrupted
+
     def plot(self) -> Any:
         """Draw loss and accuracies over time, as figures 4-11 and 4-12 of the book.
 
@@ -324,7 +334,7 @@ class _Interrupt:
 @contextmanager
 def _bar(total: int, show: bool) -> Iterator[Any]:
     """Show a progress bar of iterations."""
-    from tqdm import tqdm
+    from tqdm.auto import tqdm
 
     with tqdm(total=total, disable=not show, unit="it", dynamic_ncols=True) as bar:
         yield bar

@@ -647,3 +647,12 @@ def test_a_kink_above_counts_also_beside_a_dead_unit():
     check = net.check_gradient([[1.0, 1.0]], [1])
     assert check.ok
     assert check.arrays["W1"].kinks > 0
+
+
+def test_a_network_shows_itself_in_a_line():
+    net = TwoLayerNet(784, 50, 10, dtype=np.float32)
+    assert repr(net) == "TwoLayerNet 784-50-10, sigmoid, float32: 39,760 parameters"
+    net.params = None  # a repr never fails
+    assert "784-50-10" in repr(net)
+    deep = MultiLayerNet(7, [5, 4], 3, weight_decay_lambda=0.1)
+    assert repr(deep) == "MultiLayerNet 7-5-4-3, relu, float64, weight decay 0.1: 79 parameters"

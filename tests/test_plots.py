@@ -1,12 +1,13 @@
 """The pictures show the numbers that they are given, and need neither a display nor pyplot."""
 
+import struct
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from fastgrad import History
+from fastgrad import History, check_gradient
 from fastgrad.plots import plot_history
 
 
@@ -72,6 +73,16 @@ def test_history_plots_itself():
     assert [axes.get_title() for axes in figure.axes] == ["Loss", "Accuracy"]
 
 
+def test_a_notebook_shows_what_plot_returns():
+    """IPython asks an object for its ``_repr_png_``."""
+    check = check_gradient(lambda x: np.sum(x**2), lambda x: 2 * x, [1.0, 2.0])
+    for figure in (history().plot(), check.plot()):
+        png = figure._repr_png_()
+        assert png.startswith(b"\x89PNG")
+        width, height = struct.unpack(">2I", png[16:24])
+        assert (width, height) == tuple(figure.get_size_inches() * figure.dpi)
+
+
 def test_pyplot_is_never_imported():
     code = (
         "import sys, numpy as np, fastgrad.plots;"
@@ -86,5 +97,7 @@ def test_pyplot_is_never_imported():
 def test_without_matplotlib(monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ImportError, match="matplotlib"):
-        history().plot()
+    check = check_gradient(lambda x: np.sum(x**2), lambda x: 2 * x, [1.0, 2.0])
+    for plot in (history().plot, check.plot):
+        with pytest.raises(ImportError, match=r"pip install 'fastgrad\[plot\]'"):
+            plot()

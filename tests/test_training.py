@@ -688,3 +688,14 @@ class TestOptimizersMemory:
             np.testing.assert_array_equal(nets[0].params[name], array)
             np.testing.assert_array_equal(odd.h[name], plain.h[name])
             assert odd.h[name].dtype == np.float64
+
+
+def test_a_history_shows_itself_in_a_line():
+    nothing = fastgrad.History(np.empty(0))
+    assert repr(nothing) == "History: 0 iterations, 0 s"
+    accuracies = np.array([0.0, 1.0]), np.array([0.1, 0.9]), np.array([0.1, 0.85])
+    some = fastgrad.History(np.linspace(2, 0.25, 1200), *accuracies, 1.234, True)
+    assert repr(some) == (
+        "History: 1,200 iterations, last loss 0.25, accuracy 90.00% in training and 85.00% in test,"
+        " 1.23 s, interrupted"
+    )
