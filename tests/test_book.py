@@ -16,7 +16,7 @@ import pytest
 
 import fastgrad
 from fastgrad import book, layers
-from fastgrad.book import serving
+from fastgrad.book import recognition, serving
 
 SCRIPTS = Path(__file__).parent / "book_scripts"
 
@@ -314,6 +314,57 @@ def test_chapter_4_keeping_the_readers_network(capfd):
     out, err = capfd.readouterr()
     assert "own TwoLayerNet" in out
     assert "served dataset.mnist, common.functions, common.gradient." in err
+
+
+OWN_LOOP = """
+import numpy as np
+
+def numerical_gradient(f, x):
+    grad = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        held = x[i]
+        x[i] = held + 1e-4
+        upper = f(x)
+        x[i] = held - 1e-4
+        grad[i] = (upper - f(x)) / 2e-4
+        x[i] = held
+    return grad
+"""
+
+
+def test_chapter_4_with_a_network_written_by_hand(folder, capfd):
+    """Recognised, and with the reader's own numerical gradient the same numbers."""
+    assert run("ch04/by_hand.py") == 0
+    out, err = capfd.readouterr()
+    assert (
+        "fastgrad served common.functions, common.gradient.\n"
+        "fastgrad recognised MyNet.numerical_gradient as a network of 12-7-3 (sigmoid, "
+        "cross entropy averaged over the batch), verified at "
+    ) in err
+    folder("common/gradient.py", OWN_LOOP)
+    script = folder("ch04/by_hand.py", (SCRIPTS / "ch04/by_hand.py").read_text(encoding="utf-8"))
+    assert book.run_script(script, keep=["common.gradient"]) == 0
+    loop, err = capfd.readouterr()
+    assert "recognised" not in err
+    found, wanted = (
+        [float(line.split()[-1]) for line in text.splitlines()] for text in (out, loop)
+    )
+    assert len(found) == 4
+    np.testing.assert_allclose(found, wanted, atol=1e-8)
+
+
+def test_a_notebook_recognises_until_it_is_uninstalled(installed):
+    from common.gradient import numerical_gradient
+
+    assert numerical_gradient is recognition.numerical_gradient
+    assert recognition.use(None) is serving._installed.recognition
+    book.install(keep=["common.gradient"])
+    assert recognition.use(None) is None
+    from common.layers import sigmoid  # noqa: F401 - served as before
+
+    book.install()
+    book.uninstall()
+    assert recognition.use(None) is None
 
 
 def test_chapter_5_gradient_check(capfd):

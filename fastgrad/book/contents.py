@@ -18,6 +18,7 @@ from fastgrad.book.functions import (
     softmax_loss,
 )
 from fastgrad.book.networks import LayeredMultiLayerNet, LayeredTwoLayerNet
+from fastgrad.book.recognition import numerical_gradient
 from fastgrad.datasets import load_mnist
 
 
@@ -45,7 +46,7 @@ _FUNCTIONS: dict[str, Any] = {
     ),
     "softmax_loss": softmax_loss,
 }
-_GRADIENT: dict[str, Any] = {"np": np, "numerical_gradient": gradients.numerical_gradient}
+_GRADIENT: dict[str, Any] = {"np": np, "numerical_gradient": numerical_gradient}
 _LAYERS = {**_FUNCTIONS, **_names(layers, ("Relu", "Sigmoid", "Affine", "SoftmaxWithLoss"))}
 _LAYERED = {**_LAYERS, **_GRADIENT, "OrderedDict": OrderedDict}
 
@@ -56,7 +57,7 @@ CONTENTS: dict[str, Mapping[str, Any]] = {
         **_GRADIENT,
         "numerical_gradient_2d": numerical_gradient_2d,
         "_numerical_gradient_1d": gradients.numerical_gradient,
-        "_numerical_gradient_no_batch": gradients.numerical_gradient,
+        "_numerical_gradient_no_batch": numerical_gradient,
     },
     "common.layers": _LAYERS,
     "common.multi_layer_net": {**_LAYERED, "MultiLayerNet": LayeredMultiLayerNet},

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from fastgrad.book import recognition
 from fastgrad.book.contents import CONTENTS, DEPENDENT, SERVED, TWO_LAYER_NETS
 
 __all__ = ["install", "run_script", "uninstall"]
@@ -43,6 +44,8 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.script = script
         #: What has been imported, with a remark in brackets where there is one.
         self.served: list[str] = []
+        #: What recognises the reader's networks, unless the reader's own loop is kept.
+        self.recognition = None if "common.gradient" in keep else recognition.Recognition()
 
     def find_spec(
         self,
@@ -190,6 +193,7 @@ def install(keep: Sequence[str] = ()) -> None:
     _forget()
     _installed = finder
     sys.meta_path.insert(0, finder)
+    recognition.use(finder.recognition)
 
 
 def uninstall() -> None:
@@ -206,6 +210,7 @@ def uninstall() -> None:
     global _installed
     if _installed is not None:
         sys.meta_path.remove(_installed)
+        recognition.use(None)
         _installed = None
         _forget()
 
@@ -287,7 +292,7 @@ def run_script(
         begin = time.perf_counter()
         status = _execute(source, str(finder.script), main)
         seconds = time.perf_counter() - begin
-    _report(finder.served, seconds)
+    _report(finder, seconds)
     return status
 
 
@@ -318,11 +323,14 @@ def _print_traceback(error: BaseException) -> None:
     traceback.print_exception(type(error), error.with_traceback(frames), frames)
 
 
-def _report(served: Sequence[str], seconds: float) -> None:
-    """Say on stderr what was served and how long the script took."""
+def _report(finder: _Finder, seconds: float) -> None:
+    """Say on stderr what was served and recognised, and how long the script took."""
     sys.stdout.flush()
-    names = ", ".join(served) if served else "no module"
-    print(f"\nfastgrad served {names}.\nThe script took {seconds:.2f} s.", file=sys.stderr)
+    lines = [f"fastgrad served {', '.join(finder.served) or 'no module'}."]
+    if finder.recognition is not None:
+        lines += finder.recognition.report()
+    lines.append(f"The script took {seconds:.2f} s.")
+    print("", *lines, sep="\n", file=sys.stderr)
 
 
 @contextmanager
@@ -351,6 +359,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
         if _installed is not None:
             sys.meta_path.remove(_installed)
         sys.meta_path.insert(0, finder)
+        recognised_before = recognition.use(finder.recognition)
         sys.modules["__main__"] = main
         sys.argv = [script, *args]
         sys.path = [here, *path]
@@ -363,6 +372,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
                 delattr(np, name)
             sys.modules["__main__"], sys.argv, sys.path = before
             sys.meta_path.remove(finder)
+            recognition.use(recognised_before)
             if _installed is not None:
                 sys.meta_path.insert(0, _installed)
             for name, module in list(sys.modules.items()):
