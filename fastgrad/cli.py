@@ -47,6 +47,9 @@ _SGD_RATE = 0.1
 #: Vector units worth a mention, of the many features that LLVM lists.
 _VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx10.1", "neon", "sve")
 
+#: Seconds that the textbook loop may take before a progress bar shows.
+_PATIENCE = 2.0
+
 _INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
 
@@ -128,7 +131,10 @@ def _add_command(
         except BrokenPipeError:
             raise
         except (ValueError, OSError, MemoryError) as error:
-            parser.error(" ".join(str(error).split()) or type(error).__name__)
+            text = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, OSError) and error.strerror:  # without its number
+                text = error.strerror + (f": {error.filename!r}" if error.filename else "")
+            parser.error(text)
 
     parser: _Parser = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + "."
@@ -216,8 +222,8 @@ def _add_exercise(commands: Any) -> None:
     )
     _add_network_options(parser)
     parser.add_argument(
-        "--h", type=_step, default=1e-4, metavar="STEP",
-        help="step of the central difference (default: %(default)s)",
+        "--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
+        help="steps of the central difference; times are those of the first (default: 1e-4 1e-6)",
     )  # fmt: skip
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument(
@@ -237,33 +243,35 @@ def _exercise(options: argparse.Namespace) -> int:
     x, t = images[chosen].astype(options.dtype), labels[chosen].astype(np.int64)
     net = _network(options, x.shape[1], _classes(labels))
     total = sum(array.size for array in net.params.values())
-    print(_describe(net, options, total))
-    print(f"batch of {_plural(len(x), 'random image')}, h = {options.h:g}, seed {seed}")
+    image = "MNIST digit" if options.data is None else "image"
+    print(net)
+    print(f"batch of {_plural(len(x), f'random {image}')}, seed {seed}")
     print(f"{_cpu_name()}, {_plural(numba.get_num_threads(), 'thread')} ({threads.layer()})")
     _say_if_busy()
     _say_if_compiling()
     print(flush=True)
 
     begin = time.perf_counter()
-    numerical = net.numerical_gradient(x, t, options.h)
+    net.numerical_gradient(x, t, options.h[0])
     first_call = time.perf_counter() - begin
     backward = net.gradient(x, t)
     quick, back = _fastest(
-        lambda: net.numerical_gradient(x, t, options.h), lambda: net.gradient(x, t)
+        lambda: net.numerical_gradient(x, t, options.h[0]), lambda: net.gradient(x, t)
     )
 
     count = total if options.full else min(options.sample, total)
     positions = textbook.random_positions(net.params, count, np.random.default_rng(seed))
-    slopes, per_parameter = _textbook_loop(net.params, x, t, positions, options)
+    looped, per_parameter = _textbook_loop(net.params, x, t, positions, options)
     slow = per_parameter * total
     how = f"estimated: {total:,} times the fastest of {_plural(count, 'random parameter')}"
     if options.full:
         how = "all parameters, start to end"
 
+    every = f"all {_plural(total, 'parameter')}, fastest of many"
     rows = [
         ("textbook loop in NumPy", _duration(slow), _three_digits(slow / back), how),
-        ("numerical_gradient", _duration(quick), _three_digits(quick / back), "fastest of many"),
-        ("gradient (backpropagation)", _duration(back), "1", "fastest of many"),
+        ("numerical_gradient", _duration(quick), _three_digits(quick / back), every),
+        ("gradient (backpropagation)", _duration(back), "1", every),
     ]
     _print_table(("", "time", "× gradient", ""), rows)
     print(
@@ -271,24 +279,26 @@ def _exercise(options: argparse.Namespace) -> int:
         f"Its first call took {_duration(first_call)}, compiling or loading the compiled code.\n"
     )
 
-    left_out = {name: np.zeros(array.shape, np.bool_) for name, array in backward.items()}
-    if options.activation == "relu":
-        left_out = textbook.near_kinks(net.params, x, options.h)
-    looped = {name: np.full(array.shape, np.nan) for name, array in backward.items()}
-    for (name, index), slope in zip(positions, slopes, strict=True):
-        looped[name].reshape(-1)[index] = slope
     print("Largest difference from backpropagation, relative to the array's largest entry:")
-    differences = [
-        ("textbook loop in NumPy", *_difference_cells(looped, backward, left_out)),
-        ("numerical_gradient", *_difference_cells(numerical, backward, left_out)),
-    ]
+    differences, kinks = [], 0
+    for h, textbooks in zip(options.h, looped, strict=True):
+        left_out = {name: np.zeros(array.shape, np.bool_) for name, array in backward.items()}
+        if options.activation == "relu":
+            left_out = textbook.near_kinks(net.params, x, h)
+            kinks = max(kinks, sum(int(marks.sum()) for marks in left_out.values()))
+        numerical = net.numerical_gradient(x, t, h)
+        differences += [
+            (f"h = {h:g}, textbook loop", *_difference_cells(textbooks, backward, left_out)),
+            (f"h = {h:g}, numerical_gradient", *_difference_cells(numerical, backward, left_out)),
+        ]
     _print_table(("", *backward, "digits"), differences)
-    kinks = sum(int(marks.sum()) for marks in left_out.values())
     if kinks:
-        print(f"Left out: {_plural(kinks, 'parameter')} whose ±h reaches a kink of ReLU.")
+        print(f"Left out: up to {_plural(kinks, 'parameter')} whose ±h reaches a kink of ReLU.")
+    if count < total:
+        print(f"Of the textbook loop these are {_plural(count, 'random parameter')}.")
     print(
         "The textbook loop loses digits to rounding, more with a smaller h. numerical_gradient\n"
-        "differs by the error of any central difference, about h²: try a smaller --h."
+        "differs by the error of any central difference, about h²: a smaller h gains digits."
     )
     return 0
 
@@ -299,20 +309,26 @@ def _textbook_loop(
     t: FloatArray,
     positions: Sequence[textbook.Position],
     options: argparse.Namespace,
-) -> tuple[list[float], float]:
-    """Return the textbook's slopes, and the seconds that it takes for a parameter."""
-    from tqdm import tqdm
+) -> tuple[list[dict[str, FloatArray]], float]:
+    """Return the textbook's gradient for each step, NaN elsewhere, and the seconds a parameter."""
+    from tqdm.auto import tqdm
 
     copies = {name: array.copy() for name, array in params.items()}
-    slopes: list[float] = []
+    gradients = [
+        {name: np.full(array.shape, np.nan) for name, array in params.items()} for _ in options.h
+    ]
     seconds: list[float] = []
-    for position in tqdm(positions, disable=not options.full, desc="textbook loop"):
-        begin = time.perf_counter()
-        slopes += textbook.numerical_gradient(
-            copies, x, t, [position], options.h, options.activation
-        )
-        seconds.append(time.perf_counter() - begin)
-    return slopes, statistics.mean(seconds) if options.full else min(seconds)
+    with tqdm(total=len(options.h) * len(positions), delay=_PATIENCE, desc="textbook loop") as bar:
+        for h, gradient in zip(options.h, gradients, strict=True):
+            for name, index in positions:
+                begin = time.perf_counter()
+                (slope,) = textbook.numerical_gradient(
+                    copies, x, t, [(name, index)], h, options.activation
+                )
+                seconds.append(time.perf_counter() - begin)
+                gradient[name].reshape(-1)[index] = slope
+                bar.update()
+    return gradients, statistics.mean(seconds) if options.full else min(seconds)
 
 
 def _difference_cells(
@@ -377,7 +393,11 @@ def _add_train(commands: Any) -> None:
         help=f"(default: {_SGD_RATE} for sgd, else the optimizer's own)",
     )  # fmt: skip
     parser.add_argument("--save", metavar="FILE", help="write the trained network to an .npz file")
-    parser.add_argument("--plot", metavar="FILE", help="draw loss and accuracies into a PNG file")
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw loss and accuracies into a picture, .png, .svg or .pdf say (extra: plot)",
+    )
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -393,7 +413,7 @@ def _train(options: argparse.Namespace) -> int:
     _, seed = _random_source(options.seed)
     (x_train, t_train), (x_test, t_test) = fastgrad.load_mnist(path=options.data)
     net = _network(options, x_train.shape[1], _classes(t_train, t_test))
-    print(_describe(net, options, sum(array.size for array in net.params.values())))
+    print(net)
     print(
         f"{_plural(options.iterations, 'iteration')} of {options.method}, batches of "
         f"{options.batch_size:,} out of {_plural(len(x_train), 'image')}, "
@@ -449,9 +469,15 @@ def _picture_file(path: str | None) -> Path | None:
     if importlib.util.find_spec("matplotlib") is None:
         raise ValueError("--plot needs matplotlib. Install it: pip install 'fastgrad[plot]'")
     file = Path(path)
-    if file.suffix.lower() != ".png":
-        file = file.with_name(file.name + ".png")
     _require_writable(file, "--plot")
+    if not file.suffix:
+        file = file.with_name(file.name + ".png")
+        _require_writable(file, "--plot")
+    from matplotlib.backend_bases import FigureCanvasBase
+
+    kinds = FigureCanvasBase.get_supported_filetypes()
+    if file.suffix[1:].lower() not in kinds:
+        raise ValueError(f"--plot: must end in one of {', '.join(kinds)}. Got {str(file)!r}.")
     return file
 
 
@@ -495,9 +521,10 @@ def _add_run(commands: Any) -> None:
         help="leave a module to the script's own file, two_layer_net say; may be repeated",
     )  # fmt: skip
     parser.add_argument("script", metavar="SCRIPT", help="runs in its own folder, as __main__")
-    parser.add_argument(
+    args = parser.add_argument(
         "args", nargs=argparse.REMAINDER, metavar="ARGS", help="what the script finds in sys.argv"
     )
+    args.required = False  # else argparse would ask for ARGS where SCRIPT is missing
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -588,14 +615,6 @@ def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad
 
 def _classes(*labels: Any) -> int:
     return 1 + max(int(array.max()) for array in labels)
-
-
-def _describe(net: fastgrad.TwoLayerNet, options: argparse.Namespace, total: int) -> str:
-    inputs, classes = net.params["W1"].shape[0], net.params["W2"].shape[1]
-    return (
-        f"{inputs}-{options.hidden_size}-{classes} network, {options.activation}, "
-        f"{options.dtype}: {total:,} parameters"
-    )
 
 
 def _say_if_compiling() -> None:

@@ -85,7 +85,11 @@ def figures(output, label):
         (["exercise", "--data", "no-such-folder"], "'no-such-folder', which is missing"),
         (["train", "--save", "no-such-folder/a.npz"], "the folder 'no-such-folder' does not exist"),
         (["train", "--plot", "no-such-folder/a.png"], "the folder 'no-such-folder' does not exist"),
+        (["train", "--plot", "."], "--plot: '.' is a folder."),
+        (["train", "--plot", "curves.doc"], "--plot: must end in one of eps, "),
         (["train", "--hidden-size", "10000000000000"], "allocate"),
+        (["run"], "the following arguments are required: SCRIPT\n"),
+        (["run", "nope.py"], "error: No such file or directory: 'nope.py'"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_end_in_one_line(arguments, message, capsys):
@@ -176,27 +180,43 @@ def test_exercise_on_mnist():
     assert result.returncode == 0, result.stderr
     assert result.stderr == ""
     out = result.stdout
-    assert "784-5-10 network, sigmoid, float64: 3,985 parameters" in out
-    assert "batch of 10 random images, h = 0.0001, seed 1" in out
+    assert "TwoLayerNet 784-5-10, sigmoid, float64: 3,985 parameters" in out
+    assert "batch of 10 random MNIST digits, seed 1" in out
     assert "estimated: 3,985 times the fastest of 80 random parameters" in out
     assert re.search(r"numerical_gradient is [\d,.]+ times faster than the textbook", out)
-    *loop_errors, loop_digits = figures(out.partition("Largest")[2], "textbook")
-    *errors, digits = figures(out.partition("Largest")[2], "numerical_gradient  ")
-    assert len(loop_errors) == len(errors) == 4
-    assert max(errors) < 1e-7
-    assert digits == pytest.approx(-np.log10(max(errors)), abs=0.1)
-    assert max(loop_errors) < 1e-6
-    assert loop_digits > 6
+    assert "Of the textbook loop these are 80 random parameters." in out
+    digits = {}
+    for method in ("textbook loop", "numerical_gradient"):
+        for h in (1e-4, 1e-6):
+            _, *errors, common = figures(out, f"h = {h:g}, {method}")
+            assert len(errors) == 4
+            assert common == pytest.approx(-np.log10(max(errors)), abs=0.1)
+            digits[method, h] = common
+    # What the smaller step costs the one, the other wins.
+    assert digits["textbook loop", 1e-4] > max(6, digits["textbook loop", 1e-6] + 1)
+    assert digits["numerical_gradient", 1e-4] > 7
+    assert digits["numerical_gradient", 1e-6] > digits["numerical_gradient", 1e-4] + 3
 
 
-def test_exercise_in_full(digits, capsys):
+def test_exercise_in_full(digits, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "_PATIENCE", 0)
     arguments = ["exercise", "--full", "--hidden-size", "3", "--batch-size", "4", "--h", "1e-5"]
     assert cli.main([*arguments, "--data", str(digits)]) == 0
     out, err = capsys.readouterr()
-    assert "64-3-5 network, sigmoid, float64: 215 parameters" in out
+    assert "TwoLayerNet 64-3-5, sigmoid, float64: 215 parameters" in out
+    assert "batch of 4 random images" in out
     assert "all parameters, start to end" in out
     assert "estimated" not in out
+    assert "these are" not in out
     assert "215/215" in err  # the progress bar
+
+
+def test_a_quick_textbook_loop_shows_no_bar(digits, capsys):
+    arguments = ["--sample", "5", "--hidden-size", "3", "--h", "1e-3", "1e-5"]
+    assert cli.main(["exercise", "--data", str(digits), *arguments]) == 0
+    out, err = capsys.readouterr()
+    assert "textbook" not in err
+    assert re.findall(r"^h = (\S+), textbook", out, flags=re.M) == ["0.001", "1e-05"]
 
 
 def test_exercise_leaves_out_the_kinks_of_relu(digits, capsys):
@@ -204,14 +224,14 @@ def test_exercise_leaves_out_the_kinks_of_relu(digits, capsys):
     assert cli.main([*arguments, "--data", str(digits)]) == 0
     out = capsys.readouterr().out
     assert "whose ±h reaches a kink of ReLU" in out
-    *_, digits_in_common = figures(out.partition("Largest")[2], "numerical_gradient  ")
+    *_, digits_in_common = figures(out, "h = 0.003, numerical_gradient")
     assert digits_in_common > 4
 
 
 def test_exercise_in_float32(digits, capsys):
     assert cli.main(["exercise", "--dtype", "float32", "--data", str(digits)]) == 0
     out = capsys.readouterr().out
-    *_, digits_in_common = figures(out.partition("Largest")[2], "numerical_gradient  ")
+    *_, digits_in_common = figures(out, "h = 0.0001, numerical_gradient")
     assert digits_in_common > 4
 
 
@@ -225,7 +245,7 @@ def test_differences_are_found(digits, capsys, monkeypatch):
     monkeypatch.setattr(fastgrad.TwoLayerNet, "numerical_gradient", wrong)
     assert cli.main(["exercise", "--data", str(digits)]) == 0
     out = capsys.readouterr().out
-    assert figures(out.partition("Largest")[2], "numerical_gradient  ") == [1e-3] * 4 + [3.0]
+    assert figures(out, "h = 0.0001, numerical_gradient") == [1e-4] + [1e-3] * 4 + [3.0]
 
 
 # train -----------------------------------------------------------------------------------------
@@ -285,6 +305,14 @@ def test_no_iterations(digits, tmp_path, capsys):
     assert cli.main(["train", "--data", str(digits), *arguments]) == 0
     assert "0 iterations" in capsys.readouterr().out
     assert (tmp_path / "curves.png").exists()
+
+
+def test_a_picture_is_of_the_kind_that_its_name_says(digits, tmp_path, capsys):
+    picture = tmp_path / "curves.jpg"
+    arguments = ["--iterations", "0", "--plot", str(picture)]
+    assert cli.main(["train", "--data", str(digits), *arguments]) == 0
+    assert picture.read_bytes().startswith(b"\xff\xd8")
+    assert list(tmp_path.iterdir()) == [picture]
 
 
 def test_a_diverging_run_warns_in_one_line(digits):
