@@ -16,7 +16,7 @@ def check(app: Sphinx, env: BuildEnvironment) -> None:
     documented = {entry[0] for entry in env.get_domain("py").get_objects()}
     for name in fastgrad.__all__:
         if f"fastgrad.{name}" not in documented:
-            logger.warning("the public name %s must stand in docs/api/index.rst", name)
+            logger.warning("the public name %s must stand in a page of docs/api/", name)
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
