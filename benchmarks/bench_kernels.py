@@ -152,6 +152,8 @@ class Others(PerCall):
             "Sigmoid",
             "Affine",
             "SoftmaxWithLoss",
+            "BatchNormalization",
+            "Dropout",
         ],
     )
     param_names = ("name",)
@@ -166,6 +168,9 @@ class Others(PerCall):
         elif name == "SoftmaxWithLoss":
             self.layer = member()
             args, dout = (random("float64", BATCH, CLASSES), LABELS), ()
+        elif name == "BatchNormalization":
+            self.layer = member(random("float64", HIDDEN), random("float64", HIDDEN))
+            args, dout = (x,), (x,)
         elif isinstance(member, type):
             self.layer = member()
             args, dout = (x,), (x,)

@@ -70,6 +70,21 @@ def plain_relu_backward(dout, mask):
     return dout
 
 
+def plain_normalization(x, gamma, beta):
+    mean = x.mean(axis=0)
+    xc = x - mean
+    std = np.sqrt(np.mean(xc**2, axis=0) + 1e-6)
+    return gamma * (xc / std) + beta, xc, std
+
+
+def plain_normalization_backward(dout, xc, std, gamma):
+    dbeta, dgamma = dout.sum(axis=0), np.sum(xc / std * dout, axis=0)
+    dxc = gamma * dout / std
+    dstd = -np.sum(gamma * dout * xc / (std * std), axis=0)
+    dxc += 2.0 / len(dout) * xc * (0.5 * dstd / std)
+    return dxc - np.sum(dxc, axis=0) / len(dout), dgamma, dbeta
+
+
 def plain_step(name, p, g, a, b, lr=1e-9):
     if name == "SGD":
         p -= lr * g
@@ -186,6 +201,10 @@ def layer_pairs(dtype):
     last, last_hot = layers.SoftmaxWithLoss(), layers.SoftmaxWithLoss()
     relu.forward(h), affine_layer.forward(x), last.forward(a, t), last_hot.forward(a, hot)
     out, mask, y = sigmoid.forward(h), h <= 0, plain_softmax(a)
+    gamma, beta = np.ones(50, dtype), np.zeros(50, dtype)
+    normalization, dropout = layers.BatchNormalization(gamma, beta), layers.Dropout()
+    normalization.forward(h), dropout.forward(h)
+    _, xc, std = plain_normalization(h, gamma, beta)
     return {
         "Relu.forward": (lambda: relu.forward(h), lambda: plain_relu_forward(h)),
         "Relu.backward": (lambda: relu.backward(dout), lambda: plain_relu_backward(dout, mask)),
@@ -200,6 +219,15 @@ def layer_pairs(dtype):
         "SoftmaxWithLoss.backward, labels": (last.backward, lambda: plain_label_gradient(y, t)),
         "SoftmaxWithLoss.backward, one-hot, against (y - t) / N": (
             last_hot.backward, lambda: (y - hot) / 100),
+        "BatchNormalization.forward": (
+            lambda: normalization.forward(h), lambda: plain_normalization(h, gamma, beta)),
+        "BatchNormalization.backward": (
+            lambda: normalization.backward(dout),
+            lambda: plain_normalization_backward(dout, xc, std, gamma)),
+        "Dropout.forward": (
+            lambda: dropout.forward(h),
+            lambda: h * (np.random.rand(*h.shape) > 0.5)),  # noqa: NPY002
+        "Dropout.backward": (lambda: dropout.backward(dout), lambda: dout * dropout.mask),
     }  # fmt: skip
 
 

@@ -34,7 +34,16 @@ from fastgrad.gradients import (
     numerical_diff,
     numerical_gradient,
 )
-from fastgrad.layers import AddLayer, Affine, MulLayer, Relu, Sigmoid, SoftmaxWithLoss
+from fastgrad.layers import (
+    AddLayer,
+    Affine,
+    BatchNormalization,
+    Dropout,
+    MulLayer,
+    Relu,
+    Sigmoid,
+    SoftmaxWithLoss,
+)
 from fastgrad.networks import MultiLayerNet, TwoLayerNet
 from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 from fastgrad.training import History
@@ -47,6 +56,8 @@ __all__ = [
     "Adam",
     "AddLayer",
     "Affine",
+    "BatchNormalization",
+    "Dropout",
     "GradientCheck",
     "GradientCheckWarning",
     "History",

@@ -1,4 +1,4 @@
-"""The layers of *Deep Learning from Scratch*, chapter 5: ``forward`` and ``backward``.
+"""The layers of *Deep Learning from Scratch*, chapters 5 and 6: ``forward`` and ``backward``.
 
 A layer keeps what its backward pass needs from the forward pass before it; a ``backward`` without
 one raises a RuntimeError. Arguments are never changed.
@@ -13,15 +13,28 @@ import numpy as np
 from fastgrad import functions
 from fastgrad.arrays import (
     FloatArray,
+    flag,
     real_array,
     real_number,
     require_shape,
     scores_and_targets,
 )
-from fastgrad.kernels import activations
+from fastgrad.kernels import activations, normalization
 from fastgrad.kernels import softmax_cross_entropy as losses
 
-__all__ = ["AddLayer", "Affine", "MulLayer", "Relu", "Sigmoid", "SoftmaxWithLoss"]
+__all__ = [
+    "AddLayer",
+    "Affine",
+    "BatchNormalization",
+    "Dropout",
+    "MulLayer",
+    "Relu",
+    "Sigmoid",
+    "SoftmaxWithLoss",
+]
+
+#: Added to a variance before its root is taken, as in the book (``10e-7``).
+_EPSILON = 1e-6
 
 
 class MulLayer:
@@ -470,6 +483,261 @@ class SoftmaxWithLoss:
         da = np.empty(y.shape, y.dtype)
         losses.softmax_cross_entropy_backward(y, labels, soft, functions.DELTA, dout, da)
         return da if self.y is y else da.reshape(self.y.shape)
+
+
+class Dropout:
+    """Dropout: random entries set to zero while training (section 6.4.3 of the book).
+
+    Parameters
+    ----------
+    dropout_ratio : float, optional
+        The probability with which an entry is set to zero, from 0 to 1.
+
+    Attributes
+    ----------
+    dropout_ratio : float
+    mask : ndarray of bool, shape of the input
+        Which entries of the last forward pass were kept; None before one, and after one that was
+        not for training.
+
+    Raises
+    ------
+    TypeError
+        If `dropout_ratio` is not a real number.
+    ValueError
+        If it is not from 0 to 1.
+
+    Notes
+    -----
+    N. Srivastava et al. (2014), Journal of Machine Learning Research 15. As in the book nothing is
+    scaled up while training; the output is multiplied by 1 - `dropout_ratio` otherwise. The mask is
+    drawn from NumPy's global legacy generator, so that ``np.random.seed`` gives the book's numbers.
+    The book's ``backward`` after a pass that was not for training goes by an old mask.
+
+    Examples
+    --------
+    >>> layer = Dropout(0.25)
+    >>> np.random.seed(0)
+    >>> layer.forward(np.ones((2, 3)))
+    array([[1., 1., 1.], [1., 1., 1.]])
+    >>> layer.forward(np.ones((2, 3)), train_flg=False)
+    array([[0.75, 0.75, 0.75], [0.75, 0.75, 0.75]])
+    """
+
+    def __init__(self, dropout_ratio: float = 0.5) -> None:
+        self.dropout_ratio = real_number(dropout_ratio, "dropout_ratio", minimum=0)
+        if self.dropout_ratio > 1:
+            raise ValueError(f"`dropout_ratio` must be from 0 to 1. Got {dropout_ratio!s}.")
+        self.mask: Any = None
+        self._shape: Any = None
+
+    def forward(self, x: Any, train_flg: bool = True) -> FloatArray:
+        """Return `x` with random entries set to zero, or scaled.
+
+        Parameters
+        ----------
+        x : array_like, any shape
+        train_flg : bool, optional
+            Whether this pass is for training.
+
+        Returns
+        -------
+        ndarray, shape of x
+
+        Raises
+        ------
+        TypeError
+            If `x` does not hold real numbers, or `train_flg` is not a bool.
+        """
+        array = real_array(x, "x")
+        if flag(train_flg, "train_flg"):
+            self.mask = np.random.rand(*array.shape) > self.dropout_ratio  # noqa: NPY002
+        else:
+            self.mask = None
+        self._shape = array.shape
+        return self._through(array)
+
+    def backward(self, dout: Any) -> FloatArray:
+        """Return the gradient with respect to the input.
+
+        Parameters
+        ----------
+        dout : array_like, shape of the input
+            Gradient with respect to the output.
+
+        Returns
+        -------
+        ndarray, shape of the input
+
+        Raises
+        ------
+        TypeError
+            If `dout` does not hold real numbers.
+        ValueError
+            If its shape is not that of the input.
+        RuntimeError
+            If no forward pass came before.
+        """
+        if self._shape is None:
+            raise _backward_too_early(self)
+        return self._through(real_array(dout, "dout", shape=self._shape))
+
+    def _through(self, array: FloatArray) -> FloatArray:
+        scale = array.dtype.type(1 - self.dropout_ratio) if self.mask is None else self.mask
+        through: FloatArray = np.asarray(array * scale)
+        return through
+
+
+class BatchNormalization:
+    """Batch normalisation: a unit's inputs with mean 0 and variance 1 (section 6.3 of the book).
+
+    Parameters
+    ----------
+    gamma, beta : ndarray, shape (D,)
+        Scale and shift of the normalised inputs. Held by reference.
+    momentum : float, optional
+        Of the moving averages, from 0 to 1.
+    running_mean, running_var : array_like, shape (D,), optional
+        Where the moving averages begin; by default from 0.
+
+    Attributes
+    ----------
+    gamma, beta : ndarray, shape (D,)
+    momentum : float
+    running_mean, running_var : ndarray, shape (D,)
+        Moving averages of batches' means and variances, for passes that are not for training. None
+        before the first pass unless they were given.
+    dgamma, dbeta : ndarray, shape (D,)
+        Gradients of the last backward pass; None before it.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `momentum` is not a real number from 0 to 1.
+
+    Notes
+    -----
+    S. Ioffe and C. Szegedy (2015), arXiv:1502.03167: out = γ (x - mean) / √(variance + 1e-6) + β,
+    with the biased variance over the batch. As in the book the input may have four dimensions, of
+    which all but the first are taken as one. ``backward`` also fits a pass that was not for
+    training, where the book's goes by the batch before.
+
+    Examples
+    --------
+    >>> layer = BatchNormalization(np.ones(2), np.zeros(2))
+    >>> layer.forward([[0.0, 10.0], [2.0, 30.0]]).round(4)
+    array([[-1., -1.], [ 1.,  1.]])
+    >>> layer.running_mean, layer.running_var
+    (array([0.1, 2. ]), array([ 0.1, 10. ]))
+    """
+
+    def __init__(
+        self,
+        gamma: Any,
+        beta: Any,
+        momentum: float = 0.9,
+        running_mean: Any = None,
+        running_var: Any = None,
+    ) -> None:
+        self.gamma = gamma
+        self.beta = beta
+        self.momentum = real_number(momentum, "momentum", minimum=0)
+        if self.momentum > 1:
+            raise ValueError(f"`momentum` must be from 0 to 1. Got {momentum!s}.")
+        self.running_mean = running_mean
+        self.running_var = running_var
+        self.dgamma: Any = None
+        self.dbeta: Any = None
+        #: What `backward` needs: the input's shape, normalised inputs, scale, divisors, whether
+        #: mean and variance are the batch's.
+        self._pass: Any = None
+
+    def forward(self, x: Any, train_flg: bool = True) -> FloatArray:
+        """Return the normalised input.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, D), or (N, C, H, W) with C H W = D
+        train_flg : bool, optional
+            Whether this pass is for training: by the batch's own mean and variance, which go into
+            the moving averages. Otherwise these are used.
+
+        Returns
+        -------
+        ndarray, shape of x
+            float32 if `x`, `gamma` and `beta` are float32, else float64.
+
+        Raises
+        ------
+        TypeError
+            If an array does not hold real numbers, or `train_flg` is not a bool.
+        ValueError
+            If shapes do not fit together, or the batch is empty.
+        """
+        array = real_array(x, "x")
+        training = flag(train_flg, "train_flg")
+        if array.ndim not in (2, 4) or not array.size:
+            raise ValueError(
+                f"`x` must have shape (N, D) or (N, C, H, W), none of them 0. Got {array.shape}."
+            )
+        width = array.size // array.shape[0]
+        rows, gamma, beta = functions._same_dtype(
+            array.reshape(-1, width),
+            real_array(self.gamma, "gamma", shape=(width,)),
+            real_array(self.beta, "beta", shape=(width,)),
+        )
+        running_mean = self._moving_average("running_mean", width)
+        running_var = self._moving_average("running_var", width)
+        if training:
+            mean, variance = np.empty_like(gamma), np.empty_like(gamma)
+            normalization.batch_moments(rows, mean, variance)
+            self.running_mean = self.momentum * running_mean + (1 - self.momentum) * mean
+            self.running_var = self.momentum * running_var + (1 - self.momentum) * variance
+        else:
+            mean, variance = running_mean.astype(rows.dtype), running_var.astype(rows.dtype)
+            self.running_mean, self.running_var = running_mean, running_var
+        std = np.sqrt(variance + rows.dtype.type(_EPSILON))
+        xn, out = np.empty_like(rows), np.empty_like(rows)
+        normalization.normalize(rows, gamma, beta, mean, std, xn, out)
+        self._pass = array.shape, xn, gamma.copy(), std, training
+        return out.reshape(array.shape)
+
+    def backward(self, dout: Any) -> FloatArray:
+        """Set `dgamma` and `dbeta`, and return the gradient with respect to the input.
+
+        Parameters
+        ----------
+        dout : array_like, shape of the input
+            Gradient with respect to the output.
+
+        Returns
+        -------
+        ndarray, shape of the input
+
+        Raises
+        ------
+        TypeError
+            If `dout` does not hold real numbers.
+        ValueError
+            If its shape is not that of the input.
+        RuntimeError
+            If no forward pass came before.
+        """
+        if self._pass is None:
+            raise _backward_too_early(self)
+        shape, xn, gamma, std, training = self._pass
+        rows = real_array(dout, "dout", shape=shape).reshape(xn.shape)
+        rows, xn, gamma, std = functions._same_dtype(rows, xn, gamma, std)
+        dx, dgamma, dbeta = np.empty_like(rows), np.empty_like(std), np.empty_like(std)
+        normalization.normalize_backward(rows, xn, gamma, std, training, dx, dgamma, dbeta)
+        self.dgamma, self.dbeta = dgamma, dbeta
+        return dx.reshape(shape)
+
+    def _moving_average(self, name: str, width: int) -> FloatArray:
+        value = getattr(self, name)
+        if value is None:
+            return np.zeros(width)
+        return real_array(value, name, shape=(width,))
 
 
 def _backward_too_early(layer: object) -> RuntimeError:

@@ -7,7 +7,16 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastgrad import functions
-from fastgrad.layers import AddLayer, Affine, MulLayer, Relu, Sigmoid, SoftmaxWithLoss
+from fastgrad.layers import (
+    AddLayer,
+    Affine,
+    BatchNormalization,
+    Dropout,
+    MulLayer,
+    Relu,
+    Sigmoid,
+    SoftmaxWithLoss,
+)
 
 
 def numerical(f, x, dout):
@@ -183,7 +192,16 @@ def test_softmax_with_loss_keeps_its_state_when_it_raises():
 
 
 @pytest.mark.parametrize(
-    "layer", [MulLayer(), Relu(), Sigmoid(), Affine(np.eye(2), np.zeros(2)), SoftmaxWithLoss()]
+    "layer",
+    [
+        MulLayer(),
+        Relu(),
+        Sigmoid(),
+        Affine(np.eye(2), np.zeros(2)),
+        SoftmaxWithLoss(),
+        BatchNormalization(np.ones(2), np.zeros(2)),
+        Dropout(),
+    ],
 )
 def test_backward_needs_a_forward_pass(layer):
     name = type(layer).__name__
@@ -206,3 +224,148 @@ def test_softmax_with_loss_after_labels_are_written_over():
     expected = layer.backward()
     t[:] = 5_000_000
     np.testing.assert_array_equal(layer.backward(), expected)
+
+
+# --- dropout
+
+
+def test_dropout_draws_the_books_masks():
+    x = np.arange(1.0, 13).reshape(3, 4)
+    layer = Dropout(0.3)
+    np.random.seed(7)
+    out = layer.forward(x)
+    np.random.seed(7)
+    mask = np.random.rand(3, 4) > 0.3
+    assert 0 < mask.sum() < 12
+    np.testing.assert_array_equal(layer.mask, mask)
+    np.testing.assert_array_equal(out, x * mask)
+    np.testing.assert_array_equal(layer.backward(2 * x), 2 * x * mask)
+
+
+@pytest.mark.parametrize("shape", [(), (0, 2), (3,), (2, 3, 1, 2)])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_dropout_at_test_time_scales(shape, dtype):
+    x = np.ones(shape, dtype)
+    layer = Dropout(0.25)
+    layer.forward(np.ones((2, 5)))
+    for through in (layer.forward(x, False), layer.backward(x)):  # and no old mask is used
+        assert (through.shape, through.dtype) == (shape, dtype)
+        np.testing.assert_array_equal(through, 0.75)
+    assert layer.mask is None
+    assert layer.forward(x).dtype == dtype
+
+
+def test_dropout_refuses_what_does_not_fit():
+    with pytest.raises(ValueError, match=r"`dropout_ratio` must be from 0 to 1. Got 1.5"):
+        Dropout(1.5)
+    with pytest.raises(ValueError, match="`dropout_ratio` must be a finite number, at least 0"):
+        Dropout(-0.1)
+    layer = Dropout()
+    layer.forward(np.zeros((2, 3)))
+    with pytest.raises(TypeError, match="`train_flg` must be True or False"):
+        layer.forward(np.zeros((3, 3)), "yes")
+    with pytest.raises(ValueError, match=r"`dout` must have shape \(2, 3\)"):
+        layer.backward(np.zeros((3, 3)))
+
+
+# --- batch normalisation
+
+
+def plain_normalization(x, gamma, beta):
+    """As the book has it."""
+    xc = x - x.mean(axis=0)
+    return gamma * xc / np.sqrt(np.mean(xc**2, axis=0) + 1e-6) + beta
+
+
+@settings(deadline=None, max_examples=40)
+@given(
+    n=st.integers(1, 7),
+    shape=st.sampled_from([(1,), (5,), (2, 3, 2)]),
+    single=st.booleans(),
+    layout=st.sampled_from("CF"),
+    scale=st.sampled_from([1e-3, 1.0, 1e3]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_batch_normalization(n, shape, single, layout, scale, seed):
+    rng = np.random.default_rng(seed)
+    width, dtype = int(np.prod(shape)), "f" if single else "d"
+    gamma, beta = rng.standard_normal((2, width)).astype(dtype)
+    x = np.asarray(scale * rng.standard_normal((n, *shape)) + 3, dtype, order=layout)
+    dout = rng.standard_normal(x.shape).astype(dtype)
+    rows, before = np.float64(x).reshape(n, width), x.copy()
+    layer = BatchNormalization(gamma, beta)
+    out, dx = layer.forward(x), layer.backward(dout)
+    assert out.dtype == dx.dtype == layer.dgamma.dtype == layer.dbeta.dtype == dtype
+    assert out.shape == dx.shape == x.shape
+    np.testing.assert_array_equal(x, before)
+    rounding = {"rtol": 2e-3, "atol": 2e-3} if single else {"rtol": 1e-9, "atol": 1e-9}
+    wanted = plain_normalization(rows, gamma, beta)
+    np.testing.assert_allclose(out.reshape(n, width), wanted, **rounding)
+    np.testing.assert_allclose(layer.running_mean, 0.1 * rows.mean(axis=0), **rounding)
+    np.testing.assert_allclose(layer.running_var, 0.1 * rows.var(axis=0), **rounding)
+    back = np.float64(dout).reshape(n, width)
+    np.testing.assert_allclose(layer.dbeta, back.sum(axis=0), **rounding)
+    normalised = plain_normalization(rows, 1, 0)
+    np.testing.assert_allclose(layer.dgamma, (back * normalised).sum(axis=0), **rounding)
+
+
+def test_batch_normalization_backward_is_the_derivative():
+    rng = np.random.default_rng(0)
+    x, dout = rng.standard_normal((2, 6, 3))
+    gamma, beta = rng.standard_normal((2, 3))
+    layer = BatchNormalization(gamma, beta)
+    layer.forward(x)
+    np.testing.assert_allclose(
+        layer.backward(dout),
+        numerical(lambda x: plain_normalization(x, gamma, beta), x, dout),
+        atol=1e-8,
+    )
+    np.testing.assert_allclose(
+        layer.dgamma,
+        numerical(lambda gamma: plain_normalization(x, gamma, beta), gamma, dout),
+        atol=1e-8,
+    )
+    layer.forward(x, train_flg=False)  # now mean and variance do not depend on x
+    fixed = BatchNormalization(gamma, beta, 1.0, layer.running_mean, layer.running_var)
+    np.testing.assert_allclose(
+        layer.backward(dout), numerical(lambda x: fixed.forward(x, False), x, dout), atol=1e-8
+    )
+
+
+def test_batch_normalization_at_test_time_goes_by_moving_averages():
+    rng = np.random.default_rng(0)
+    layer = BatchNormalization(np.full(3, 2.0), np.ones(3), momentum=0.8)
+    mean, var = np.zeros(3), np.zeros(3)
+    for _ in range(4):
+        x = rng.standard_normal((5, 3))
+        layer.forward(x)
+        mean, var = 0.8 * mean + 0.2 * x.mean(axis=0), 0.8 * var + 0.2 * x.var(axis=0)
+    wanted = 2 * (x - mean) / np.sqrt(var + 1e-6) + 1
+    np.testing.assert_allclose(layer.forward(x, False), wanted, rtol=1e-10)
+    np.testing.assert_allclose(layer.running_mean, mean)
+    given = BatchNormalization(np.full(3, 2.0), np.ones(3), running_mean=mean, running_var=var)
+    np.testing.assert_allclose(given.forward(x, False), wanted, rtol=1e-10)
+
+
+def test_batch_normalization_holds_references_and_keeps_its_state_when_it_raises():
+    gamma, beta = np.ones(3), np.zeros(3)
+    layer = BatchNormalization(gamma, beta)
+    x = np.arange(6.0).reshape(2, 3)
+    out = layer.forward(x)
+    gamma *= 3
+    beta += 1
+    np.testing.assert_allclose(layer.forward(x), 3 * out + 1)
+    running = layer.running_mean
+    for wrong in (np.zeros((2, 4)), np.zeros((0, 3)), np.zeros(3), np.zeros((2, 3, 1))):
+        with pytest.raises(ValueError, match=r"must have shape \("):
+            layer.forward(wrong)
+    with pytest.raises(TypeError, match="`x` must be an array of real numbers"):
+        layer.forward("x")
+    with pytest.raises(TypeError, match="`train_flg` must be"):
+        layer.forward(x, None)
+    with pytest.raises(ValueError, match=r"`dout` must have shape \(2, 3\)"):
+        layer.backward(np.zeros((3, 2)))
+    assert layer.running_mean is running
+    assert layer.dgamma is None
+    with pytest.raises(ValueError, match="`momentum` must be from 0 to 1"):
+        BatchNormalization(gamma, beta, 1.1)

@@ -342,9 +342,20 @@ def test_arithmetic_layers(kind, data):
     judge(call, (x, y, dout), expected, ["x", "y", "dout"], same=same)
 
 
-@pytest.mark.parametrize("kind", ["MulLayer", "Relu", "Sigmoid", "Affine", "SoftmaxWithLoss"])
-def test_backward_before_forward(kind):
-    layer = getattr(fastgrad, kind)(*([np.eye(2), np.zeros(2)] if kind == "Affine" else []))
+@pytest.mark.parametrize(
+    ("kind", "args"),
+    [
+        ("MulLayer", ()),
+        ("Relu", ()),
+        ("Sigmoid", ()),
+        ("Affine", (np.eye(2), np.zeros(2))),
+        ("SoftmaxWithLoss", ()),
+        ("BatchNormalization", (np.ones(2), np.zeros(2))),
+        ("Dropout", ()),
+    ],
+)
+def test_backward_before_forward(kind, args):
+    layer = getattr(fastgrad, kind)(*args)
     with pytest.raises(RuntimeError, match="forward"):
         layer.backward(1.0)
 

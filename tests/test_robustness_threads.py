@@ -100,6 +100,7 @@ calls = {
     "MulLayer": lambda: layer(fg.MulLayer, W, W),
     "AddLayer": lambda: layer(fg.AddLayer, W, W),
     "SoftmaxWithLoss": head,
+    "BatchNormalization": lambda: layer(lambda: fg.BatchNormalization(b, b), W),
     **{kind.__name__: (lambda kind=kind: step(kind)) for kind in
        (fg.SGD, fg.Momentum, fg.Nesterov, fg.AdaGrad, fg.RMSprop, fg.Adam)},
     "fit": lambda: fit("gradient"),

@@ -47,7 +47,15 @@ _FUNCTIONS: dict[str, Any] = {
     "softmax_loss": softmax_loss,
 }
 _GRADIENT: dict[str, Any] = {"np": np, "numerical_gradient": numerical_gradient}
-_LAYERS = {**_FUNCTIONS, **_names(layers, ("Relu", "Sigmoid", "Affine", "SoftmaxWithLoss"))}
+_LAYER_NAMES = (
+    "Relu",
+    "Sigmoid",
+    "Affine",
+    "SoftmaxWithLoss",
+    "BatchNormalization",
+    "Dropout",
+)
+_LAYERS = {**_FUNCTIONS, **_names(layers, _LAYER_NAMES)}
 _LAYERED = {**_LAYERS, **_GRADIENT, "OrderedDict": OrderedDict}
 
 #: The names that each module hands on.
