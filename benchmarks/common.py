@@ -16,9 +16,8 @@ from . import measuring
 INPUTS, HIDDEN, CLASSES, BATCH = 784, 50, 10, 100
 DTYPES = ["float32", "float64"]
 LAYOUTS = ["contiguous", "fortran", "strided", "read-only"]
-#: Rounds of a ratio for each core, seconds after which it makes do with as many in all, and seconds
-#: that a measurement may lose to waiting for free cores.
-RATIO_ROUNDS, RATIO_SECONDS, RATIO_PATIENCE = 16, 3, 0.05
+#: Rounds of a ratio, and the seconds of a turn: BLAS's threads stop spinning, and ours wake, in it.
+RATIO_ROUNDS, RATIO_TURN = 24, 0.06
 
 
 def _warm_up():
@@ -93,31 +92,19 @@ def network(hidden, dtype, **options):
 def ratio(theirs, ours):
     """Return how many times as long `theirs` takes as `ours`.
 
-    Both run in each of many short rounds, so that they meet the same disturbances, on cores that
-    are free, and each settles first: BLAS's threads spin on after a product. What counts
+    Both run in each of many short rounds, so that they meet the same disturbances. What counts
     is the geometric mean of the ratios inside a round, without the outermost eighths. On a shared
     virtual machine its standard deviation was 4 to 5%, that of the ratio of medians, or of lowest
     tenths, 6 to 7%.
     """
-    cores = find("numba", "get_num_threads")()
-    # One thread does not spin, and needs no pause.
-    options = {"pause": 0.0} if cores == 1 else {}
-    options |= {"cores": cores, "patience": RATIO_PATIENCE}
-    spans = {"seconds": 0.004, "settling": 0.04, "taking": 0.03}
-    measurements = {
-        "theirs": measuring.calls(theirs, **spans),
-        "ours": measuring.calls(ours, **spans),
+    takes = {
+        "theirs": measuring.calls(theirs, seconds=0.004),
+        "ours": measuring.calls(ours, seconds=0.004),
     }
-    ratios = []
-    end = time.perf_counter() + RATIO_SECONDS
-    # Launches on several cores scatter more; and cores may be long in coming.
-    while len(ratios) < RATIO_ROUNDS or (
-        len(ratios) < RATIO_ROUNDS * cores and time.perf_counter() < end
-    ):
-        times = measuring.in_turn(measurements, 2, **options)
-        ratios += list(np.log(np.divide(times["theirs"], times["ours"])))
-    outermost = -(-len(ratios) // 8)
-    return float(np.exp(np.mean(sorted(ratios)[outermost : len(ratios) - outermost])))
+    times = measuring.in_turn(takes, RATIO_ROUNDS, RATIO_TURN)
+    ratios = np.sort(np.log(np.divide(times["theirs"], times["ours"])))
+    outermost = len(ratios) // 8
+    return float(np.exp(ratios[outermost:-outermost].mean()))
 
 
 class PerCall:

@@ -4,10 +4,9 @@ Trains ``MultiLayerNet(784, [100, 100, 100, 100], 10)`` on MNIST with each optim
 the book and with `fit`, from the same parameters on the same batches: the losses must agree over
 the first 50 iterations, then both are timed. And takes a numerical gradient of [50, 50] units for
 10 images against the book's loop, which is timed on some of the parameters, of which each costs the
-same. Prints a table of medians and ratios; exits with 1 if a figure misses its goal.
+same. Exits with 1 if a figure misses its goal.
 """
 
-import argparse
 import sys
 
 import numpy as np
@@ -15,10 +14,11 @@ import numpy as np
 from fastgrad import MultiLayerNet, load_mnist, optimizers
 
 if __package__:  # imported as a part of the folder, by asv
-    from . import functions, measuring, textbook
+    from . import functions, measuring, reports, textbook
 else:
     import functions
     import measuring
+    import reports
     import textbook
 
 OPTIMIZERS = ("SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam")
@@ -84,85 +84,60 @@ class Book:
         return losses
 
 
-def training_row(name, x, t, rounds):
-    """Return the deviation of the losses, and the times of an iteration, for an optimizer."""
+def train_in_turn(goals, name, x, t):
+    """Compare the losses of an optimizer's first iterations with the book's; then time both."""
     net = MultiLayerNet(x.shape[1], HIDDEN, 10, rng=0)
     book = Book({key: array.copy() for key, array in net.params.items()}, name)
     optimizer = getattr(optimizers, name)(RATE)
+
+    def fit(iterations, rng):
+        return net.fit(
+            x, t, iterations=iterations, batch_size=BATCH, optimizer=optimizer, rng=rng
+        ).loss
+
     batches = np.random.default_rng(0).integers(len(x), size=(CURVE, BATCH))
-    want = book.train(x, t, batches)
-    got = net.fit(
-        x, t, iterations=CURVE, batch_size=BATCH, optimizer=optimizer, rng=np.random.default_rng(0)
-    ).loss
-    deviation = float(np.abs(got / want - 1).max())
-
-    def fit(count, rng):
-        net.fit(x, t, iterations=count, batch_size=BATCH, optimizer=optimizer, rng=rng)
-
-    def loop():
-        index = np.random.default_rng(1).integers(len(x), size=(STEPS, BATCH))
-        book.train(x, t, index)
-
-    sides = {
-        "fastgrad": measuring.Iteration(fit, 5 * STEPS),
-        "NumPy": measuring.stretch(loop, STEPS),
-    }
-    return deviation, measuring.in_turn(sides, rounds)
+    want, got = book.train(x, t, batches), fit(CURVE, np.random.default_rng(0))
+    what = f"an iteration, {name}"
+    goals.add(f"{what}: losses differ by", np.abs(got / want - 1).max(), CURVE_GOAL, at_most=True)
+    goals.speed_up(
+        what,
+        measuring.Iteration(fit, 5 * STEPS),
+        measuring.stretch(lambda: book.train(x, t, batches[:STEPS]), STEPS),
+        SPEED_GOAL,
+    )
 
 
-def numerical_times(x, t, sample, rounds):
-    """Return the times of a numerical gradient, the book's for a sample of the parameters."""
+def differentiate_in_turn(goals, x, t, sample):
+    """Time a numerical gradient, and the book's for a sample of the parameters."""
     net = MultiLayerNet(x.shape[1], [50, 50], 10, rng=0)
     params = {key: array.copy() for key, array in net.params.items()}
-    places = textbook.random_positions(params, sample)
-    part = len(places) / sum(array.size for array in params.values())
-    sides = {
-        "fastgrad": measuring.stretch(lambda: net.numerical_gradient(x, t)),
-        "NumPy": measuring.stretch(
-            lambda: textbook.numerical_gradient(params, x, t, places, evaluate=loss)
+    positions = textbook.random_positions(params, sample)
+    goals.speed_up(
+        "numerical gradient",
+        measuring.calls(net.numerical_gradient, x, t),
+        measuring.stretch(
+            lambda: textbook.numerical_gradient(params, x, t, positions, evaluate=loss)
         ),
-    }
-    return measuring.in_turn(sides, rounds), {"NumPy": 1 / part}
+        NUMERICAL_GOAL,
+        part=len(positions) / sum(array.size for array in params.values()),
+    )
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=5, help="how often each side has its turn")
+    parser = reports.options(__doc__, rounds=5)
     parser.add_argument("--sample", type=int, default=100, help="parameters of the book's loop")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", default="", help="measure rows with this text in their name")
-    options = parser.parse_args()
-    measuring.limit_threads(options.threads)
-    print(measuring.describe(measuring.machine(["numpy", "numba", "fastgrad"])), end="\n\n")
-    neighbours = measuring.Neighbours()
+    parser.add_argument("--only", default="", help="measure what has this text in its name")
+    settings = parser.parse_args()
+    measuring.limit_threads(settings.threads)
+    reports.machine()
+    goals = reports.Goals(settings)
     (x, t), _ = load_mnist()
-    lines, missed = [], False
-
-    def add(name, times, scale, goal, deviation):
-        nonlocal missed
-        rows = {row["name"]: row for row in measuring.summary(times, "fastgrad", scale=scale)}
-        ratio = rows["NumPy"]["ratio"]
-        missed |= ratio < goal or (deviation is not None and deviation > CURVE_GOAL)
-        lines.append(
-            [
-                name, measuring.seconds(rows["fastgrad"]["median_s"]),
-                measuring.seconds(rows["NumPy"]["median_s"]), measuring.factor(ratio),
-                f"{goal:g}", "" if deviation is None else f"{deviation:.1e}",
-            ]
-        )  # fmt: skip
-
     for name in OPTIMIZERS:
-        title = f"an iteration, {name}"
-        if options.only in title:
-            deviation, times = training_row(name, x, t, options.rounds)
-            add(title, times, None, SPEED_GOAL, deviation)
-    if options.only in "numerical gradient":
-        times, scale = numerical_times(x[:10], t[:10], options.sample, options.rounds)
-        add("numerical gradient", times, scale, NUMERICAL_GOAL, None)
-    header = ["", "fastgrad", "NumPy", "times as fast", "goal", "losses differ by"]
-    print(measuring.table(header, lines))
-    print(neighbours.warning())
-    return 1 if missed else 0
+        if settings.only in f"an iteration, {name}":
+            train_in_turn(goals, name, x, t)
+    if settings.only in "numerical gradient":
+        differentiate_in_turn(goals, x[:10], t[:10], settings.sample)
+    return goals.finish()
 
 
 if __name__ == "__main__":

@@ -1,17 +1,14 @@
 """Measure what `fastgrad.numerical_gradient` promises: ``python benchmarks/differences.py``.
 
-Timings are taken in turn, A B A B, in one process, each after its threads have settled, and the
-median of the ratios counts. In brackets stands the ratio of the fastest runs: where it is far from
-the other, the machine was busy. Exits with 1 if a figure misses its goal.
+Speed against the loop in Python and SciPy, the cost of a new compiled function, errors, and the
+facts that the book states. Exits with 1 if a figure misses its goal.
 """
 
 from __future__ import annotations
 
-import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numba
@@ -21,9 +18,10 @@ from numba import njit
 from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
 
 if __package__:  # imported as a part of the folder, by asv, which imports every file
-    from . import measuring, textbook
+    from . import measuring, reports, textbook
 else:
     import measuring
+    import reports
     import textbook
 
 
@@ -36,19 +34,6 @@ def rosenbrock_gradient(x):
     gradient[:-1] = -400.0 * x[:-1] * bend - 2.0 * (1.0 - x[:-1])
     gradient[1:] += 200.0 * bend
     return gradient
-
-
-def ratio(slow: Callable[[], Any], fast: Callable[[], Any], rounds: int) -> tuple[float, str]:
-    """Return the median of the ratios, and the times in words."""
-    sides = {"slow": measuring.calls(slow), "fast": measuring.calls(fast)}
-    times = measuring.in_turn(sides, rounds)
-    rows = {row["name"]: row for row in measuring.summary(times, "fast")}
-    slow_row, fast_row = rows["slow"], rows["fast"]
-    note = (
-        f"{measuring.seconds(slow_row['median_s'])} / {measuring.seconds(fast_row['median_s'])} "
-        f"({slow_row['min_s'] / fast_row['min_s']:.2f})"
-    )
-    return slow_row["ratio"], note
 
 
 def new_function(factor: float) -> Any:
@@ -120,52 +105,30 @@ def book_facts() -> dict[str, tuple[float, float]]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=15, help="how often each side has its turn")
-    parser.add_argument("--json", metavar="FILE", help="write the figures there as well")
-    options = parser.parse_args()
+    settings = reports.options(__doc__ or "", rounds=5).parse_args()
+    measuring.limit_threads(settings.threads)
+    reports.machine()
 
     from scipy.optimize._numdiff import approx_derivative  # asv's environments have no SciPy
 
     x = np.random.default_rng(0).normal(size=1000)
-    scipy_jacobian = lambda: approx_derivative(textbook.rosenbrock, x, method="3-point")  # noqa: E731
-    figures: list[dict[str, Any]] = []
-
-    def report(what: str, value: float, goal: float, *, at_least: bool, note: str = "") -> None:
-        met = value >= goal if at_least else value <= goal
-        figures.append({"what": what, "value": value, "goal": goal, "met": bool(met)})
-        sign = ">=" if at_least else "<="
-        print(f"{what:<58}{value:>10.3g} {sign} {goal:<8g}{'ok' if met else 'MISSED':<8}{note}")
-
-    print(measuring.describe(measuring.machine(["numpy", "numba", "fastgrad"])), end="\n\n")
-    for count, goal in ((1, 1.3), (2, 2.3)):
-        if count > numba.config.NUMBA_NUM_THREADS:
-            continue
-        numba.set_num_threads(count)
-        ours = lambda: numerical_gradient(compiled_rosenbrock, x)  # noqa: E731
-        value, note = ratio(
-            lambda: textbook.central_differences(compiled_rosenbrock, x), ours, options.rounds
-        )
-        what = f"njit f, against the loop in Python, {count} thread(s)"
-        report(what, value, goal, at_least=True, note=note)
-        if count == 2:
-            value, note = ratio(scipy_jacobian, ours, options.rounds)
-            what = "njit f, against SciPy's 3-point in NumPy, 2 threads"
-            report(what, value, 20, at_least=True, note=note)
-    numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
+    goals = reports.Goals(settings)
+    ours = measuring.calls(numerical_gradient, compiled_rosenbrock, x)
+    loop = measuring.calls(textbook.central_differences, compiled_rosenbrock, x)
+    for threads, goal in ((1, 1.3), (2, 2.3)):
+        if threads <= numba.config.NUMBA_NUM_THREADS:
+            what = f"njit f, against the loop in Python, {threads} thread(s)"
+            goals.speed_up(what, measuring.with_threads(ours, threads), loop, goal)
+    scipys = measuring.calls(lambda: approx_derivative(textbook.rosenbrock, x, method="3-point"))
+    goals.speed_up("njit f, against SciPy's 3-point in NumPy, all threads", ours, scipys, 20)
     beyond, compiling = cost_of_a_new_function(x, 5)
-    report(
-        "a new njit f, seconds beyond its compilation", beyond, 0.3, at_least=False,
-        note=f"its compilation: {compiling:.2f} s",
-    )  # fmt: skip
+    what, note = "a new njit f, seconds beyond its compilation", f"which takes {compiling:.2f} s"
+    goals.add(what, beyond, 0.3, at_most=True, note=note)
     for name, error in accuracy().items():
-        report(f"error of {name}, order=4, h='auto'", error, 1e-11, at_least=False)
+        goals.add(f"error of {name}, order=4, h='auto'", error, 1e-11, at_most=True)
     for name, (error, goal) in book_facts().items():
-        report(f"book: error of {name}", error, goal, at_least=False)
-
-    if options.json:
-        measuring.write_json(options.json, figures)
-    return 0 if all(figure["met"] for figure in figures) else 1
+        goals.add(f"book: error of {name}", error, goal, at_most=True)
+    return goals.finish()
 
 
 if __name__ == "__main__":
