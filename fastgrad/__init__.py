@@ -9,6 +9,16 @@ import os
 if not os.path.isdir(os.path.dirname(__file__)):
     raise ImportError("fastgrad must be installed into a folder. It cannot run from a zip archive.")
 
+from fastgrad.convolution import (
+    Convolution,
+    Pooling,
+    col2im,
+    convolution_backward,
+    convolution_forward,
+    im2col,
+    max_pooling_backward,
+    max_pooling_forward,
+)
 from fastgrad.datasets import load_mnist
 from fastgrad.functions import (
     affine_backward,
@@ -57,6 +67,7 @@ __all__ = [
     "AddLayer",
     "Affine",
     "BatchNormalization",
+    "Convolution",
     "Dropout",
     "GradientCheck",
     "GradientCheckWarning",
@@ -65,6 +76,7 @@ __all__ = [
     "MulLayer",
     "MultiLayerNet",
     "Nesterov",
+    "Pooling",
     "RMSprop",
     "Relu",
     "Sigmoid",
@@ -73,10 +85,16 @@ __all__ = [
     "affine_backward",
     "affine_forward",
     "check_gradient",
+    "col2im",
+    "convolution_backward",
+    "convolution_forward",
     "cross_entropy_error",
     "gradient_descent",
     "identity_function",
+    "im2col",
     "load_mnist",
+    "max_pooling_backward",
+    "max_pooling_forward",
     "mean_squared_error",
     "numerical_diff",
     "numerical_gradient",

@@ -1,0 +1,107 @@
+r"""Max pooling, forward and backward.
+
+A plane is one channel of one sample as one row of numbers. The entry that a window takes is
+remembered by its place in the plane, so the way back is one addition for each window.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange
+
+from fastgrad.kernels.compile import kernel, parallel_kernel
+
+#: What `arg_max` holds for a window whose largest entry gets no gradient.
+NOWHERE = -1
+
+
+@kernel
+def larger_of(value: Any, place: int, largest: Any, largest_place: int) -> Any:
+    """Return the larger of two entries and where it stands; the second one if they are equal."""
+    return (value, place) if value > largest else (largest, largest_place)
+
+
+@kernel
+def pool_plane(plane: Any, width: int, window: Any, columns: int, out: Any, arg_max: Any) -> None:
+    """Take the largest entry of each window of a plane without padding.
+
+    Parameters
+    ----------
+    plane : ndarray, shape (H * width,)
+    width : int
+        Columns of the plane.
+    window : tuple of int
+        Its height and its width, and how far it moves.
+    columns : int
+        Columns of the result.
+    out : ndarray of plane's dtype, shape (OH * columns,)
+        Out: the largest entries. A NaN counts as the largest.
+    arg_max : ndarray of int32, shape (OH * columns,)
+        Out: where in the plane the first of them stands.
+    """
+    window_h, window_w, stride = window
+    for y in range(out.size // columns):
+        for x in range(columns):
+            corner = y * stride * width + x * stride
+            largest, place = plane[corner], corner
+            total = largest - largest
+            if window_h == window_w == 2:  # the usual one, for a quarter of the time
+                a, b = plane[corner], plane[corner + 1]
+                c, d = plane[corner + width], plane[corner + width + 1]
+                total = a + b + c + d
+                b, below = larger_of(b, corner + 1, a, corner)
+                d, place = larger_of(d, corner + width + 1, c, corner + width)
+                largest, place = larger_of(d, place, b, below)
+            else:
+                for i in range(window_h):
+                    for j in range(window_w):
+                        here = corner + i * width + j
+                        total += plane[here]
+                        largest, place = larger_of(plane[here], here, largest, place)
+            if total != total:  # no comparison finds a NaN
+                for i in range(window_h * window_w - 1, -1, -1):
+                    here = corner + i // window_w * width + i % window_w
+                    if plane[here] != plane[here]:
+                        largest, place = plane[here], here
+            out[y * columns + x], arg_max[y * columns + x] = largest, place
+
+
+@parallel_kernel
+def max_pooling_forward(
+    planes: Any, width: int, window: Any, columns: int, out: Any, arg_max: Any, chunks: int
+) -> None:
+    """Take the largest entries of planes, as `pool_plane` does, a chunk of planes for each thread.
+
+    Parameters
+    ----------
+    planes : ndarray, shape (M, H * width)
+    width, window, columns
+        As for `pool_plane`; `window` an ndarray of int64.
+    out, arg_max : ndarray, shape (M, OH * columns)
+        Out.
+    chunks : int
+    """
+    for chunk in prange(chunks):
+        for m in range(chunk * len(planes) // chunks, (chunk + 1) * len(planes) // chunks):
+            pool_plane(planes[m], width, window, columns, out[m], arg_max[m])
+
+
+@parallel_kernel
+def max_pooling_backward(dout: Any, arg_max: Any, dplanes: Any, chunks: int) -> None:
+    """Add the gradient by each largest entry to where it came from.
+
+    Parameters
+    ----------
+    dout : ndarray, shape (M, Q)
+    arg_max : ndarray of int32, shape (M, Q)
+        As `max_pooling_forward` left it, or `NOWHERE`.
+    dplanes : ndarray of dout's dtype, shape (M, P)
+        In: zeros. Out: the gradient by the planes.
+    chunks : int
+    """
+    for chunk in prange(chunks):
+        for m in range(chunk * len(dout) // chunks, (chunk + 1) * len(dout) // chunks):
+            for q in range(dout.shape[1]):
+                if arg_max[m, q] != NOWHERE:
+                    dplanes[m, arg_max[m, q]] += dout[m, q]
