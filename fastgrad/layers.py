@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 #: Added to a variance before its root is taken, as in the book (``10e-7``).
-_EPSILON = 1e-6
+EPSILON = 1e-6
 
 
 class MulLayer:
@@ -696,7 +696,7 @@ class BatchNormalization:
         else:
             mean, variance = running_mean.astype(rows.dtype), running_var.astype(rows.dtype)
             self.running_mean, self.running_var = running_mean, running_var
-        std = np.sqrt(variance + rows.dtype.type(_EPSILON))
+        std = np.sqrt(variance + rows.dtype.type(EPSILON))
         xn, out = np.empty_like(rows), np.empty_like(rows)
         normalization.normalize(rows, gamma, beta, mean, std, xn, out)
         self._pass = array.shape, xn, gamma.copy(), std, training
@@ -732,6 +732,30 @@ class BatchNormalization:
         normalization.normalize_backward(rows, xn, gamma, std, training, dx, dgamma, dbeta)
         self.dgamma, self.dbeta = dgamma, dbeta
         return dx.reshape(shape)
+
+    def at_test_time(self, width: int) -> tuple[FloatArray, FloatArray]:
+        """Return the scale and the shift that the layer amounts to when it is not training.
+
+        Parameters
+        ----------
+        width : int
+            The number of inputs, D.
+
+        Returns
+        -------
+        scale, shift : ndarray, shape (D,)
+            The output is ``scale * x + shift``.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `gamma`, `beta` or a moving average does not fit.
+        """
+        gamma = real_array(self.gamma, "gamma", shape=(width,))
+        variance = self._moving_average("running_var", width)
+        scale = gamma / np.sqrt(variance + EPSILON)
+        mean = self._moving_average("running_mean", width)
+        return scale, real_array(self.beta, "beta", shape=(width,)) - mean * scale
 
     def _moving_average(self, name: str, width: int) -> FloatArray:
         value = getattr(self, name)

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import os
 import pickle
 import subprocess
@@ -92,8 +93,8 @@ def test_every_served_name_can_be_imported(installed):
 
 
 def test_what_nobody_has_is_not_found(installed):
-    with pytest.raises(ModuleNotFoundError, match=r"common\.trainer"):
-        importlib.import_module("common.trainer")
+    with pytest.raises(ModuleNotFoundError, match=r"common\.pace"):
+        importlib.import_module("common.pace")
 
 
 def test_uninstall_leaves_nothing(tmp_path, monkeypatch):
@@ -385,26 +386,27 @@ def test_chapter_6_on_mnist(capfd):
 
 
 def test_chapter_6_with_a_module_of_the_books_own(capfd):
-    assert run("ch06/with_trainer.py") == 0
+    assert run("ch06/with_a_module_of_its_own.py") == 0
     out, err = capfd.readouterr()
-    assert out == "[0. 4.] [0. 2.]\n(18, 4)\nfastgrad.optimizers\n"
-    assert "common.trainer" not in err  # it came from the folder
+    assert out == "[0. 4.] [0. 2.]\n(18, 4)\nfastgrad.optimizers 0.5\n"
+    assert "common.trainer" in err
+    assert "common.pace" not in err  # it came from the folder
 
 
 def test_the_books_folder_is_found_beside_the_scripts(folder, capfd):
     """Without any ``sys.path.append``."""
-    folder("common/trainer.py", "from common.functions import *\nTrainer = relu")
-    script = folder("ch06/a.py", "from common.trainer import Trainer\nprint(Trainer(-1.0))")
+    folder("common/pace.py", "from common.functions import *\nPace = relu")
+    script = folder("ch06/a.py", "from common.pace import Pace\nprint(Pace(-1.0))")
     assert book.run_script(script) == 0
     assert capfd.readouterr().out == "0.0\n"
 
 
 def test_the_current_folder_does_not_hide_the_books(folder, tmp_path):
     """``python -m`` puts the current folder first on the path, unlike ``python SCRIPT``."""
-    folder("common/trainer.py", "NAME = 'the book'")
+    folder("common/pace.py", "NAME = 'the book'")
     script = folder(
         "ch06/a.py",
-        "import sys, os\nsys.path.append(os.pardir)\nfrom common.trainer import NAME\nprint(NAME)",
+        "import sys, os\nsys.path.append(os.pardir)\nfrom common.pace import NAME\nprint(NAME)",
     )
     here = tmp_path / "elsewhere"
     (here / "common").mkdir(parents=True)
@@ -419,14 +421,13 @@ def test_the_current_folder_does_not_hide_the_books(folder, tmp_path):
 def test_two_folders_one_after_the_other(folder, capfd):
     """Python remembers what ``..`` was; it must not be taken from the first script's folder."""
     for name in ("one", "two"):
-        folder(f"{name}/common/trainer.py", f"NAME = {name!r}")
+        folder(f"{name}/common/pace.py", f"NAME = {name!r}")
         script = folder(
             f"{name}/ch06/a.py",
-            "import os, sys\nsys.path.append(os.pardir)\n"
-            "from common.trainer import NAME\nprint(NAME)",
+            "import os, sys\nsys.path.append(os.pardir)\nfrom common.pace import NAME\nprint(NAME)",
         )
         assert book.run_script(script) == 0
-        assert not {"common", "common.trainer"} & set(sys.modules)
+        assert not {"common", "common.pace"} & set(sys.modules)
     assert capfd.readouterr().out == "one\ntwo\n"
 
 
@@ -678,6 +679,216 @@ def test_a_subclass_with_another_predict():
     for name, array in plain.gradient(x, t).items():
         factor = 2 if name.endswith("2") else 1
         np.testing.assert_allclose(numerical[name], factor * array, atol=1e-7)
+
+
+# --- batch normalisation and dropout
+
+
+class PlainExtend:
+    """Chapter 6's network in NumPy, for the numbers of a seed."""
+
+    def __init__(self, sizes, activation, decay, dropout, normalized):
+        self.sizes, self.activation, self.decay = sizes, activation, decay
+        self.dropout, self.normalized, self.params = dropout, normalized, {}
+        for n, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
+            self.params[f"W{n}"] = np.sqrt(2 / n_in) * np.random.randn(n_in, n_out)
+            self.params[f"b{n}"] = np.zeros(n_out)
+            if normalized and n < len(sizes) - 1:
+                self.params[f"gamma{n}"], self.params[f"beta{n}"] = np.ones(n_out), np.zeros(n_out)
+        self.moving = {
+            n: (np.zeros(sizes[n]), np.zeros(sizes[n])) for n in range(1, len(sizes) - 1)
+        }
+
+    def predict(self, x, training, masks=None):
+        last = len(self.sizes) - 1
+        for n in range(1, last):
+            x = x @ self.params[f"W{n}"] + self.params[f"b{n}"]
+            if self.normalized:
+                mean, variance = self.moving[n]
+                if training:
+                    mean, variance = x.mean(axis=0), x.var(axis=0)
+                x = (x - mean) / np.sqrt(variance + 1e-6)
+                x = self.params[f"gamma{n}"] * x + self.params[f"beta{n}"]
+            x = np.maximum(x, 0) if self.activation == "relu" else 1 / (1 + np.exp(-x))
+            if self.dropout is not None:
+                if training:
+                    mask = masks[n] if masks else np.random.rand(*x.shape) > self.dropout
+                    x = x * mask
+                else:
+                    x = x * (1 - self.dropout)
+        return x @ self.params[f"W{last}"] + self.params[f"b{last}"]
+
+    def loss(self, x, t, training, masks=None):
+        y = fastgrad.softmax(self.predict(x, training, masks))
+        decay = sum(np.sum(W**2) for name, W in self.params.items() if name[0] == "W")
+        return -np.mean(np.log(y[np.arange(len(x)), t] + 1e-7)) + 0.5 * self.decay * decay
+
+
+EXTENSIONS = [
+    pytest.param(activation, decay, dropout, normalized, id=f"{activation}-{dropout}-{normalized}")
+    for activation, decay in (("relu", 0.0), ("sigmoid", 0.1))
+    for dropout, normalized in ((None, False), (None, True), (0.3, False), (0.3, True))
+]
+
+
+@pytest.mark.parametrize(("activation", "decay", "dropout", "normalized"), EXTENSIONS)
+def test_the_extended_network_gives_the_books_numbers(activation, decay, dropout, normalized):
+    sizes, x = (6, 5, 4, 3), np.random.default_rng(0).random((7, 6))
+    t = np.arange(7) % 3
+    np.random.seed(3)
+    plain = PlainExtend(sizes, activation, decay, dropout, normalized)
+    np.random.seed(3)
+    net = book.MultiLayerNetExtend(
+        6, [5, 4], 3, activation, "relu", decay,
+        use_dropout=dropout is not None, dropout_ration=0.5 if dropout is None else dropout,
+        use_batchnorm=normalized,
+    )  # fmt: skip
+    assert net.params.keys() == plain.params.keys()
+    for n in (1, 2) if normalized else ():
+        net.params[f"gamma{n}"] *= 1.5
+        net.params[f"beta{n}"] += 0.1 * n
+    for name, array in plain.params.items():
+        if name[0] in "Wb" and len(name) == 2:
+            np.testing.assert_array_equal(net.params[name], array)
+    plain.params = net.params  # so that nudges reach both
+    np.random.seed(4)
+    masks = {n: np.random.rand(7, sizes[n]) > (dropout or 0) for n in (1, 2)}
+    np.random.seed(4)
+    assert net.loss(x, t, train_flg=True) == pytest.approx(plain.loss(x, t, True, masks), rel=1e-12)
+    np.random.seed(4)
+    numerical = net.numerical_gradient(x, t)
+    np.random.seed(4)
+    gradient = net.gradient(x, t)
+    assert numerical.keys() == gradient.keys() == net.params.keys()
+    for name in net.params:
+        want = fastgrad.numerical_gradient(
+            lambda _: plain.loss(x, t, True, masks), net.params[name], 1e-4
+        )
+        np.testing.assert_allclose(numerical[name], want, atol=1e-10, err_msg=name)
+        np.testing.assert_allclose(gradient[name], want, atol=2e-7, err_msg=name)
+    if normalized:  # two passes were for training: of the loss and of the gradient
+        for n in (1, 2):
+            layer = net.layers[f"BatchNorm{n}"]
+            plain.moving[n] = layer.running_mean, layer.running_var
+            assert layer.running_mean.any()
+    np.testing.assert_allclose(net.predict(x), plain.predict(x, False), atol=1e-12)
+    np.testing.assert_allclose(net.predict(x[0]), plain.predict(x, False)[0], atol=1e-12)
+    assert net.loss(x, t) == pytest.approx(plain.loss(x, t, False), rel=1e-12)
+    assert net.accuracy(x, t) == np.mean(plain.predict(x, False).argmax(axis=1) == t)
+
+
+def test_numerical_gradient_of_one_sample_and_of_exchanged_layers():
+    """A batch of one has no variance; and a layer of the reader's is run as it is."""
+    net = book.MultiLayerNetExtend(6, [5], 3, use_batchnorm=True)
+    x = np.random.default_rng(0).random((4, 6))
+    found = net.numerical_gradient(x[:1], [2])
+    assert not found["W1"].any()
+    assert found["b2"].any()
+    want = net.numerical_gradient(x, [0, 1, 2, 0])
+    net.layers["Activation_function1"] = layers.Relu()
+    for name, slopes in net.numerical_gradient(x, [0, 1, 2, 0]).items():
+        np.testing.assert_allclose(slopes, want[name], atol=1e-10)
+
+
+def test_the_extended_network_without_extensions_is_the_plain_one():
+    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 3
+    np.random.seed(0)
+    net = book.MultiLayerNetExtend(6, [5, 4], 3, weight_decay_lambda=0.1)
+    np.random.seed(0)
+    plain = book.LayeredMultiLayerNet(6, [5, 4], 3, weight_decay_lambda=0.1)
+    assert not net._changed
+    for method in ("gradient", "numerical_gradient"):
+        want = getattr(plain, method)(x, t)
+        for name, array in getattr(net, method)(x, t).items():
+            np.testing.assert_array_equal(array, want[name])
+    assert net.loss(x, t) == net.loss(x, t, train_flg=True) == plain.loss(x, t)
+    assert net.check_gradient(x, t).ok
+
+
+def test_the_extended_network_refuses_what_does_not_fit(tmp_path):
+    with pytest.raises(ValueError, match="`dropout_ratio` must be from 0 to 1"):
+        book.MultiLayerNetExtend(6, [5], 3, use_dropout=True, dropout_ration=1.5)
+    with pytest.raises(TypeError, match="`use_batchnorm` must be True or False"):
+        book.MultiLayerNetExtend(6, [5], 3, use_batchnorm="yes")
+    net = book.MultiLayerNetExtend(6, [5], 3, use_batchnorm=True)
+    x, t = np.zeros((2, 6)), [0, 1]
+    for call in (net.fit, net.check_gradient, lambda *_: net.save(tmp_path / "net")):
+        with pytest.raises(ValueError, match="without batch normalisation and dropout"):
+            call(x, t)
+    with pytest.raises(ValueError, match=r"`x` must have shape \(N, 6\)"):
+        net.loss(np.zeros((2, 5)), t, train_flg=True)
+    with pytest.raises(TypeError, match="`train_flg`"):
+        net.loss(x, t, train_flg="no")
+    net.params["gamma1"] = np.ones(4)
+    with pytest.raises(ValueError, match=r"`params\['gamma1'\]` must have shape \(5,\)"):
+        net.gradient(x, t)
+
+
+def test_trainer(capsys):
+    x, t = np.random.default_rng(0).random((30, 6)), np.arange(30) % 3
+    np.random.seed(0)
+    net = book.LayeredMultiLayerNet(6, [5], 3)
+    trainer = book.Trainer(net, x, t, x[:9], t[:9], 2, 10, "AdaGrad", {"lr": 0.1})
+    trainer.train()
+    printed = capsys.readouterr().out
+    np.random.seed(0)
+    other = book.LayeredMultiLayerNet(6, [5], 3)
+    rule = fastgrad.AdaGrad(0.1)
+    losses, accuracies = [], []
+    for step in range(6):
+        mask = np.random.choice(30, 10)
+        rule.update(other.params, other.gradient(x[mask], t[mask]))
+        losses.append(other.loss(x[mask], t[mask]))
+        if step % 3 == 0:
+            accuracies.append((other.accuracy(x, t), other.accuracy(x[:9], t[:9])))
+    assert trainer.train_loss_list == losses
+    assert list(zip(trainer.train_acc_list, trainer.test_acc_list, strict=True)) == accuracies
+    lines = [f"train loss:{loss}" for loss in losses]
+    for epoch, (train, test) in enumerate(accuracies):
+        lines.insert(
+            4 * epoch + 1, f"=== epoch:{epoch + 1}, train acc:{train}, test acc:{test} ==="
+        )
+    lines += [
+        "=============== Final Test Accuracy ===============",
+        f"test acc:{other.accuracy(x[:9], t[:9])}",
+    ]
+    assert printed.splitlines() == lines
+
+
+def test_trainer_evaluates_each_epoch_of_a_fraction(capsys):
+    x, t = np.zeros((25, 2)), np.zeros(25, int)
+
+    class Net:
+        params, calls = {}, 0
+
+        def gradient(self, x, t):
+            return {}
+
+        def loss(self, x, t):
+            return 0.5
+
+        def accuracy(self, x, t):
+            assert len(x) == 7
+            return 0.25
+
+    trainer = book.Trainer(Net(), x, t, x, t, 4, 10, evaluate_sample_num_per_epoch=7)
+    assert (trainer.iter_per_epoch, trainer.max_iter) == (2.5, 10)
+    for _ in range(10):
+        trainer.train_step()
+    assert capsys.readouterr().out.splitlines() == [
+        line
+        for step in range(10)
+        for line in (
+            "train loss:0.5",
+            *(
+                [f"=== epoch:{1 + step * 2 // 5}, train acc:0.25, test acc:0.25 ==="]
+                if step in (0, 3, 5, 8)
+                else []
+            ),
+        )
+    ]
+    with pytest.raises(ValueError, match="`optimizer` must be one of"):
+        book.Trainer(Net(), x, t, x, t, optimizer="lion")
 
 
 # --- helpers

@@ -2,9 +2,9 @@
 
 A script or a notebook of the book's chapters 2 to 6 imports ``common.functions``,
 ``dataset.mnist`` or ``two_layer_net``. After `install` those names lead here, also where files of
-these names lie about; `run_script` does that for one script. Everything else of the book
-(``common.trainer``, say) still comes from the book's own folder, and a served module also hands on
-the functions and classes that only the book's own file defines.
+these names lie about; `run_script` does that for one script. Everything else still comes from the
+book's own folder, and a served module also hands on the functions and classes that only the book's
+own file defines.
 
 Examples
 --------
@@ -23,13 +23,20 @@ from fastgrad.book.functions import (
     smooth_curve,
     softmax_loss,
 )
-from fastgrad.book.networks import LayeredMultiLayerNet, LayeredTwoLayerNet
+from fastgrad.book.networks import (
+    LayeredMultiLayerNet,
+    LayeredTwoLayerNet,
+    MultiLayerNetExtend,
+)
 from fastgrad.book.serving import install, run_script, uninstall
+from fastgrad.book.training import Trainer
 
 __all__ = [
     "SERVED",
     "LayeredMultiLayerNet",
     "LayeredTwoLayerNet",
+    "MultiLayerNetExtend",
+    "Trainer",
     "install",
     "numerical_gradient_2d",
     "run_script",

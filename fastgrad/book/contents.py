@@ -17,8 +17,13 @@ from fastgrad.book.functions import (
     smooth_curve,
     softmax_loss,
 )
-from fastgrad.book.networks import LayeredMultiLayerNet, LayeredTwoLayerNet
+from fastgrad.book.networks import (
+    LayeredMultiLayerNet,
+    LayeredTwoLayerNet,
+    MultiLayerNetExtend,
+)
 from fastgrad.book.recognition import numerical_gradient
+from fastgrad.book.training import Trainer
 from fastgrad.datasets import load_mnist
 
 
@@ -57,6 +62,7 @@ _LAYER_NAMES = (
 )
 _LAYERS = {**_FUNCTIONS, **_names(layers, _LAYER_NAMES)}
 _LAYERED = {**_LAYERS, **_GRADIENT, "OrderedDict": OrderedDict}
+_OPTIMIZERS = {"np": np, **_names(optimizers, optimizers.__all__)}
 
 #: The names that each module hands on.
 CONTENTS: dict[str, Mapping[str, Any]] = {
@@ -69,7 +75,9 @@ CONTENTS: dict[str, Mapping[str, Any]] = {
     },
     "common.layers": _LAYERS,
     "common.multi_layer_net": {**_LAYERED, "MultiLayerNet": LayeredMultiLayerNet},
-    "common.optimizer": {"np": np, **_names(optimizers, optimizers.__all__)},
+    "common.multi_layer_net_extend": {**_LAYERED, "MultiLayerNetExtend": MultiLayerNetExtend},
+    "common.optimizer": _OPTIMIZERS,
+    "common.trainer": {**_OPTIMIZERS, "Trainer": Trainer},
     "common.util": {"np": np, "smooth_curve": smooth_curve, "shuffle_dataset": shuffle_dataset},
     "dataset.mnist": {
         "np": np,
@@ -87,6 +95,3 @@ TWO_LAYER_NETS: dict[int, Mapping[str, Any]] = {
 
 #: The modules that fastgrad serves.
 SERVED = tuple(CONTENTS)
-
-#: Modules of the book that hold on to what they imported from served ones.
-DEPENDENT = ("common.trainer", "common.multi_layer_net_extend")

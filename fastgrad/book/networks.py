@@ -9,10 +9,19 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import gradients, layers, networks
-from fastgrad.arrays import FloatArray, IntArray, real_array, real_number, samples
+from fastgrad import gradients, layers, networks, threads
+from fastgrad.arrays import (
+    FloatArray,
+    IntArray,
+    flag,
+    real_array,
+    real_number,
+    samples,
+    step_size,
+)
+from fastgrad.kernels import central_difference_layers
 
-__all__ = ["LayeredMultiLayerNet", "LayeredTwoLayerNet"]
+__all__ = ["LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
 
 
 class _Layered(networks.Network):
@@ -33,13 +42,17 @@ class _Layered(networks.Network):
 
     def _finish(self) -> None:
         self.layers = OrderedDict()
-        activation = layers.Relu if self._activation == "relu" else layers.Sigmoid
         for number in range(1, len(self._sizes)):
             self.layers[f"Affine{number}"] = _BoundAffine(self, number)
             if number < len(self._sizes) - 1:
-                self.layers[f"{self._activation_name}{number}"] = activation()
+                self._add_hidden_layers(number)
         setattr(self, self._last, layers.SoftmaxWithLoss())
         self._own_layers = self._all_layers()
+
+    def _add_hidden_layers(self, number: int) -> None:
+        """Add what follows an affine layer that is not the last one."""
+        activation = layers.Relu if self._activation == "relu" else layers.Sigmoid
+        self.layers[f"{self._activation_name}{number}"] = activation()
 
     def _all_layers(self) -> list[Any]:
         return [*self.layers.values(), getattr(self, self._last)]
@@ -50,8 +63,8 @@ class _Layered(networks.Network):
 
     @property
     def _changed(self) -> bool:
-        kind = type(self)
-        overridden = kind.predict is not _Layered.predict or kind.loss is not _Layered.loss
+        methods = type(self).predict, type(self).loss
+        overridden = any(method.__module__ != __name__ for method in methods)
         return overridden or self._exchanged
 
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
@@ -85,29 +98,70 @@ class _Layered(networks.Network):
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the loss, as `fastgrad.TwoLayerNet.loss` does."""
-        loss = getattr(self, self._last).forward(self.predict(x), t)
+        return float(getattr(self, self._last).forward(self.predict(x), t) + self._weight_decay())
+
+    def _weight_decay(self) -> float:
         if not self._decay:
-            return float(loss)
+            return 0.0
         weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
-        return float(loss + 0.5 * self._decay * sum(np.sum(W**2) for W in weights))
+        return float(0.5 * self._decay * sum(np.sum(W**2) for W in weights))
+
+    def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Return the loss that gradients are of."""
+        return self.loss(x, t)
+
+    def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Compute the share of samples whose largest score is that of the target's class.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, ...) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C), of which the largest counts.
+
+        Returns
+        -------
+        float
+            From 0 to 1.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        if self._changed:
+            return super().accuracy(x, t)
+        xs, labels, soft = self.checked_batch(x, t)
+        wanted = labels if labels.size else soft.argmax(axis=1)
+        return float(np.mean(self._scores(xs).argmax(axis=1) == wanted))
+
+    def _scores(self, x: Any) -> FloatArray:
+        """Return what `predict` does, without running the layers."""
+        return super().predict(x)
 
     def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
         """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too."""
-        numbers = range(1, len(self._sizes))
-        if not self._changed:
-            grads = super().gradient(x, t)
-            for n in numbers:
-                affine = self.layers[f"Affine{n}"]
-                affine.dW, affine.db = grads[f"W{n}"], grads[f"b{n}"]
-            return grads
-        self.loss(x, t)
+        if self._changed:
+            return self._backpropagate(x, t)
+        grads = super().gradient(x, t)
+        for n in range(1, len(self._sizes)):
+            affine = self.layers[f"Affine{n}"]
+            affine.dW, affine.db = grads[f"W{n}"], grads[f"b{n}"]
+        return grads
+
+    def _backpropagate(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+        """Compute the gradient as the book does, by running the layers forward and backward."""
+        self._training_loss(x, t)
         dout = getattr(self, self._last).backward(1)
         for layer in reversed(self.layers.values()):
             dout = layer.backward(dout)
         grads = {}
-        for n in numbers:
+        for n in range(1, len(self._sizes)):
             affine = self.layers[f"Affine{n}"]
-            grads[f"W{n}"] = affine.dW + self._decay * np.asarray(self.params[f"W{n}"])
+            grads[f"W{n}"] = affine.dW
+            if self._decay:
+                grads[f"W{n}"] = affine.dW + self._decay * np.asarray(self.params[f"W{n}"])
             grads[f"b{n}"] = affine.db
         return grads
 
@@ -125,7 +179,7 @@ class _Layered(networks.Network):
 
         def loss(nudged: FloatArray) -> float:
             self.params[name] = nudged  # a copy, if what the user put there is no array to write in
-            return self.loss(x, t)
+            return self._training_loss(x, t)
 
         try:
             return gradients.numerical_gradient(loss, held, h)
@@ -150,31 +204,39 @@ def _flattened(x: Any) -> Any:
     return real_array(x, "x").reshape(len(x), -1) if np.ndim(x) > 2 and len(x) else x
 
 
+class _Parameter:
+    """An attribute of a layer that is a network's parameter, also after that is replaced."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        return layer._network.params[f"{self._prefix}{layer._number}"]
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        layer._network.params[f"{self._prefix}{layer._number}"] = value
+
+
 class _BoundAffine(layers.Affine):
-    """An affine layer whose W and b are a network's parameters, also after these are replaced."""
+    """An affine layer whose W and b are a network's parameters."""
+
+    W = _Parameter("W")
+    b = _Parameter("b")
 
     def __init__(self, network: networks.Network, number: int) -> None:
-        self._network = network
-        self._number = number
+        self._network, self._number = network, number
         super().__init__(self.W, self.b)
 
-    @property
-    def W(self) -> Any:  # noqa: N802
-        """The network's weights."""
-        return self._network.params[f"W{self._number}"]
 
-    @W.setter
-    def W(self, value: Any) -> None:  # noqa: N802
-        self._network.params[f"W{self._number}"] = value
+class _BoundNormalization(layers.BatchNormalization):
+    """Batch normalisation whose gamma and beta are a network's parameters."""
 
-    @property
-    def b(self) -> Any:
-        """The network's biases."""
-        return self._network.params[f"b{self._number}"]
+    gamma = _Parameter("gamma")
+    beta = _Parameter("beta")
 
-    @b.setter
-    def b(self, value: Any) -> None:
-        self._network.params[f"b{self._number}"] = value
+    def __init__(self, network: networks.Network, number: int) -> None:
+        self._network, self._number = network, number
+        super().__init__(self.gamma, self.beta)
 
 
 class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
@@ -312,3 +374,265 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
     def weight_decay_lambda(self, value: float) -> None:
         self._decay = real_number(value, "weight_decay_lambda", minimum=0)
         self._idle = []  # made for the old one
+
+
+class MultiLayerNetExtend(LayeredMultiLayerNet):
+    """The book's ``MultiLayerNetExtend``: with batch normalisation, dropout, or both.
+
+    Parameters
+    ----------
+    input_size : int
+    hidden_size_list : sequence of int
+    output_size : int
+    activation : {"relu", "sigmoid"}, optional
+    weight_init_std : {"relu", "he", "sigmoid", "xavier"} or float, optional
+    weight_decay_lambda : float, optional
+        As for `fastgrad.MultiLayerNet`.
+    use_dropout : bool, optional
+        Whether a `fastgrad.Dropout` layer follows each hidden activation.
+    dropout_ration : float, optional
+        Its ratio; spelled as in the book.
+    use_batchnorm : bool, optional
+        Whether a `fastgrad.BatchNormalization` layer precedes each hidden activation.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1, b1, W2, b2, ..; gamma1, beta1, .. with batch normalisation.
+    layers : OrderedDict
+        Affine1, BatchNorm1, Activation_function1, Dropout1, Affine2, .. They read `params`.
+    last_layer : SoftmaxWithLoss
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument does not fit.
+
+    Notes
+    -----
+    Chapter 6 of the book. Gradients are those of a training pass; `predict`, `loss` and `accuracy`
+    are for testing unless ``train_flg`` says otherwise. At test time batch normalisation and
+    dropout only shift and scale, so they are multiplied into the weights of a plain compiled
+    network.
+
+    Where the book's class falls short: its ``numerical_gradient`` draws new dropout masks in each
+    evaluation of the loss, so that it is a gradient of nothing; here they are drawn once, as
+    `gradient` draws them. Nor do thousands of evaluations pass for batches here: the moving
+    averages stay as they are.
+
+    Examples
+    --------
+    >>> net = MultiLayerNetExtend(784, [100], 10, use_batchnorm=True, use_dropout=True)
+    >>> list(net.layers)
+    ['Affine1', 'BatchNorm1', 'Activation_function1', 'Dropout1', 'Affine2']
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size_list: Sequence[int],
+        output_size: int,
+        activation: str = "relu",
+        weight_init_std: str | float = "relu",
+        weight_decay_lambda: float = 0,
+        use_dropout: bool = False,
+        dropout_ration: float = 0.5,
+        use_batchnorm: bool = False,
+    ) -> None:
+        self.use_dropout = flag(use_dropout, "use_dropout")
+        self.use_batchnorm = flag(use_batchnorm, "use_batchnorm")
+        self._ratio = layers.Dropout(dropout_ration).dropout_ratio
+        super().__init__(
+            input_size,
+            hidden_size_list,
+            output_size,
+            activation,
+            weight_init_std,
+            weight_decay_lambda,
+        )
+        #: Without batch normalisation, dropout and weight decay: what is left of it at test time.
+        self._plain = networks.MultiLayerNet(
+            input_size, self.hidden_size_list, output_size, self._activation, 0, rng=0
+        )
+
+    @property
+    def _extended(self) -> bool:
+        return self.use_dropout or self.use_batchnorm
+
+    def _add_hidden_layers(self, number: int) -> None:
+        if self.use_batchnorm:
+            units = self._sizes[number]
+            for name, values in (("gamma", np.ones(units)), ("beta", np.zeros(units))):
+                self.params[f"{name}{number}"] = values
+                self._shapes[f"{name}{number}"] = values.shape
+            self.layers[f"BatchNorm{number}"] = _BoundNormalization(self, number)
+        super()._add_hidden_layers(number)
+        if self.use_dropout:
+            self.layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
+
+    def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
+        """Compute the raw scores of the last layer.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, ...) or (D,)
+            Samples.
+        train_flg : bool, optional
+            Whether this pass is for training.
+
+        Returns
+        -------
+        ndarray, shape (N, C) or (C,)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` or `params` does not fit.
+        """
+        training = flag(train_flg, "train_flg")
+        if not self._extended:
+            return super().predict(x)
+        if not training and not self._exchanged:
+            return self._scores(x)
+        single = False
+        if not self._exchanged:
+            self.checked_params()
+            x, single = samples(_flattened(x), "x", self._sizes[0], None)
+        for name, layer in self.layers.items():
+            if "Dropout" in name or "BatchNorm" in name:
+                x = layer.forward(x, training)
+            else:
+                x = layer.forward(x)
+        return np.asarray(x)[0] if single else np.asarray(x)
+
+    def loss(self, x: ArrayLike, t: ArrayLike, train_flg: bool = False) -> float:
+        """Compute the loss, with weight decay.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, ...) or (D,)
+            Samples.
+        t : array_like
+            Labels (N,), or one-hot or soft targets (N, C).
+        train_flg : bool, optional
+            Whether this pass is for training.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        if self._extended and not self._changed and not flag(train_flg, "train_flg"):
+            return self._at_test_time().loss(_flattened(x), t) + self._weight_decay()
+        scores = self.predict(x, train_flg)
+        return float(getattr(self, self._last).forward(scores, t) + self._weight_decay())
+
+    def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
+        return self.loss(x, t, train_flg=True)
+
+    def _scores(self, x: Any) -> FloatArray:
+        if not self._extended:
+            return super()._scores(x)
+        return self._at_test_time().predict(_flattened(x))
+
+    def _at_test_time(self) -> networks.MultiLayerNet:
+        """Return the plain network that this one is at test time."""
+        params = self.checked_params()
+        for n in range(1, len(self._sizes)):
+            W, b = params[f"W{n}"], params[f"b{n}"]
+            if self.use_dropout and n > 1:
+                W = W * (1 - self.layers[f"Dropout{n - 1}"].dropout_ratio)
+            if self.use_batchnorm and n < len(self._sizes) - 1:
+                scale, shift = self.layers[f"BatchNorm{n}"].at_test_time(len(b))
+                W, b = W * scale, b * scale + shift
+            self._plain.params[f"W{n}"], self._plain.params[f"b{n}"] = W, b
+        return self._plain
+
+    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+        """Compute the gradient of a training pass's loss by backpropagation."""
+        if not self._extended:
+            return super().gradient(x, t)
+        grads = self._backpropagate(x, t)
+        if self.use_batchnorm:
+            for n in range(1, len(self._sizes) - 1):
+                layer = self.layers[f"BatchNorm{n}"]
+                grads[f"gamma{n}"], grads[f"beta{n}"] = layer.dgamma, layer.dbeta
+        return grads
+
+    def numerical_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
+    ) -> dict[str, FloatArray]:
+        """Compute the central difference of a training pass's loss by every parameter.
+
+        Only what a nudge can change is evaluated, see `fastgrad.kernels.central_difference_layers`.
+        """
+        if not self._extended or self._changed:
+            return super().numerical_gradient(x, t, h)
+        h = step_size(h)
+        xs, labels, soft = self.checked_batch(x, t)
+        if labels.size:
+            soft = np.eye(self._sizes[-1])[labels]
+        flat, at, names = self._in_one_piece()
+        n_layers, width = len(at), max(self._sizes[1:])
+        kept = np.ones((n_layers - 1, width, len(xs)))
+        if self.use_dropout:  # as the layers draw them
+            for n, size in enumerate(self._sizes[1:-1]):
+                ratio = self.layers[f"Dropout{n + 1}"].dropout_ratio
+                kept[n, :size] = (np.random.rand(len(xs), size) > ratio).T  # noqa: NPY002
+        activities = np.zeros((2, n_layers, width, len(xs)))
+        net = central_difference_layers.Layers(
+            flat, at, np.array(self._sizes), self.use_batchnorm, self._activation == "relu",
+            layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
+            np.ascontiguousarray(xs.T), *activities,
+        )  # fmt: skip
+        chunks = threads.shares(flat.size, 1)
+        scratch = np.zeros((chunks, 3, max(width, 2), len(xs)))
+        grads = np.empty_like(flat)
+        threads.launch(central_difference_layers.central_difference, net, h, chunks, scratch, grads)
+        found = {}
+        for name, start in names.items():
+            part = grads[start : start + np.size(self.params[name])]
+            found[name] = part.reshape(self._shapes[name])
+            if name.startswith("W") and self._decay:  # ½λ((W + h)² - (W - h)²) / 2h
+                found[name] = found[name] + self._decay * np.asarray(self.params[name])
+        return {name: found[name] for name in self.params}
+
+    def _in_one_piece(self) -> tuple[FloatArray, IntArray, dict[str, int]]:
+        """Return all parameters, where those of each layer begin, and where each one does."""
+        params = self.checked_params()
+        at = np.zeros((len(self._sizes) - 1, 4), np.int64)
+        names, start, parts = {}, 0, []
+        for layer in range(len(at)):
+            for kind, prefix in enumerate(("W", "b", "gamma", "beta")):
+                name = f"{prefix}{layer + 1}"
+                at[layer, kind] = start if name in params or prefix in "Wb" else 0
+                if name in params:
+                    names[name] = start
+                    parts.append(params[name].reshape(-1))
+                    start += parts[-1].size
+        return np.concatenate(parts), at, names
+
+    def fit(self, *args: Any, **options: Any) -> Any:
+        """Train, as `fastgrad.MultiLayerNet.fit` does; without batch normalisation and dropout."""
+        self._refuse_if_extended("fit")
+        return super().fit(*args, **options)
+
+    def check_gradient(self, *args: Any, **options: Any) -> Any:
+        """Compare gradients, as `fastgrad.MultiLayerNet.check_gradient` does; as `fit`."""
+        self._refuse_if_extended("check_gradient")
+        return super().check_gradient(*args, **options)
+
+    def save(self, *args: Any, **options: Any) -> Any:
+        """Save the network, as `fastgrad.MultiLayerNet.save` does; as `fit`."""
+        self._refuse_if_extended("save")
+        return super().save(*args, **options)
+
+    def _refuse_if_extended(self, method: str) -> None:
+        if self._extended:
+            raise ValueError(
+                f"`{method}` must be called on a network without batch normalisation and dropout."
+            )

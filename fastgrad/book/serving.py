@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from fastgrad.book import recognition
-from fastgrad.book.contents import CONTENTS, DEPENDENT, SERVED, TWO_LAYER_NETS
+from fastgrad.book.contents import CONTENTS, SERVED, TWO_LAYER_NETS
 
 __all__ = ["install", "run_script", "uninstall"]
 
@@ -228,8 +228,8 @@ def _kept(keep: Sequence[str]) -> frozenset[str]:
 
 
 def _forget() -> None:
-    """Drop the served modules, and what depends on them, from the modules known to Python."""
-    for name in (*SERVED, *DEPENDENT, "common", "dataset"):
+    """Drop the served modules from the modules known to Python."""
+    for name in (*SERVED, "common", "dataset"):
         module = sys.modules.get(name)
         if module is None:
             continue
