@@ -520,6 +520,14 @@ def _add_run(commands: Any) -> None:
         "--keep", action="append", default=[], metavar="NAME",
         help="leave a module to the script's own file, two_layer_net say; may be repeated",
     )  # fmt: skip
+    parser.add_argument(
+        "--serve", action="append", default=[], metavar="NAME=MODULE",
+        help="serve a module of yours as one of the book's: lib.net=two_layer_net; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", type=float, metavar="SECONDS",
+        help="run the script's own way as well, that long at most, and say how much faster it was",
+    )  # fmt: skip
     parser.add_argument("script", metavar="SCRIPT", help="runs in its own folder, as __main__")
     args = parser.add_argument(
         "args", nargs=argparse.REMAINDER, metavar="ARGS", help="what the script finds in sys.argv"
@@ -528,7 +536,15 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    return book.run_script(options.script, options.args, options.keep)
+    serve = {}
+    for pair in options.serve:
+        name, equals, module = pair.partition("=")
+        if not (name and equals and module):
+            raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
+        serve[name] = module
+    return book.run_script(
+        options.script, options.args, options.keep, serve=serve, compare=options.compare
+    )
 
 
 # info ------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 import fastgrad
 from fastgrad import book, layers
-from fastgrad.book import recognition, serving
+from fastgrad.book import comparison, recognition, serving
 
 SCRIPTS = Path(__file__).parent / "book_scripts"
 
@@ -144,6 +144,88 @@ def test_keep_must_name_what_is_served():
     with pytest.raises(ValueError, match=r"Got 'trainer'"):
         run("surroundings.py", keep=["trainer"])
     assert not any(isinstance(finder, serving._Finder) for finder in sys.meta_path)
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_modules_of_other_names(folder, capfd, there):
+    if there:
+        folder("lib/two_layer_net.py", "class TwoLayerNet:\n    pass\n\ndef helper(): return 7\n")
+        folder("lib/other.py", "from .two_layer_net import TwoLayerNet")
+    script = folder(
+        "train.py",
+        "import lib.two_layer_net, numerical\n"
+        "print(lib.two_layer_net.TwoLayerNet, numerical.numerical_gradient.__module__)\n"
+        + ("from lib.other import TwoLayerNet\nprint(TwoLayerNet, lib.two_layer_net.helper())\n"
+           if there else ""),
+    )  # fmt: skip
+    serve = {"lib.two_layer_net": "two_layer_net", "numerical": "common.gradient"}
+    before = set(sys.modules)
+    assert book.run_script(script, serve=serve) == 0
+    out, err = capfd.readouterr()
+    net = "<class 'fastgrad.networks.TwoLayerNet'>"
+    assert out == f"{net} fastgrad.book.recognition\n" + (f"{net} 7\n" if there else "")
+    assert "lib.two_layer_net (as two_layer_net) (chapter 4's), numerical (as common.grad" in err
+    assert set(sys.modules) <= before | {"fastgrad.book.recognition"}
+
+
+def test_modules_of_other_names_in_a_notebook(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    book.install(serve={"ch4.functions": "common.functions"})
+    assert importlib.import_module("ch4.functions").softmax is fastgrad.softmax
+    book.uninstall()
+    assert not {"ch4", "ch4.functions"} & set(sys.modules)
+
+
+@pytest.mark.parametrize("there", ["folder", "empty", "missing"])
+def test_the_books_names_inside_a_package(folder, capfd, there):
+    """As with a submodule, which may not have been fetched."""
+    if there == "folder":
+        folder("scratch/common/functions.py", "1 / 0")
+        folder("scratch/common/tools.py", "from .functions import relu")
+        folder("scratch/dataset/mnist.py")
+    elif there == "empty":
+        folder("scratch/.git").unlink()
+    script = folder(
+        "a.py",
+        "from scratch.common.functions import *\n"
+        "from scratch.dataset.mnist import load_mnist\n"
+        "from scratch.common import gradient\n"
+        "print(sigmoid(np.zeros(1)), load_mnist.__module__)\n"
+        "print(gradient.numerical_gradient.__module__)\n"
+        + ("from scratch.common.tools import relu\nprint(relu.__module__)\n"
+           if there == "folder" else ""),
+    )  # fmt: skip
+    before = set(sys.modules)
+    assert book.run_script(script) == 0
+    out, err = capfd.readouterr()
+    assert out.splitlines()[:2] == ["[0.5] fastgrad.datasets", "fastgrad.book.recognition"]
+    assert out.splitlines()[2:] == (["fastgrad.functions"] if there == "folder" else [])
+    assert "scratch.common.functions (as common.functions), scratch.dataset.mnist (as" in err
+    assert set(sys.modules) <= before
+
+
+def test_packages_that_are_installed_are_left_alone(folder, tmp_path, monkeypatch):
+    folder("site-packages/other/common/functions.py", "relu = 3")
+    folder("site-packages/other/__init__.py")
+    monkeypatch.syspath_prepend(tmp_path / "site-packages")
+    book.install()
+    assert importlib.import_module("other.common.functions").relu == 3
+    for name in ("other", "other.common", "other.common.functions"):
+        del sys.modules[name]
+
+
+def test_serve_must_name_what_there_is():
+    for serve, match in (
+        ({"lib.net": "two_layer_nets"}, r"`serve` must give modules among .* Got 'two_layer_nets'"),
+        (
+            {"lib/net": "two_layer_net"},
+            r"`serve` must have names of modules as keys. Got 'lib/net'",
+        ),
+    ):
+        with pytest.raises(ValueError, match=match):
+            book.install(serve=serve)
+        with pytest.raises(ValueError, match=match):
+            book.run_script(SCRIPTS / "surroundings.py", serve=serve)
 
 
 def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):
@@ -458,6 +540,59 @@ def test_from_the_command_line(tmp_path):
     )
     assert result.returncode == 7, result.stderr
     assert "The script took" in result.stderr
+
+
+def test_compared_with_its_own_way(folder, capfd):
+    folder("common/functions.py", "import time\ntime.sleep(0.5)\ndef relu(x): return max(x, 0)\n")
+    script = folder(
+        "ch03/a.py",
+        "import os, sys\nsys.path.append(os.pardir)\n"
+        "from common.functions import relu\nprint(relu(3.0), *sys.argv[1:], __name__)",
+    )
+    assert book.run_script(script, ["-x"], compare=60) == 0
+    out, err = capfd.readouterr()
+    assert out == "3.0 -x __main__\n"
+    took = float(err.split("In its own way it takes ")[1].split()[0])
+    assert took >= 0.5
+    assert err.endswith("times faster here.\n")
+
+
+def test_its_own_way_is_stopped(folder):
+    script = folder("a.py", "import time\nwhile True:\n    print('line')\n    time.sleep(0.05)\n")
+    own = comparison.run_own_way(script, [], 0.4)
+    assert own.status is None
+    assert 1 < len(own.lines) < 10
+    assert own.lines[-1] <= own.seconds < 5
+    assert comparison.run_own_way(folder("b.py", "import sys\nsys.exit(3)"), [], 60).status == 3
+
+
+@pytest.mark.parametrize(
+    ("own", "ours", "words"),
+    [
+        (([], 4.0, 0), ([], 0.5, 0), "In its own way it takes 4.00 s: 8 times faster here."),
+        (([], 2.0, 1), ([], 0.5, 0), "In its own way the script failed, with exit status 1."),
+        (
+            ([1.0, 3.0], 4.0, None),
+            ([0.1, 0.2, 0.3], 9.0, 0),
+            "In its own way the first 2 lines of output come after 3.00 s, here after 0.20 s: "
+            "15 times faster here.",
+        ),
+        (
+            ([2.0], 4.0, None),
+            ([0.5], 9.0, 0),
+            "In its own way the first line of output comes after 2.00 s, here after 0.50 s: "
+            "4 times faster here.",
+        ),
+        (
+            ([], 5.0, None),
+            ([0.01], 0.025, 0),
+            "In its own way it has printed nothing after 5 s: more than 200 times faster here.",
+        ),
+        (([], 5.0, None), ([], 6.0, 0), "In its own way it has printed nothing after 5 s."),
+    ],
+)
+def test_verdicts(own, ours, words):
+    assert comparison.verdict(comparison.Timing(*own), comparison.Timing(*ours)) == words
 
 
 def test_show_passes_without_a_display(folder, tmp_path):

@@ -90,6 +90,9 @@ def figures(output, label):
         (["train", "--hidden-size", "10000000000000"], "allocate"),
         (["run"], "the following arguments are required: SCRIPT\n"),
         (["run", "nope.py"], "error: No such file or directory: 'nope.py'"),
+        (["run", "--serve", "lib.net", "a.py"], "--serve must be NAME=MODULE. Got 'lib.net'."),
+        (["run", "--serve", "lib.net=net", "a.py"], "`serve` must give modules among"),
+        (["run", "--compare", "0", "nope.py"], "`compare` must be above 0"),
     ],
 )  # fmt: skip
 def test_wrong_arguments_end_in_one_line(arguments, message, capsys):

@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.book import recognition
+from fastgrad.arrays import step_size
+from fastgrad.book import comparison, recognition
 from fastgrad.book.contents import CONTENTS, SERVED, TWO_LAYER_NETS
 
 __all__ = ["install", "run_script", "uninstall"]
@@ -35,13 +36,22 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     ----------
     keep : frozenset of str
         Served names to leave to the book's own files.
+    renamed : dict of str to str
+        Modules of the reader's, by the book's names for what is in them.
     script : Path, optional
         The script that is run.
     """
 
-    def __init__(self, keep: frozenset[str], script: Path | None = None) -> None:
+    def __init__(
+        self, keep: frozenset[str], renamed: Mapping[str, str], script: Path | None = None
+    ) -> None:
         self.keep = keep
+        self.renamed = renamed
         self.script = script
+        #: Packages that need no folder: those around the modules that are asked for.
+        self.packages = {"common", "dataset"}
+        for name in (*renamed, *_imported_inside_packages(script)):
+            self.packages.update(_packages_around(name))
         #: What has been imported, with a remark in brackets where there is one.
         self.served: list[str] = []
         #: What recognises the reader's networks, unless the reader's own loop is kept.
@@ -53,19 +63,37 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         path: Sequence[str] | None,
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
-        """Find a served module, or the book's package around it."""
-        package = fullname.partition(".")[0]
-        if fullname in CONTENTS and fullname not in self.keep:
-            return importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
-        if package not in ("common", "dataset"):
-            return None
-        if fullname == package:
-            if importlib.machinery.PathFinder.find_spec(package) is not None:
-                return None  # the book's own package; the modules in it pass by here again
+        """Find a served module, or a package around one."""
+        title = self._title(fullname, path)
+        if title is not None and title not in self.keep:
+            spec = importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
+            spec.loader_state = title
+            return spec
+        if fullname in self.packages or self._may_hold_the_book(fullname, path):
+            if importlib.machinery.PathFinder.find_spec(fullname, path) is not None:
+                return None  # the reader's own package; the modules in it pass by here again
             return importlib.machinery.ModuleSpec(
                 fullname, self, origin="fastgrad", is_package=True
             )
-        return self._own(fullname, path)
+        if fullname.partition(".")[0] in ("common", "dataset"):
+            return self._own(fullname, path)
+        return None
+
+    def _title(self, fullname: str, path: Sequence[str] | None) -> str | None:
+        """Return the book's name for a module, if it has one."""
+        if fullname in self.renamed:
+            return self.renamed[fullname]
+        if fullname in CONTENTS:
+            return fullname
+        parts = fullname.split(".")
+        title = ".".join(parts[-2:])
+        inside = len(parts) > 2 and title in CONTENTS and _is_the_readers(path)
+        return title if inside else None
+
+    def _may_hold_the_book(self, fullname: str, path: Sequence[str] | None) -> bool:
+        """Return whether a package within one of the reader's has the name of one of the book's."""
+        inside = path is not None and fullname.rpartition(".")[2] in ("common", "dataset")
+        return inside and _is_the_readers(path)
 
     def _own(
         self, fullname: str, path: Sequence[str] | None = None
@@ -88,18 +116,20 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         """Fill a served module."""
         name = module.__name__
-        if name not in CONTENTS:
-            module.__doc__ = f"The book's package {name}, found without its folder."
+        assert module.__spec__ is not None
+        title = module.__spec__.loader_state
+        if title is None:
+            module.__doc__ = f"The package {name}, found without its folder."
             return
-        remark = ""
+        remark = "" if title == name else f" (as {title})"
         parent = sys.modules.get(name.rpartition(".")[0])
         own = self._own(name, getattr(parent, "__path__", None))
-        contents = CONTENTS[name]
-        if name == "two_layer_net":
+        contents = CONTENTS[title]
+        if title == "two_layer_net":
             chapter = self._chapter(own)
             contents = TWO_LAYER_NETS[chapter]
-            remark = f" (chapter {chapter}'s)"
-        module.__doc__ = f"{name} of the book, served by fastgrad."
+            remark += f" (chapter {chapter}'s)"
+        module.__doc__ = f"{title} of the book, served by fastgrad."
         if own is not None and own.origin is not None:
             self._add_own(module, own.origin, contents)
         module.__dict__.update(contents)
@@ -144,6 +174,39 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return 5 if self.script is not None and _mentions_layers(self.script) else 4
 
 
+def _packages_around(name: str) -> Iterator[str]:
+    """Yield the packages that a module lies in, the outermost first."""
+    parts = name.split(".")
+    return (".".join(parts[:depth]) for depth in range(1, len(parts)))
+
+
+def _imported_inside_packages(script: Path | None) -> Iterator[str]:
+    """Yield modules of the book's names that a script imports from some package.
+
+    The package may be missing: a submodule that was never fetched.
+    """
+    if script is None:
+        return
+    try:
+        tree = ast.parse(_source(script))
+    except (OSError, SyntaxError, ValueError):
+        return
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if ".".join(name.split(".")[-2:]) in CONTENTS)
+
+
+def _is_the_readers(path: Sequence[str] | None) -> bool:
+    """Return whether a package's folders belong to no installed package."""
+    folders = {part for folder in path or () for part in Path(folder).parts}
+    return folders.isdisjoint({"site-packages", "dist-packages"})
+
+
 def _source(file: str | Path) -> str:
     """Return a script's text, in the encoding that it declares."""
     with tokenize.open(file) as stream:
@@ -163,7 +226,9 @@ def _mentions_layers(file: Path) -> bool:
 _installed: _Finder | None = None
 
 
-def install(keep: Sequence[str] = ()) -> None:
+def install(
+    keep: Sequence[str] = (), serve: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
     """Serve the book's module names in this process, from the next ``import`` on.
 
     For notebooks; `run_script` does it for a script. Modules of these names that have been
@@ -173,24 +238,28 @@ def install(keep: Sequence[str] = ()) -> None:
     ----------
     keep : sequence of str, optional
         Names, such as ``"common.layers"`` or ``"common"``, that stay the book's own.
+    serve : dict of str to str, optional
+        Modules of other names to serve as well, with the book's names for what is in them:
+        ``{"lib.two_layer_net": "two_layer_net"}``. The book's names inside a package, such as
+        ``examples.common.gradient``, are served without being told.
 
     Raises
     ------
     ValueError
-        If fastgrad does not serve a name of `keep` anyway.
+        If fastgrad does not serve a name of `keep` anyway, or has no module of a name in `serve`.
 
     Examples
     --------
-    >>> install()
-    >>> from common.gradient import numerical_gradient
+    >>> install(serve={"ch4.functions": "common.gradient"})
+    >>> from ch4.functions import numerical_gradient
     >>> numerical_gradient(lambda x: x[0]**2 + x[1]**2, np.array([3.0, 4.0])).round(8)
     array([6., 8.])
     >>> uninstall()
     """
     global _installed
-    finder = _Finder(_kept(keep))
+    finder = _Finder(_kept(keep), _renamed(serve))
     uninstall()
-    _forget()
+    _forget(finder)
     _installed = finder
     sys.meta_path.insert(0, finder)
     recognition.use(finder.recognition)
@@ -211,8 +280,8 @@ def uninstall() -> None:
     if _installed is not None:
         sys.meta_path.remove(_installed)
         recognition.use(None)
-        _installed = None
-        _forget()
+        finder, _installed = _installed, None
+        _forget(finder)
 
 
 def _kept(keep: Sequence[str]) -> frozenset[str]:
@@ -227,30 +296,48 @@ def _kept(keep: Sequence[str]) -> frozenset[str]:
     return frozenset(kept)
 
 
-def _forget() -> None:
+def _renamed(serve: Mapping[str, str]) -> dict[str, str]:
+    """Return the modules of other names, and what they are in the book."""
+    for name, title in serve.items():
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"`serve` must have names of modules as keys. Got {name!r}.")
+        if title not in CONTENTS:
+            raise ValueError(
+                f"`serve` must give modules among {', '.join(SERVED)}. Got {title!r} for {name!r}."
+            )
+    return dict(serve)
+
+
+def _forget(finder: _Finder) -> None:
     """Drop the served modules from the modules known to Python."""
-    for name in (*SERVED, "common", "dataset"):
-        module = sys.modules.get(name)
-        if module is None:
-            continue
-        made_here = isinstance(getattr(module.__spec__, "loader", None), _Finder)
-        if name in ("common", "dataset") and not made_here:
-            continue  # somebody's own package; only its served modules go
+    for name, module in list(sys.modules.items()):
+        made_here = _made_here(module)
+        if not made_here and name not in SERVED and name not in finder.renamed:
+            continue  # also somebody's own package around them
         del sys.modules[name]
         package, _, attribute = name.rpartition(".")
         if getattr(sys.modules.get(package), attribute, None) is module:
             delattr(sys.modules[package], attribute)
 
 
+def _made_here(module: types.ModuleType) -> bool:
+    """Return whether a module is served, or a package found without its folder."""
+    return isinstance(getattr(getattr(module, "__spec__", None), "loader", None), _Finder)
+
+
 def run_script(
-    path: str | os.PathLike[str], args: Sequence[str] = (), keep: Sequence[str] = ()
+    path: str | os.PathLike[str],
+    args: Sequence[str] = (),
+    keep: Sequence[str] = (),
+    serve: Mapping[str, str] = types.MappingProxyType({}),
+    compare: float | None = None,
 ) -> int:
     """Run a script of the book with its modules served by fastgrad.
 
     It runs as ``python SCRIPT ARGS`` would in its own folder: as ``__main__``, with that folder as
     the current one and first on the path. ``np.int`` and ``np.float``, which the book uses, are
-    lent to it where NumPy no longer has them. At the end the modules served and the time taken are
-    written to stderr.
+    lent to it where NumPy no longer has them. At the end the modules served, the networks
+    recognised and the time taken are written to stderr.
 
     Parameters
     ----------
@@ -260,6 +347,11 @@ def run_script(
         What it finds in ``sys.argv[1:]``.
     keep : sequence of str, optional
         Names, such as ``"two_layer_net"``, that stay the book's own.
+    serve : dict of str to str, optional
+        As for `install`.
+    compare : float, optional
+        Afterwards run the script's own way as well, for that many seconds at most, and say how many
+        times faster it was here: by the time that it took, or that its lines of output took.
 
     Returns
     -------
@@ -272,7 +364,8 @@ def run_script(
     OSError
         If the script cannot be read.
     ValueError
-        If fastgrad does not serve a name of `keep` anyway.
+        If fastgrad does not serve a name of `keep` anyway, has no module of a name in `serve`, or
+        `compare` is not above 0.
 
     Examples
     --------
@@ -285,14 +378,20 @@ def run_script(
     0
     >>> folder.cleanup()
     """
-    finder = _Finder(_kept(keep), Path(path).absolute())
+    script = Path(path).absolute()
+    finder = _Finder(_kept(keep), _renamed(serve), script)
+    limit = None if compare is None else step_size(compare, "compare")
     with open(path, "rb") as stream:
         source = stream.read()
-    with _as_main(finder, args) as main:
+    with _as_main(finder, args) as main, comparison.lines_timed(limit is not None) as lines:
         begin = time.perf_counter()
-        status = _execute(source, str(finder.script), main)
+        status = _execute(source, str(script), main)
         seconds = time.perf_counter() - begin
     _report(finder, seconds)
+    if limit is not None:
+        own = comparison.run_own_way(script, args, limit)
+        ours = comparison.Timing([at - begin for at in lines], seconds, status)
+        print(comparison.verdict(own, ours), file=sys.stderr)
     return status
 
 
@@ -375,11 +474,19 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
             recognition.use(recognised_before)
             if _installed is not None:
                 sys.meta_path.insert(0, _installed)
+            new = {name: module for name, module in sys.modules.items() if name not in known}
+            own = {name for name, module in new.items() if _lies_in(module, here)}
             for name, module in list(sys.modules.items()):
-                file = getattr(module, "__file__", None) or ""
-                if _is_book(name) or (name not in known and os.path.dirname(file) == here):
+                within = name in new and name.partition(".")[0] in own
+                if _is_book(name) or within or (name in new and _made_here(module)):
                     del sys.modules[name]
             sys.modules.update(set_aside)
+
+
+def _lies_in(module: types.ModuleType, folder: str) -> bool:
+    """Return whether a module, or a package, lies in a folder itself."""
+    places = [*getattr(module, "__path__", ()), getattr(module, "__file__", None) or ""]
+    return any(os.path.dirname(place) == folder for place in places)
 
 
 def _current_folder() -> str | None:
