@@ -115,7 +115,7 @@ class Compilations:
         from numba import njit
 
         gradient = find("fastgrad", "numerical_gradient")
-        evaluate_nudged = find("fastgrad.kernels.differences", "evaluate_nudged")
+        evaluate_nudged = find("fastgrad.kernels.functions", "evaluate_nudged")
         x = np.ones(10)
         gradient(njit(rosenbrock_loop), x)
         before = len(evaluate_nudged.signatures)

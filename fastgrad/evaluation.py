@@ -1,7 +1,6 @@
-"""Evaluate any function at many points around x: in a loop, on all threads, or in other processes.
+"""A function of a tree, evaluated with one number at a time nudged: here, compiled, or by workers.
 
-`nudge` says where, and one of `_evaluate_python`, `_evaluate_compiled` and `_evaluate_workers` does
-it. What is made of the values is the business of `fastgrad.gradients`.
+Exceptions, a Ctrl-C among them, leave the tree as it was.
 """
 
 # Numba leaves the types of types untyped, and its dispatcher half typed.
@@ -11,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 import os
 import pickle
 import time
@@ -26,8 +26,9 @@ from numba.core import types
 from numba.core.dispatcher import Dispatcher
 
 from fastgrad import threads
-from fastgrad.arrays import FloatArray
-from fastgrad.kernels import differences
+from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.kernels import functions
+from fastgrad.trees import Leaf, Tree, rebuild
 
 Function = Callable[..., Any]
 
@@ -36,6 +37,9 @@ _STRETCH = 0.05
 
 #: Blocks sent to each worker: one would do if all were equally fast and idle.
 _BLOCKS_PER_WORKER = 4
+
+#: How often a progress bar moves while all entries are evaluated once.
+_BLOCKS_SHOWN = 500
 
 
 class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one itself
@@ -46,116 +50,278 @@ class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, n
         return f"\n{self.args[0]}"
 
 
-class Values(NamedTuple):
-    """A function's values around x; the first axis runs over (x + k h, x - k h) for each k."""
+class Objective:
+    """A function of the entries of a tree, which are counted leaf by leaf in memory order.
 
-    center: FloatArray
-    points: FloatArray
-    values: FloatArray
+    Parameters
+    ----------
+    f : callable
+        ``f(x.root, *args)``, one real number.
+    x : Tree
+    args : tuple
+    workers : callable or None
+        A map-like callable that evaluates f elsewhere.
+    progress : bool
+        Whether to show a progress bar.
 
-    def width(self) -> FloatArray:
-        """Return the distance between the two points of each multiple of h, in float64."""
-        return np.subtract(self.points[0::2], self.points[1::2], dtype=np.float64)
+    Attributes
+    ----------
+    center : ndarray of float64, shape (size,)
+        The entries as they are.
+    eps : float or ndarray, shape (size,)
+        The machine epsilon of each entry's dtype.
+    begins : list of int
+        Where each leaf's entries begin, and the last one's end.
+    size : int
+        The number of entries.
+    entries : ndarray of int64
+        The numbers of all entries.
+    """
 
-    def slopes(self) -> FloatArray:
-        """Return the slope between the two points of each multiple of h."""
-        return (self.values[0::2] - self.values[1::2]) / self.width()
+    def __init__(
+        self,
+        f: Function,
+        x: Tree,
+        args: Any,
+        workers: Callable[..., Iterable[Any]] | None = None,
+        *,
+        progress: bool = False,
+    ) -> None:
+        if not callable(f):
+            raise TypeError(f"`f` must be callable. Got {f!r}.")
+        if workers is not None and not callable(workers):
+            raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
+        self.f = f
+        self.x = x
+        self.args = further_arguments(args)
+        self._workers = workers
+        self._bar = _progress_bar() if progress else None
+        self.update()
+        sizes = [leaf.array.size for leaf in x.leaves]
+        self.begins = [0, *itertools.accumulate(sizes)]
+        self.size = self.begins[-1]
+        self.entries = np.arange(self.size)
+        self.eps: Any = float(np.finfo(np.float64).eps)
+        self._is_single = np.zeros(0, bool)
+        singles = [leaf.array.dtype == np.float32 for leaf in x.leaves]
+        if any(singles):
+            self._is_single = np.repeat(singles, sizes)
+            self.eps = np.where(self._is_single, np.finfo(np.float32).eps, self.eps)
 
-    def noise(self, dtype: np.dtype[Any]) -> FloatArray:
-        """Return two units in the last place of the largest value met at each element."""
-        return 2 * np.finfo(dtype).eps * np.max(np.abs(self.values), axis=0)
+    def update(self) -> None:
+        """Take note that the leaves' arrays have changed."""
+        flat = [leaf.flat() for leaf in self.x.leaves]
+        self.center = np.concatenate([np.empty(0), *flat], dtype=np.float64)
+
+    def here(self) -> float:
+        """Return f(x)."""
+        with self.x.mounted() as root:  # f may work in place
+            return one_number(self.f(root, *self.args))
+
+    def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Return points as the dtype of each entry holds them; the last axis runs over entries."""
+        if self._is_single.size == 0:
+            return points
+        with np.errstate(over="ignore"):
+            narrow = points.astype(np.float32)
+        chosen: FloatArray = np.where(self._is_single[entries], narrow, points)
+        return chosen
+
+    def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
+        """Return entries plus offsets, shape (K, M) or (K, 1), rounded; no offset gets lost."""
+        center = self.center[entries]
+        with np.errstate(all="ignore"):
+            points = self.rounded(entries, center + offsets)
+            lost = points == center
+            if lost.any():
+                towards = np.copysign(np.inf, offsets)
+                nearest = np.nextafter(center, towards)
+                if self._is_single.size:
+                    narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
+                    nearest = np.where(self._is_single[entries], narrow, nearest)
+                points = np.where(lost, nearest, points)
+        return points
+
+    def at(self, entries: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+        """Evaluate f with one entry at a time elsewhere.
+
+        Parameters
+        ----------
+        entries : ndarray of int64, shape (M,)
+            Which entries to move, in ascending order.
+        points : ndarray, shape (K, M)
+            Column i holds the values that entry ``entries[i]`` takes in turn.
+        tolerant : bool
+            Whether arithmetic errors that f raises count as NaN: far from x a function need not be
+            defined.
+
+        Returns
+        -------
+        ndarray of float64, shape (K, M)
+        """
+        if self._workers is not None:
+            return self._shared_out(entries, points, tolerant)
+        if self._bar is None:
+            return _evaluate_block(self.f, self.x, self.args, entries, points, tolerant)
+        values = np.empty(points.shape)
+        for start, stop in _blocks(len(entries), _BLOCKS_SHOWN):
+            part = slice(start, stop)
+            values[:, part] = _evaluate_block(
+                self.f, self.x, self.args, entries[part], points[:, part], tolerant
+            )
+            self.bar(values[:, part].size)
+        return values
+
+    def _shared_out(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
+        """Evaluate f in blocks of entries, through a map-like callable."""
+        assert self._workers is not None
+        count = _BLOCKS_PER_WORKER * _worker_count(self._workers)
+        tasks = [
+            (entries[start:stop], points[:, start:stop])
+            for start, stop in _blocks(len(entries), count)
+        ]
+        if not tasks:
+            return np.empty(points.shape)
+        work = functools.partial(_work, self.f, _Parcel.of(self.x), self.args, tolerant)
+        blocks = []
+        for block in self._workers(work, tasks):
+            if isinstance(block, _Failure):
+                raise block.exception()
+            if not isinstance(block, np.ndarray):
+                raise TypeError(
+                    "`workers` must be a map that gives results, such as the map of an executor. "
+                    f"It gave {type(block).__name__}."
+                )
+            blocks.append(block)
+            self.bar(block.size)
+        return np.concatenate(blocks, axis=1)
+
+    def along(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
+        """Evaluate f with all entries moved at once.
+
+        Parameters
+        ----------
+        direction : list of ndarray
+            For each leaf how far its entries move for a step of 1.
+        steps : ndarray, shape (K,)
+
+        Returns
+        -------
+        ndarray of float64, shape (K,)
+        """
+        values = np.empty(len(steps))
+        for k, step in enumerate(steps):
+            with self.x.mounted(), np.errstate(all="ignore"):
+                for leaf, part in zip(self.x.leaves, direction, strict=True):
+                    leaf.array[...] = leaf.array + step * part
+                    if leaf.is_number:
+                        leaf.put(float(leaf.array))
+                values[k] = _tolerant_number(self.f, self.x.root, *self.args)
+            self.bar(1)
+        return values
+
+    def bar(self, count: int) -> None:
+        """Show that `count` evaluations more are done."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """Take the progress bar down."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def by_leaf(self, values: FloatArray) -> list[FloatArray]:
+        """Cut values of all entries into one array for each leaf."""
+        return [values[a:b] for a, b in itertools.pairwise(self.begins)]
 
 
-def evaluate(
-    f: Function,
-    x: FloatArray,
-    steps: Any,
-    multiples: tuple[int, ...],
-    args: Any,
-    workers: Callable[..., Iterable[Any]] | None,
-) -> Values:
-    """Evaluate f with one element of x at a time nudged by the multiples of its step."""
-    if not callable(f):
-        raise TypeError(f"`f` must be callable. Got {f!r}.")
-    if workers is not None and not callable(workers):
-        raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
-    args = further_arguments(args)
-    if isinstance(f, Dispatcher):
-        x = np.asarray(x, order="C")  # every other layout would be compiled anew
-    points = nudge(x, steps, multiples)
-    axes = _memory_order(x)
-    order = (0, *(axis + 1 for axis in axes))
-    columns = points.transpose(order).reshape(len(points), -1)
-    if workers is None:
-        flat = _evaluate_block(f, x, axes, args, columns, 0)
-    else:
-        flat = _evaluate_workers(f, x, axes, args, columns, workers)
-    values = flat.reshape([points.shape[axis] for axis in order])
-    values = values.transpose([order.index(axis) for axis in range(points.ndim)])
-    return Values(x, points, values)
+def _progress_bar() -> Any:
+    from tqdm import tqdm
+
+    return tqdm(unit=" evaluations", dynamic_ncols=True)
 
 
-def _memory_order(x: FloatArray) -> tuple[int, ...]:
-    """Return the axes of x from the slowest to the fastest: the order of the book's loop."""
-    if x.flags.c_contiguous:
-        return tuple(range(x.ndim))
-    return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
+def _blocks(size: int, count: int) -> list[tuple[int, int]]:
+    """Return where each of `count` blocks begins and ends, or fewer: none is empty."""
+    count = min(size, count)
+    edges = [size * block // count for block in range(count + 1)] if count else []
+    return list(itertools.pairwise(edges))
 
 
-def nudge(x: FloatArray, steps: Any, multiples: tuple[int, ...]) -> FloatArray:
-    """Return x + k h and x - k h for each k, in turn, as they are rounded to x's dtype."""
-    signed = np.array([sign * k for k in multiples for sign in (1, -1)], x.dtype)
-    signed = signed.reshape(-1, *[1] * x.ndim)
-    with np.errstate(all="ignore"):
-        points: FloatArray = x + signed * steps
-        lost = points == x
-        if lost.any():
-            points[lost] = np.nextafter(x, np.copysign(np.inf, signed, dtype=x.dtype))[lost]
-    return points
+def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, slice]]:
+    """Yield each leaf that has some of the entries, their numbers within it, and where they are."""
+    if len(x.leaves) == 1:
+        yield x.leaves[0], entries, slice(0, len(entries))
+        return
+    begin = 0
+    for leaf in x.leaves:
+        end = begin + leaf.array.size
+        first, last = np.searchsorted(entries, (begin, end)).tolist()
+        if last > first:
+            yield leaf, entries[first:last] - begin, slice(first, last)
+        begin = end
 
 
 def _evaluate_block(
     f: Function,
-    x: FloatArray,
-    axes: tuple[int, ...],
+    x: Tree,
     args: tuple[Any, ...],
+    entries: IntArray,
     points: FloatArray,
-    first: int,
+    tolerant: bool,
 ) -> FloatArray:
-    """Evaluate f with element `first` + i of x, counted along `axes`, at ``points[:, i]``."""
-    compiled = _compiled(f, x, args) if x.ndim else None
-    if compiled is None:
-        return _evaluate_python(f, x, axes, args, points, first)
-    return _evaluate_compiled(compiled, f, x, args, points, first)
+    if isinstance(f, Dispatcher) and _Copies.fit(x):
+        copies = _Copies(x, min(numba.get_num_threads(), max(1, len(entries))))
+        compiled = _compiled(f, copies.trees[0], args)
+        if compiled is not None:
+            return _evaluate_compiled(compiled, f, x, args, copies, entries, points, tolerant)
+    return _evaluate_python(f, x, args, entries, points, tolerant)
 
 
 def _evaluate_python(
     f: Function,
-    x: FloatArray,
-    axes: tuple[int, ...],
+    x: Tree,
     args: tuple[Any, ...],
+    entries: IntArray,
     points: FloatArray,
-    first: int,
+    tolerant: bool,
 ) -> FloatArray:
     """Evaluate f in a loop, with x nudged in place."""
-    original = x.copy(order="K")
-    live = x.transpose(axes).flat
-    kept = original.transpose(axes).flat
+    if tolerant:
+        f = functools.partial(_tolerant_number, f)
     values: list[float] = []
-    try:
-        for i, nudged in enumerate(points.T.tolist(), start=first):
-            for number in nudged:
-                live[i] = number
-                value = f(x, *args)
-                values.append(value if isinstance(value, float) else one_number(value))
-            live[i] = kept[i]
-        if x.tobytes() != original.tobytes():
+    mounted = x.mounted()
+    with mounted as root:
+        for leaf, places, part in _leaves_of(x, entries):
+            live = leaf.array.transpose(leaf.axes).flat
+            columns = zip(places.tolist(), points.T[part].tolist(), strict=True)
+            if leaf.is_number:
+                for _, nudged in columns:
+                    for number in nudged:
+                        leaf.put(number)
+                        values.append(one_number(f(x.root, *args)))
+                    leaf.put(float(leaf.array))
+                    root = x.root
+                continue
+            for i, nudged in columns:
+                kept = live[i]
+                for number in nudged:
+                    live[i] = number
+                    value = f(root, *args)
+                    values.append(value if isinstance(value, float) else one_number(value))
+                live[i] = kept
+        if not mounted.is_unchanged():
             raise ValueError("`f` must not change `x`.")
-    except BaseException:
-        # All of x: an interrupt may come between any two statements above.
-        np.copyto(x, original)
-        raise
     return np.array(values, np.float64).reshape(points.T.shape).T
+
+
+def _tolerant_number(f: Function, *args: Any) -> float:
+    """Return a value of f, or NaN where it raises an arithmetic error."""
+    try:
+        with np.errstate(all="ignore"):
+            return one_number(f(*args))
+    except (ArithmeticError, ValueError):
+        return math.nan
 
 
 def one_number(value: Any) -> float:
@@ -169,7 +335,11 @@ def one_number(value: Any) -> float:
     if array.dtype.kind not in "biuf":
         raise TypeError(f"`f` must return one real number. Got {value!r:.60}.")
     if array.size != 1:
-        raise ValueError(f"`f` must return one real number. Got an array of shape {array.shape}.")
+        raise ValueError(
+            f"`f` must return one real number. Got an array of shape {array.shape}. For a number "
+            "that depends on all of it take np.sum(f(x) * v) with a random v; for a layer with a "
+            "backward pass there is `check_backward`."
+        )
     return float(array.item())
 
 
@@ -186,18 +356,16 @@ def further_arguments(args: Any) -> tuple[Any, ...]:
 class _Compiled(NamedTuple):
     """A function compiled for given types: where it is, and the bridge to it."""
 
-    signature: tuple[types.Type, ...]
     overload: Any
     address: int
     evaluator: Any
 
 
-#: What has been compiled, by function, and by the dtype and the number of dimensions of x and the
-#: types of further arguments.
+#: What has been compiled, by function, and by the types of x and of further arguments.
 _known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled | None]] = weakref.WeakKeyDictionary()
 
 
-def _compiled(f: Any, x: FloatArray, args: tuple[Any, ...]) -> _Compiled | None:
+def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
     """Compile f for these arguments; None if it is to be called from Python.
 
     That is a Python function, one that runs threads of its own (nested launches abort on some
@@ -205,19 +373,16 @@ def _compiled(f: Any, x: FloatArray, args: tuple[Any, ...]) -> _Compiled | None:
     """
     if not isinstance(f, Dispatcher) or f.targetoptions.get("forceobj"):
         return None
-    further = tuple(_argument_type(arg) for arg in args)
+    signature = (_type_of(x), *(_argument_type(arg) for arg in args))
     known = _known.setdefault(f, {})
-    key = (x.dtype, x.ndim, further)
-    compiled = known.get(key)
+    compiled = known.get(signature)
     # A function that was recompiled lies somewhere else.
-    if compiled is None or f.overloads.get(compiled.signature) is not compiled.overload:
-        compiled = known[key] = _compile(f, x, further)
+    if compiled is None or f.overloads.get(signature) is not compiled.overload:
+        compiled = known[signature] = _compile(f, signature)
     return compiled
 
 
-def _compile(f: Any, x: FloatArray, further: tuple[types.Type, ...]) -> _Compiled | None:
-    x_type = types.Array(numba.typeof(x).dtype, x.ndim, "C")
-    signature = (x_type, *further)
+def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
     _, folded = f._compiler.fold_argument_types(signature, {})
     if tuple(folded) != signature:
         return None
@@ -233,8 +398,18 @@ def _compile(f: Any, x: FloatArray, further: tuple[types.Type, ...]) -> _Compile
     if overload.reload_init:  # what starts the threads of a function loaded from a cache
         return None
     address = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
-    bridge = differences.evaluator(x_type, types.Tuple(further), result)
-    return _Compiled(signature, overload, address, bridge)
+    bridge = functions.evaluator(signature[0], types.Tuple(signature[1:]), result)
+    return _Compiled(overload, address, bridge)
+
+
+def _type_of(x: Any) -> types.Type:
+    """Return the type of C-contiguous arrays and tuples of them."""
+    return _array_type(x.dtype, x.ndim) if isinstance(x, np.ndarray) else numba.typeof(x)
+
+
+@functools.cache
+def _array_type(dtype: np.dtype[Any], ndim: int) -> types.Type:
+    return numba.typeof(np.empty((1,) * ndim, dtype))
 
 
 def _argument_type(arg: Any) -> types.Type:
@@ -249,58 +424,116 @@ def _argument_type(arg: Any) -> types.Type:
     )
 
 
+class _Copies:
+    """The numbers of an array, or of tuples of arrays, once for each thread, C-contiguous.
+
+    Attributes
+    ----------
+    trees : list
+        The array, or the tuples, of each thread; views of its row of `rows`.
+    rows : ndarray of uint8, shape (threads, bytes)
+    """
+
+    def __init__(self, x: Tree, count: int) -> None:
+        begins = [0]
+        for leaf in x.leaves:
+            # Two cache lines each, which processors fetch in pairs.
+            begins.append(begins[-1] + 128 * (leaf.array.nbytes // 128 + 1))
+        self.rows = np.zeros((count, begins[-1]), np.uint8)
+        self._x = x
+        self._begins = begins
+        self.trees = []
+        for row in self.rows:
+            arrays = []
+            for leaf, begin in zip(x.leaves, begins, strict=False):
+                part = row[begin : begin + leaf.array.nbytes].view(leaf.array.dtype)
+                arrays.append(part.reshape(leaf.array.shape))
+                arrays[-1][...] = leaf.array
+            self.trees.append(rebuild(x.root, arrays))
+
+    @staticmethod
+    def fit(x: Tree) -> bool:
+        """Return whether a compiled function can be given such a tree."""
+        return (x.is_single or _is_tuples(x.root)) and all(
+            leaf.array.ndim and not leaf.is_number for leaf in x.leaves
+        )
+
+    def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], IntArray, IntArray]]:
+        """Yield a dtype, which of the entries have it, and their places in rows of that dtype."""
+        if len(self._x.leaves) == 1 and self._x.leaves[0].array.flags.c_contiguous:
+            yield self._x.leaves[0].array.dtype, np.arange(len(entries)), entries
+            return
+        found: dict[np.dtype[Any], list[IntArray]] = {}
+        which: dict[np.dtype[Any], list[IntArray]] = {}
+        begins = {
+            id(leaf): begin for leaf, begin in zip(self._x.leaves, self._begins, strict=False)
+        }
+        for leaf, inside, part in _leaves_of(self._x, entries):
+            array = leaf.array
+            if not array.flags.c_contiguous:  # from places in memory order to places in C order
+                numbered = np.arange(array.size).reshape(array.shape)
+                inside = numbered.transpose(leaf.axes).reshape(-1)[inside]
+            places = inside + begins[id(leaf)] // array.itemsize
+            found.setdefault(array.dtype, []).append(places)
+            which.setdefault(array.dtype, []).append(np.arange(part.start, part.stop))
+        for dtype, parts in found.items():
+            yield dtype, np.concatenate(which[dtype]), np.concatenate(parts)
+
+
+def _is_tuples(tree: Any) -> bool:
+    return isinstance(tree, np.ndarray) or (
+        isinstance(tree, tuple) and all(map(_is_tuples, tree)) and len(tree) > 0
+    )
+
+
 def _evaluate_compiled(
     compiled: _Compiled,
     f: Function,
-    x: FloatArray,
+    x: Tree,
     args: tuple[Any, ...],
+    copies: _Copies,
+    entries: IntArray,
     points: FloatArray,
-    first: int,
+    tolerant: bool,
 ) -> FloatArray:
-    """Evaluate f on all threads, each on a copy of x, in stretches that let Ctrl-C in."""
-    size = points.shape[1]
-    points = np.ascontiguousarray(points)  # a slice, in a worker
+    """Evaluate f on all threads, each on copies of its own, in stretches that let Ctrl-C in."""
     values = np.empty(points.shape)
-    if size == 0:
-        return values
-    count = min(numba.get_num_threads(), size)
-    copies = differences.copies_for_threads(x, count)
-    failed = np.full(count, -1)
-    state = differences.pack(compiled.address, x.shape, args)
-    start, stop = 0, count
-    while start < size:
-        began = time.perf_counter()
-        threads.launch(
-            differences.evaluate_nudged, compiled.evaluator.address, state, copies, points, values,
-            failed, first, start, stop,
-        )  # fmt: skip
-        if failed.max() >= 0:
-            _raise_again(f, x, args, points, first, int(failed[failed >= 0].min()))
-        rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
-        start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
-    original = x.tobytes()
-    if any(copy[: x.size].tobytes() != original for copy in copies):
+    original = copies.rows[0].tobytes()
+    count = len(copies.rows)
+    blocks = np.stack([functions.pack(compiled.address, tree, args) for tree in copies.trees])
+    for dtype, which, places in copies.places(entries):
+        nudged = np.ascontiguousarray(points[:, which])
+        found = np.empty(nudged.shape)
+        failed = np.full(count, -1)
+        start, stop, size = 0, min(count, len(which)), len(which)
+        while start < size:
+            began = time.perf_counter()
+            threads.launch(
+                functions.evaluate_nudged, compiled.evaluator.address, blocks,
+                copies.rows.view(dtype), places, nudged, found, failed, start, stop, tolerant,
+            )  # fmt: skip
+            if failed.max() >= 0:
+                i, k = divmod(int(failed[failed >= 0].min()), len(points))
+                _raise_again(f, x, args, int(entries[which[i]]), float(nudged[k, i]))
+            rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
+            start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
+        values[:, which] = found
+    if any(row.tobytes() != original for row in copies.rows):
         raise ValueError("`f` must not change `x`.")
     return values
 
 
-def _raise_again(
-    f: Function,
-    x: FloatArray,
-    args: tuple[Any, ...],
-    points: FloatArray,
-    first: int,
-    place: int,
-) -> None:
+def _raise_again(f: Function, x: Tree, args: tuple[Any, ...], entry: int, number: float) -> None:
     """Evaluate f where a thread met an exception, so that it reaches the caller."""
-    i, k = divmod(place, len(points))
-    nudged = x.copy()
-    nudged.flat[first + i] = points[k, i]
-    one_number(f(nudged, *args))
-    raise RuntimeError(
-        f"`f` raised an exception with element {first + i} of `x` at {points[k, i]}, but not when "
-        "it was called there again."
-    )
+    copies = _Copies(x, 1)
+    for dtype, _, places in copies.places(np.array([entry])):
+        copies.rows.view(dtype)[0, places] = number
+        one_number(f(copies.trees[0], *args))
+    for leaf, places, _ in _leaves_of(x, np.array([entry])):
+        raise RuntimeError(
+            f"`f` raised an exception with element {int(places[0])} of `{leaf.path}` at {number}, "
+            "but not when it was called there again."
+        )
 
 
 # ------------------------------------------------------------------------------------ workers
@@ -321,51 +554,48 @@ class _Failure:
         return exceptions[0]
 
 
-def _evaluate_workers(
-    f: Function,
-    x: FloatArray,
-    axes: tuple[int, ...],
-    args: tuple[Any, ...],
-    points: FloatArray,
-    workers: Callable[..., Iterable[Any]],
-) -> FloatArray:
-    """Evaluate f in blocks of elements, through a map-like callable."""
-    size = points.shape[1]
-    count = min(size, _BLOCKS_PER_WORKER * _worker_count(workers))
-    edges = [size * block // max(count, 1) for block in range(count + 1)]
-    tasks = [(start, points[:, start:stop]) for start, stop in itertools.pairwise(edges)]
-    blocks = (
-        list(workers(functools.partial(_work, f, x.transpose(axes), axes, args), tasks))
-        if tasks
-        else []
-    )
-    for block in blocks:
-        if isinstance(block, _Failure):
-            raise block.exception()
-        if not isinstance(block, np.ndarray):
-            raise TypeError(
-                "`workers` must be a map that gives results, such as the map of an executor. "
-                f"It gave {type(block).__name__}."
-            )
-    return np.concatenate([np.empty((len(points), 0)), *blocks], axis=1)
+class _Parcel(NamedTuple):
+    """A tree as it travels to a worker.
+
+    Arrays go as they lie in memory, because pickling would turn every other layout into C order;
+    the rounding of a sum depends on it.
+    """
+
+    form: Any
+    leaves: list[Any]
+    axes: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, x: Tree) -> _Parcel:
+        return cls(
+            rebuild(x.root, itertools.repeat(np.empty(0))),
+            [
+                float(leaf.array) if leaf.is_number else leaf.array.transpose(leaf.axes)
+                for leaf in x.leaves
+            ],
+            [leaf.axes for leaf in x.leaves],
+        )
+
+    def tree(self) -> Tree:
+        """Return a tree of copies."""
+        leaves = [
+            leaf if isinstance(leaf, float) else leaf.copy().transpose(np.argsort(axes))
+            if axes else leaf.copy()
+            for leaf, axes in zip(self.leaves, self.axes, strict=True)
+        ]  # fmt: skip
+        return Tree(rebuild(self.form, leaves), "x")
 
 
 def _work(
     f: Function,
-    x: FloatArray,
-    axes: tuple[int, ...],
+    parcel: _Parcel,
     args: tuple[Any, ...],
-    task: tuple[int, FloatArray],
+    tolerant: bool,
+    task: tuple[IntArray, FloatArray],
 ) -> FloatArray | _Failure:
-    """Evaluate one block, in the worker.
-
-    x comes as it lies in memory, because pickling would turn every other layout into that; the
-    rounding of a sum depends on it.
-    """
-    start, points = task
-    x = x.copy().transpose(sorted(range(x.ndim), key=axes.__getitem__))
+    """Evaluate one block, in the worker."""
     try:
-        return _evaluate_block(f, x, axes, args, points, start)
+        return _evaluate_block(f, parcel.tree(), args, *task, tolerant)
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         # Pools differ in what they hand on: causes get lost, and an exception that cannot be
         # unpickled leaves multiprocessing's Pool waiting for ever.

@@ -10,9 +10,15 @@ import numpy as np
 from fastgrad.arrays import FloatArray
 
 if TYPE_CHECKING:
+    from fastgrad.checking import GradientCheck
     from fastgrad.training import History
 
-__all__ = ["new_figure", "plot_history"]
+__all__ = ["new_figure", "plot_check", "plot_history"]
+
+#: So many arrays get an image and a histogram each; of more there is one overview.
+_MOST_IMAGES = 6
+
+_COLOURS = {"ok": "tab:green", "wrong": "tab:red"}
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -117,6 +123,121 @@ def plot_history(history: History) -> Any:
     for axes in figure.axes:
         axes.grid(alpha=0.3)
     return figure
+
+
+def plot_check(check: GradientCheck) -> Any:
+    """Draw the errors that a gradient check found.
+
+    Parameters
+    ----------
+    check : GradientCheck
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+        For each array an image of its errors, with wrong entries marked, and their histogram; for
+        more than six arrays one overview. A notebook shows it; ``savefig`` saves it.
+
+    Raises
+    ------
+    ImportError
+        If matplotlib is not installed (extra ``plot``).
+
+    Examples
+    --------
+    >>> from fastgrad import check_gradient
+    >>> check = check_gradient(lambda x: x[0] ** 2 + x[1] ** 2, [2.0, 4.1], [1.0, 2.0])
+    >>> plot_check(check).axes[0].get_title()
+    'x: |analytic − numerical|'
+    """
+    names = [name for name, array in check.numerical.items() if array.size]
+    if len(names) > _MOST_IMAGES:
+        figure = new_figure(9, 1.2 + 0.3 * len(names))
+        _overview(figure.subplots(), check, names)
+        return figure
+    figure = new_figure(9, 2.6 * max(1, len(names)))
+    if names:
+        panels = figure.subplots(len(names), 2, squeeze=False)
+        for name, (left, right) in zip(names, panels, strict=True):
+            _image(figure, left, check, name)
+            _histogram(right, check, name)
+    return figure
+
+
+def _errors(check: GradientCheck, name: str) -> FloatArray:
+    with np.errstate(invalid="ignore"):
+        difference = check.analytic[name].astype(np.float64) - check.numerical[name]
+    return np.abs(difference)
+
+
+def _title(check: GradientCheck, name: str) -> str:
+    array = check.arrays[name]
+    return f"wrong: {array.wrong} of {array.judged}" if array.wrong else array.verdict
+
+
+def _image(figure: Any, axes: Any, check: GradientCheck, name: str) -> None:
+    """Draw an array's errors as an image, and a cross on each entry that is wrong."""
+    error = _errors(check, name)
+    rows = error.shape[0] if error.ndim > 1 else 1
+    picture = error.reshape(rows, -1)
+    image = axes.imshow(picture, aspect="auto", interpolation="nearest")
+    figure.colorbar(image, ax=axes)
+    wrong = np.argwhere(check.codes[name].reshape(picture.shape) == 1)
+    if 0 < len(wrong) <= 500:  # more would only hide the image
+        axes.plot(wrong[:, 1], wrong[:, 0], "x", color="tab:red", markersize=6)
+    axes.set(title=f"{name}: |analytic − numerical|", xlabel="column", ylabel="row")
+    if error.ndim < 2:
+        axes.set(xlabel="entry", ylabel="", yticks=[])
+
+
+def _histogram(axes: Any, check: GradientCheck, name: str) -> None:
+    error = _errors(check, name).reshape(-1)
+    visible = np.isfinite(error) & (error > 0)
+    wrong = check.codes[name].reshape(-1) == 1
+    parts = {"wrong": visible & wrong, "not wrong": visible & ~wrong}
+    parts = {label: part for label, part in parts.items() if part.any()}
+    if parts:
+        axes.hist(
+            [np.log10(error[part]) for part in parts.values()],
+            bins=min(60, 5 + int(visible.sum()) // 4),
+            stacked=True,
+            label=list(parts),
+            color=["tab:red" if label == "wrong" else "tab:blue" for label in parts],
+        )
+    floor = np.log10(max(check.arrays[name].noise, 1e-300))
+    axes.axvline(floor, color="black", linestyle="--", label="noise floor")
+    axes.legend()
+    axes.set(
+        title=f"{name}: {_title(check, name)}, {np.count_nonzero(error == 0)} zeros",
+        xlabel="log10 of the error",
+        ylabel="entries",
+    )
+
+
+def _overview(axes: Any, check: GradientCheck, names: list[str]) -> None:
+    """Draw a line for each array: where its errors lie, from the least to the largest."""
+    for row, name in enumerate(names):
+        array, error = check.arrays[name], _errors(check, name).reshape(-1)
+        colour = _COLOURS.get(array.verdict, "tab:orange")
+        seen = np.log10(error[np.isfinite(error) & (error > 0)])
+        if seen.size:
+            axes.plot([seen.min(), seen.max()], [row, row], color=colour, linewidth=1.5)
+            axes.plot(np.median(seen), row, "o", color=colour, markersize=4)
+        wrong = error[check.codes[name].reshape(-1) == 1]
+        wrong = wrong[np.isfinite(wrong) & (wrong > 0)]
+        axes.plot(np.log10(wrong), np.full(len(wrong), row), "x", color="tab:red")
+        axes.plot(np.log10(max(array.noise, 1e-300)), row, "|", color="black", markersize=12)
+        axes.annotate(
+            _title(check, name), (1.01, row), xycoords=("axes fraction", "data"), va="center",
+            color=colour,
+        )  # fmt: skip
+    axes.set_yticks(range(len(names)), names)
+    axes.set(
+        title="Errors of each array: least, median, largest; | noise floor, × wrong entries",
+        xlabel="log10 of |analytic − numerical|",
+        ylim=(len(names) - 0.5, -0.5),
+    )
+    axes.grid(alpha=0.3)
 
 
 def _moving_average(values: FloatArray, width: int) -> FloatArray:

@@ -29,7 +29,7 @@ from fastgrad.gradients import (
     numerical_diff,
     numerical_gradient,
 )
-from fastgrad.kernels import differences
+from fastgrad.kernels import functions
 
 
 def rosenbrock(x):
@@ -549,8 +549,8 @@ class TestCompiledFunctions:
 
     def test_nothing_is_compiled_for_a_new_function_of_known_types(self):
         numerical_gradient(compiled_sum_of_cubes, self.x)
-        driver = len(differences.evaluate_nudged.signatures)
-        bridges = differences.evaluator.cache_info().misses
+        driver = len(functions.evaluate_nudged.signatures)
+        bridges = functions.evaluator.cache_info().misses
 
         @njit
         def f(x):
@@ -558,15 +558,15 @@ class TestCompiledFunctions:
 
         np.testing.assert_allclose(numerical_gradient(f, self.x), -np.sin(self.x), atol=1e-7)
         numerical_gradient(f, self.x.reshape(37, 1)[:, 0])
-        assert len(differences.evaluate_nudged.signatures) == driver
-        assert differences.evaluator.cache_info().misses == bridges
+        assert len(functions.evaluate_nudged.signatures) == driver
+        assert functions.evaluator.cache_info().misses == bridges
         assert len(f.signatures) == 1
 
     def test_one_signature_of_the_driver_for_each_dtype(self):
         for x in (self.x, self.x[::2], np.ones((3, 4)), np.ones((2, 2, 2), order="F")):
             numerical_gradient(compiled_sum_of_cubes, x)
             numerical_gradient(compiled_sum_of_cubes, x.astype(np.float32))
-        assert len(differences.evaluate_nudged.signatures) <= 2
+        assert len(functions.evaluate_nudged.signatures) <= 2
 
     def test_recompiled_function(self):
         scale = 2.0

@@ -18,8 +18,8 @@ FLOORS = {
     5: ["__main__", "cli"],
     4: ["book", "plots", "textbook"],
     3: ["networks", "training"],
-    2: ["archives", "convolution", "datasets", "engine", "evaluation", "functions", "gradients",
-        "layers", "optimizers"],
+    2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
+        "functions", "gradients", "layers", "noise", "optimizers", "suspects", "trees"],
     1: ["arrays", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

@@ -76,7 +76,8 @@ def numerical_gradient_2d(f: Callable[..., Any], X: Any) -> FloatArray:
            [6., 8.]])
     """
     if np.ndim(X) < 2:
-        return gradients.numerical_gradient(f, X)
+        gradient: FloatArray = gradients.numerical_gradient(f, X)
+        return gradient
     X = real_array(X, "X", layout="K")
     return np.array([gradients.numerical_gradient(f, row) for row in X], X.dtype).reshape(X.shape)
 

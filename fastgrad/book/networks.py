@@ -182,7 +182,8 @@ class _Layered(networks.Network):
             return self._training_loss(x, t)
 
         try:
-            return gradients.numerical_gradient(loss, held, h)
+            difference: FloatArray = gradients.numerical_gradient(loss, held, h)
+            return difference
         finally:
             self.params[name] = held
 

@@ -1,4 +1,4 @@
-"""Evaluate a user's compiled function at many nudged points, on all threads.
+"""Driver for a user's compiled function: its values at many nudged points, on all threads.
 
 One driver, compiled once and cached on disk, serves every function: it knows the function by its
 address only. Between the two stands an *evaluator*, compiled once for each combination of argument
@@ -15,92 +15,101 @@ caller evaluates the failing point once more from Python.
 from __future__ import annotations
 
 import functools
-import math
 from typing import Any
 
-import numba
 import numpy as np
 from llvmlite import ir
-from numba import carray, prange, types
+from numba import prange, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.arrays import IntArray
 from fastgrad.kernels.compile import c_callable, kernel, parallel_kernel
 
 #: What an evaluator answers.
 DONE, RAISED, NOT_ONE_NUMBER = 0, 1, 2
 
-#: x as bytes, the packed address, shape and further arguments, where the value goes.
-_EVALUATOR = types.int32(types.voidptr, types.voidptr, types.CPointer(types.float64))
+#: A block that `pack` wrote, and where the value goes.
+_EVALUATOR = types.int32(types.voidptr, types.CPointer(types.float64))
 
 
 @parallel_kernel
-def evaluate_nudged(evaluator, state, copies, points, values, failed, first, start, stop):
-    """Evaluate a function with one element of its argument replaced at a time.
+def evaluate_nudged(
+    evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant
+):
+    """Evaluate a function with one number of its argument replaced at a time.
 
     Parameters
     ----------
     evaluator : int
         The address of an evaluator (see `evaluator`).
-    state : ndarray of int64
-        What `pack` wrote for it.
+    blocks : ndarray of int64, shape (threads, words)
+        What `pack` wrote for each thread: the function, its argument in a row of `copies`, and
+        further arguments.
     copies : ndarray, shape (threads, size)
-        A copy of the argument for each thread; unchanged afterwards if the function leaves its
-        argument alone.
-    points : ndarray, shape (K, M)
-        Column ``i`` holds the values that element ``first + i`` takes in turn.
+        The argument's numbers for each thread; unchanged afterwards if the function leaves them
+        alone.
+    places : ndarray of int64, shape (M,)
+        Which column of `copies` is nudged.
+    points : ndarray of float64, shape (K, M)
+        Column ``i`` holds the values that the number at ``places[i]`` takes in turn.
     values : ndarray of float64, shape (K, M)
         Receives the function's values for the columns from `start` to `stop`.
     failed : ndarray of int64, shape (threads,)
-        Holds -1, and receives for each thread the place in `points` where its evaluator answered
-        something else than `DONE`, in the order of evaluation, ``i * K + k``. A thread that failed
-        does no more work.
-    first, start, stop : int
-        Where the columns begin in the argument, and which of them to do.
+        Holds -1, and receives for each thread where in `points` its evaluator answered something
+        else than `DONE`, in the order of evaluation, ``i * K + k``. A thread that failed does no
+        more work.
+    start, stop : int
+        Which columns to do.
+    tolerant : bool
+        Whether an exception counts as the value NaN instead.
     """
     threads = copies.shape[0]
     for thread in prange(threads):
         begin = start + (stop - start) * thread // threads
         end = start + (stop - start) * (thread + 1) // threads
         for i in range(begin, end):
-            kept = copies[thread, first + i]
+            kept = copies[thread, places[i]]
             for k in range(points.shape[0]):
                 if failed[thread] < 0:
-                    copies[thread, first + i] = points[k, i]
-                    if _call(evaluator, state, copies, thread, values, k, i) != DONE:
+                    copies[thread, places[i]] = points[k, i]
+                    status = _call(evaluator, blocks, thread, values, k, i)
+                    if status == RAISED and tolerant:
+                        values[k, i] = np.nan
+                    elif status != DONE:
                         failed[thread] = i * points.shape[0] + k
-            copies[thread, first + i] = kept
+            copies[thread, places[i]] = kept
 
 
-def pack(address: int, shape: tuple[int, ...], args: tuple[Any, ...]) -> IntArray:
-    """Write a function's address, the shape of x and the further arguments into one block.
+def pack(address: int, x: Any, args: tuple[Any, ...]) -> IntArray:
+    """Write a function's address, its argument and further arguments into one block.
 
-    The block borrows the memory of the arrays in `args`: keep them alive as long as it is used.
+    The block borrows the memory of the arrays: keep them alive as long as it is used.
 
     Returns
     -------
     ndarray of int64
     """
-    value = (address, shape, args)
-    block = np.empty(8 + len(shape) + _words(args), np.int64)
-    _pack(block, value)
+    block = np.empty(8 + _words((x, args)), np.int64)
+    _pack(block, (address, x, args))
     return block
 
 
-def _words(args: tuple[Any, ...]) -> int:
-    """Count the 8-byte words that hold `args`, or a few more."""
-    return sum(_words(arg) if isinstance(arg, tuple) else 5 + 2 * np.ndim(arg) for arg in args)
+def _words(values: tuple[Any, ...]) -> int:
+    """Count the 8-byte words that hold values, or a few more."""
+    return sum(
+        _words(value) if isinstance(value, tuple) else 5 + 2 * np.ndim(value) for value in values
+    )
 
 
 @functools.cache
-def evaluator(x: types.Array, args: types.BaseTuple, result: types.Type) -> Any:
+def evaluator(x: types.Type, args: types.BaseTuple, result: types.Type) -> Any:
     """Compile the bridge from the driver to every function of the given types.
 
     Parameters
     ----------
-    x : numba.types.Array
-        The type of the function's first argument, C-contiguous.
+    x : numba.types.Type
+        The type of the function's first argument: an array, or a tuple of arrays.
     args : numba.types.BaseTuple
         The types of its further arguments.
     result : numba.types.Type
@@ -111,21 +120,20 @@ def evaluator(x: types.Array, args: types.BaseTuple, result: types.Type) -> Any:
     numba.core.ccallback.CFunc
         Its ``address`` is what `evaluate_nudged` takes.
     """
-    load = _loader(types.Tuple([types.int64, types.UniTuple(types.int64, x.ndim), args]))
+    load = _loader(types.Tuple([types.int64, x, args]))
     call = _caller((x, *args.types), result)
-    dtype = numba.np.numpy_support.as_dtype(x.dtype)
 
-    def number(pointer, state, value):
-        address, shape, further = load(state)
-        raised, answer = call(address, (carray(pointer, shape, dtype), *further))
+    def number(block, value):
+        address, x, further = load(block)
+        raised, answer = call(address, (x, *further))
         if raised:
             return RAISED
         value[0] = answer
         return DONE
 
-    def array(pointer, state, value):
-        address, shape, further = load(state)
-        raised, answer = call(address, (carray(pointer, shape, dtype), *further))
+    def array(block, value):
+        address, x, further = load(block)
+        raised, answer = call(address, (x, *further))
         if raised:
             return RAISED
         if answer.size != 1:
@@ -141,15 +149,13 @@ def evaluator(x: types.Array, args: types.BaseTuple, result: types.Type) -> Any:
 
 
 @intrinsic
-def _call(typingctx, evaluator, state, copies, thread, values, k, i):
-    """Call the evaluator on row `thread` of `copies`, with the result in ``values[k, i]``."""
+def _call(typingctx, evaluator, blocks, thread, values, k, i):
+    """Call the evaluator on row `thread` of `blocks`, with the result in ``values[k, i]``."""
 
     def generate(context, builder, signature, arguments):
-        evaluator, state, copies, thread, values, k, i = arguments
+        evaluator, blocks, thread, values, k, i = arguments
         bytes_ = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(
-            ir.IntType(32), [bytes_, bytes_, ir.DoubleType().as_pointer()]
-        )
+        function_type = ir.FunctionType(ir.IntType(32), [bytes_, ir.DoubleType().as_pointer()])
 
         def pointer(position, array, *indices):
             type_ = signature.args[position]
@@ -160,13 +166,12 @@ def _call(typingctx, evaluator, state, copies, thread, values, k, i):
         return builder.call(
             builder.inttoptr(evaluator, function_type.as_pointer()),
             [
-                builder.bitcast(pointer(2, copies, thread, zero), bytes_),
-                builder.bitcast(pointer(1, state, zero), bytes_),
-                pointer(4, values, k, i),
+                builder.bitcast(pointer(1, blocks, thread, zero), bytes_),
+                pointer(3, values, k, i),
             ],
         )
 
-    return types.int32(evaluator, state, copies, thread, values, k, i), generate
+    return types.int32(evaluator, blocks, thread, values, k, i), generate
 
 
 @kernel
@@ -240,16 +245,3 @@ def _caller(argument_types: tuple[types.Type, ...], result_type: types.Type) -> 
         return types.Tuple([types.boolean, result_type])(address, arguments), generate
 
     return call
-
-
-def copies_for_threads(x: FloatArray, threads: int) -> FloatArray:
-    """Copy x once for each thread, each copy on cache lines of its own.
-
-    Returns
-    -------
-    ndarray, shape (threads, at least x.size)
-    """
-    line = 128 // x.itemsize  # two lines: processors fetch them in pairs
-    copies = np.zeros((threads, line * math.ceil(x.size / line) + line), x.dtype)
-    copies[:, : x.size] = x.reshape(-1)
-    return copies
