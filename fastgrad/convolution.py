@@ -33,7 +33,8 @@ __all__ = [
 _PARALLEL_WORK, _PARALLEL_WINDOWS = 250_000, 20_000
 
 _IMAGES = ("N", "C", "H", "W")
-_NO_WINDOW = np.array([0, 0, 1])
+#: For `forward`: no pooling follows.
+NO_WINDOW = np.array([0, 0, 1])
 _NOWHERE = np.empty((0, 0, 0, 0), np.int32)
 
 
@@ -80,7 +81,7 @@ def convolution_forward(x: Any, W: Any, b: Any, stride: int = 1, pad: int = 0) -
     array([[[[-4.5, -4.5],
              [-4.5, -4.5]]]])
     """
-    x, W, b = _images_filters_biases(x, W, b)
+    x, W, b = checked_arrays(x, W, b)
     return forward(x, W, b, *_stride_and_pad(stride, pad))[0]
 
 
@@ -518,7 +519,7 @@ def forward(
     stride: int,
     pad: int,
     rectify: bool = False,
-    window: NDArray[np.int64] = _NO_WINDOW,
+    window: NDArray[np.int64] = NO_WINDOW,
 ) -> tuple[FloatArray, NDArray[np.int32]]:
     """Compute a convolution, and a ReLU and a max pooling of it if asked for, of checked arrays.
 
@@ -636,7 +637,8 @@ def _images_and_filters(x: Any, W: Any, dtype: Any) -> tuple[FloatArray, FloatAr
     return real_array(x, "x", dtype=dtype, shape=("N", W.shape[1], "H", "W")), W
 
 
-def _images_filters_biases(x: Any, W: Any, b: Any) -> tuple[FloatArray, FloatArray, FloatArray]:
+def checked_arrays(x: Any, W: Any, b: Any) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Return images, filters and biases as `forward` takes them, or raise as the functions do."""
     dtype = _dtype(x, W, *([b] if np.ndim(b) else []))
     x, W = _images_and_filters(x, W, dtype)
     b = real_array(b, "b", dtype=dtype)

@@ -138,7 +138,7 @@ def test_relu_and_pooling_as_a_part_of_the_convolution(dtype, window):
     rng = np.random.default_rng(1)
     x, W, b = (rng.standard_normal(s).astype(dtype) for s in ((5, 2, 9, 8), (7, 2, 3, 3), 7))
     x[3, 0, 4, 4] = np.nan
-    chosen = convolution._NO_WINDOW if window is None else np.array(window)
+    chosen = convolution.NO_WINDOW if window is None else np.array(window)
     out, arg_max = convolution.forward(x, W, b, 1, 1, True, chosen)
     layers = [Convolution(W, b, 1, 1), fastgrad.Relu()]
     layers += [] if window is None else [Pooling(*window)]

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import functions, gradients, layers, networks, optimizers
+from fastgrad import convolution, functions, gradients, layers, networks, optimizers
+from fastgrad.book.convnets import DeepConvNet, SimpleConvNet
 from fastgrad.book.functions import (
+    conv_output_size,
     init_mnist,
     numerical_gradient_2d,
     shuffle_dataset,
@@ -60,7 +62,13 @@ _LAYER_NAMES = (
     "BatchNormalization",
     "Dropout",
 )
-_LAYERS = {**_FUNCTIONS, **_names(layers, _LAYER_NAMES)}
+_COLUMNS = _names(convolution, ("im2col", "col2im"))
+_LAYERS = {
+    **_FUNCTIONS,
+    **_names(layers, _LAYER_NAMES),
+    **_names(convolution, ("Convolution", "Pooling")),
+    **_COLUMNS,
+}
 _LAYERED = {**_LAYERS, **_GRADIENT, "OrderedDict": OrderedDict}
 _OPTIMIZERS = {"np": np, **_names(optimizers, optimizers.__all__)}
 
@@ -78,13 +86,21 @@ CONTENTS: dict[str, Mapping[str, Any]] = {
     "common.multi_layer_net_extend": {**_LAYERED, "MultiLayerNetExtend": MultiLayerNetExtend},
     "common.optimizer": _OPTIMIZERS,
     "common.trainer": {**_OPTIMIZERS, "Trainer": Trainer},
-    "common.util": {"np": np, "smooth_curve": smooth_curve, "shuffle_dataset": shuffle_dataset},
+    "common.util": {
+        "np": np,
+        "smooth_curve": smooth_curve,
+        "shuffle_dataset": shuffle_dataset,
+        "conv_output_size": conv_output_size,
+        **_COLUMNS,
+    },
     "dataset.mnist": {
         "np": np,
         "load_mnist": load_mnist,
         "init_mnist": init_mnist,
         "download_mnist": init_mnist,
     },
+    "deep_convnet": {"np": np, **_LAYERS, "OrderedDict": OrderedDict, "DeepConvNet": DeepConvNet},
+    "simple_convnet": {**_LAYERED, "SimpleConvNet": SimpleConvNet},
     "two_layer_net": {},
 }
 #: The contents of ``two_layer_net`` by chapter.

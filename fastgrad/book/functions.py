@@ -11,6 +11,7 @@ from fastgrad import functions, gradients
 from fastgrad.arrays import FloatArray, real_array
 
 __all__ = [
+    "conv_output_size",
     "init_mnist",
     "numerical_gradient_2d",
     "shuffle_dataset",
@@ -150,3 +151,24 @@ def shuffle_dataset(x: Any, t: Any) -> tuple[Any, Any]:
 
 def init_mnist() -> None:
     """Do nothing: in the book this downloads MNIST, which is part of fastgrad."""
+
+
+def conv_output_size(input_size: int, filter_size: int, stride: int = 1, pad: int = 0) -> float:
+    """Return how many positions a filter has along an axis, by the book's formula.
+
+    Parameters
+    ----------
+    input_size, filter_size : int
+    stride, pad : int, optional
+
+    Returns
+    -------
+    float
+        Not a whole number where filters do not end at the edge.
+
+    Examples
+    --------
+    >>> conv_output_size(28, 5)
+    24.0
+    """
+    return (input_size + 2 * pad - filter_size) / stride + 1

@@ -43,7 +43,7 @@ class _Layered(networks.Network):
     def _finish(self) -> None:
         self.layers = OrderedDict()
         for number in range(1, len(self._sizes)):
-            self.layers[f"Affine{number}"] = _BoundAffine(self, number)
+            self.layers[f"Affine{number}"] = BoundAffine(self, number)
             if number < len(self._sizes) - 1:
                 self._add_hidden_layers(number)
         setattr(self, self._last, layers.SoftmaxWithLoss())
@@ -205,7 +205,7 @@ def _flattened(x: Any) -> Any:
     return real_array(x, "x").reshape(len(x), -1) if np.ndim(x) > 2 and len(x) else x
 
 
-class _Parameter:
+class Parameter:
     """An attribute of a layer that is a network's parameter, also after that is replaced."""
 
     def __init__(self, prefix: str) -> None:
@@ -218,13 +218,13 @@ class _Parameter:
         layer._network.params[f"{self._prefix}{layer._number}"] = value
 
 
-class _BoundAffine(layers.Affine):
+class BoundAffine(layers.Affine):
     """An affine layer whose W and b are a network's parameters."""
 
-    W = _Parameter("W")
-    b = _Parameter("b")
+    W = Parameter("W")
+    b = Parameter("b")
 
-    def __init__(self, network: networks.Network, number: int) -> None:
+    def __init__(self, network: Any, number: int) -> None:
         self._network, self._number = network, number
         super().__init__(self.W, self.b)
 
@@ -232,8 +232,8 @@ class _BoundAffine(layers.Affine):
 class _BoundNormalization(layers.BatchNormalization):
     """Batch normalisation whose gamma and beta are a network's parameters."""
 
-    gamma = _Parameter("gamma")
-    beta = _Parameter("beta")
+    gamma = Parameter("gamma")
+    beta = Parameter("beta")
 
     def __init__(self, network: networks.Network, number: int) -> None:
         self._network, self._number = network, number

@@ -28,6 +28,9 @@ from fastgrad.book.contents import CONTENTS, SERVED, TWO_LAYER_NETS
 
 __all__ = ["install", "run_script", "uninstall"]
 
+#: The names by which the book's modules, or the packages around them, are imported.
+_PACKAGES = frozenset(name.partition(".")[0] for name in SERVED)
+
 
 class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     """Finds and makes the served modules.
@@ -512,7 +515,7 @@ def _in_folder(folder: str) -> Iterator[None]:
 
 def _is_book(name: str) -> bool:
     """Return whether a module goes by a name of the book's."""
-    return name.partition(".")[0] in ("common", "dataset", "two_layer_net")
+    return name.partition(".")[0] in _PACKAGES
 
 
 def _forget_relative_places() -> None:

@@ -1,0 +1,451 @@
+"""The convolutional networks of chapters 7 and 8: ``SimpleConvNet`` and ``DeepConvNet``."""
+
+from __future__ import annotations
+
+import os
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastgrad import convolution, layers
+from fastgrad.arrays import FloatArray, real_array, whole_number
+from fastgrad.book import pickles
+from fastgrad.book.networks import BoundAffine, Parameter
+
+__all__ = ["DeepConvNet", "SimpleConvNet"]
+
+
+class _BoundConvolution(convolution.Convolution):
+    """A convolution whose W and b are a network's parameters."""
+
+    W = Parameter("W")
+    b = Parameter("b")
+
+    def __init__(self, network: Any, number: int, param: Mapping[str, int]) -> None:
+        self._network, self._number = network, number
+        super().__init__(self.W, self.b, param["stride"], param["pad"])
+
+
+class _ConvolutionStage:
+    """A convolution with the ReLU and the pooling that follow it, computed as one.
+
+    What lies between them is never written to memory; the layers themselves are left as they are,
+    but for ``dW`` and ``db`` of the convolution.
+    """
+
+    def __init__(self, layer: convolution.Convolution) -> None:
+        self.layer = layer
+        self.rectify = False
+        self.window = convolution.NO_WINDOW
+
+    def takes(self, layer: Any) -> bool:
+        """Return whether a layer has become a part of the stage."""
+        if self.window[0]:
+            return False
+        if type(layer) is layers.Relu and not self.rectify:
+            self.rectify = True
+            return True
+        if type(layer) is convolution.Pooling and layer.pad == 0:
+            self.window = np.array([layer.pool_h, layer.pool_w, layer.stride])
+            return True
+        return False
+
+    def forward(self, x: Any) -> FloatArray:
+        """Return what the last layer of the stage would return."""
+        layer = self.layer
+        self.x, self.W, b = convolution.checked_arrays(x, layer.W, layer.b)
+        self.out, self.arg_max = convolution.forward(
+            self.x, self.W, b, layer.stride, layer.pad, self.rectify, self.window
+        )
+        return self.out
+
+    def backward(self, dout: FloatArray, *, by_images: bool) -> FloatArray | None:
+        """Set ``dW`` and ``db`` of the convolution; return the gradient by x if asked for."""
+        layer = self.layer
+        dx, layer.dW, layer.db = convolution.backward(
+            dout.reshape(self.out.shape), self.x, self.W, layer.stride, layer.pad, self.rectify,
+            self.out, self.arg_max, by_images=by_images,
+        )  # fmt: skip
+        return dx
+
+
+def _stages(network_layers: Iterable[Any]) -> list[Any]:
+    """Return layers with convolutions and what follows them put together."""
+    stages: list[Any] = []
+    for layer in network_layers:
+        if stages and isinstance(stages[-1], _ConvolutionStage) and stages[-1].takes(layer):
+            continue
+        is_ours = isinstance(layer, convolution.Convolution) and (
+            type(layer).forward is convolution.Convolution.forward
+            and type(layer).backward is convolution.Convolution.backward
+        )
+        stages.append(_ConvolutionStage(layer) if is_ours else layer)
+    return stages
+
+
+class _ConvolutionalNet:
+    """What the two networks have in common. Subclasses fill `params` and `layers`."""
+
+    params: dict[str, Any]
+    layers: Any
+
+    def _finish(self, arrays: Iterable[FloatArray]) -> None:
+        """Set weights, and biases of zeros, from the first layer to the last."""
+        self.params = {}
+        for number, W in enumerate(arrays, 1):
+            self.params[f"W{number}"] = W
+            self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
+        self.last_layer = layers.SoftmaxWithLoss()
+
+    def _all_layers(self) -> list[Any]:
+        return list(self.layers.values() if isinstance(self.layers, Mapping) else self.layers)
+
+    def _forward(self, stages: Iterable[Any], x: Any, train_flg: bool) -> FloatArray:
+        for stage in stages:
+            x = stage.forward(x, train_flg) if isinstance(stage, layers.Dropout) else (
+                stage.forward(x)
+            )  # fmt: skip
+        return np.asarray(x)
+
+    def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
+        """Compute the raw scores of the last layer.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+            Images.
+        train_flg : bool, optional
+            Whether dropout layers, if there are any, drop entries.
+
+        Returns
+        -------
+        ndarray, shape (N, classes)
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x` or `params` does not fit.
+        """
+        return self._forward(_stages(self._all_layers()), x, train_flg)
+
+    def loss(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Compute the mean cross entropy, while training: dropout layers drop entries.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            Integer labels, shape (N,) or (N, 1); or one-hot or soft targets, shape (N, classes).
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+        """
+        return float(self.last_layer.forward(self.predict(x, True), t))
+
+    def accuracy(self, x: ArrayLike, t: ArrayLike, batch_size: int = 100) -> float:
+        """Compute the share of images whose class the network finds, batch by batch.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            Integer labels, shape (N,), or one-hot targets, shape (N, classes).
+        batch_size : int, optional
+            Images that are taken together.
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit, or there is no image.
+
+        Notes
+        -----
+        The book's method leaves out the images that do not fill a last batch, and divides by the
+        number of all.
+        """
+        batch_size = whole_number(batch_size, "batch_size", minimum=1)
+        images, targets = np.asarray(x), np.asarray(t)
+        labels = targets.argmax(axis=1) if targets.ndim == 2 else targets
+        if images.ndim != 4 or not len(images):
+            raise ValueError(f"`x` must have shape (N, C, H, W), N above 0. Got {images.shape}.")
+        if labels.shape != (len(images),):
+            raise ValueError(
+                f"`t` must be labels of shape ({len(images)},) or targets of shape "
+                f"({len(images)}, classes). Got {targets.shape}."
+            )
+        right = 0
+        for begin in range(0, len(images), batch_size):
+            batch = slice(begin, begin + batch_size)
+            right += int(np.sum(self.predict(images[batch]).argmax(axis=1) == labels[batch]))
+        return right / len(images)
+
+    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+        """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            As for `loss`.
+
+        Returns
+        -------
+        dict of ndarray
+            Of the names and shapes of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `x`, `t` or `params` does not fit.
+
+        Notes
+        -----
+        The gradient by the images, which the book's method computes too, is left out.
+        """
+        stages = _stages(self._all_layers())
+        self.last_layer.forward(self._forward(stages, x, True), t)
+        dout: Any = self.last_layer.backward()
+        for number, stage in reversed(list(enumerate(stages))):
+            if isinstance(stage, _ConvolutionStage):
+                dout = stage.backward(dout, by_images=number > 0)
+            else:
+                dout = stage.backward(dout)
+        return self._gradients()
+
+    def _gradients(self) -> dict[str, FloatArray]:
+        """Return what the layers' backward passes have left."""
+        found = [layer for layer in self._all_layers() if hasattr(layer, "dW")]
+        grads = {}
+        for number, layer in enumerate(found, 1):
+            grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
+        return grads
+
+    def save_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
+        """Write `params` to a file that the book's ``load_params`` reads too.
+
+        Parameters
+        ----------
+        file_name : path_like, optional
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
+        """
+        pickles.save(self.params, file_name)
+
+    def load_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
+        """Read `params` from a file of `save_params` or of the book's.
+
+        Parameters
+        ----------
+        file_name : path_like, optional
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it holds anything but arrays of the names and shapes of `params`. Nothing but NumPy
+            arrays and plain containers is ever loaded from it.
+        """
+        found = pickles.load(file_name)
+        shapes, expected = (
+            {name: np.shape(array) for name, array in arrays.items()}
+            for arrays in (found, self.params)
+        )
+        if shapes != expected:
+            raise ValueError(f"the file must hold {expected}. It holds {shapes}.")
+        for name in self.params:
+            self.params[name] = real_array(found[name], name)
+
+
+def _convolution_size(size: int, param: Mapping[str, int]) -> int:
+    """Return the height or width of what a convolution makes of images."""
+    return (size + 2 * param["pad"] - param["filter_size"]) // param["stride"] + 1
+
+
+def _randn(scale: float, *shape: int) -> FloatArray:
+    """Return normal deviates from NumPy's global legacy generator, as the book draws them."""
+    return scale * np.random.randn(*shape)  # noqa: NPY002
+
+
+class SimpleConvNet(_ConvolutionalNet):
+    """Chapter 7's network: convolution, ReLU, pooling, affine, ReLU, affine, softmax.
+
+    Parameters
+    ----------
+    input_dim : tuple of int, optional
+        Channels, height and width of images.
+    conv_param : dict, optional
+        filter_num, filter_size, pad and stride of the convolution.
+    hidden_size, output_size : int, optional
+        Units of the affine layers.
+    weight_init_std : float, optional
+        Standard deviation of the initial weights, drawn from NumPy's global legacy generator.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1, b1 of the convolution, W2, b2, W3, b3 of the affine layers. Edits and replaced arrays
+        take effect.
+    layers : OrderedDict
+        Conv1, Relu1, Pool1, Affine1, Relu2 and Affine2. They read `params`. Exchanged layers take
+        effect.
+    last_layer : SoftmaxWithLoss
+
+    Raises
+    ------
+    KeyError
+        If `conv_param` lacks an entry.
+    ValueError
+        If the filters do not fit into the images.
+
+    Notes
+    -----
+    Section 7.5 of the book. Convolution, ReLU and pooling are computed as one: between them nothing
+    is written to memory, and the layers ``Relu1`` and ``Pool1`` keep nothing.
+
+    Examples
+    --------
+    >>> net = SimpleConvNet()
+    >>> {name: array.shape for name, array in net.params.items() if name.startswith("W")}
+    {'W1': (30, 1, 5, 5), 'W2': (4320, 100), 'W3': (100, 10)}
+    >>> net.predict(np.zeros((2, 1, 28, 28))).shape
+    (2, 10)
+    """
+
+    layers: OrderedDict[str, Any]
+
+    def __init__(
+        self,
+        input_dim: tuple[int, int, int] = (1, 28, 28),
+        conv_param: Mapping[str, int] | None = None,
+        hidden_size: int = 100,
+        output_size: int = 10,
+        weight_init_std: float = 0.01,
+    ) -> None:
+        param = dict(conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1})
+        channels, *size = input_dim
+        number, side = param["filter_num"], param["filter_size"]
+        sides = [_convolution_size(length, param) // 2 for length in size]
+        if min(sides) < 1:
+            raise ValueError(f"`conv_param` must leave 2 x 2 pixels for the pooling. Got {param}.")
+        shapes = [
+            (number, channels, side, side),
+            (number * sides[0] * sides[1], hidden_size),
+            (hidden_size, output_size),
+        ]
+        self._finish([_randn(weight_init_std, *shape) for shape in shapes])
+        self.layers = OrderedDict(
+            Conv1=_BoundConvolution(self, 1, param),
+            Relu1=layers.Relu(),
+            Pool1=convolution.Pooling(2, 2, 2),
+            Affine1=BoundAffine(self, 2),
+            Relu2=layers.Relu(),
+            Affine2=BoundAffine(self, 3),
+        )
+
+
+_CONV_PARAMS = tuple(
+    {"filter_num": number, "filter_size": 3, "pad": pad, "stride": 1}
+    for number, pad in ((16, 1), (16, 1), (32, 1), (32, 2), (64, 1), (64, 1))
+)
+
+
+class DeepConvNet(_ConvolutionalNet):
+    """Chapter 8's network, of six convolutions and two affine layers with dropout.
+
+    Twice convolution and ReLU, then pooling; that three times; then affine, ReLU, dropout, affine,
+    dropout, softmax.
+
+    Parameters
+    ----------
+    input_dim : tuple of int, optional
+        Channels, height and width of images.
+    conv_param_1, conv_param_2, .., conv_param_6 : dict, optional
+        filter_num, filter_size, pad and stride of each convolution.
+    hidden_size, output_size : int, optional
+        Units of the affine layers.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1, b1, .. W8, b8. Edits and replaced arrays take effect.
+    layers : list
+        The 20 layers. They read `params`. Exchanged layers take effect.
+    last_layer : SoftmaxWithLoss
+
+    Raises
+    ------
+    KeyError
+        If a dict lacks an entry.
+    ValueError
+        If filters do not fit into what they get.
+
+    Notes
+    -----
+    Section 8.1 of the book. Initial weights have the standard deviation √(2 / fan-in) of He et al.
+    (2015), drawn from NumPy's global legacy generator. The book writes the fan-ins of the defaults
+    down; here they follow from the arguments.
+
+    Examples
+    --------
+    >>> net = DeepConvNet()
+    >>> len(net.layers), net.params["W7"].shape
+    (20, (1024, 50))
+    >>> net.predict(np.zeros((2, 1, 28, 28))).shape
+    (2, 10)
+    """
+
+    layers: list[Any]
+
+    def __init__(
+        self,
+        input_dim: tuple[int, int, int] = (1, 28, 28),
+        conv_param_1: Mapping[str, int] = _CONV_PARAMS[0],
+        conv_param_2: Mapping[str, int] = _CONV_PARAMS[1],
+        conv_param_3: Mapping[str, int] = _CONV_PARAMS[2],
+        conv_param_4: Mapping[str, int] = _CONV_PARAMS[3],
+        conv_param_5: Mapping[str, int] = _CONV_PARAMS[4],
+        conv_param_6: Mapping[str, int] = _CONV_PARAMS[5],
+        hidden_size: int = 50,
+        output_size: int = 10,
+    ) -> None:
+        conv_params = (
+            conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
+        )  # fmt: skip
+        channels, *sides = input_dim
+        shapes: list[tuple[int, ...]] = []
+        for number, param in enumerate(conv_params, 1):
+            shapes.append(
+                (param["filter_num"], channels, param["filter_size"], param["filter_size"])
+            )
+            channels = param["filter_num"]
+            sides = [_convolution_size(length, param) // (2 - number % 2) for length in sides]
+            if min(sides) < 1:
+                raise ValueError(f"`conv_param_{number}` must leave a pixel. Got {dict(param)}.")
+        shapes += [(channels * sides[0] * sides[1], hidden_size), (hidden_size, output_size)]
+        fan_ins = [np.prod(s[1:]) if len(s) == 4 else s[0] for s in shapes]
+        self._finish([_randn(np.sqrt(2 / n), *s) for n, s in zip(fan_ins, shapes, strict=True)])
+        self.layers = []
+        for number, param in enumerate(conv_params, 1):
+            self.layers.append(_BoundConvolution(self, number, param))
+            self.layers.append(layers.Relu())
+            if number % 2 == 0:
+                self.layers.append(convolution.Pooling(2, 2, 2))
+        self.layers += [BoundAffine(self, 7), layers.Relu(), layers.Dropout(0.5)]
+        self.layers += [BoundAffine(self, 8), layers.Dropout(0.5)]
