@@ -24,6 +24,8 @@ BitArray = NDArray[np.uint64]
 FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _FLOAT32, _FLOAT64 = FLOAT_DTYPES
 _INT64 = np.dtype(np.int64)
+#: Those of samples.
+_SAMPLE_DTYPES = (*FLOAT_DTYPES, np.dtype(np.uint8))
 
 #: What `targets` returns for the form that does not apply.
 _NO_LABELS = np.empty(0, np.int64)
@@ -148,6 +150,9 @@ def require_shape(array: NDArray[Any], name: str, shape: Sequence[int | str | No
 def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool]:
     """Return samples as a 2-D array, and whether a single sample was given.
 
+    Arrays of float32, float64 and uint8, as images are, stay as they are: the kernels convert an
+    entry where they use it. All others become arrays of `dtype`.
+
     Raises
     ------
     TypeError
@@ -155,7 +160,8 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
     ValueError
         If the shape is neither (N, width) nor (width,), or N is 0.
     """
-    array = real_array(x, name, dtype=dtype)
+    is_read_as_it_is = type(x) is np.ndarray and x.dtype in _SAMPLE_DTYPES and x.flags.carray
+    array = x if is_read_as_it_is else real_array(x, name, dtype=dtype)
     if array.ndim not in (1, 2) or array.shape[-1] != width:
         raise ValueError(f"`{name}` must have shape (N, {width}) or ({width},). Got {array.shape}.")
     if array.shape[0] == 0:

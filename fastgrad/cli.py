@@ -27,7 +27,8 @@ import numpy as np
 import fastgrad
 from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
-from fastgrad.kernels.tasks import COMPILED, run_steps
+from fastgrad.kernels.compile import COMPILED
+from fastgrad.kernels.runtime import run_steps
 
 __all__ = ["main"]
 

@@ -195,7 +195,7 @@ def max_pooling_forward(
         columns,
         out,
         arg_max,
-        threads.shares(out.size, _PARALLEL_WINDOWS),
+        threads.chunks(out.size, _PARALLEL_WINDOWS),
     )
     if pad:
         row, column = np.divmod(arg_max, np.int32(padded.shape[3]))
@@ -600,7 +600,7 @@ def backward(
 
 def _parts(n_samples: int, n_filters: int, work: float) -> NDArray[np.int64]:
     """Return into how many parts the samples are divided, and, if they are few, the filters."""
-    chunks = threads.shares(work, _PARALLEL_WORK)
+    chunks = threads.chunks(work, _PARALLEL_WORK)
     samples = max(1, min(n_samples, chunks))
     return np.array([samples, max(1, min(n_filters, chunks // samples))])
 
@@ -619,7 +619,7 @@ def _unpool(dout: FloatArray, arg_max: NDArray[np.int32], shape: tuple[int, ...]
         dout.reshape(n_planes, n_windows),
         arg_max.reshape(n_planes, n_windows),
         dx.reshape(n_planes, shape[2] * shape[3]),
-        threads.shares(dout.size, _PARALLEL_WINDOWS),
+        threads.chunks(dout.size, _PARALLEL_WINDOWS),
     )
     return dx
 

@@ -1,8 +1,7 @@
-"""A fully connected network on its compiled side: padded parameters, scratch, and kernel calls.
+"""A fully connected network on its compiled side: workspaces, and one method per kind of call.
 
-The networks keep their parameters as the user's plain arrays; the kernels of
-`fastgrad.kernels.iteration` want them padded and in one piece. An `Engine` is the bridge for one
-call at a time: load parameters, run, read results.
+The networks keep their parameters as the user's plain arrays, and the kernels read them, and the
+samples, where they are. An `Engine` serves one call at a time: load parameters, run, read results.
 """
 
 from __future__ import annotations
@@ -11,25 +10,30 @@ import functools
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastgrad import threads
-from fastgrad.arrays import BitArray, FloatArray, IntArray
-from fastgrad.kernels import activations, central_difference, iteration
-from fastgrad.kernels.tasks import ROW, TOLD, Block, Program, part_address, run_steps
-from fastgrad.threads import GIVE_WAY
+from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.kernels import (
+    activations,
+    central_difference,
+    central_difference_general,
+    forward,
+    gradient,
+)
+from fastgrad.kernels.bitmask import WORD, words
+from fastgrad.kernels.runtime import ROW, Arguments, Program, launch, program, progress_rows
 
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
 #: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
 SPARSE_BELOW = 0.4
-#: How many samples of a batch, at least, are looked at to judge that. A data set is looked at more
-#: closely.
-LOOKS = 8
+#: Bytes that arrays, and rows of scratch, are aligned to: a cache line.
+LINE_BYTES = 64
+
+ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
 class Effort(NamedTuple):
@@ -49,55 +53,31 @@ class Effort(NamedTuple):
 
 
 #: Measured on 16 cores, with networks and batches like those of chapter 4: a forward pass, with or
-#: without a backward pass; a central difference; and one of a network with more or fewer layers.
-PASS, NUDGES, GENERAL = Effort(11_000_000, 24), Effort(1_700_000, 4), Effort(2_500, 4)
-
-_NO_LABELS = np.empty(0, np.int64)
-_NO_MARKS = np.empty((0, 0, 0), np.uint64)
-_NO_PLACES = np.empty((0, 0), np.int64)
-
-# What tasks are told: `iteration.BATCH`, and so on.
-_TAKE_OVER = Program((iteration.take_over,))
-_COUNT, _LIST = Program((iteration.count_values,)), Program((iteration.list_values,))
-_TRAIN = Program(
-    (iteration.rows, 0, 0, 1), (iteration.forward_and_back,), (iteration.rows, 1, 1, 1)
-)
-_NUDGE_LITTLE = Program(
-    (central_difference.prepare,), (central_difference.accumulate,), (central_difference.collect,)
-)
-_NUDGE_GENERALLY = Program((central_difference.list_entries,), (central_difference.general,))
+#: without a backward pass; a central difference of two layers; and one of more or fewer layers.
+PASS, SERIES, GENERAL = Effort(11_000_000, 24), Effort(1_700_000, 4), Effort(2_500, 4)
 
 
-class _Pass:
-    """What is done with a batch: with rows, with marks, and with marks if they pay."""
-
-    def __init__(self, *tasks: tuple[Any, ...]) -> None:
-        self.of_rows = Program((iteration.take_over,), *tasks)
-        self.of_marked = Program((iteration.take_over, 0, 0, 1), *tasks)
-        self.if_marks_pay = Program((iteration.take_over, 0, 0, 1), *((*task, 1) for task in tasks))
-
-
-_FORWARD = _Pass((iteration.forward, 0, 0, 0))
-_GRADIENT = _Pass((iteration.forward_and_back, 0, 0, 0), (iteration.rows, 1, 1, 0))
-
-#: The arrays of a state that belong to whoever calls, in the order that `iteration.begin` wants;
-#: and `central_difference.nudge`.
-_CALLERS = ("x", "W1", "labels", "soft", "result")
-_NUDGERS = ("x", "W1", "labels", "result")
-
-ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
-
-
-def aligned(shape: Sequence[int], dtype: DTypeLike, *, zero: bool = True) -> NDArray[Any]:
-    """Return an array that begins at a cache line.
+def aligned(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
+    """Return zeros that begin at a cache line.
 
     NumPy aligns to 16 bytes, and then every 64-byte vector load touches two lines: products with
     non-zero entries took a third longer.
     """
-    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    raw = (np.zeros if zero else np.empty)(size + iteration.REGISTER_BYTES, np.uint8)
-    offset = -raw.ctypes.data % iteration.REGISTER_BYTES
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + LINE_BYTES, np.uint8)
+    offset = -raw.ctypes.data % LINE_BYTES
     return raw[offset : offset + size].view(dtype).reshape(shape)
+
+
+def padded(size: int, dtype: DTypeLike) -> int:
+    """Return the length of a row of whole cache lines with room for `size` numbers."""
+    itemsize = np.dtype(dtype).itemsize
+    return -(-size * itemsize // LINE_BYTES) * LINE_BYTES // itemsize
+
+
+def rows_apart(chunks: int, columns: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
+    """Return zeros with a row for each chunk to write to, in cache lines of its own."""
+    return aligned((chunks, -(-columns // ROW) * ROW), dtype)
 
 
 def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
@@ -109,148 +89,230 @@ def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
-@dataclass(frozen=True)
-class Layout:
-    """Where a network's parameters lie in the padded matrices (see the iteration kernels)."""
-
-    sizes: IntArray
-    widths: IntArray
-    weights_at: IntArray
-    transposed_at: IntArray
-    weights_shape: tuple[int, int, int]
-    transposed_shape: tuple[int, int, int]
-
-
-@functools.lru_cache(maxsize=64)
-def layout(sizes: tuple[int, ...], dtype: np.dtype[Any]) -> Layout:
-    """Return the layout of a network."""
-    widths = [iteration.padded_width(size, dtype.itemsize) for size in sizes]
-    group = iteration.GROUP
-    rows = [-(-(size + 1) // group) * group for size in sizes[:-1]]
-    back = [0] + [-(-size // group) * group for size in sizes[2:]]
-    widest = max(widths[1:])
-    return Layout(
-        np.array(sizes),
-        np.array(widths),
-        np.cumsum([0, *rows[:-1]]),
-        np.cumsum([0, *back[:-1]]),
-        (1, sum(rows), widest),
-        (1, sum(back), widest),
-    )
-
-
-def _words(n: int) -> int:
-    """Return how many numbers hold marks for `n` entries."""
-    return -(-n // iteration.WORD)
-
-
-def _rows_apart(shares: int, columns: int, dtype: DTypeLike = np.int64) -> NDArray[Any]:
-    """Return zeros with a row for each share to write to, in cache lines of its own."""
-    return aligned((shares, -(-columns // ROW) * ROW), dtype)
-
-
-class Samples(NamedTuple):
-    """Samples in the form that the kernels want: with marks, or as padded rows.
-
-    What does not apply is empty; see `fastgrad.kernels.iteration.State`.
-    """
-
-    marks: BitArray
-    bounds: IntArray
-    own: BitArray
-    start: IntArray
-    value: FloatArray
-    dense: FloatArray
-
-
-def may_be_sparse(x: FloatArray) -> bool:
-    """Return whether marks may pay for these samples, at a glance at one or two of them."""
+def is_sparse(x: NDArray[Any]) -> bool:
+    """Return whether it pays to leave out the zeros of samples, by a look at one or two of them."""
     seen = x[:: len(x) // 2 + 1]
     return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
 
 
-def _room_for_marks(
-    n: int, n_inputs: int, copies: int, shares: int, dtype: np.dtype[Any]
-) -> Samples:
-    """Return room for the marks of `n` samples."""
-    words = _words(n_inputs)
-    return Samples(
-        aligned((copies, n, words), np.uint64, zero=False),
-        _rows_apart(shares, shares + 1),
-        _rows_apart(shares, words, np.uint64),
-        _NO_PLACES,
-        np.empty((0, 0), dtype),
-        np.empty((1, 0, 0), dtype),
-    )
+class Workspace:
+    """Scratch and programs for batches of one size and dtype, dealt out to some chunks.
 
-
-class _Scratch:
-    """Memory that calls use, one after another, for batches of a size dealt out to some shares."""
-
-    def __init__(self, where: Layout, dtype: np.dtype[Any], n_batch: int, shares: int) -> None:
-        rows = -(-n_batch // iteration.GROUP) * iteration.GROUP
-        layers, widest, n_inputs = len(where.sizes), where.weights_shape[2], int(where.sizes[0])
-        gap = iteration.GAP_BYTES // dtype.itemsize
-        columns = (-(-n_inputs // gap) + shares) * gap
-        self.n_batch, self.shares = n_batch, shares
-        self.progress, self.now, self.found = (_rows_apart(shares, 1) for _ in range(3))
-        self.values = aligned((layers, rows, widest), dtype)
-        self.errors = aligned((layers, rows, widest), dtype)
-        self.sample_loss = np.zeros(n_batch, dtype)
-        self.order = np.arange(n_batch)[None]
-        self.batch = _room_for_marks(n_batch, n_inputs, shares, shares, dtype)
-        self.nudges: _NudgeTasks | None = None
-        #: What the state of the tasks says of all this.
-        self.fields: dict[str, Any] = {
-            "found": self.found,
-            "now": self.now,
-            "order": self.order,
-            "partial": aligned((shares, rows, widest), dtype),
-            "values": self.values,
-            "errors": self.errors,
-            "scratch": aligned((1, rows, widest), dtype),
-            "sample_loss": self.sample_loss,
-            "gradients": aligned((shares, iteration.WORD, widest), dtype),
-            "cost": _rows_apart(shares, -(-n_inputs // iteration.ROW_BLOCK) + 1),
-            "copy": aligned((n_batch, columns), dtype, zero=False),
-            "entry_marks": aligned((shares, _words(n_batch), iteration.WORD), np.uint64),
-        }
-
-
-@dataclass
-class _NudgeTasks:
-    """The tasks of a central difference over batches of a size."""
-
-    block: Block
-    places: tuple[Any, ...]
-    found: IntArray
-    #: How many labels, which h, and which limit the state holds.
-    key: tuple[Any, ...] = ()
-
-
-# An item is a pair of a sample and a class with a target (`fastgrad.kernels.central_difference`).
-_ITEMS = ("item_start", "item_weight", "item_class")
-
-
-@functools.lru_cache(maxsize=4)
-def _label_items(n: int, dtype: np.dtype[Any]) -> tuple[IntArray, FloatArray, IntArray]:
-    """Return where each sample's items start, and their weights, for a label a sample.
-
-    And no classes: those are the labels.
+    Attributes
+    ----------
+    layers, back : list of Arguments
+        Of the layers, and of the way back through all but the first: see
+        `fastgrad.kernels.forward`.
+    loss : Arguments
+    inputs, values, slopes, errors : ndarray, shape (hidden layers, N, width)
+    logits, probabilities, logit_errors : ndarray, shape (N, C)
     """
-    return np.arange(n + 1), np.full(n, 1 / n, dtype), _NO_LABELS
 
+    def __init__(self, engine: Engine, n: int, chunks: int, dtype: np.dtype[Any]) -> None:
+        sizes, number = engine.sizes, engine.dtype
+        hidden, n_classes = sizes[1:-1], sizes[-1]
+        self.engine, self.chunks = engine, chunks
+        self.width = padded(max(hidden, default=0) + 1, number)
+        self.progress = progress_rows(chunks)
+        self.x = np.empty((n, sizes[0]), dtype)  # in place of the samples to come
+        self.labels, self.soft = np.empty(0, np.int64), np.empty((0, n_classes), number)
+        self.bits = aligned((n, words(sizes[0])), np.uint64)
+        self.inputs, self.values, self.slopes, self.errors = (
+            aligned((len(hidden), n, self.width), number) for _ in range(4)
+        )
+        self.logits, self.probabilities, self.logit_errors = (
+            aligned((n, n_classes), number) for _ in range(3)
+        )
+        #: W2, W3, .. transposed.
+        self.transposed = [aligned((size, self.width), number) for size in sizes[2:]]
+        self.zeros = aligned((self.width,), number)
+        self.sums, self.finite = rows_apart(chunks, 1, np.float64), rows_apart(chunks, 1)
+        self.state = rows_apart(chunks, 2)
+        self.order = np.arange(n)
+        self.turned = aligned((chunks, words(n), WORD), np.uint64)
+        self.loss = Arguments(
+            logits=self.logits,
+            probabilities=self.probabilities,
+            errors=self.logit_errors,
+            labels=self.labels,
+            soft=self.soft,
+            delta=engine.delta,
+            sums=self.sums,
+        )
+        self.layers = [self._layer(k) for k in range(len(sizes) - 1)]
+        self.back = [self._way_back(k) for k in range(1, len(sizes) - 1)]
 
-def _soft_items(soft: FloatArray) -> tuple[IntArray, FloatArray, IntArray]:
-    """Return the same for soft targets, with the items' classes."""
-    n = len(soft)
-    sample, klass = map(np.ascontiguousarray, np.nonzero(soft))
-    starts = np.concatenate([[0], np.cumsum(np.bincount(sample, minlength=n))])
-    return starts, soft[sample, klass] / n, klass
+    def _layer(self, k: int) -> Arguments:
+        W, b = self.engine.placeholders[2 * k : 2 * k + 2]
+        is_last = k == len(self.inputs)
+        return Arguments(
+            x=self.values[k - 1] if k else self.x,
+            W=W,
+            b=b,
+            out=self.logits if is_last else self.inputs[k],
+            values=self.logits if is_last else self.values[k],  # the last has none
+            slopes=self.logits if is_last else self.slopes[k],
+            errors=self.logit_errors if is_last else self.errors[k],
+            activation=self.engine.activation,
+            dW=W,
+            db=b,
+            bits=self.bits,
+            finite=self.finite,
+            order=self.order,
+            turned=self.turned,
+        )
+
+    def _way_back(self, k: int) -> Arguments:
+        return Arguments(
+            x=self.logit_errors if k == len(self.inputs) else self.errors[k],
+            weights=self.engine.placeholders[2 * k],
+            W=self.transposed[k - 1],
+            b=self.zeros[: self.engine.sizes[k]],
+            out=self.errors[k - 1],
+            slopes=self.slopes[k - 1],
+        )
+
+    def point(self, params: Sequence[FloatArray], x: Any, labels: Any, soft: Any) -> None:
+        """Have the kernels read these parameters, samples and targets."""
+        for layer, W, b in zip(self.layers, params[::2], params[1::2], strict=True):
+            layer.set(W=W, b=b)
+        for layer, W in zip(self.back, params[2::2], strict=True):
+            layer.set(weights=W)
+        self.layers[0].set(x=x)
+        self.loss.set(labels=labels, soft=soft)
+
+    def launch(self, steps: Program) -> None:
+        """Run a program."""
+        launch(steps, self.progress)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether the weights that `affine_sparse` has read last are."""
+        return 0 not in self.finite[:, 0].tolist()  # in a tenth of the time of `all`
+
+    # What a program needs is compiled when it is made: when it is first asked for.
+
+    def forward(self, first: Any, transpose: bool = False) -> list[tuple[Any, Arguments]]:
+        """Return the kernels of the forward pass, from the samples to the loss."""
+        kernels = [(forward.transpose, layer) for layer in self.back if transpose]
+        kernels.append((first, self.layers[0]))
+        for below, layer in itertools.pairwise(self.layers):
+            kernels += [(forward.activate, below), (forward.affine_dense, layer)]
+        return [*kernels, (forward.softmax_loss, self.loss)]
+
+    def backward(self) -> list[tuple[Any, Arguments]]:
+        """Return the kernels of the backward pass, from the loss to the first layer's inputs."""
+        kernels = [(forward.softmax_loss_backward, self.loss)]
+        for layer in reversed(self.back):
+            kernels += [(forward.affine_dense, layer), (forward.multiply_slopes, layer)]
+        return kernels
+
+    @functools.cached_property
+    def forward_sparse(self) -> Program:
+        """The forward pass, leaving out the zeros of the samples."""
+        return program(self.forward(forward.affine_sparse))
+
+    @functools.cached_property
+    def forward_dense(self) -> Program:
+        """The forward pass."""
+        return program(self.forward(forward.affine_dense))
+
+    @functools.cached_property
+    def gradient_sparse(self) -> Program:
+        """Forward pass, backward pass and gradient, leaving out the zeros of the samples."""
+        return self._gradient(forward.affine_sparse, gradient.weights_sparse)
+
+    @functools.cached_property
+    def gradient_dense(self) -> Program:
+        """Forward pass, backward pass and gradient."""
+        return self._gradient(forward.affine_dense, gradient.weights_dense)
+
+    def _gradient(self, first: Any, first_weights: Any) -> Program:
+        weights = [(gradient.weights_dense, layer) for layer in self.layers[1:]]
+        return program(
+            self.forward(first, transpose=True),
+            self.backward(),
+            [(first_weights, self.layers[0]), *weights],
+        )
+
+    @functools.cached_property
+    def series(self) -> tuple[Arguments, Program]:
+        """The central difference of a network of two layers, and the arguments of its own steps."""
+        cd, number = central_difference, self.engine.dtype
+        rows, width = (self.chunks, self.x.shape[1] + 1), self.width
+        W1, b1, W2, b2 = self.engine.placeholders
+        entries = np.zeros(rows, number)
+        args = Arguments(
+            x=self.x,
+            bits=self.bits,
+            b1=b1,
+            W2=W2,
+            b2=b2,
+            second=self.transposed[0],
+            inputs=self.inputs[0],
+            values=self.values[0],
+            slopes=self.slopes[0],
+            probabilities=self.probabilities,
+            labels=self.labels,
+            soft=self.soft,
+            activation=self.engine.activation,
+            delta=self.engine.delta,
+            h=0.0,
+            logit_limit=0.0,
+            state=self.state,
+            used=rows_apart(self.chunks, words(rows[1]), np.uint64),
+            positions=np.zeros(rows, np.uint32),
+            entries=entries,
+            entry_bits=entries.view(f"u{number.itemsize}"),
+            unique=np.zeros(rows, number),
+            up=np.zeros(rows, number),
+            down=np.zeros(rows, number),
+            inverse=np.zeros(rows, np.uint32),
+            table=np.zeros((self.chunks, cd.HASH_SLOTS + 1, 2), np.uint64),
+            coefficients=aligned((self.chunks, cd.COEFFICIENTS, width), number),
+            moves=aligned((self.chunks, 2, width), number),
+            changes=aligned((*rows, width), number),
+            sums=aligned((*rows, width), number),
+            columns=aligned((self.chunks, self.engine.sizes[2], width), number),
+            dW1=W1,
+            db1=b1,
+            dW2=W2,
+            db2=b2,
+        )
+        own = [(cd.perturb_second_layer, args), (cd.perturb_first_layer, args)]
+        steps = program(
+            self.forward(forward.affine_sparse, transpose=True), own, [(cd.collect, args)]
+        )
+        return args, steps
+
+    @functools.cached_property
+    def general(self) -> tuple[Arguments, Program]:
+        """The central difference of any network, and its arguments; after a forward pass."""
+        number, flat = self.engine.dtype, np.empty(self.engine.n_parameters, self.engine.dtype)
+        width = padded(max(self.engine.sizes[1:]), number)
+        args = Arguments(
+            sizes=np.array(self.engine.sizes),
+            parameters=flat,
+            x=self.x,
+            inputs=self.inputs,
+            values=self.values,
+            slopes=self.slopes,
+            logits=self.logits,
+            probabilities=self.probabilities,
+            labels=self.labels,
+            soft=self.soft,
+            activation=self.engine.activation,
+            delta=self.engine.delta,
+            h=0.0,
+            moves=np.zeros((self.chunks, 2, 2 * width, width), number),
+            zeros=np.zeros(width, number),
+            result=flat,
+        )
+        return args, program([(central_difference_general.perturb_rows, args)])
 
 
 class Engine:
-    """Padded parameters of one network, and scratch for one call at a time.
+    """The compiled side of one network, for one call at a time.
 
     Parameters
     ----------
@@ -271,481 +333,143 @@ class Engine:
         dtype: np.dtype[Any],
         decay: float = 0.0,
     ) -> None:
-        self.sizes = sizes
-        self.dtype = dtype
-        self.layout = layout(sizes, dtype)
+        self.sizes, self.dtype = sizes, dtype
         self.activation = ACTIVATIONS[activation]
-        self.delta = delta
-        self.decay = decay
-        self.weights = aligned(self.layout.weights_shape, dtype)
-        self.transposed = aligned(self.layout.transposed_shape, dtype)
+        self.delta, self.decay = float(delta), decay
+        shapes = parameter_shapes(sizes)
+        self.placeholders = [np.empty(shape, dtype) for shape in shapes.values()]
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
         self.n_parameters = 0
-        for name, shape in parameter_shapes(sizes).items():
+        for name, shape in shapes.items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
-        self._was_marked = True
-        self._nothing = np.empty((0, 0), dtype)
-        self._nowhere = np.empty((1, 0, 0), dtype)
-        self._no_samples = np.empty((0, sizes[0]), dtype)
-        self._no_weights = np.empty(0, dtype)
-        #: Labels, soft targets, and result of a pass without any.
-        self._no_targets = _NO_LABELS, self._nothing, self._no_weights
-        #: The parameters given last, and whether the tasks have yet to take them over.
-        self._W1, self._is_new = self._no_weights, False
-        self._others = np.empty(self.n_parameters - sizes[0] * sizes[1], dtype)
-        self._scratch = _Scratch(self.layout, dtype, 0, 1)
-        self._scratch.found[:] = True
-        #: All for batches of this size, by the number of shares.
-        self._kept: dict[int, _Scratch] = {}
-        #: What every state of a task says of the network.
-        self._network: dict[str, Any] = {
-            "sizes": self.layout.sizes,
-            "widths": self.layout.widths,
-            "weights_at": self.layout.weights_at,
-            "transposed_at": self.layout.transposed_at,
-            "activation": self.activation,
-            "delta": float(delta),
-            "weights": self.weights,
-            "transposed": self.transposed,
-        }
-        self._part = part_address()
-        self._loss = np.zeros(1)
-        self._mean = 0.0
-        self._done = np.zeros(1, np.int64)
-        self._held: Samples | None = self._rows(self._no_samples)
-        self._block = Block(
-            iteration.State(
-                **self._network,
-                decay=float(decay),
-                **self._scratch.fields,
-                **self._held._asdict(),
-                x=self._no_samples,
-                W1=self._no_weights,
-                others=self._others,
-                labels=np.empty(0, np.int64),
-                soft=self._nothing,
-                batches=np.empty((0, 0), np.int64),
-                stride=1,
-                most=0,
-                losses=self._loss,
-                done=self._done,
-                result=np.empty(0, dtype),
-                rule=iteration.GRADIENT_ONLY,
-                first=self._nowhere,
-                second=self._nowhere,
-                rates=np.empty(0),
-                a=0.0,
-                b=0.0,
-            )
-        )
-
-        self._places = tuple(map(self._block.place_of, _CALLERS))
-
-    # ------------------------------------------------------------------------- parameters
-
-    def pack(self, arrays: Mapping[str, FloatArray], packed: FloatArray) -> None:
-        """Copy arrays W1, b1, .. into a padded matrix."""
-        for layer, at in enumerate(self.layout.weights_at, start=1):
-            n_in, n_out = self.sizes[layer - 1 : layer + 1]
-            packed[0, at : at + n_in, :n_out] = arrays[f"W{layer}"]
-            packed[0, at + n_in, :n_out] = arrays[f"b{layer}"]
-
-    def unpack(self, packed: FloatArray, into: Mapping[str, FloatArray]) -> None:
-        """Copy a padded matrix into arrays W1, b1, .."""
-        for layer, at in enumerate(self.layout.weights_at, start=1):
-            n_in, n_out = self.sizes[layer - 1 : layer + 1]
-            into[f"W{layer}"][...] = packed[0, at : at + n_in, :n_out]
-            into[f"b{layer}"][...] = packed[0, at + n_in, :n_out]
+        self._params: list[FloatArray] = []
+        self._spaces: dict[Any, Workspace] = {}
 
     def split(self, flat: FloatArray) -> dict[str, FloatArray]:
         """Return the parameters' shapes as views of one array, W1, b1, .., each row by row."""
         return {name: flat[part].reshape(shape) for name, part, shape in self._parts}
 
     def load(self, params: Mapping[str, FloatArray]) -> None:
-        """Take over parameters, given in the order of `parameter_shapes`.
-
-        That is done when the next batch comes, on all threads.
-        """
-        W1, *others = params.values()
-        self._W1, self._is_new = W1.reshape(-1), True
-        np.concatenate([a if a.ndim == 1 else a.reshape(-1) for a in others], out=self._others)
-
-    @property
-    def finite(self) -> bool:
-        """Whether the parameters taken over last were."""
-        return 0 not in self._scratch.found[:, 0].tolist()  # in a tenth of the time of `all`
-
-    def settle(self) -> None:
-        """Take over parameters now."""
-        if self._is_new:
-            self._take_over(self._no_samples, self._scratch.batch, 1, False, *self._no_targets)
-
-    # ---------------------------------------------------------------------------- scratch
-
-    def _share_out(self, n_batch: int, effort: Effort) -> None:
-        """Have scratch for a batch of this size, dealt out to all threads if that pays."""
-        work = self.n_parameters * self.dtype.itemsize * (n_batch + effort.overhead)
-        self._make_scratch(n_batch, threads.shares(work, effort.enough))
-
-    def _make_scratch(self, n_batch: int, shares: int) -> None:
-        """Have scratch for a batch of this size and so many shares."""
-        before = self._scratch
-        if n_batch != before.n_batch:
-            self._kept.clear()
-        elif shares == before.shares:
-            return
-        scratch = self._kept.get(shares)
-        if scratch is None:
-            scratch = self._kept[shares] = _Scratch(self.layout, self.dtype, n_batch, shares)
-        scratch.found[:, 0] = self.finite  # of parameters taken over before
-        self._scratch = scratch
-        self._block.update(**scratch.fields)
-        self._hold(scratch.batch)
-
-    def _run(self, program: Program, block: Block | None = None) -> None:
-        """Run tasks on all threads, one after the other."""
-        self._launch((block or self._block).steps(program))
-
-    def _launch(self, steps: IntArray) -> None:
-        scratch = self._scratch
-        threads.launch(run_steps, self._part, steps, scratch.progress, scratch.now, GIVE_WAY)
-
-    # ---------------------------------------------------------------------------- samples
-
-    def data_set(self, x: FloatArray, *, sparse: bool | None = None) -> Samples:
-        """Return samples to draw batches from, with marks if that pays (or as `sparse` says)."""
-        n = len(x)
-        self._make_scratch(1, numba.get_num_threads())
-        self.settle()
-        if sparse is None and not self.finite:
-            sparse = False
-        if sparse is not False:
-            shares = self._scratch.shares
-            samples = _room_for_marks(n, self.sizes[0], 1, shares, self.dtype)
-            stride = n // (LOOKS + n // 256)
-            if self._take_over(x, samples, stride, sparse, *self._no_targets):
-                start = np.empty((n, shares + 1), np.int64)
-                self._hold(samples._replace(start=start))
-                self._run(_COUNT)
-                counts = start[:, -1]
-                start += (np.cumsum(counts) - counts)[:, None]
-                value = np.empty((1, int(start[-1, -1])), self.dtype)
-                samples = samples._replace(start=start, value=value)
-                self._hold(samples)
-                self._run(_LIST)
-                return samples
-        return self._rows(x)
+        """Have calls read these parameters, canonical arrays in the order of `parameter_shapes`."""
+        self._params = list(params.values())
 
     def release(self) -> None:
-        """Let go of what was given: an idle engine keeps nobody's arrays alive."""
-        self._block.forget(*_CALLERS)
-        self._W1, self._is_new = self._no_weights, False
-        if self._held is not self._scratch.batch:
-            self._block.forget(*Samples._fields)
-            self._held = None
+        """Let go of the parameters: an idle engine keeps nobody's arrays alive."""
+        self._params = []
 
-    def _hold(self, samples: Samples) -> None:
-        """Have the tasks read these samples."""
-        if samples is not self._held:
-            self._block.update(**samples._asdict())
-            self._held = samples
+    def workspace(self, n: int, dtype: np.dtype[Any], effort: Effort) -> Workspace:
+        """Return a workspace for a batch of this size and dtype, kept for the next one alike."""
+        work = self.n_parameters * self.dtype.itemsize * (n + effort.overhead)
+        key = n, threads.chunks(work, effort.enough), dtype
+        space = self._spaces.get(key)
+        if space is None:
+            if n not in (kept[0] for kept in self._spaces):
+                self._spaces.clear()
+            space = self._spaces[key] = Workspace(self, *key)
+        return space
 
-    def _take_over(
-        self,
-        x: FloatArray,
-        samples: Samples,
-        stride: int,
-        sparse: bool | None,
-        labels: IntArray,
-        soft: FloatArray,
-        result: FloatArray,
-        program: Program = _TAKE_OVER,
-    ) -> bool:
-        """Mark samples, and take over new parameters; return whether marks pay.
+    def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> tuple[float, Workspace]:
+        """Run the forward pass over samples as one batch; return the loss, and all the rest."""
+        space = self._pointed(x, labels, soft, PASS)
+        self._run(space, is_sparse(x), "forward")
+        return self._loss(space), space
 
-        Judged, and dealt out, by every stride-th of the samples, unless `sparse` says that they do
-        or do not. The tasks of the program, and later ones, find the targets and the result.
-        """
-        stride = max(stride, 1)
-        entries = -(-len(x) // stride) * x.shape[1]
-        most = -1 if sparse is False else entries if sparse else int(SPARSE_BELOW * entries)
-        block, scratch = self._block, self._scratch
-        W1 = self._W1 if self._is_new else self._no_weights
-        self._hold(samples)
-        block.update(stride=stride, most=most)
-        pays, self._mean = threads.launch(
-            iteration.begin, self._part, block.steps(program), scratch.progress, scratch.now,
-            GIVE_WAY, block.address, self._places, x, W1, labels, soft, result, scratch.found,
-            scratch.sample_loss, most,
-        )  # fmt: skip
-        block.forget(*_CALLERS)  # whose places it has changed
-        self._is_new = False
-        return sparse is True or bool(pays)
-
-    def _rows(self, x: FloatArray) -> Samples:
-        """Return samples as padded rows."""
-        n, n_inputs = x.shape
-        dense = aligned((1, n, iteration.padded_width(n_inputs, x.itemsize)), x.dtype)
-        dense[0, :, :n_inputs] = x
-        dense[0, :, n_inputs] = 1
-        bounds, own = self._scratch.batch.bounds, self._scratch.batch.own
-        return Samples(_NO_MARKS, bounds, own, _NO_PLACES, self._nothing, dense)
-
-    def _begin(
-        self,
-        x: FloatArray,
-        labels: IntArray,
-        soft: FloatArray,
-        sparse: bool | None,
-        aim: _Pass,
-        result: FloatArray | None = None,
-    ) -> None:
-        """Take over a batch, and new parameters; then do what is the aim.
-
-        There must be scratch for it. Marks leave out the products of zeros. Where a weight is NaN
-        or infinite such a product is NaN, so then rows are taken unless marks are asked for; they
-        are for a central difference.
-        """
-        given = labels, soft, self._no_weights if result is None else result
-        self._block.update(batches=self._scratch.order)
-        marked = False
-        # To mark samples and then take them as rows costs a twentieth of a call. So after dense
-        # samples there is a look first, which calls on sparse ones do without.
-        if sparse or (sparse is None and (self._was_marked or may_be_sparse(x))):
-            program = aim.of_marked if sparse else aim.if_marks_pay
-            stride = len(x) // LOOKS
-            batch = self._scratch.batch
-            marked = self._take_over(x, batch, stride, sparse, *given, program)
-        self._was_marked = marked
-        if not marked:
-            self._take_over(self._no_samples, self._rows(x), 1, False, *given, aim.of_rows)
-
-    # ------------------------------------------------------------------------------- runs
-
-    def run(
-        self,
-        samples: Samples,
-        batches: IntArray,
-        labels: IntArray,
-        soft: FloatArray,
-        *,
-        rule: int,
-        first: FloatArray | None = None,
-        second: FloatArray | None = None,
-        rates: FloatArray,
-        a: float = 0.0,
-        b: float = 0.0,
-        losses: FloatArray | None = None,
-        done: IntArray | None = None,
-    ) -> FloatArray:
-        """Run a training iteration for every row of `batches`; return the losses."""
-        count, n_batch = batches.shape
-        self.settle()
-        self._make_scratch(n_batch, len(samples.bounds))
-        losses = np.empty(count) if losses is None else losses
-        self._hold(samples)
-        block = self._block
-        block.update(
-            labels=labels, soft=soft, batches=batches, rule=rule, rates=rates,
-            a=float(a), b=float(b), losses=losses, done=self._done if done is None else done,
-            first=self._nowhere if first is None else first,
-            second=self._nowhere if second is None else second,
-        )  # fmt: skip
-        products, passes, updates = block.steps(_TRAIN)
-        steps = np.empty((2 * count + 1, products.size), products.dtype)
-        steps[0], steps[1::2], steps[2::2] = products, passes, updates
-        told = steps[:, -TOLD:]
-        told[:, iteration.BATCH] = np.arange(len(steps)) // 2
-        told[-1, iteration.IS_PRODUCT] = False  # there is no batch after the last
-        self._launch(steps)
-        return losses
-
-    def forward(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
-    ) -> float:
-        """Run the forward pass over samples as one batch; return the loss."""
-        self._share_out(len(x), PASS)
-        self._begin(x, labels, soft, sparse, _FORWARD)
-        return self._mean + self._penalty()
-
-    def _penalty(self) -> float:
-        """Return what weight decay adds to the loss, by the parameters taken over last."""
-        if not self.decay:
-            return 0.0
-        where = self.layout
-        penalty: float = iteration.penalty(where.sizes, where.weights_at, self.weights, self.decay)
-        return penalty
-
-    def backpropagate(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, *, sparse: bool | None = None
-    ) -> tuple[float, FloatArray]:
+    def gradient(self, x: Any, labels: IntArray, soft: FloatArray) -> tuple[float, FloatArray]:
         """Return the loss over samples as one batch, and its gradient as `split` takes it.
 
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
-        gradient = np.empty(self.n_parameters, self.dtype)
-        self._share_out(len(x), PASS)
-        self._block.update(rule=iteration.GRADIENT_ONLY, losses=self._loss, done=self._done)
-        self._begin(x, labels, soft, sparse, _GRADIENT, gradient)
-        loss = float(self._loss[0])
+        space = self._pointed(x, labels, soft, PASS)
+        result = np.empty(self.n_parameters, self.dtype)
+        views = list(self.split(result).values())
+        for layer, dW, db in zip(space.layers, views[::2], views[1::2], strict=True):
+            layer.set(dW=dW, db=db)
+        self._run(space, is_sparse(x), "gradient")
+        loss = self._loss(space)
+        self._add_decay(views)
         if math.isnan(loss):
-            gradient.fill(np.nan)
-        return loss, gradient
-
-    @property
-    def values(self) -> FloatArray:
-        """Every layer's values of the last batch, padded, shape (layers, batch size, widest)."""
-        return self._scratch.values
-
-    @property
-    def errors(self) -> FloatArray:
-        """What the last pass left of the derivatives by them; the last layer's, see the tasks."""
-        return self._scratch.errors
-
-    @property
-    def logits(self) -> FloatArray:
-        """The last layer's values of the last batch, shape (batch size, C)."""
-        result: FloatArray = self.values[-1, : self._scratch.n_batch, : self.sizes[-1]]
-        return result
-
-    @property
-    def probabilities(self) -> FloatArray:
-        """The class probabilities after `forward`, shape (batch size, C)."""
-        result: FloatArray = self.errors[-1, : self._scratch.n_batch, : self.sizes[-1]]
-        return result
+            result.fill(np.nan)
+        return loss, result
 
     def central_difference(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float
+        self, x: Any, labels: IntArray, soft: FloatArray, h: float
     ) -> tuple[float, FloatArray]:
         """Return the loss over samples as one batch, and its central difference, for `split`.
 
-        Evaluates the loss at both nudged points of every parameter, see
-        `fastgrad.kernels.central_difference`. A loss that is not finite makes every entry NaN, as
-        it would if the losses themselves were subtracted.
+        Evaluates the loss at both perturbed points of every parameter, see
+        `fastgrad.kernels.central_difference`. A loss or a parameter that is not finite makes every
+        entry NaN, as it would if the losses themselves were subtracted.
         """
-        self._share_out(len(x), NUDGES if self._has_fast_nudges else GENERAL)
         result = np.empty(self.n_parameters, self.dtype)
-        loss, done = self._nudge_little(x, labels, soft, h, result)
-        if not done:
-            loss = self._nudge_generally(x, labels, soft, h, result)
-        if self.decay:
-            self.settle()
-            loss += self._penalty()
-            # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image:
-            # their difference, divided by 2h, is decay * w.
-            for name, array in self.split(result).items():
-                if name.startswith("W"):
-                    at = self.layout.weights_at[int(name[1:]) - 1]
-                    W = self.weights[0, at : at + array.shape[0], : array.shape[1]]
-                    array += self.dtype.type(self.decay) * W
+        views = list(self.split(result).values())
+        loss, in_range = math.nan, False
+        if len(self.sizes) == 3:
+            loss, in_range = self._in_series(x, labels, soft, h, views)
+        if not in_range:
+            loss = self._in_general(x, labels, soft, h, result)
+        # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image: their
+        # difference, divided by 2h, is decay * w.
+        self._add_decay(views)
         if not math.isfinite(loss):
             result.fill(np.nan)
         return loss, result
 
-    @property
-    def _has_fast_nudges(self) -> bool:
-        """Whether `central_difference.accumulate` serves this network: it has two layers."""
-        return len(self.sizes) == 3
-
-    def _nudge_little(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
+    def _in_series(
+        self, x: Any, labels: IntArray, soft: FloatArray, h: float, views: list[FloatArray]
     ) -> tuple[float, bool]:
-        """Compute the central difference if the network and the moves allow; return whether."""
-        if not self._has_fast_nudges:
-            return math.nan, False
-        scratch, nudges = self._scratch, self._nudges(labels, soft, h)
-        block = nudges.block
-        finite, little, loss = threads.launch(
-            central_difference.nudge, self._part, block.steps(_NUDGE_LITTLE), scratch.progress,
-            scratch.now, GIVE_WAY, block.address, nudges.places, x, self._W1, labels, result,
-            nudges.found, scratch.sample_loss,
-        )  # fmt: skip
-        block.forget(*_NUDGERS)  # whose places it has changed
-        return (loss, little) if finite else (math.nan, True)
+        """Compute it for two layers; return the loss, and whether h was in series range."""
+        space = self._pointed(x, labels, soft, SERIES)
+        args, steps = space.series
+        _, b1, W2, b2 = self._params
+        dW1, db1, dW2, db2 = views
+        limit = central_difference.LOGIT_MOVE_LIMIT
+        args.set(x=x, labels=labels, soft=soft, b1=b1, W2=W2, b2=b2, h=h, logit_limit=limit)
+        args.set(dW1=dW1, db1=db1, dW2=dW2, db2=db2)
+        space.launch(steps)
+        finite, in_range = space.state[:, :2].all(axis=0).tolist()
+        return (self._loss(space), in_range) if finite and space.is_finite else (math.nan, True)
 
-    def _nudge_generally(
-        self, x: FloatArray, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
+    def _in_general(
+        self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
     ) -> float:
-        """Compute it for any number of layers and moves of any size; return the loss."""
-        self._begin(x, labels, soft, True, _FORWARD)
-        loss = self._mean if self.finite else math.nan
+        """Compute it for any number of layers, and h of any size; return the loss."""
+        space = self._pointed(x, labels, soft, GENERAL)
+        self._run(space, False, "forward")
+        parameters = np.concatenate([array.reshape(-1) for array in self._params])
+        loss = self._loss(space) if np.isfinite(parameters).all() else math.nan
         if math.isfinite(loss):
-            gradient = aligned(self.layout.weights_shape, self.dtype)
-            block = self._nudges(labels, soft, h).block
-            block.update(x=x, labels=labels, gradient=gradient)
-            self._run(_NUDGE_GENERALLY, block)
-            block.forget(*_NUDGERS)
-            self.unpack(gradient, self.split(result))
+            result.fill(0)
+            args, steps = space.general
+            args.set(x=x, labels=labels, soft=soft, parameters=parameters, h=h, result=result)
+            space.launch(steps)
         return loss
 
-    def _nudges(self, labels: IntArray, soft: FloatArray, h: float) -> _NudgeTasks:
-        """Return the tasks of a central difference.
+    def _pointed(self, x: Any, labels: IntArray, soft: FloatArray, effort: Effort) -> Workspace:
+        """Return a workspace whose kernels read the parameters, and these samples and targets."""
+        space = self.workspace(len(x), x.dtype, effort)
+        space.point(self._params, x, labels, soft)
+        return space
 
-        Their state lacks the arrays in `_NUDGERS`.
-        """
-        nudges, n = self._scratch.nudges, self._scratch.n_batch
-        key = (labels.size, h, central_difference.LOGIT_MOVE_LIMIT)
-        if nudges and labels.size and key == nudges.key:
-            return nudges
-        items = _label_items(n, self.dtype) if labels.size else _soft_items(soft)
-        changing: dict[str, Any] = dict(zip(_ITEMS, items, strict=True), h=h, logit_limit=key[-1])
-        if nudges:
-            nudges.block.update(**changing)
-        else:
-            nudges = self._scratch.nudges = self._make_nudges(changing)
-        nudges.key = key
-        return nudges
+    def _run(self, space: Workspace, sparse: bool, aim: str) -> None:
+        """Run one of the programs ``forward`` and ``gradient``."""
+        if sparse:
+            space.launch(getattr(space, f"{aim}_sparse"))
+            if space.is_finite:
+                return
+        # Otherwise a product that was left out may have been infinity times zero.
+        space.launch(getattr(space, f"{aim}_dense"))
 
-    def _make_nudges(self, changing: dict[str, Any]) -> _NudgeTasks:
-        """Allocate their state for batches of a size."""
-        scratch, network = self._scratch, self._network
-        where, shares, n = self.layout, scratch.shares, scratch.n_batch
-        classes, fast = self.sizes[-1], self._has_fast_nudges
-        width = int(where.widths[1])
-        rows = (shares, self.sizes[0] + 1 if fast else 0)
-        value = np.empty((1, n * (self.sizes[0] + 1)), self.dtype)
-        found = _rows_apart(shares, 1)
-        block = Block(
-            central_difference.Nudges(
-                sizes=network["sizes"],
-                widths=network["widths"],
-                weights_at=network["weights_at"],
-                activation=network["activation"],
-                delta=network["delta"],
-                weights=network["weights"],
-                values=scratch.values,
-                errors=scratch.errors,
-                x=self._no_samples,
-                W1=self._no_weights,
-                others=self._others,
-                second=aligned((shares, classes, width), self.dtype),
-                start=np.empty(n, np.int64),
-                stop=np.empty(n, np.int64),
-                position=np.empty(value.shape, np.uint32),
-                value=value,
-                labels=_NO_LABELS,
-                sample_loss=scratch.sample_loss,
-                found=found,
-                bits=value.view(f"u{self.dtype.itemsize}"),
-                which=np.zeros((shares, central_difference.LISTS * rows[1]), np.uint64),
-                table=np.zeros((shares, central_difference.HASH_SLOTS + 1, 2), np.uint64),
-                distinct=np.zeros(rows, self.dtype),
-                up=np.zeros(rows, self.dtype),
-                down=np.zeros(rows, self.dtype),
-                coefficients=aligned((shares, central_difference.COEFFICIENTS, width), self.dtype),
-                marks=np.empty((n, _words(self.sizes[0])), np.uint64),
-                touched=_rows_apart(shares, _words(self.sizes[0] + 1), np.uint64),
-                jobs=_rows_apart(n, 1),
-                unit_moves=aligned((shares, 2, width), self.dtype),
-                changes=aligned((*rows, width), self.dtype),
-                sums=aligned((*rows, width), self.dtype),
-                columns=aligned((shares, classes, width), self.dtype),
-                moves=aligned((shares, len(self.sizes), where.weights_shape[2]), self.dtype),
-                gradient=self._nowhere,
-                result=self._no_weights,
-                **changing,
-            )
-        )
-        return _NudgeTasks(block, tuple(map(block.place_of, _NUDGERS)), found)
+    def _loss(self, space: Workspace) -> float:
+        """Return the mean of the samples' losses, and the penalty for large weights."""
+        loss: float = sum(space.sums[:, 0].tolist()) / len(space.order)
+        if self.decay:
+            loss += 0.5 * self.decay * sum(float(np.vdot(W, W)) for W in self._params[::2])
+        return loss
+
+    def _add_decay(self, views: list[FloatArray]) -> None:
+        """Add the derivative of the penalty to a gradient by all parameters."""
+        if self.decay:
+            for dW, W in zip(views[::2], self._params[::2], strict=True):
+                dW += self.dtype.type(self.decay) * W

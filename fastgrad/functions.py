@@ -20,8 +20,7 @@ from fastgrad.arrays import (
     real_number,
     scores_and_targets,
 )
-from fastgrad.kernels import activations, affine
-from fastgrad.kernels import softmax_cross_entropy as losses
+from fastgrad.kernels import activations, affine, losses
 
 __all__ = [
     "affine_backward",
@@ -327,7 +326,7 @@ def cross_entropy_error(y: Any, t: Any) -> Any:
     0.510825457099
     """
     y, labels, soft = scores_and_targets(y, "y", t)
-    return y.dtype.type(losses.cross_entropy(y, labels, soft, DELTA))
+    return y.dtype.type(losses.cross_entropy(y, y, labels, soft, DELTA))
 
 
 def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
@@ -363,12 +362,12 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     if b.shape != (n_outputs,):
         raise ValueError(f"`b` must have shape ({n_outputs},). Got {b.shape}.")
     out = np.empty((rows.shape[0], n_outputs), x.dtype)
-    shares = threads.shares(out.size * W.shape[0], affine.PARALLEL_WORK)
-    body = affine.forward_body(x.dtype.char)
-    if shares == 1:
+    chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
+    body = affine.forward_pointer(x.dtype.char)
+    if chunks == 1:
         affine.affine_forward(body, rows, W, b, out)
     else:
-        threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, shares)
+        threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, chunks)
     return out if x.ndim > 1 else out[0]
 
 
@@ -417,12 +416,12 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
         raise ValueError(f"`dout` must have shape {expected}. Got {dout.shape}.")
     dout = dout.reshape(rows.shape[0], n_outputs)
     dx, dW, db = np.empty_like(rows), np.empty_like(W), np.empty(n_outputs, W.dtype)
-    shares = threads.shares(dout.size * W.shape[0], affine.PARALLEL_WORK)
-    body = affine.backward_body(x.dtype.char)
-    if shares == 1:
+    chunks = threads.chunks(dout.size * W.shape[0], affine.PARALLEL_WORK)
+    body = affine.backward_pointer(x.dtype.char)
+    if chunks == 1:
         affine.affine_backward(body, dout, rows, W, dx, dW, db)
     else:
-        threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, shares)
+        threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, chunks)
     return dx.reshape(x.shape), dW, db
 
 
@@ -510,7 +509,7 @@ def softmax_cross_entropy_backward(y: Any, t: Any, delta: float = DELTA) -> Floa
     if delta is not DELTA:
         delta = real_number(delta, "delta", minimum=0, dtype=rows.dtype)
     da = np.empty(rows.shape, rows.dtype)
-    losses.softmax_cross_entropy_backward(rows, labels, soft, delta, 1.0, da)
+    losses.logit_gradients(rows, labels, soft, delta, 1 / len(rows), da, 0, len(rows))
     return da if rows is y else da.reshape(np.shape(y))
 
 
@@ -518,23 +517,23 @@ def _activation(which: int, x: Any) -> Any:
     """Map an activation function of the kernels over an array of any shape."""
     array = real_array(x, "x")
     out = np.empty(array.shape, array.dtype)
-    shares = threads.shares(array.size, _PARALLEL_VALUES)
-    if shares == 1:
+    chunks = threads.chunks(array.size, _PARALLEL_VALUES)
+    if chunks == 1:
         activations.activate(which, array.reshape(-1), out.reshape(-1))
     else:
         threads.launch(
-            activations.activate_parallel, which, array.reshape(-1), out.reshape(-1), shares
+            activations.activate_parallel, which, array.reshape(-1), out.reshape(-1), chunks
         )
     return _scalar_or_array(out)
 
 
 def _softmax_into(a: FloatArray, y: FloatArray) -> None:
     """Compute the softmax of the rows of a 2-D array with at least one column."""
-    shares = threads.shares(a.size, _PARALLEL_VALUES)
-    if shares == 1:
+    chunks = threads.chunks(a.size, _PARALLEL_VALUES)
+    if chunks == 1:
         losses.softmax_rows(a, y, 0, a.shape[0])
     else:
-        threads.launch(losses.softmax_parallel, a, y, shares)
+        threads.launch(losses.softmax_parallel, a, y, chunks)
 
 
 def _softmax_cross_entropy(
@@ -543,11 +542,7 @@ def _softmax_cross_entropy(
     """Compute loss and probabilities of checked arguments."""
     y = np.empty(a.shape, a.dtype)
     _softmax_into(a, y)
-    if delta > 0:
-        loss = losses.cross_entropy(y, labels, soft, delta)
-    else:
-        loss = losses.log_softmax_loss(a, y, labels, soft)
-    return a.dtype.type(loss), y
+    return a.dtype.type(losses.cross_entropy(a, y, labels, soft, delta)), y
 
 
 def _flattened(x: FloatArray, W: FloatArray) -> FloatArray:

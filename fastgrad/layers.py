@@ -19,8 +19,7 @@ from fastgrad.arrays import (
     require_shape,
     scores_and_targets,
 )
-from fastgrad.kernels import activations, normalization
-from fastgrad.kernels import softmax_cross_entropy as losses
+from fastgrad.kernels import activations, losses, normalization
 
 __all__ = [
     "AddLayer",
@@ -481,7 +480,7 @@ class SoftmaxWithLoss:
         dout = real_number(dout, "dout")
         y, labels, soft = self._checked
         da = np.empty(y.shape, y.dtype)
-        losses.softmax_cross_entropy_backward(y, labels, soft, functions.DELTA, dout, da)
+        losses.logit_gradients(y, labels, soft, functions.DELTA, dout / len(y), da, 0, len(y))
         return da if self.y is y else da.reshape(self.y.shape)
 
 

@@ -158,9 +158,9 @@ class Network:
         labels, soft = np.empty(0, np.int64), np.empty((0, self._sizes[-1]), self._dtype)
         with self.engine() as engine:
             for block in _blocks(len(xs)):
-                engine.forward(xs[block], labels, soft)
+                _, space = engine.forward(xs[block], labels, soft)
                 probabilities = self._predicts_probabilities
-                result[block] = engine.probabilities if probabilities else engine.logits
+                result[block] = space.probabilities if probabilities else space.logits
         return result[0] if single else result
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
@@ -186,7 +186,7 @@ class Network:
         total = 0.0
         with self.engine() as engine:
             for block in _blocks(len(xs)):
-                part = engine.forward(xs[block], labels[block], soft[block])
+                part, _ = engine.forward(xs[block], labels[block], soft[block])
                 total += part * len(xs[block])
         return total / len(xs)
 
@@ -236,7 +236,7 @@ class Network:
         """
         xs, labels, soft = self.checked_batch(x, t)
         engine = self._lend()
-        found = self._mean_over_blocks(engine, engine.backpropagate, xs, labels, soft)
+        found = self._mean_over_blocks(engine, engine.gradient, xs, labels, soft)
         self._take_back(engine)
         return found
 
@@ -352,22 +352,22 @@ class Network:
         marks = {name: np.zeros(shape, bool) for name, shape in self._shapes.items()}
         with self.engine() as engine:
             for n in range(len(xs)):
-                engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
+                _, space = engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
                 # How far each unit's input may move before it, or a unit that it feeds, has a kink.
                 room = [np.empty(0)] * len(self._sizes)
                 for layer in reversed(hidden):
                     size = self._sizes[layer]
-                    room[layer] = np.abs(engine.errors[layer, 0, :size])
+                    room[layer] = np.abs(space.inputs[layer - 1, 0, :size])
                     reach = np.eye(size)
                     for above in range(layer + 1, len(self._sizes) - 1):
                         reach = reach @ np.abs(params[f"W{above}"])
-                        inputs = np.abs(engine.errors[above, 0, : self._sizes[above]])
+                        inputs = np.abs(space.inputs[above - 1, 0, : self._sizes[above]])
                         with np.errstate(divide="ignore", invalid="ignore"):
                             limits = np.where(reach > 0, inputs / reach, np.inf)
                         room[layer] = np.fmin(room[layer], limits.min(axis=1))
                 for layer in hidden:
-                    below = engine.values[layer - 1, 0, : self._sizes[layer - 1]]
-                    moves = h * np.abs(xs[n] if layer == 1 else below)[:, None]
+                    below = xs[n] if layer == 1 else space.values[layer - 2, 0, : self._sizes[layer - 1]]
+                    moves = h * np.abs(below)[:, None]
                     marks[f"W{layer}"] |= (moves >= room[layer]) & (moves > 0)
                     marks[f"b{layer}"] |= h >= room[layer]
         return marks

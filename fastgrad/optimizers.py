@@ -21,7 +21,7 @@ __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
 #: Parameters that are worth a second thread, where a step neither divides nor takes a root.
 _PARALLEL_SIZE = 100_000
 #: Rules whose steps do; they take four times as long.
-_SLOW_RULES = (updates.ADAGRAD, updates.RMSPROP, updates.ADAM)
+_SLOW_RULES = (updates.adagrad, updates.rmsprop, updates.adam)
 
 _FLOAT32, _FLOAT64 = FLOAT_DTYPES
 _NO_MEMORY = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
@@ -41,7 +41,7 @@ class _Step(NamedTuple):
 class Optimizer:
     """What the optimizers share: the checks, the memory of earlier steps, the compiled pass."""
 
-    _rule: ClassVar[int]
+    _rule: ClassVar[Any]
     #: Attributes that remember earlier steps: a dict like params each, None before the first step.
     _memory: ClassVar[tuple[str, ...]] = ()
 
@@ -146,7 +146,7 @@ def _parameter_array(value: Any, key: Any) -> FloatArray:
     return value
 
 
-def _apply(rule: int, step: _Step, lr: float, a: float, b: float) -> None:
+def _apply(rule: Any, step: _Step, lr: float, a: float, b: float) -> None:
     """Update one parameter in place."""
     _, _, array, order, grad, memory = step
     in_place = array.flags.carray
@@ -166,12 +166,13 @@ def _apply(rule: int, step: _Step, lr: float, a: float, b: float) -> None:
     if len(memory) < 2:
         memory = memory + _NO_MEMORY[array.dtype][len(memory) :]
     work = 4 * array.size if rule in _SLOW_RULES else array.size
-    shares = 1 if work < _PARALLEL_SIZE else threads.shares(work, _PARALLEL_SIZE)
-    if shares == 1:
-        updates.update(rule, parameter, gradient, *memory, lr, a, b)
+    chunks = 1 if work < _PARALLEL_SIZE else threads.chunks(work, _PARALLEL_SIZE)
+    if chunks == 1:
+        rule(parameter, gradient, *memory, lr, a, b)
     else:
+        pointer = updates.pointer(rule, array.dtype)
         threads.launch(
-            updates.update_parallel, rule, parameter, gradient, *memory, lr, a, b, shares
+            updates.update_parallel, pointer, parameter, gradient, *memory, lr, a, b, chunks
         )
     if not in_place:
         array[...] = parameter.reshape(array.shape, order=order)
@@ -208,7 +209,7 @@ class SGD(Optimizer):
     array([0.5, 2.5])
     """
 
-    _rule = updates.SGD
+    _rule = staticmethod(updates.sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
         self.lr = real_number(lr, "lr")
@@ -249,7 +250,7 @@ class Momentum(Optimizer):
     -0.45
     """
 
-    _rule = updates.MOMENTUM
+    _rule = staticmethod(updates.momentum)
     _memory = ("v",)
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
@@ -296,7 +297,7 @@ class Nesterov(Momentum):
     0.05
     """
 
-    _rule = updates.NESTEROV
+    _rule = staticmethod(updates.nesterov)
 
 
 class AdaGrad(Optimizer):
@@ -327,7 +328,7 @@ class AdaGrad(Optimizer):
     0.5
     """
 
-    _rule = updates.ADAGRAD
+    _rule = staticmethod(updates.adagrad)
     _memory = ("h",)
 
     def __init__(self, lr: float = 0.01) -> None:
@@ -368,7 +369,7 @@ class RMSprop(Optimizer):
     0.5
     """
 
-    _rule = updates.RMSPROP
+    _rule = staticmethod(updates.rmsprop)
     _memory = ("h",)
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
@@ -417,7 +418,7 @@ class Adam(Optimizer):
     0.5
     """
 
-    _rule = updates.ADAM
+    _rule = staticmethod(updates.adam)
     _memory = ("m", "v")
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:

@@ -24,7 +24,7 @@ _TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(sys.platf
 _workqueue_lock = threading.RLock()
 
 
-def _give_way() -> int:
+def _yield_core() -> int:
     """Return the address of the system's function that offers the core to other threads."""
     if sys.platform == "win32":
         function = ctypes.WinDLL("kernel32").SwitchToThread
@@ -34,7 +34,7 @@ def _give_way() -> int:
 
 
 #: Called, by its address, by compiled code that waits for another thread.
-GIVE_WAY = _give_way()
+YIELD = _yield_core()
 
 _layer: str | None = None
 _forked_after_launch = False
@@ -109,7 +109,7 @@ def launch(kernel: Any, *args: Any) -> Any:
     return kernel(*args)
 
 
-def shares(work: float, enough: float) -> int:
+def chunks(work: float, enough: float) -> int:
     """Return the number of threads that an amount of work should be dealt out to.
 
     Parameters

@@ -590,7 +590,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
             np.ascontiguousarray(xs.T), *activities,
         )  # fmt: skip
-        chunks = threads.shares(flat.size, 1)
+        chunks = threads.chunks(flat.size, 1)
         scratch = np.zeros((chunks, 3, max(width, 2), len(xs)))
         grads = np.empty_like(flat)
         threads.launch(central_difference_layers.central_difference, net, h, chunks, scratch, grads)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from numba import prange
 
 from fastgrad.kernels.compile import kernel, parallel_kernel
@@ -22,19 +23,24 @@ SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
 
 
 @kernel
-def sigmoid(x: Any) -> Any:
-    """Return 1 / (1 + exp(-x)) of a scalar."""
+def sigmoid_and_slope(x: Any) -> Any:
+    """Return 1 / (1 + exp(-x)) of a scalar, and its derivative."""
     one = like(1.0, x)
     e = exp(-abs(x))
-    return (one if x >= like(0.0, x) else e) / (one + e)
+    part = one / (one + e)
+    return (part if x >= like(0.0, x) else e * part), e * part * part
+
+
+@kernel
+def sigmoid(x: Any) -> Any:
+    """Return 1 / (1 + exp(-x)) of a scalar."""
+    return sigmoid_and_slope(x)[0]
 
 
 @kernel
 def sigmoid_grad(x: Any) -> Any:
     """Return the derivative of `sigmoid`."""
-    one = like(1.0, x)
-    e = exp(-abs(x))
-    return e / ((one + e) * (one + e))
+    return sigmoid_and_slope(x)[1]
 
 
 @kernel
@@ -77,12 +83,36 @@ def activate(which: int, x: Any, out: Any) -> None:
 
 
 @parallel_kernel
-def activate_parallel(which: int, x: Any, out: Any, shares: int) -> None:
-    """Map an activation function as `activate` does, on `shares` threads."""
-    for share in prange(shares):
-        first = share * x.size // shares
-        last = (share + 1) * x.size // shares
+def activate_parallel(which: int, x: Any, out: Any, chunks: int) -> None:
+    """Map an activation function as `activate` does, on `chunks` threads."""
+    for chunk in prange(chunks):
+        first = chunk * x.size // chunks
+        last = (chunk + 1) * x.size // chunks
         activate(which, x[first:last], out[first:last])
+
+
+@kernel
+def activate_rows(which: int, x: Any, values: Any, slopes: Any, first: int, last: int) -> None:
+    """Compute an activation function and its derivative for rows first .. last - 1.
+
+    Parameters
+    ----------
+    which : int
+        ``SIGMOID`` or ``RELU``.
+    x : ndarray, 2-D
+        C-contiguous, as the others are: one loop goes over all rows.
+    values, slopes : ndarray of x's dtype and shape
+        Out.
+    first, last : int
+    """
+    inner, outer, slope = x.reshape(-1), values.reshape(-1), slopes.reshape(-1)
+    begin, end = np.uint64(first * x.shape[1]), np.uint64(last * x.shape[1])
+    if which == SIGMOID:
+        for i in range(begin, end):
+            outer[i], slope[i] = sigmoid_and_slope(inner[i])
+    else:
+        for i in range(begin, end):
+            outer[i], slope[i] = relu(inner[i]), relu_grad(inner[i])
 
 
 @kernel

@@ -1,38 +1,36 @@
-"""The compile policy: every kernel of the package is compiled by one of five decorators.
+"""The compile policy: every kernel of the package is compiled by one of these decorators.
 
 `kernel`
-    A serial loop or a helper that others inline.
-`inlined_kernel`
-    A part of a larger kernel, pasted into it before anything is compiled: it costs no compilation
-    of its own, and shares what LLVM knows about the larger one's arrays.
+    A serial loop, or a formula that others call.
 `parallel_kernel`
     A driver that spreads work over threads with ``prange``.
-`task_kernel`
-    One thread's share of a large piece of work, which `fastgrad.kernels.tasks` runs on all threads.
-    Its arrays do not overlap, and LLVM is told so: else it has to check before each loop.
+`step_kernel`
+    One step of a larger computation, which `fastgrad.kernels.runtime` runs on all threads and
+    calls through a function pointer.
 `exact_kernel`
-    A helper whose rounding errors are part of the algorithm (argument reduction, two-term
+    A formula whose rounding errors are part of the algorithm (argument reduction, two-term
     constants): the compiler may fuse a multiply and an add, but never reorder.
-
-A bridge to a user's function is made at run time by `c_callable`, and what Numba has no word for is
-written as LLVM instructions and turned into a function by `emitted`.
 
 All share ``error_model="numpy"`` (a division checks nothing, so it vectorises), ``nogil`` (Python
 threads run side by side) and an on-disk cache that is never fatal and never stale.
+
+This file is also the one place for names of Numba that its documentation does not promise. Each has
+a fallback: without those of the cache kernels are compiled anew in every process, and without those
+of function pointers the steps run as plain Python functions, slowly and with the same results.
 """
 
 from __future__ import annotations
 
 import functools
 import hashlib
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numba
-from numba.core.caching import FunctionCache, IndexDataCacheFile
-from numba.extending import intrinsic
+from numba.extending import intrinsic, is_jitted
 
 #: Fast-math flags of all but `exact_kernel`. Without ``nnan`` and ``ninf``: a NaN must reach the
 #: caller.
@@ -41,15 +39,40 @@ FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 #: Fast-math flags of `exact_kernel`.
 EXACT_FASTMATH = frozenset({"contract"})
 
+#: What the package uses of Numba beyond its documented interface, as "module:attribute", by what is
+#: lost without it.
+PRIVATE_NAMES = {
+    "cache": (
+        "numba.core.caching:FunctionCache",
+        "numba.core.caching:IndexDataCacheFile",
+    ),
+    "pointers": (
+        "numba.core:cgutils",
+        "numba.core.typing.templates:AttributeTemplate",
+        "numba.core.codegen:CodeLibrary",
+        "numba.core.callconv:CPUCallConv",
+    ),
+}
+
+
+def _find(kind: str) -> list[Any] | None:
+    """Return the private names of a kind, or None if one is missing."""
+    try:
+        pairs = [name.split(":") for name in PRIVATE_NAMES[kind]]
+        return [getattr(importlib.import_module(module), name) for module, name in pairs]
+    except (ImportError, AttributeError):
+        return None
+
+
+_CACHE, _POINTERS = _find("cache"), _find("pointers")
+
+#: Whether steps are compiled and called through function pointers, or are plain Python functions.
+COMPILED = _POINTERS is not None and not numba.config.DISABLE_JIT
+
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a serial kernel."""
     return _compile(function, parallel=False, fastmath=FASTMATH)
-
-
-def inlined_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a serial kernel as a part of every kernel that calls it."""
-    return _compile(function, parallel=False, fastmath=FASTMATH, inline="always")
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
@@ -57,25 +80,13 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
     return _compile(function, parallel=True, fastmath=FASTMATH)
 
 
-def task_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a task's body, a serial kernel of (share, state), for `fastgrad.kernels.tasks`."""
-    # It is called by its address. An entry from Python, with a copy of the body, costs another
-    # tenth of the time to compile.
-    compiled = _compile(function, parallel=False, fastmath=FASTMATH, no_cpython_wrapper=True)
-    if isinstance(compiled, numba.core.dispatcher.Dispatcher):
-        compiled._compile_for_args = _refuse_call  # what Numba does there is jump to address 0
-        # Numba sets this flag itself on what stands inside a ``prange``, and offers no option.
-        compiled._compiler._customize_flags = _without_aliases
-    return compiled
-
-
-def _refuse_call(*args: Any, **kwargs: Any) -> Any:
-    raise TypeError("A task cannot be called from Python: see fastgrad.kernels.tasks.run_steps.")
-
-
-def _without_aliases(flags: Any) -> Any:
-    flags.noalias = True
-    return flags
+def step_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a step, a serial kernel of ``(args, chunk, chunks, number)``."""
+    if not COMPILED:
+        return function
+    # It is called by its address only. An entry from Python, with a copy of the body, would cost
+    # another tenth of the time to compile.
+    return _compile(function, parallel=False, fastmath=FASTMATH, no_cpython_wrapper=True)
 
 
 def exact_kernel(function: Callable[..., Any]) -> Any:
@@ -90,12 +101,24 @@ def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def emitted(plain: Callable[..., Any], emit: Callable[..., Any]) -> Any:
-    """Return an intrinsic, or the same in plain Python where Numba is switched off.
+    """Return an intrinsic written as LLVM instructions, or its plain twin where nothing is compiled.
 
     Kernels call the intrinsic itself. With ``numba.extending.overload`` between them it would come
     in a function of its own, which takes a tenth of a second more to compile.
     """
-    return plain if numba.config.DISABLE_JIT else intrinsic(emit)
+    return intrinsic(emit) if COMPILED else plain
+
+
+def address(function: Any, signature: tuple[Any, ...]) -> Any:
+    """Return where a kernel's code for these argument types lies, compiling it if need be.
+
+    Without compilation that is the kernel itself.
+    """
+    if not is_jitted(function):
+        return function
+    function.compile(signature)
+    overload = function.overloads[signature]
+    return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
 
 
 def _compile(
@@ -114,7 +137,7 @@ def _compile(
         nogil=True,
         no_cfunc_wrapper=True,  # nobody calls through it
     )
-    if isinstance(compiled, numba.core.dispatcher.Dispatcher):  # a function under NUMBA_DISABLE_JIT
+    if is_jitted(compiled) and _CACHE is not None:  # a plain function under NUMBA_DISABLE_JIT
         _attach_cache(compiled)
     return compiled
 
@@ -123,12 +146,15 @@ def _attach_cache(dispatcher: Any) -> None:
     """Give a kernel its on-disk cache, or none where no folder can be written."""
     try:
         dispatcher._cache = _KernelCache(dispatcher.py_func)
-    except (RuntimeError, OSError):
+    except (RuntimeError, OSError, AttributeError):
         # Numba found no writable folder (read-only install, no home): compile in memory.
         return
 
 
-class _KernelCache(FunctionCache):
+_FunctionCache, _IndexDataCacheFile = _CACHE or (object, None)
+
+
+class _KernelCache(_FunctionCache):  # type: ignore[misc, valid-type]
     """Numba's function cache, with the two faults mended that matter to a package.
 
     Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in
@@ -138,7 +164,7 @@ class _KernelCache(FunctionCache):
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
         super().__init__(py_func)
-        self._cache_file = IndexDataCacheFile(
+        self._cache_file = _IndexDataCacheFile(
             cache_path=self._cache_path,
             filename_base=self._impl.filename_base,
             source_stamp=sources_stamp(),

@@ -24,11 +24,14 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import address, kernel, parallel_kernel
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
-from fastgrad.kernels.tasks import address, call_with
-from fastgrad.kernels.vectors import VECTOR_BYTES, WIDE_ROWS, WIDE_VECTORS, wide_tiles
+from fastgrad.kernels.runtime import call_pointer, chunk_range
+from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tiles
+
+#: Vectors of a row of the right factor that are multiplied at a time.
+PANEL_VECTORS = 3
 
 
 @kernel
@@ -38,28 +41,23 @@ def output_size(size: int, window: int, stride: int, pad: int) -> int:
 
 
 @kernel
-def part(size: int, index: int, count: int) -> Any:
-    """Return where part `index` of `count` of `size` things begins and ends."""
-    return index * size // count, (index + 1) * size // count
-
-
-@kernel
 def multiply(a: Any, b: Any, out: Any) -> None:
     """Compute ``out = a[:, :K] @ b`` with the K rows of b.
 
     Rows of b and of out are whole tiles, see `padded_size`.
     """
-    width = WIDE_VECTORS * (VECTOR_BYTES // b.itemsize)
+    width = PANEL_VECTORS * (VECTOR_BYTES // b.itemsize)
+    out[:] = 0
     for column in range(0, b.shape[1], width):  # what stays in L1 while rows pass by
         panel, target = b[:, column : column + width], out[:, column : column + width]
-        for row in range(0, a.shape[0], WIDE_ROWS):
-            wide_tiles(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
+        for row in range(0, a.shape[0], TILE_ROWS):
+            add_tiles(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
 
 
 @kernel
 def padded_size(size: int, itemsize: int) -> int:
     """Return the number of entries, at least `size`, of a row of whole tiles."""
-    width = WIDE_VECTORS * (VECTOR_BYTES // itemsize)
+    width = PANEL_VECTORS * (VECTOR_BYTES // itemsize)
     return (size + width - 1) // width * width
 
 
@@ -124,8 +122,8 @@ def forward_part(
 ) -> None:  # fmt: skip
     """Compute `convolution_forward` for a part of the samples and of the filters."""
     n_samples, channels, height, width = x.shape
-    begin, end = part(n_samples, index // parts[1], parts[0])
-    first, last = part(W.shape[0], index % parts[1], parts[1])
+    begin, end = chunk_range(n_samples, index // parts[1], parts[0])
+    first, last = chunk_range(W.shape[0], index % parts[1], parts[1])
     _, _, filter_h, filter_w = W.shape
     out_h = output_size(height, filter_h, stride, pad)
     out_w = output_size(width, filter_w, stride, pad)
@@ -192,10 +190,10 @@ def convolution_forward(
         Into how many parts the samples and the filters are divided, each for a thread.
     """
     if parts[0] * parts[1] == 1:  # nobody to wake
-        call_with(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, 0))
+        call_pointer(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, 0))
     else:
         for index in prange(parts[0] * parts[1]):
-            call_with(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index))
+            call_pointer(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index))
 
 
 @functools.cache
@@ -267,8 +265,8 @@ def backward_part(
     """Compute `convolution_backward` for a part of the samples and of the filters."""
     n_samples, channels, height, width = x.shape
     sample_part, filter_part = index // parts[1], index % parts[1]
-    begin, end = part(n_samples, sample_part, parts[0])
-    first, last = part(W.shape[0], filter_part, parts[1])
+    begin, end = chunk_range(n_samples, sample_part, parts[0])
+    first, last = chunk_range(W.shape[0], filter_part, parts[1])
     n_filters = last - first
     _, _, filter_h, filter_w = W.shape
     out_h = output_size(height, filter_h, stride, pad)
@@ -341,10 +339,10 @@ def convolution_backward(
         Into how many parts the samples and the filters are divided, each for a thread.
     """
     if parts[0] * parts[1] == 1:
-        call_with(body, (dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, 0))
+        call_pointer(body, (dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, 0))
     else:
         for index in prange(parts[0] * parts[1]):
-            call_with(
+            call_pointer(
                 body, (dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, index)
             )
 

@@ -1,0 +1,58 @@
+"""The gradient by the weights of a layer, row by row.
+
+Each thread owns rows of the weights, so that no two write the same entry. The arguments are those
+of a layer, see `fastgrad.kernels.forward`, and these:
+
+order : ndarray of int64, shape (N,)
+    0, 1, 2, ..
+turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
+    Scratch: marks by entry.
+errors : ndarray, shape (N, H or more)
+    The derivatives of the loss by ``out``.
+dW, db : ndarray, shapes (D, H) and (H,)
+    Out.
+"""
+
+# Arguments carry no annotations: they are Numba types for one reader, values for the other.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+from fastgrad.kernels.affine import sum_rows, weight_rows
+from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
+from fastgrad.kernels.compile import step_kernel
+from fastgrad.kernels.runtime import chunk_range
+from fastgrad.kernels.simd import add_marked_rows
+
+
+@step_kernel
+def weights_sparse(args, chunk, chunks, number):
+    """Compute a chunk of the gradient by the first layer's weights, for samples with zeros."""
+    x, bits, order, all_turned = args.x, args.bits, args.order, args.turned
+    errors, dW, db = args.errors, args.dW, args.db
+    turned, width = all_turned[chunk], db.size
+    begin, end = chunk_range(dW.shape[0], chunk, chunks)
+    for word in range(begin // WORD, (end + WORD - 1) // WORD):
+        first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
+        transpose_bits(bits, order, word, turned)
+        for i in range(first, last):
+            for j in range(width):
+                dW[i, j] = 0
+        # 64 samples at a time, whose errors L1 holds.
+        for group in range(turned.shape[0]):
+            for i in range(first, last):
+                marks = turned[group, i % WORD]
+                if marks != NO_BITS:
+                    add_marked_rows(marks, group * WORD, x, i, errors, width, dW, i)
+    if chunk == 0:
+        sum_rows(errors, db)
+
+
+@step_kernel
+def weights_dense(args, chunk, chunks, number):
+    """Compute a chunk of the gradient by a layer's weights, ``dW = x.T @ errors``."""
+    x, errors, dW, db = args.x, args.errors, args.dW, args.db
+    begin, end = chunk_range(dW.shape[0], chunk, chunks)
+    weight_rows(x, errors, db.size, dW, begin, end)
+    if chunk == chunks - 1:
+        sum_rows(errors, db)

@@ -1,0 +1,200 @@
+r"""Softmax, cross entropy and squared error, and the gradient of softmax with cross entropy.
+
+The public functions, the networks' passes and training all use these, on rows of a batch.
+
+With probabilities y, targets t and N samples the loss is
+:math:`-\frac1N \sum_n \sum_k t_{nk} \log(y_{nk} + \delta)`. Its derivative with respect to the
+scores follows from :math:`\partial y_m / \partial a_k = y_m ([m = k] - y_k)`:
+
+.. math:: \frac{\partial L}{\partial a_k} = \frac{y_k \sum_m t_m q_m - t_k q_k}{N},
+          \qquad q_k = \frac{y_k}{y_k + \delta},
+
+for targets of every kind. For :math:`\delta = 0` all q are 1, also where y is 0.
+
+Targets come as labels or as soft targets, the array that does not apply having no rows, as
+`fastgrad.arrays.targets` returns them.
+"""
+
+# Helpers take scalars of either dtype and Numba overloads carry no annotations.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from numba import prange
+
+from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.elementary import exp, like, relative_to
+
+
+@kernel
+def softmax_rows(a: Any, y: Any, first: int, last: int) -> None:
+    """Compute the softmax of rows first .. last - 1.
+
+    Parameters
+    ----------
+    a : ndarray, shape (N, C)
+        Scores.
+    y : ndarray of a's dtype, shape (N, C)
+        Out: probabilities.
+    first, last : int
+    """
+    n_classes = a.shape[1]
+    for n in range(first, last):
+        largest = a[n, 0]
+        for k in range(1, n_classes):
+            largest = max(largest, a[n, k])
+        for k in range(n_classes):
+            y[n, k] = a[n, k] - largest
+    # One loop over all classes of all rows: a row is too short for vector code.
+    flat = y[first:last].reshape(-1)
+    for i in range(flat.size):
+        flat[i] = exp(flat[i])
+    for n in range(first, last):
+        total = y[n, 0]
+        for k in range(1, n_classes):
+            total += y[n, k]
+        for k in range(n_classes):
+            y[n, k] /= total
+
+
+@parallel_kernel
+def softmax_parallel(a: Any, y: Any, chunks: int) -> None:
+    """Compute the softmax of every row, on `chunks` threads."""
+    for chunk in prange(chunks):
+        softmax_rows(a, y, chunk * a.shape[0] // chunks, (chunk + 1) * a.shape[0] // chunks)
+
+
+@kernel
+def cross_entropy_sum(
+    a: Any, y: Any, labels: Any, soft: Any, delta: float, first: int, last: int
+) -> float:
+    """Return the sum of -Σ t log(y + delta) over rows first .. last - 1.
+
+    Without delta it is computed from the scores, and finite where probabilities vanish.
+
+    Parameters
+    ----------
+    a : ndarray, shape (N, C)
+        Scores; looked at only where delta is 0.
+    y : ndarray of a's dtype, shape (N, C)
+        Probabilities, the softmax of ``a`` where delta is 0.
+    labels : ndarray of int64, shape (N,) or (0,)
+    soft : ndarray of y's dtype, shape (N, C) or (0, C)
+    delta : float
+    first, last : int
+
+    Returns
+    -------
+    float
+        Added up in float64; 0 without targets.
+    """
+    n_classes = y.shape[1]
+    total = 0.0
+    if delta == 0:
+        for n in range(first, last):
+            # log(softmax(a))_k = a_k - a_m + log(y_m) for every m; the largest y_m is at least 1/C.
+            m = 0
+            for k in range(1, n_classes):
+                if a[n, k] > a[n, m]:
+                    m = k
+            shift = np.log(y[n, m])
+            if labels.size > 0:
+                total += relative_to(-shift, a[n, labels[n]], a[n, m])
+            elif soft.shape[0] > 0:
+                for k in range(n_classes):
+                    if soft[n, k] != 0 or math.isnan(shift):
+                        total += soft[n, k] * relative_to(-shift, a[n, k], a[n, m])
+    elif labels.size > 0:
+        for n in range(first, last):
+            p = y[n, labels[n]]
+            total -= np.log(p + like(delta, p))
+    elif soft.shape[0] > 0:
+        for n in range(first, last):
+            for k in range(n_classes):
+                p = y[n, k]
+                # 0 log(p) is 0 for the p of a softmax. NaN and its like go on as in NumPy.
+                if soft[n, k] != 0 or not 0 <= p < math.inf:
+                    total -= soft[n, k] * np.log(p + like(delta, p))
+    return total
+
+
+@kernel
+def cross_entropy(a: Any, y: Any, labels: Any, soft: Any, delta: float) -> float:
+    """Return the mean of what `cross_entropy_sum` adds up."""
+    return cross_entropy_sum(a, y, labels, soft, delta, 0, y.shape[0]) / y.shape[0]
+
+
+@kernel
+def logit_gradients(
+    y: Any, labels: Any, soft: Any, delta: float, rate: float, da: Any, first: int, last: int
+) -> None:
+    """Compute the gradient of the loss with respect to the scores of rows first .. last - 1.
+
+    Nothing cancels, also for probabilities near 1: where 1 - p occurs it is the sum of the other
+    probabilities.
+
+    Parameters
+    ----------
+    y : ndarray, shape (N, C)
+        Probabilities.
+    labels, soft, delta
+        As in `cross_entropy_sum`.
+    rate : float
+        What every sample's gradient is multiplied by.
+    da : ndarray of y's dtype, shape (N, C)
+        Out.
+    first, last : int
+    """
+    n_classes = y.shape[1]
+    number = y.dtype.type
+    zero, one, scale, shift = number(0), number(1), number(rate), number(delta)
+    if labels.size > 0:
+        for n in range(first, last):
+            label = labels[n]
+            factor = scale
+            if delta != 0:
+                factor *= y[n, label] / (y[n, label] + shift)
+            others = zero
+            for k in range(n_classes):
+                others += zero if k == label else y[n, k]
+                da[n, k] = y[n, k] * factor
+            da[n, label] = -others * factor
+        return
+    # u = t p / (p + delta), in one loop over all cells, because rows are too short for vectors.
+    p, t, u = y[first:last].reshape(-1), soft[first:last].reshape(-1), da[first:last].reshape(-1)
+    if delta != 0:
+        for i in range(u.size):
+            u[i] = t[i] * (p[i] / (p[i] + shift))
+    else:
+        for i in range(u.size):
+            u[i] = t[i]
+    # p_k Σ_m u_m - u_k is p_k (sum of the other u) - u_k (sum of the other p). A sum without its
+    # largest term is that sum minus the term only for the smaller ones.
+    for n in range(first, last):
+        likely, heavy = 0, 0
+        for k in range(n_classes):
+            likely = k if y[n, k] > y[n, likely] else likely
+            heavy = k if abs(da[n, k]) > abs(da[n, heavy]) else heavy
+        other_p, other_u = zero, zero
+        for k in range(n_classes):
+            other_p += zero if k == likely else y[n, k]
+            other_u += zero if k == heavy else da[n, k]
+        largest_u = da[n, heavy]
+        for k in range(n_classes):
+            rest_p = other_p if k == likely else one - y[n, k]
+            rest_u = other_u if k == heavy else other_u - da[n, k] + largest_u
+            da[n, k] = (y[n, k] * rest_u - da[n, k] * rest_p) * scale
+
+
+@kernel
+def squared_error(y: Any, t: Any) -> Any:
+    """Return half the sum of the squared differences of two 1-D arrays."""
+    total = y.dtype.type(0.0)
+    for i in range(y.size):
+        difference = y[i] - t[i]
+        total += difference * difference
+    return total * y.dtype.type(0.5)

@@ -1,0 +1,463 @@
+"""Steps: large kernels that run on all threads, chunk by chunk, and meet at barriers.
+
+Numba compiles what stands inside a ``prange`` five times over: as a function of its own, in two
+wrappers, in the driver, and once more for the driver's machine code. For a training iteration that
+took 33 s. So a large body is a *step kernel* instead, a serial function of ``(args, chunk, chunks,
+number)`` that is compiled once, and the one ``prange`` that all of them have in common, in
+`run_steps`, calls it through a function pointer.
+
+A step is a few such kernels, which a thread runs one after the other for its chunk of the work.
+Between two steps stands a barrier: the next one begins when all chunks of the one before are
+finished. Threads spin there, which takes half a microsecond, where a launch takes 3 to 13. So a
+whole training run is one launch of thousands of steps.
+
+Nobody may rely on as many threads as there are chunks: one of them may come late, or never. So a
+chunk belongs to the thread that wins the compare-and-swap for it. Every thread begins with its own,
+and steals those of others that are not begun when it has waited for a while; a thread alone runs
+all of them. (``number`` counts how often a program is run in one launch.)
+
+``args`` is an `Arguments`: compiled code reads it as a pointer to packed arrays and numbers, with
+attributes. Without compilation it is a plain object.
+"""
+
+# A function and its Numba twin must have like signatures to the letter, annotations included, so
+# some carry none.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, attr-defined"
+
+from __future__ import annotations
+
+import functools
+import platform
+from collections.abc import Sequence
+from ctypes import addressof, c_char
+from types import SimpleNamespace
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from llvmlite import ir
+from numba import prange, types
+from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
+from numpy.typing import NDArray
+
+from fastgrad import threads
+from fastgrad.kernels.compile import COMPILED, address, emitted, kernel, parallel_kernel
+
+if COMPILED:
+    from numba.core import cgutils
+    from numba.core.typing.templates import AttributeTemplate
+
+#: Numbers in a row that one thread writes while others watch it: two cache lines, since processors
+#: fetch them in pairs.
+ROW = 16
+#: Columns of ``progress``: how many steps of a chunk are claimed, how many are finished, and
+#: whether a kernel raised an exception.
+CLAIMED, FINISHED, FAILED = 0, 8, 9
+#: Looks at the progress of others after which a thread steals a chunk that nobody has begun, 2 to 4
+#: microseconds; and between two offers of its core to other threads, 10 or so.
+STEAL_AFTER, YIELD_AFTER = 100, 500
+
+
+class Arguments:
+    """Named arrays and numbers in memory, which step kernels read as attributes.
+
+    The arrays given at first live as long as this object. Those that replace them are borrowed:
+    whoever calls keeps them alive while steps run.
+
+    Parameters
+    ----------
+    **values : ndarray, int or float
+        Arrays are C-contiguous.
+
+    Attributes
+    ----------
+    pointer : int
+        Where the memory lies, which lives as long as this object.
+    """
+
+    def __init__(self, **values: Any) -> None:
+        self.fields: dict[str, tuple[types.Type, int]] = {}
+        self._words: dict[str, tuple[Any, int]] = {}
+        words = 0
+        for name, value in values.items():
+            if isinstance(value, np.ndarray):
+                kind = types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
+                self._words[name] = value.dtype, words
+            else:
+                kind = types.float64 if isinstance(value, float) else types.int64
+                self._words[name] = type(value), words
+            self.fields[name] = kind, words
+            words += 1 + getattr(kind, "ndim", 0)
+        memory = np.zeros(words, np.int64)
+        self._first = values
+        self._integers, self._floats = memory.data, memory.view(np.float64).data
+        self.pointer: Any = memory.ctypes.data if COMPILED else SimpleNamespace()
+        self.set(**values)
+
+    def set(self, **values: Any) -> None:
+        """Replace values by others of the same types."""
+        if not COMPILED:
+            vars(self.pointer).update(values)
+            return
+        for name, value in values.items():
+            dtype, word = self._words[name]
+            if dtype is float:
+                self._floats[word] = value
+            elif dtype is int:
+                self._integers[word] = value
+            elif value.dtype is dtype and value.flags.carray:
+                # A third of the time that `value.ctypes.data` takes.
+                self._integers[word] = addressof(c_char.from_buffer(value)) if value.size else 0
+                for length in value.shape:
+                    word += 1
+                    self._integers[word] = length
+            else:
+                raise TypeError(f"`{name}` must be a plain array of {dtype}. Got {value.dtype}.")
+
+    def kernel_address(self, body: Any) -> Any:
+        """Return the address of a step kernel for these arguments, compiling it if need be."""
+        if not COMPILED:
+            return body
+        # A kernel's type holds only what it reads, so that one that does not read the samples is
+        # compiled once for samples of every dtype.
+        names = body.py_func.__code__.co_names
+        kind = ArgumentsType({name: self.fields[name] for name in names if name in self.fields})
+        return _addresses(body, kind)
+
+
+@functools.cache
+def _addresses(body: Any, kind: ArgumentsType) -> Any:
+    return address(body, (kind, types.int64, types.int64, types.int64))
+
+
+class Program(NamedTuple):
+    """Steps for `launch`, from `program`.
+
+    Attributes
+    ----------
+    kernels : ndarray, shape (kernels, 2)
+        The address of each kernel, and that of its arguments.
+    ends : ndarray of int64, shape (steps,)
+        Where the kernels of each step end.
+    """
+
+    kernels: NDArray[Any]
+    ends: NDArray[np.int64]
+
+
+def program(*steps: Sequence[tuple[Any, Arguments]]) -> Program:
+    """Return the program of some steps, each a sequence of kernels with their arguments."""
+    kernels = [(body, args) for step in steps for body, args in step]
+    table = np.zeros((len(kernels), 2), np.int64 if COMPILED else object)
+    for row, (body, args) in zip(table, kernels, strict=True):
+        row[:] = args.kernel_address(body), args.pointer
+    return Program(table, np.cumsum([len(step) for step in steps]))
+
+
+def progress_rows(chunks: int) -> NDArray[np.int64]:
+    """Return what `launch` counts in, a row for each chunk."""
+    return np.zeros((chunks, ROW), np.int64)
+
+
+def launch(
+    steps: Program, progress: NDArray[np.int64], first: int = 0, repeats: int = 1
+) -> None:
+    """Run the steps of a program one after the other, each for all chunks of its work.
+
+    Parameters
+    ----------
+    steps : Program
+    progress : ndarray
+        From `progress_rows`.
+    first, repeats : int
+        How often to run them all. Kernels are told a number, which is ``first`` at first and goes
+        up by 1 each time.
+
+    Raises
+    ------
+    RuntimeError
+        If a kernel raised an exception, which only the check of bounds can make it do.
+    """
+    if threads.launch(run_steps, _thread_address(), *steps, first, repeats, progress, threads.YIELD):
+        raise RuntimeError(
+            "a compiled kernel raised an exception; NUMBA_DISABLE_JIT=1 shows which one"
+        )
+
+
+@functools.cache
+def _thread_address() -> Any:
+    matrix, vector = (types.Array(types.int64, n, "C") for n in (2, 1))
+    number = types.int64
+    return address(run_thread, (number, matrix, vector, number, number, matrix, number))
+
+
+# What follows speaks to LLVM, because Numba has no word for it: attributes of what a pointer leads
+# to, calls through a pointer, and atomic operations on an array.
+
+if COMPILED:
+
+    class ArgumentsType(types.Type):
+        """The Numba type of a pointer to an `Arguments`, by the fields that a kernel reads."""
+
+        def __init__(self, fields: dict[str, tuple[types.Type, int]]) -> None:
+            self.fields = fields
+            described = ", ".join(f"{name}: {kind} @{at}" for name, (kind, at) in fields.items())
+            super().__init__(name=f"Arguments({described})")
+
+        @property
+        def mangling_args(self) -> tuple[str, tuple[Any, ...]]:
+            """A short name for symbols; the cache tells types apart by the long one."""
+            return "Arguments", (hash(self.name) & 0xFFFFFFFF,)
+
+    @register_model(ArgumentsType)
+    class _ArgumentsModel(models.PrimitiveModel):
+        def __init__(self, manager, type_):
+            super().__init__(manager, type_, ir.IntType(8).as_pointer())
+
+    @infer_getattr
+    class _ArgumentsAttributes(AttributeTemplate):
+        key = ArgumentsType
+
+        def generic_resolve(self, type_, name):
+            return type_.fields[name][0] if name in type_.fields else None
+
+    @lower_getattr_generic(ArgumentsType)
+    def _load_field(context, builder, type_, value, name):
+        kind, at = type_.fields[name]
+        integer = ir.IntType(64)
+        words = builder.bitcast(value, integer.as_pointer())
+
+        def load(word, element):
+            place = builder.gep(words, [ir.Constant(integer, word)])
+            loaded = builder.load(builder.bitcast(place, element.as_pointer()))
+            loaded.align = 8
+            loaded.set_metadata("invariant.load", builder.module.add_metadata([]))
+            return loaded
+
+        if not isinstance(kind, types.Array):
+            return load(at, context.get_value_type(kind))
+        # As Numba lays an array out, without an owner: nobody counts references to it.
+        array = context.make_array(kind)(context, builder)
+        size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        shape = [load(at + 1 + axis, integer) for axis in range(kind.ndim)]
+        strides = [ir.Constant(integer, size)]
+        for length in reversed(shape[1:]):
+            strides.insert(0, builder.mul(strides[0], length))
+        n_items = functools.reduce(builder.mul, shape)
+        array.meminfo = cgutils.get_null_value(array.meminfo.type)
+        array.parent = cgutils.get_null_value(array.parent.type)
+        array.nitems = n_items
+        array.itemsize = ir.Constant(integer, size)
+        array.data = load(at, array.data.type)
+        array.shape = cgutils.pack_array(builder, shape)
+        array.strides = cgutils.pack_array(builder, strides)
+        return array._getvalue()
+
+
+def _plain_call(function, arguments):
+    """Call a kernel by its address; return whether it raised an exception.
+
+    Parameters
+    ----------
+    function : int
+        From `fastgrad.kernels.compile.address`.
+    arguments : tuple
+        Integers of 64 bits, and arrays of the layout that the kernel was compiled for.
+    """
+    function(*arguments)
+    return False
+
+
+def _emit_call(typing_context, function, arguments):
+    given = arguments.types
+    taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
+
+    def generate(context, builder, signature, values):
+        pointer, packed = values
+        unpacked = cgutils.unpack_tuple(builder, packed)
+        convention = context.call_conv
+        function_type = convention.get_function_type(types.none, taken)
+        status, _ = convention.call_function(
+            builder,
+            builder.inttoptr(pointer, function_type.as_pointer()),
+            types.none,
+            taken,
+            [context.cast(builder, *three) for three in zip(unpacked, given, taken, strict=True)],
+        )
+        return status.is_error
+
+    return types.boolean(function, arguments), generate
+
+
+def _plain_load(counters, row, column):
+    """Return a counter, and have everything visible that was written before it was stored."""
+    return counters[row, column]
+
+
+def _plain_store(counters, row, column, value):
+    """Store a counter, after everything that was written before."""
+    counters[row, column] = value
+
+
+def _plain_compare_and_swap(counters, row, column, expected, value):
+    """Replace a counter if it is as expected; return whether it was."""
+    if counters[row, column] != expected:
+        return False
+    counters[row, column] = value
+    return True
+
+
+def _counter(context, builder, kinds, values):
+    """Return a pointer to an element of a 2-D array."""
+    array = context.make_array(kinds[0])(context, builder, values[0])
+    indices = [context.cast(builder, values[k], kinds[k], types.int64) for k in (1, 2)]
+    return cgutils.get_item_pointer(context, builder, kinds[0], array, indices)
+
+
+def _emit_load(typing_context, counters, row, column):
+    def generate(context, builder, signature, values):
+        return builder.load_atomic(
+            _counter(context, builder, signature.args, values), "acquire", 8
+        )
+
+    return types.int64(counters, row, column), generate
+
+
+def _emit_store(typing_context, counters, row, column, value):
+    def generate(context, builder, signature, values):
+        at = _counter(context, builder, signature.args, values)
+        builder.store_atomic(values[3], at, "release", 8)
+        return context.get_dummy_value()
+
+    return types.void(counters, row, column, types.int64), generate
+
+
+def _emit_compare_and_swap(typing_context, counters, row, column, expected, value):
+    def generate(context, builder, signature, values):
+        at = _counter(context, builder, signature.args, values)
+        result = builder.cmpxchg(at, values[3], values[4], "acq_rel", "monotonic")
+        return builder.extract_value(result, 1)
+
+    return types.boolean(counters, row, column, types.int64, types.int64), generate
+
+
+def _plain_pause():
+    """Wait for some 20 nanoseconds, and leave the core's resources to its other thread."""
+
+
+def _emit_pause(typing_context):
+    def generate(context, builder, signature, values):
+        machine = platform.machine().lower()
+        if machine in ("x86_64", "amd64"):
+            nothing = ir.FunctionType(ir.VoidType(), [])
+            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), nothing), [])
+        elif machine in ("aarch64", "arm64"):
+            hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+            call = builder.module.declare_intrinsic("llvm.aarch64.hint", (), hint)
+            builder.call(call, [ir.Constant(ir.IntType(32), 1)])  # "yield"
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+def _plain_call_system(function):
+    """Call a function of the operating system by its address, without arguments."""
+
+
+def _emit_call_system(typing_context, function):
+    def generate(context, builder, signature, values):
+        kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        builder.call(builder.inttoptr(values[0], kind), [])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), generate
+
+
+def _plain_as_arguments(pointer):
+    """Return the address of an `Arguments` as a pointer, which is what step kernels take."""
+    return pointer
+
+
+def _emit_as_arguments(typing_context, pointer):
+    def generate(context, builder, signature, values):
+        return builder.inttoptr(values[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+call_pointer = emitted(_plain_call, _emit_call)
+load = emitted(_plain_load, _emit_load)
+store = emitted(_plain_store, _emit_store)
+compare_and_swap = emitted(_plain_compare_and_swap, _emit_compare_and_swap)
+pause = emitted(_plain_pause, _emit_pause)
+call_system = emitted(_plain_call_system, _emit_call_system)
+as_arguments = emitted(_plain_as_arguments, _emit_as_arguments)
+
+
+@kernel
+def chunk_range(size, chunk, chunks):
+    """Return where a chunk of `size` things begins and ends."""
+    return size * chunk // chunks, size * (chunk + 1) // chunks
+
+
+@kernel
+def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
+    """Run one thread's part of all steps: its own chunk of each, and those that nobody begins."""
+    chunks = progress.shape[0]
+    for count in range(repeats * ends.size):
+        number, step = first + count // ends.size, count % ends.size
+        for k in range(chunks):
+            chunk = (thread + k) % chunks
+            looks = STEAL_AFTER if k == 0 else 0
+            while load(progress, chunk, FINISHED) <= count:
+                # A look comes first: a swap takes the cache line from its owner even in vain.
+                if (
+                    looks >= STEAL_AFTER
+                    and load(progress, chunk, CLAIMED) == count
+                    and compare_and_swap(progress, chunk, CLAIMED, count, count + 1)
+                ):
+                    for row in range(ends[step - 1] if step > 0 else 0, ends[step]):
+                        args = as_arguments(kernels[row, 1])
+                        if call_pointer(kernels[row, 0], (args, chunk, chunks, number)):
+                            progress[chunk, FAILED] = 1
+                    store(progress, chunk, FINISHED, count + 1)
+                looks += 1
+                if looks % YIELD_AFTER == 0:
+                    call_system(yield_core)
+                pause()
+
+
+@parallel_kernel
+def run_steps(thread_address, kernels, ends, first, repeats, progress, yield_core):
+    """Run the steps of a program on all threads; return how many chunks saw an exception.
+
+    Parameters
+    ----------
+    thread_address : int
+        Of `run_thread`. Numba would compile three more copies of what it finds here.
+    kernels, ends
+        See `Program`.
+    first, repeats : int
+        See `launch`.
+    progress : ndarray of int64, shape (chunks, ROW)
+        How far each chunk is. Cleared first.
+    yield_core : int
+        The address of a function that offers the core to other threads,
+        `fastgrad.threads.YIELD`.
+    """
+    chunks = progress.shape[0]
+    for chunk in range(chunks):
+        progress[chunk, CLAIMED] = 0
+        progress[chunk, FINISHED] = 0
+        progress[chunk, FAILED] = 0
+    if chunks == 1:  # nobody to wake, and nothing of the threading layer
+        call_pointer(thread_address, (0, kernels, ends, first, repeats, progress, yield_core))
+    else:
+        for thread in prange(chunks):
+            call_pointer(
+                thread_address, (thread, kernels, ends, first, repeats, progress, yield_core)
+            )
+    failed = 0
+    for chunk in range(chunks):
+        failed += progress[chunk, FAILED]
+    return failed

@@ -1,0 +1,565 @@
+"""Micro-kernels in LLVM vector instructions: masked AXPY, masked GEMV and a register tile; and bits.
+
+The loop vectoriser keeps a row of accumulators in memory: it loads and stores it once a pass, and
+each pass waits for the one before. Written as LLVM instructions, accumulators stay in registers for
+the whole loop: products with the non-zero pixels take 0.6 to 0.8 of the time, dense products half.
+
+A row that does not fill its last vector has it *overlap* the one before: that vector begins earlier,
+and both compute the same numbers there. So no row needs padding, and nothing is read or written
+outside of it, without masks, which are slow to store. Rows narrower than a vector are computed
+number by number.
+
+Every function has a twin in plain Python, which says what it computes, and which runs where kernels
+are not compiled.
+"""
+
+# What kernels call carries no annotations: its arguments are Numba types for one reader, values for
+# the other.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, attr-defined"
+
+from __future__ import annotations
+
+import inspect
+
+import llvmlite.binding
+import numpy as np
+from llvmlite import ir
+from numba import types
+
+from fastgrad.kernels.compile import COMPILED, emitted
+
+if COMPILED:
+    from numba.core import cgutils
+
+_WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+#: Bytes of a vector register.
+VECTOR_BYTES = 64 if _WIDE else 32
+#: Rows of a register tile.
+TILE_ROWS = 4
+#: Bytes of a cache line.
+LINE_BYTES = 64
+#: Vectors of a row whose accumulators are held at the same time: the largest number that still
+#: fits, again and again. Every pass goes over the marked entries anew. 13 vectors hold the 50 hidden
+#: units of chapter 4 in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
+_ROW_VECTORS = (13, 7, 4, 2, 1)
+#: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
+#: step. Two, or one, where three do not divide the row.
+_TILE_VECTORS = 3
+_INTEGER = ir.IntType(64)
+_ZERO = ir.Constant(_INTEGER, 0)
+
+
+# ---------------------------------------------------------------------------- what is computed
+
+
+def _plain_nonzero_bits(x, n, first):
+    """Return 64 bits, of which bit i says whether x[n, first + i] differs from zero.
+
+    Parameters
+    ----------
+    x : ndarray, 2-D
+        With at least 64 columns from ``first`` on.
+    n, first : int
+
+    Returns
+    -------
+    uint64
+    """
+    return np.uint64(sum(1 << i for i in range(64) if x[n, first + i] != 0))
+
+
+def _plain_lowest_bit(bits):
+    """Return the place of the lowest bit that is set, by the instruction ctz.
+
+    Parameters
+    ----------
+    bits : uint64
+        Not 0.
+
+    Returns
+    -------
+    int
+    """
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+def _plain_count_bits(bits):
+    """Return how many bits are set, by the instruction popcount.
+
+    Parameters
+    ----------
+    bits : uint64
+
+    Returns
+    -------
+    int
+    """
+    return int(bits).bit_count()
+
+
+def _plain_prefetch(array, row, begin, end):
+    """Fetch entries begin .. end - 1 of a row from memory, for use a little later.
+
+    Parameters
+    ----------
+    array : ndarray, 2-D
+    row, begin, end : int
+    """
+
+
+def _plain_add_marked_rows(bits, begin, factors, column, rows, width, out, o):
+    """Masked AXPY: out[o] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
+
+    Parameters
+    ----------
+    bits : uint64
+    begin : int
+    factors : ndarray, 2-D
+        Of any real dtype and layout.
+    column : int
+    rows, out : ndarray, 2-D
+        C-contiguous.
+    width : int
+        How many columns of ``rows`` and ``out`` to compute.
+    o : int
+    """
+    for n in _places(bits, begin):
+        out[o, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
+
+
+def _plain_multiply_packed(
+    marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+):
+    """Masked GEMV: out[v, m] = x @ rows over the marked entries of a sample x, packed in memory.
+
+    Parameters
+    ----------
+    marks, own : ndarray of uint64, 2-D
+        Entry i counts if it is marked in marks[n] and in own[q]: bit i % 64 of number i // 64.
+    n, q : int
+    begin, end : int
+        Which numbers of marks[n] and own[q] to look at.
+    values : ndarray, 1-D
+        The entries that count are values[at], values[at + 1], ..
+    at : int
+    rows : ndarray, 2-D
+    width : int
+        How many columns of ``rows`` and ``out`` to compute.
+    out : ndarray, 3-D
+    v, m : int
+    copy : ndarray, 2-D
+        Out: entry i that counts is written to copy[c, shift + i].
+    c, shift : int
+    """
+    places = [i for k in range(begin, end) for i in _places(marks[n, k] & own[q, k], 64 * k)]
+    numbers = values[at : at + len(places)]
+    copy[c, [shift + i for i in places]] = numbers
+    out[v, m, :width] = numbers @ rows[places, :width]
+
+
+def _places(bits, begin):
+    return [begin + i for i in range(64) if int(bits) >> i & 1]
+
+
+def _plain_add_tiles(a, first, last, b, begin, end, width, out):
+    """Register tiles: add a[r, begin:end] @ b[begin:end] to out[r] for four rows r.
+
+    Parameters
+    ----------
+    a : ndarray, 2-D
+        Of any real dtype and layout.
+    first, last : int
+        The rows r are `TILE_ROWS` ones from ``first`` on, as far as they are below ``last``.
+    b, out : ndarray, 2-D
+        Contiguous along rows.
+    begin, end : int
+        The terms of the sums.
+    width : int
+        How many columns of ``b`` and ``out`` to compute.
+    """
+    rows = slice(first, min(first + TILE_ROWS, last))
+    out[rows, :width] += a[rows, begin:end].astype(out.dtype) @ b[begin:end, :width]
+
+
+# -------------------------------------------------------------------------- how it is computed
+
+
+def _emit_nonzero_bits(emit):
+    place, _ = emit.address("x", "n", "first")
+    kind = emit.kinds["x"].dtype
+    number = emit.context.get_data_type(kind)
+    entries = emit.load(place, ir.VectorType(number, 64), kind.bitwidth // 8)
+    if isinstance(kind, types.Integer):
+        differ = emit.builder.icmp_unsigned("!=", entries, ir.Constant(entries.type, [0] * 64))
+    else:
+        differ = emit.builder.fcmp_unordered("!=", entries, ir.Constant(entries.type, [0.0] * 64))
+    return emit.builder.bitcast(differ, _INTEGER)
+
+
+def _emit_lowest_bit(emit):
+    return emit.builder.cttz(emit.values["bits"], ir.Constant(ir.IntType(1), 1))
+
+
+def _emit_count_bits(emit):
+    return emit.builder.ctpop(emit.values["bits"])
+
+
+def _emit_prefetch(emit):
+    first, last = (emit.address("array", "row", name)[0] for name in ("begin", "end"))
+    number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        emit.builder.module,
+        ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+        "llvm.prefetch.p0",
+    )
+    hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
+
+    def fetch(place, _):
+        emit.builder.call(function, [emit.builder.inttoptr(place, pointer), *hints])
+        return []
+
+    emit.loop(first, last, LINE_BYTES, [], fetch)
+
+
+def _emit_add_marked_rows(emit):
+    factors, gap = emit.address("factors", "begin", "column")
+    source, stride = emit.address("rows", "begin")
+    target, _ = emit.address("out", "o")
+
+    def factor(_, place, count):
+        return emit.number_at(emit.add(factors, emit.builder.mul(place, gap[0])), "factors")
+
+    def line(place):
+        return emit.add(source, emit.builder.mul(place, stride[0]))
+
+    loop = emit.over_bits(emit.values["bits"])
+    emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=True)
+
+
+def _emit_multiply_packed(emit):
+    words, _ = emit.address("marks", "n")
+    owned, _ = emit.address("own", "q")
+    numbers, _ = emit.address("values", "at")
+    scattered, _ = emit.address("copy", "c", "shift")
+    source, stride = emit.address("rows")
+    target, _ = emit.address("out", "v", "m")
+
+    def word(step):
+        offset = emit.times(step, 8)
+        pair = [emit.load(emit.add(place, offset), _INTEGER, 8) for place in (words, owned)]
+        return emit.builder.and_(*pair)
+
+    def factor(_, place, count):
+        number = emit.number_at(emit.add(numbers, emit.times(count, emit.size)), "values")
+        emit.store(number, emit.add(scattered, emit.times(place, emit.size)))
+        return number
+
+    def line(place):
+        return emit.add(source, emit.builder.mul(place, stride[0]))
+
+    loop = emit.over_words(emit.whole("begin"), emit.whole("end"), word)
+    emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=False)
+
+
+def _emit_add_tiles(emit):
+    builder = emit.builder
+    bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
+    numbers = [emit.add(emit.whole("first"), ir.Constant(_INTEGER, r)) for r in range(TILE_ROWS)]
+    # Rows below the last are that row once more.
+    numbers = [
+        builder.select(builder.icmp_signed("<", number, bottom), number, bottom)
+        for number in numbers
+    ]
+    places, strides = zip(*[emit.address("a", number) for number in numbers], strict=True)
+    targets = [emit.address("out", number)[0] for number in numbers]
+    source, stride = emit.address("b")
+    step_bytes = strides[0][1]
+    if emit.kinds["a"].layout == "C":
+        step_bytes = ir.Constant(_INTEGER, emit.kinds["a"].dtype.bitwidth // 8)
+
+    def factor(row, step, _):
+        return emit.number_at(emit.add(places[row], builder.mul(step, step_bytes)), "a")
+
+    def line(step):
+        return emit.add(source, builder.mul(step, stride[0]))
+
+    loop = emit.counted(emit.whole("begin"), emit.whole("end"))
+    emit.passes(_TILE_VECTORS, loop, factor, line, targets, adding=True)
+
+
+class _Emitter:
+    """Writes the LLVM instructions of one call of a micro-kernel.
+
+    Addresses and lengths are integers of 64 bits, in bytes.
+    """
+
+    def __init__(self, context, builder, kinds, values):
+        self.context, self.builder = context, builder
+        self.kinds, self.values = kinds, values
+        if "out" in kinds:
+            self.number = context.get_data_type(kinds["out"].dtype)
+            self.size = kinds["out"].dtype.bitwidth // 8
+
+    def add(self, a, b):
+        return self.builder.add(a, b)
+
+    def times(self, a, constant):
+        return self.builder.mul(a, ir.Constant(_INTEGER, constant))
+
+    def whole(self, name):
+        """Return an integer argument as 64 bits."""
+        return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
+
+    def address(self, name, *indices):
+        """Return the address of an array's element, and the array's strides.
+
+        An index is the name of an argument, or an integer of 64 bits.
+        """
+        array = self.context.make_array(self.kinds[name])(
+            self.context, self.builder, self.values[name]
+        )
+        strides = cgutils.unpack_tuple(self.builder, array.strides)
+        place = self.builder.ptrtoint(array.data, _INTEGER)
+        for index, stride in zip(indices, strides, strict=False):
+            number = self.whole(index) if isinstance(index, str) else index
+            place = self.add(place, self.builder.mul(number, stride))
+        return place, strides
+
+    def load(self, place, kind, align):
+        loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
+        loaded.align = align
+        return loaded
+
+    def store(self, number, place):
+        pointer = self.builder.inttoptr(place, number.type.as_pointer())
+        self.builder.store(number, pointer).align = self.size
+
+    def number_at(self, place, name):
+        """Load an element of an array as a number of the result's dtype."""
+        kind = self.kinds[name].dtype
+        loaded = self.load(place, self.context.get_data_type(kind), kind.bitwidth // 8)
+        return self.context.cast(self.builder, loaded, kind, self.kinds["out"].dtype)
+
+    # A loop, below, is a function of values that are carried from step to step, and of a body. The
+    # body gets the step, how many went before it, and the values, and returns the next values; the
+    # loop returns the last ones.
+
+    def counted(self, begin, end):
+        """Return a loop over begin .. end - 1; the steps count themselves."""
+
+        def loop(carried, body):
+            return self.loop(
+                begin, end, 1, carried, lambda step, carried: body(step, step, carried)
+            )
+
+        return loop
+
+    def over_bits(self, bits, begin=_ZERO, count=_ZERO):
+        """Return a loop over the places of the bits that are set, counted from ``begin`` on."""
+        builder, one = self.builder, ir.Constant(_INTEGER, 1)
+
+        def loop(carried, body):
+            def step(bits, carried):
+                place = self.add(begin, builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
+                count, *values = carried
+                return [self.add(count, one), *body(place, count, values)]
+
+            def following(bits):  # without its lowest bit
+                return builder.and_(bits, builder.sub(bits, one))
+
+            return self.loop(bits, _ZERO, following, [count, *carried], step)
+
+        return loop
+
+    def over_words(self, begin, end, word):
+        """Return a loop over the bits that are set in word(begin) .. word(end - 1), 64 each."""
+
+        def loop(carried, body):
+            def step(number, carried):
+                inner = self.over_bits(word(number), self.times(number, 64), carried[0])
+                return inner(carried[1:], body)
+
+            return self.loop(begin, end, 1, [_ZERO, *carried], step)[1:]
+
+        return loop
+
+    def loop(self, start, end, following, carried, body):
+        """Write a loop over start, following(start), .., up to ``end``, which it may pass.
+
+        ``following`` may be a number to add. Returns the last values carried.
+        """
+        builder = self.builder
+        entry = builder.block
+        head = builder.append_basic_block("loop.head")
+        inside = builder.append_basic_block("loop.body")
+        done = builder.append_basic_block("loop.done")
+        builder.branch(head)
+
+        builder.position_at_end(head)
+        step = builder.phi(_INTEGER)
+        values = [builder.phi(value.type) for value in carried]
+        if isinstance(following, int):
+            goes_on = builder.icmp_signed("<", step, end)
+        else:
+            goes_on = builder.icmp_unsigned("!=", step, end)
+        builder.cbranch(goes_on, inside, done)
+
+        builder.position_at_end(inside)
+        if isinstance(following, int):
+            after = self.add(step, ir.Constant(_INTEGER, following))
+        else:
+            after = following(step)
+        changed = [after, *body(step, values)]
+        builder.branch(head)
+        for phi, first, later in zip([step, *values], [start, *carried], changed, strict=True):
+            phi.add_incoming(first, entry)
+            phi.add_incoming(later, builder.block)
+
+        builder.position_at_end(done)
+        return values
+
+    def passes(self, counts, loop, factor, line, targets, *, adding):
+        """Write the passes over the columns, up to the argument ``width``.
+
+        Each sums factor(row, step, number) * line(step) over a loop's steps, for every target row.
+        ``line`` returns an address, as the targets are; a vector lies as far behind it as its
+        column does. ``counts`` says how many vectors passes take: `_ROW_VECTORS` or
+        `_TILE_VECTORS`.
+        """
+        builder = self.builder
+        lanes = VECTOR_BYTES // self.size
+        width = self.times(self.whole("width"), self.size)
+        vector = ir.VectorType(self.number, lanes)
+        last = builder.sub(width, ir.Constant(_INTEGER, VECTOR_BYTES))
+
+        def one_pass(count, column):
+            self.one_pass(count, column, vector, last, loop, factor, line, targets, adding)
+            return []
+
+        with builder.if_else(builder.icmp_signed(">=", last, _ZERO)) as (wide, narrow):
+            with wide:
+                begin = _ZERO
+                for count, end in self.pass_ends(counts, width):
+                    size = count * VECTOR_BYTES
+                    self.loop(begin, end, size, [], lambda at, _, count=count: one_pass(count, at))
+                    begin = end
+            with narrow:
+                self.loop(
+                    _ZERO,
+                    width,
+                    self.size,
+                    [],
+                    lambda at, _: self.one_pass(
+                        1, at, self.number, None, loop, factor, line, targets, adding
+                    )
+                    or [],
+                )
+
+    def pass_ends(self, counts, width):
+        """Return numbers of vectors, each with the column where the passes with so many end.
+
+        The smaller ones come first: so the last vector and the one that it overlaps are in the same
+        pass, and both add to the same numbers.
+        """
+        builder = self.builder
+        rest = builder.udiv(
+            self.add(width, ir.Constant(_INTEGER, VECTOR_BYTES - 1)),
+            ir.Constant(_INTEGER, VECTOR_BYTES),
+        )
+        found = []
+        if counts == _TILE_VECTORS:  # 1 = 1, 2 = 2, 3 = 3, 4 = 2 + 2, 5 = 2 + 3, 6 = 3 + 3
+            three = ir.Constant(_INTEGER, 3)
+            missing = builder.urem(self.times(rest, 2), three)
+            is_one = builder.icmp_signed("==", rest, ir.Constant(_INTEGER, 1))
+            twos = builder.select(is_one, _ZERO, self.times(missing, 2))
+            ones = builder.select(is_one, rest, _ZERO)
+            found = [(3, builder.sub(rest, self.add(ones, twos))), (2, twos), (1, ones)]
+        else:  # as many passes with the first number as fit, and so on
+            for count in counts:
+                whole = self.times(builder.udiv(rest, ir.Constant(_INTEGER, count)), count)
+                rest = builder.sub(rest, whole)
+                found.append((count, whole))
+        end, ends = _ZERO, []
+        for count, vectors in reversed(found):
+            end = self.add(end, self.times(vectors, VECTOR_BYTES))
+            ends.append((count, end))
+        return ends
+
+    def one_pass(self, count, column, kind, last, loop, factor, line, targets, adding):
+        """Write the loop over steps for ``count`` vectors of a kind from a column on.
+
+        The last of them begins at ``last`` at the latest, if that is given.
+        """
+        builder = self.builder
+        is_vector = last is not None
+        name = f"v{VECTOR_BYTES // self.size}f{8 * self.size}" if is_vector else f"f{8 * self.size}"
+        fused = cgutils.get_or_insert_function(
+            builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{name}"
+        )
+        size = VECTOR_BYTES if is_vector else self.size
+        offsets = [self.add(column, ir.Constant(_INTEGER, k * size)) for k in range(count)]
+        if is_vector:
+            beyond = builder.icmp_signed(">", offsets[-1], last)
+            offsets[-1] = builder.select(beyond, last, offsets[-1])
+        places = [self.add(target, offset) for target in targets for offset in offsets]
+        zero = ir.Constant(kind, [0.0] * (VECTOR_BYTES // self.size) if is_vector else 0.0)
+        before = [self.load(place, kind, self.size) if adding else zero for place in places]
+
+        def add_products(step, number, totals):
+            start = line(step)
+            terms = [self.load(self.add(start, offset), kind, self.size) for offset in offsets]
+            scales = [self.spread(factor(row, step, number), kind) for row in range(len(targets))]
+            pairs = [(scale, term) for scale in scales for term in terms]
+            return [
+                builder.call(fused, [*pair, total])
+                for pair, total in zip(pairs, totals, strict=True)
+            ]
+
+        results = loop(before, add_products)[-len(before) :]
+        for place, total in zip(places, results, strict=True):
+            self.store(total, place)
+
+    def spread(self, scalar, kind):
+        """Return a vector with the scalar in every lane, or the scalar where that is the kind."""
+        if not isinstance(kind, ir.VectorType):
+            return scalar
+        undefined = ir.Constant(kind, ir.Undefined)
+        first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
+        mask = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
+        return self.builder.shuffle_vector(first, undefined, mask)
+
+
+def _micro_kernel(plain, emit, result=None):
+    """Return a micro-kernel: an intrinsic with the parameters of its plain twin."""
+    names = list(inspect.signature(plain).parameters)
+
+    def typed(typing_context, *kinds):
+        def generate(context, builder, signature, arguments):
+            emitter = _Emitter(
+                context,
+                builder,
+                dict(zip(names, signature.args, strict=True)),
+                dict(zip(names, arguments, strict=True)),
+            )
+            value = emit(emitter)
+            return context.get_dummy_value() if result is None else value
+
+        return (result or types.void)(*kinds), generate
+
+    # Numba reads the parameters from the signature.
+    parameter = inspect.Parameter
+    typed.__signature__ = inspect.Signature(
+        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ["typing_context", *names]]
+    )
+    typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
+    typed.__doc__ = plain.__doc__
+    return emitted(plain, typed)
+
+
+nonzero_bits = _micro_kernel(_plain_nonzero_bits, _emit_nonzero_bits, types.uint64)
+lowest_bit = _micro_kernel(_plain_lowest_bit, _emit_lowest_bit, types.intp)
+count_bits = _micro_kernel(_plain_count_bits, _emit_count_bits, types.intp)
+prefetch = _micro_kernel(_plain_prefetch, _emit_prefetch)
+add_marked_rows = _micro_kernel(_plain_add_marked_rows, _emit_add_marked_rows)
+multiply_packed = _micro_kernel(_plain_multiply_packed, _emit_multiply_packed)
+add_tiles = _micro_kernel(_plain_add_tiles, _emit_add_tiles)

@@ -1,0 +1,232 @@
+"""The iteration of training, as two steps that take turns.
+
+By rows, each thread for the rows of the weights that it owns
+    The gradient of the last batch, the update, and, for samples with zeros, the products of the
+    same rows of W1 with the next batch. So a row of W1, which is nearly everything, stays in the
+    cache of one core for the whole training: before that, W1 crossed between the cores in every
+    iteration.
+By samples, each thread for its own
+    Forward and backward pass, of which most is `fastgrad.kernels.forward`.
+
+Kernels are told the number of the next batch: before batch 0 there is nothing to update, and after
+the last one nothing to multiply. A data set with zeros comes as CSR; of another one each batch is
+gathered.
+
+The arguments of the rows
+-------------------------
+bits, indptr, data
+    The data set as CSR, see `fastgrad.kernels.bitmask`.
+bounds : ndarray of int64, shape (chunks + 1,)
+    Chunk c owns the rows bounds[c] .. bounds[c + 1] - 1 of W1, which hold about equally many
+    non-zero entries: an image's border is empty.
+own : ndarray of uint64, shape (chunks, words)
+    The same as bits.
+batches : ndarray of int64, shape (iterations, N)
+    Which samples an iteration takes.
+W, b, dW, db, transposed
+    Parameters, in place; their gradient; the weights transposed. See `fastgrad.kernels.forward`.
+W_first, W_second, b_first, b_second : ndarray
+    Optimizer state, of the parameters' shapes, or empty.
+errors : ndarray, shape (N, P)
+    The derivatives of the loss by the first layer's inputs.
+partial : ndarray, shape (chunks, N, P)
+    Out: what each chunk's rows add to the first layer's inputs.
+copy : ndarray, shape (N, columns)
+    Scratch: the batch's entries where they are not zero. Those of chunk c are moved by
+    c `false_sharing_gap`, so that no two threads write to one cache line.
+block : ndarray, shape (chunks, 64, P)
+turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
+    Scratch: the gradient by 64 rows, and marks by entry.
+rule : int
+    The address of a rule of `fastgrad.kernels.updates`.
+rates : ndarray of float64, shape (iterations,)
+    The learning rate of each iteration.
+coefficients : ndarray of float64, shape (2,)
+    The rule's a and b.
+decay : float
+    Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
+squares : ndarray of float64, shape (2, chunks, cache lines)
+    Column of each layer: the sum of the squares of a chunk's weights; in turn, since one thread may
+    write while another still reads.
+"""
+
+# Arguments carry no annotations: they are Numba types for one reader, values for the other.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+from fastgrad.kernels.affine import sum_rows
+from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
+from fastgrad.kernels.compile import kernel, step_kernel
+from fastgrad.kernels.runtime import ROW, call_pointer, chunk_range
+from fastgrad.kernels.simd import add_marked_rows, multiply_packed, prefetch
+
+#: How many samples ahead of the one at work are fetched from memory.
+AHEAD = 2
+
+
+@kernel
+def update_rows(rule, W, dW, first, second, begin, end, rate, coefficients, decay):
+    """Update some rows of a matrix; return the sum of their squares if there is weight decay."""
+    w, g = W[begin:end].reshape(-1), dW.reshape(-1)
+    if decay != 0:
+        factor = w.dtype.type(decay)
+        for k in range(w.size):
+            g[k] += factor * w[k]
+    v1, v2 = first[begin:end].reshape(-1), second[begin:end].reshape(-1)
+    call_pointer(rule, (w, g, v1, v2, rate, coefficients[0], coefficients[1]))
+
+
+@kernel
+def sum_of_squares(W, begin, end):
+    """Return the sum of the squares of some rows, in double precision."""
+    total = 0.0
+    flat = W[begin:end].reshape(-1)
+    for k in range(flat.size):
+        w = float(flat[k])
+        total += w * w
+    return total
+
+
+@step_kernel
+def update_layer(args, chunk, chunks, number):
+    """Update a chunk of the rows of a layer, and the bias."""
+    W, b, dW, db, transposed = args.W, args.b, args.dW, args.db, args.transposed
+    rule, rates, coefficients, decay = args.rule, args.rates, args.coefficients, args.decay
+    W_first, W_second, b_first, b_second = args.W_first, args.W_second, args.b_first, args.b_second
+    squares, layer = args.squares, args.layer
+    begin, end = chunk_range(W.shape[0], chunk, chunks)
+    if number > 0:
+        rate = rates[number - 1]
+        update_rows(
+            rule, W, dW[begin:end], W_first, W_second, begin, end, rate, coefficients, decay
+        )
+        for i in range(begin, end if layer > 0 else begin):
+            for j in range(W.shape[1]):
+                transposed[j, i] = W[i, j]
+        if chunk == chunks - 1:
+            call_pointer(
+                rule, (b, db, b_first, b_second, rate, coefficients[0], coefficients[1])
+            )
+    if decay != 0:
+        squares[number % 2, chunk, layer] = sum_of_squares(W, begin, end)
+
+
+@step_kernel
+def update_sparse(args, chunk, chunks, number):
+    """Update the rows of W1 that a chunk owns, and multiply them with the next batch."""
+    bits, indptr, data, batches = args.bits, args.indptr, args.data, args.batches
+    bounds, own, errors, copy = args.bounds, args.own, args.errors, args.copy
+    block, turned, partial = args.block[chunk], args.turned[chunk], args.partial
+    W, b, db, W_first, W_second = args.W, args.b, args.db, args.W_first, args.W_second
+    rule, rates, coefficients, decay = args.rule, args.rates, args.coefficients, args.decay
+    n_batch, width = batches.shape[1], b.size
+    shift = chunk * (8 * ROW // copy.itemsize)
+    begin, end = bounds[chunk], bounds[chunk + 1]
+    first_word, last_word = begin // WORD, (end + WORD - 1) // WORD
+    if number > 0:
+        rate = rates[number - 1]
+        rows = batches[number - 1]
+        for word in range(first_word, last_word):
+            first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
+            transpose_bits(bits, rows, word, turned)
+            block[: last - first] = 0
+            # 64 samples at a time, whose errors L1 holds.
+            for group in range(turned.shape[0]):
+                for i in range(first, last):
+                    marks = turned[group, i % WORD]
+                    if marks != NO_BITS:
+                        add_marked_rows(
+                            marks, group * WORD, copy, shift + i, errors, width, block, i - first
+                        )
+            update_rows(
+                rule, W, block[: last - first], W_first, W_second, first, last, rate,
+                coefficients, decay,
+            )  # fmt: skip
+        if chunk == chunks - 1:
+            sum_rows(errors, db)
+            call_pointer(
+                rule,
+                (b, db, args.b_first, args.b_second, rate, coefficients[0], coefficients[1]),
+            )
+    if decay != 0:
+        args.squares[number % 2, chunk, 0] = sum_of_squares(W, begin, end)
+    if number < batches.shape[0]:
+        values = data.reshape((1, data.size))
+        for n in range(n_batch):
+            sample = batches[number, n]
+            later = batches[number, min(n + 2 * AHEAD, n_batch - 1)]
+            prefetch(indptr, later, chunk, chunk + 2)
+            prefetch(bits, later, first_word, last_word)
+            soon = batches[number, min(n + AHEAD, n_batch - 1)]
+            prefetch(values, 0, indptr[soon, chunk], indptr[soon, chunk + 1])
+            multiply_packed(
+                bits, sample, own, chunk, first_word, last_word, data, indptr[sample, chunk],
+                W, width, partial, chunk, n, copy, n, shift,
+            )  # fmt: skip
+
+
+# The steps by samples. Their further arguments:
+#
+# all_labels, all_soft, x
+#     Targets and samples of the data set.
+# labels, soft, batch
+#     Those of the batch.
+# out
+#     The first layer's inputs.
+
+
+@kernel
+def gather_targets(all_labels, all_soft, rows, labels, soft, begin, end):
+    """Copy the targets of samples begin .. end - 1 of a batch."""
+    for n in range(begin, end):
+        if labels.size > 0:
+            labels[n] = all_labels[rows[n]]
+        else:
+            for k in range(soft.shape[1]):
+                soft[n, k] = all_soft[rows[n], k]
+
+
+@step_kernel
+def gather_sparse(args, chunk, chunks, number):
+    """Add up the first layer's inputs for a chunk of the batch, and copy the targets."""
+    batches, partial, b, out = args.batches, args.partial, args.b, args.out
+    begin, end = chunk_range(batches.shape[1], chunk, chunks)
+    gather_targets(
+        args.all_labels, args.all_soft, batches[number], args.labels, args.soft, begin, end
+    )
+    for n in range(begin, end):
+        for j in range(b.size):
+            out[n, j] = b[j]
+        for owner in range(chunks):
+            for j in range(b.size):
+                out[n, j] += partial[owner, n, j]
+
+
+@step_kernel
+def gather_dense(args, chunk, chunks, number):
+    """Copy a chunk of the batch's samples and targets."""
+    batches, x, batch = args.batches, args.x, args.batch
+    begin, end = chunk_range(batches.shape[1], chunk, chunks)
+    gather_targets(
+        args.all_labels, args.all_soft, batches[number], args.labels, args.soft, begin, end
+    )
+    for n in range(begin, end):
+        row = batches[number, n]
+        for i in range(x.shape[1]):
+            batch[n, i] = x[row, i]
+
+
+@step_kernel
+def record_loss(args, chunk, chunks, number):
+    """Write down the loss of the last batch, before its update, and count the iteration."""
+    if chunk > 0 or number == 0:
+        return
+    sums, squares, decay = args.sums, args.squares, args.decay
+    total, penalty = 0.0, 0.0
+    for other in range(chunks):
+        total += sums[other, 0]
+        for layer in range(args.layers if decay != 0 else 0):
+            penalty += squares[(number - 1) % 2, other, layer]
+    args.losses[number - 1] = total / args.batches.shape[1] + 0.5 * decay * penalty
+    args.done[0] += 1
