@@ -41,9 +41,9 @@ class _Step(NamedTuple):
 class Optimizer:
     """What the optimizers share: the checks, the memory of earlier steps, the compiled pass."""
 
-    _rule: ClassVar[Any]
+    rule: ClassVar[Any]
     #: Attributes that remember earlier steps: a dict like params each, None before the first step.
-    _memory: ClassVar[tuple[str, ...]] = ()
+    state_names: ClassVar[tuple[str, ...]] = ()
 
     lr: float
 
@@ -69,13 +69,13 @@ class Optimizer:
             another shape than at its first step.
         """
         steps = [self._checked(key, params[key], grads) for key in params.keys()]  # noqa: SIM118
-        lr, a, b = self._begin_step()
-        for i, name in enumerate(self._memory):
+        lr, a, b = self.next_step()
+        for i, name in enumerate(self.state_names):
             if getattr(self, name) is None:
                 setattr(self, name, {})
             getattr(self, name).update((step.key, step.memory[i]) for step in steps)
         for step in steps:
-            _apply(self._rule, step, lr, a, b)
+            _apply(self.rule, step, lr, a, b)
             if step.array is not step.value:
                 numpy_number = isinstance(step.value, np.floating)
                 params[step.key] = step.array[()] if numpy_number else step.array.item()
@@ -105,13 +105,13 @@ class Optimizer:
                 )
             if array.flags.fnc:
                 order = "F"
-        if not self._memory:
+        if not self.state_names:
             return _Step(key, value, array, order, gradient, [])
-        memory = [self._recalled(name, key, array, order) for name in self._memory]
+        memory = [self.recalled(name, key, array, order) for name in self.state_names]
         return _Step(key, value, array, order, gradient, memory)
 
-    def _recalled(
-        self, name: str, key: Any, array: FloatArray, order: Literal["C", "F"]
+    def recalled(
+        self, name: str, key: Any, array: FloatArray, order: Literal["C", "F"] = "C"
     ) -> FloatArray:
         """Return what is remembered of one parameter, zeros at first, in the order given."""
         memory = getattr(self, name)
@@ -127,7 +127,7 @@ class Optimizer:
             return known
         return np.array(known, array.dtype, order=order)
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         """Return lr, a and b of the step to come, see `fastgrad.kernels.updates`."""
         raise NotImplementedError
 
@@ -209,12 +209,12 @@ class SGD(Optimizer):
     array([0.5, 2.5])
     """
 
-    _rule = staticmethod(updates.sgd)
+    rule = staticmethod(updates.sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
         self.lr = real_number(lr, "lr")
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         return float(self.lr), 0.0, 0.0
 
 
@@ -250,15 +250,15 @@ class Momentum(Optimizer):
     -0.45
     """
 
-    _rule = staticmethod(updates.momentum)
-    _memory = ("v",)
+    rule = staticmethod(updates.momentum)
+    state_names = ("v",)
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         self.lr = real_number(lr, "lr")
         self.momentum = real_number(momentum, "momentum")
         self.v: dict[Any, FloatArray] | None = None
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         return float(self.lr), float(self.momentum), 0.0
 
 
@@ -297,7 +297,7 @@ class Nesterov(Momentum):
     0.05
     """
 
-    _rule = staticmethod(updates.nesterov)
+    rule = staticmethod(updates.nesterov)
 
 
 class AdaGrad(Optimizer):
@@ -328,14 +328,14 @@ class AdaGrad(Optimizer):
     0.5
     """
 
-    _rule = staticmethod(updates.adagrad)
-    _memory = ("h",)
+    rule = staticmethod(updates.adagrad)
+    state_names = ("h",)
 
     def __init__(self, lr: float = 0.01) -> None:
         self.lr = real_number(lr, "lr")
         self.h: dict[Any, FloatArray] | None = None
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         return float(self.lr), 0.0, 0.0
 
 
@@ -369,15 +369,15 @@ class RMSprop(Optimizer):
     0.5
     """
 
-    _rule = staticmethod(updates.rmsprop)
-    _memory = ("h",)
+    rule = staticmethod(updates.rmsprop)
+    state_names = ("h",)
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         self.lr = real_number(lr, "lr")
         self.decay_rate = _fraction(decay_rate, "decay_rate")
         self.h: dict[Any, FloatArray] | None = None
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         return float(self.lr), float(self.decay_rate), 0.0
 
 
@@ -418,8 +418,8 @@ class Adam(Optimizer):
     0.5
     """
 
-    _rule = staticmethod(updates.adam)
-    _memory = ("m", "v")
+    rule = staticmethod(updates.adam)
+    state_names = ("m", "v")
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.lr = real_number(lr, "lr")
@@ -429,7 +429,7 @@ class Adam(Optimizer):
         self.m: dict[Any, FloatArray] | None = None
         self.v: dict[Any, FloatArray] | None = None
 
-    def _begin_step(self) -> tuple[float, float, float]:
+    def next_step(self) -> tuple[float, float, float]:
         beta1, beta2 = float(self.beta1), float(self.beta2)
         rate = updates.adam_rate(float(self.lr), beta1, beta2, self.iter + 1)
         self.iter += 1

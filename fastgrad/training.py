@@ -9,14 +9,17 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
+import numba
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad.arrays import FloatArray, IntArray, flag, one_of, real_number, whole_number
-from fastgrad.engine import Engine, aligned
-from fastgrad.kernels import updates
+from fastgrad.arrays import BitArray, FloatArray, IntArray, flag, one_of, real_number, whole_number
+from fastgrad.engine import SPARSE_BELOW, Engine, Workspace, aligned, padded, rows_apart
+from fastgrad.kernels import bitmask, forward, gradient, train, updates
+from fastgrad.kernels.bitmask import WORD, words
+from fastgrad.kernels.runtime import ROW, Arguments, launch, program, progress_rows
 from fastgrad.optimizers import SGD, Optimizer
 
 __all__ = ["History", "fit"]
@@ -135,12 +138,13 @@ def fit(
     accuracies: list[tuple[float, float]] = []
     per_epoch = max(len(xs) // size, 1)
     stretch = 1
+    kind = _GradientRun if method == "gradient" else _NumericalRun
     begin = time.perf_counter()
     with (
         _Interrupt() as interrupt,
         network.engine() as engine,
         _bar(count, progress) as bar,
-        _Run(engine, optimizer, network, xs, labels, soft, method) as run,
+        kind(engine, optimizer, network, xs, labels.copy(), soft.copy(), size) as run,
     ):
         finite = True
         while run.done < count and not interrupt.asked:
@@ -176,117 +180,86 @@ def fit(
                 run.write_back()
                 if callback(run.done - 1, float(losses[run.done - 1])) is True:
                     break
-    train, test = np.array(accuracies).reshape(-1, 2).T
+    in_training, in_test = np.array(accuracies).reshape(-1, 2).T
     return History(
         losses[: run.done],
         np.array(epochs),
-        train,
-        test,
+        in_training,
+        in_test,
         time.perf_counter() - begin,
         interrupt.asked,
     )
 
 
 class _Run:
-    """The moving part of a training run: padded parameters and what the optimizer remembers."""
+    """The moving part of a training run: parameters and optimizer state in compiled form.
+
+    Kernels index with the labels, and a callback may write into the user's: so these are copies.
+    """
 
     def __init__(
         self,
         engine: Engine,
         optimizer: Optimizer,
         network: Trainable,
-        xs: FloatArray,
+        x: Any,
         labels: IntArray,
         soft: FloatArray,
-        method: str,
+        batch_size: int,
     ) -> None:
-        self.engine = engine
-        self.optimizer = optimizer
-        self.network = network
-        # Kernels index with labels, and a callback may write into the user's.
-        self.xs, self.labels, self.soft = xs, labels.copy(), soft.copy()
-        self.numerical = method == "numerical_gradient"
-        self.samples = None if self.numerical else engine.data_set(xs)
-        engine.settle()
-        self.memory = [aligned(engine.weights.shape, engine.dtype) for _ in optimizer._memory]
-        params = network.checked_params()
-        for name, packed in zip(optimizer._memory, self.memory, strict=True):
-            if getattr(optimizer, name) is not None:  # else zeros, as it is
-                known = {key: optimizer._recalled(name, key, a, "C") for key, a in params.items()}
-                engine.pack(known, packed)
+        self.network, self.optimizer = network, optimizer
+        self._done = np.zeros(1, np.int64)
         self._steps_before = getattr(optimizer, "iter", 0)
         #: How many iterations the user's parameters have seen.
         self._written = 0
-        nothing = np.empty((1, 0, 0), engine.dtype)
-        self.first, self.second = [*self.memory, nothing, nothing][:2]
-        if self.numerical:
-            self.gradient = aligned(engine.weights.shape, engine.dtype)
-            self.params = {key: array.copy() for key, array in params.items()}
-        self._done = np.zeros(1, np.int64)
+        params = network.checked_params()
+        self._set_up(engine, params, x, labels, soft, batch_size)
+
+    def _set_up(
+        self,
+        engine: Engine,
+        params: dict[str, FloatArray],
+        x: Any,
+        labels: IntArray,
+        soft: FloatArray,
+        batch_size: int,
+    ) -> None:
+        raise NotImplementedError
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        """Run one iteration for every row of `batches`, and count it."""
+        raise NotImplementedError
+
+    def parameters(self) -> dict[str, FloatArray]:
+        """Return the parameters that were reached."""
+        raise NotImplementedError
+
+    def state(self, name: str) -> dict[str, FloatArray]:
+        """Return the optimizer state of a name, for every parameter."""
+        raise NotImplementedError
 
     @property
     def done(self) -> int:
         """The number of iterations behind."""
         return int(self._done[0])
 
-    def advance(self, batches: IntArray, losses: FloatArray) -> None:
-        """Run one iteration for every row of `batches`."""
-        if self.numerical:
-            for i, batch in enumerate(batches):
-                losses[i] = self._step_numerically(batch)
-                self._done[0] += 1
-            return
-        assert self.samples is not None
-        steps = [self.optimizer._begin_step() for _ in batches]
-        rates = np.array([lr for lr, _, _ in steps])
-        _, a, b = steps[0]
-        self.engine.run(
-            self.samples,
-            batches,
-            self.labels,
-            self.soft,
-            rule=self.optimizer._rule,
-            first=self.first,
-            second=self.second,
-            rates=rates,
-            a=a,
-            b=b,
-            losses=losses,
-            done=self._done,
-        )
-
-    def _step_numerically(self, batch: IntArray) -> float:
-        engine = self.engine
-        labels = self.labels[batch] if self.labels.size else self.labels
-        soft = self.soft if self.labels.size else self.soft[batch]
-        loss, flat = engine.central_difference(self.xs[batch], labels, soft, 1e-4)
-        engine.pack(engine.split(flat), self.gradient)
-        lr, a, b = self.optimizer._begin_step()
-        padded = [
-            array.reshape(-1) for array in (engine.weights, self.gradient, self.first, self.second)
-        ]
-        updates.update(self.optimizer._rule, *padded, lr, a, b)
-        engine.unpack(engine.weights, self.params)
-        engine.load(self.params)
-        return loss
-
     def write_back(self) -> None:
-        """Make the user's parameters, and what the optimizer remembers, those of the engine."""
-        engine, params = self.engine, self.network.params
+        """Make the user's parameters and optimizer state those of the run."""
+        params, dtype = self.network.params, self.network.dtype
         self.network.checked_params()  # a callback may have changed them
-        for key, array in params.items():
-            params[key] = _room(array, np.shape(array), engine.dtype)
-        engine.unpack(engine.weights, params)
-        for name, packed in zip(self.optimizer._memory, self.memory, strict=True):
+        for key, array in self.parameters().items():
+            params[key] = _writeable(params[key], array.shape, dtype)
+            params[key][...] = array
+        for name in self.optimizer.state_names:
             if getattr(self.optimizer, name) is None:
                 setattr(self.optimizer, name, {})
-            remembered = getattr(self.optimizer, name)
-            for key, array in params.items():
-                remembered[key] = _room(remembered.get(key), array.shape, engine.dtype)
-            engine.unpack(packed, remembered)
+            state = getattr(self.optimizer, name)
+            for key, array in self.state(name).items():
+                state[key] = _writeable(state.get(key), array.shape, dtype)
+                state[key][...] = array
         self._written = self.done
 
-    def __enter__(self) -> _Run:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -297,7 +270,217 @@ class _Run:
             self.write_back()
 
 
-def _room(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
+class _NumericalRun(_Run):
+    """Training by central differences, on parameters in one flat array."""
+
+    def _set_up(
+        self,
+        engine: Engine,
+        params: dict[str, FloatArray],
+        x: Any,
+        labels: IntArray,
+        soft: FloatArray,
+        batch_size: int,
+    ) -> None:
+        self.engine, self.x, self.labels, self.soft = engine, x, labels, soft
+        self.flat = np.concatenate([array.reshape(-1) for array in params.values()])
+        self.states = {
+            name: np.concatenate(
+                [self.optimizer.recalled(name, key, a).reshape(-1) for key, a in params.items()]
+            )
+            for name in self.optimizer.state_names
+        }
+        engine.load(self.parameters())
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        nothing = np.empty(0, self.engine.dtype)
+        first, second = [*self.states.values(), nothing, nothing][:2]
+        for i, batch in enumerate(batches):
+            labels = self.labels[batch] if self.labels.size else self.labels
+            soft = self.soft if self.labels.size else self.soft[batch]
+            losses[i], gradient = self.engine.central_difference(self.x[batch], labels, soft, 1e-4)
+            self.optimizer.rule(self.flat, gradient, first, second, *self.optimizer.next_step())
+            self._done[0] += 1
+
+    def parameters(self) -> dict[str, FloatArray]:
+        return self.engine.split(self.flat)
+
+    def state(self, name: str) -> dict[str, FloatArray]:
+        return self.engine.split(self.states[name])
+
+
+class _DataSet(NamedTuple):
+    """Samples with zeros as CSR, dealt out to chunks; see `fastgrad.kernels.train`."""
+
+    bits: BitArray
+    bounds: IntArray
+    own: BitArray
+    indptr: IntArray
+    data: FloatArray
+
+
+def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> _DataSet | None:
+    """Return samples as CSR if that pays, judged by some of them."""
+    n, n_inputs = x.shape
+    seen = x[:: max(n // (8 + n // 256), 1)]
+    counts = np.count_nonzero(seen, axis=0)
+    if counts.sum() >= SPARSE_BELOW * seen.size:
+        return None
+    # Rows of W1 go to the chunks in blocks of 8, so that each gets about as many entries; a row
+    # costs something even where all samples are zero.
+    costs = np.cumsum(np.append(0, np.add.reduceat(counts, np.arange(0, n_inputs, 8)) + 1))
+    blocks = np.searchsorted(costs * chunks, costs[-1] * np.arange(chunks + 1))
+    bounds = np.minimum(8 * blocks, n_inputs)
+    is_own = np.zeros((chunks, words(n_inputs) * WORD), bool)
+    for chunk in range(chunks):
+        is_own[chunk, bounds[chunk] : bounds[chunk + 1]] = True
+    own = np.packbits(is_own, axis=1, bitorder="little").view(np.uint64)
+    bits = aligned((n, words(n_inputs)), np.uint64)
+    indptr = np.empty((n, chunks + 1), np.int64)
+    progress = progress_rows(chunks)
+    args = Arguments(x=x, bits=bits, own=own, indptr=indptr, data=np.empty(0, dtype))
+    launch(program([(bitmask.mark_data_set, args), (bitmask.count_entries, args)]), progress)
+    total = indptr[:, -1]
+    indptr += (np.cumsum(total) - total)[:, None]
+    data = np.empty(int(indptr[-1, -1]), dtype)
+    args.set(data=data)
+    launch(program([(bitmask.pack_entries, args)]), progress)
+    return _DataSet(bits, bounds, own, indptr, data)
+
+
+class _GradientRun(_Run):
+    """Training by backpropagation: see `fastgrad.kernels.train`."""
+
+    def _set_up(
+        self,
+        engine: Engine,
+        params: dict[str, FloatArray],
+        x: Any,
+        labels: IntArray,
+        soft: FloatArray,
+        batch_size: int,
+    ) -> None:
+        optimizer = self.optimizer
+        dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
+        data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
+        space = self._space = Workspace(engine, batch_size, chunks, dtype)
+        # Rows of W1 are padded where threads read and write them all the time.
+        self._row = padded(sizes[1], dtype) if data_set else sizes[1]
+        self._params = self._copies(params)
+        self._states = {
+            name: self._copies({key: optimizer.recalled(name, key, a) for key, a in params.items()})
+            for name in optimizer.state_names
+        }
+        no_state = {key: np.empty((0, *a.shape[1:]), dtype) for key, a in self._params.items()}
+        no_batches = np.empty((0, batch_size), np.int64)
+        shared: dict[str, Any] = {
+            "batches": no_batches,
+            "rule": updates.pointer(optimizer.rule, dtype),
+            "rates": np.empty(0),
+            "coefficients": np.zeros(2),
+            "decay": float(engine.decay),
+            "squares": rows_apart(2 * chunks, len(space.layers), np.float64).reshape(2, chunks, -1),
+        }
+        first, second = [*self._states.values(), no_state, no_state][:2]
+        sparse = self._sparse(data_set) if data_set else {}
+        self._updates = []
+        for k, layer in enumerate(space.layers):
+            W, b = f"W{k + 1}", f"b{k + 1}"
+            args = {"W": self._params[W], "b": self._params[b]}
+            args |= {f"d{key}": np.zeros_like(array) for key, array in args.items()}
+            if k or not data_set:
+                layer.set(**args)
+            args |= {"W_first": first[W], "W_second": second[W]}
+            args |= {"b_first": first[b], "b_second": second[b], "layer": k}
+            args["transposed"] = space.transposed[max(k - 1, 0)] if space.back else space.zeros[None]
+            args["errors"] = space.errors[0] if space.back else space.logit_errors
+            args |= sparse if k == 0 else {}
+            self._updates.append(Arguments(**args, **shared))
+        targets = {
+            "labels": np.zeros(batch_size if labels.size else 0, np.int64),
+            "soft": np.zeros((0 if labels.size else batch_size, sizes[-1]), dtype),
+        }
+        space.loss.set(**targets)
+        self._gather = Arguments(
+            **targets,
+            all_labels=labels,
+            all_soft=soft,
+            batches=no_batches,
+            x=x,
+            batch=space.x,
+            b=self._params["b1"],
+            out=space.inputs[0] if space.back else space.logits,
+            partial=sparse.get("partial", np.empty((0, 0, 0), dtype)),
+        )
+        space.layers[0].set(x=space.x)
+        self._losses = Arguments(
+            batches=no_batches,
+            decay=shared["decay"],
+            squares=shared["squares"],
+            layers=len(space.layers),
+            sums=space.sums,
+            losses=np.empty(0),
+            done=self._done,
+        )
+        rows: list[tuple[Any, Arguments]] = [(train.record_loss, self._losses)]
+        samples = space.forward(forward.affine_dense)
+        for k, (layer, args) in enumerate(zip(space.layers, self._updates, strict=True)):
+            if k == 0 and data_set:
+                rows.append((train.update_sparse, args))
+                samples[0] = train.gather_sparse, self._gather
+            else:
+                rows += [(gradient.weights_dense, layer), (train.update_layer, args)]
+        if not data_set:
+            samples.insert(0, (train.gather_dense, self._gather))
+        self._iterations = program(rows, samples + space.backward())
+        self._last = program(rows)
+
+    def _sparse(self, data_set: _DataSet) -> dict[str, Any]:
+        """Return the arguments of the first layer that only samples with zeros need."""
+        n, chunks, dtype = len(self._space.order), self._space.chunks, self._space.logits.dtype
+        gap = ROW * 8 // dtype.itemsize
+        columns = (-(-self._space.x.shape[1] // gap) + chunks) * gap
+        return {
+            **data_set._asdict(),
+            "partial": aligned((chunks, n, self._row), dtype),
+            "copy": aligned((n, columns), dtype),
+            "block": aligned((chunks, WORD, self._row), dtype),
+            "turned": self._space.turned,
+        }
+
+    def _copies(self, arrays: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        """Return copies at cache lines, of W1 with padded rows."""
+        copies = {}
+        for key, array in arrays.items():
+            shape = (len(array), self._row) if key == "W1" else array.shape
+            copies[key] = aligned(shape, array.dtype)
+            copies[key][..., : array.shape[-1]] = array
+        return copies
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        steps = [self.optimizer.next_step() for _ in batches]
+        rates = np.array([rate for rate, _, _ in steps])
+        coefficients = np.array(steps[0][1:])
+        for args in self._updates:
+            args.set(batches=batches, rates=rates, coefficients=coefficients)
+        self._gather.set(batches=batches)
+        self._losses.set(batches=batches, losses=losses)
+        space = self._space
+        launch(self._iterations, space.progress, repeats=len(batches))
+        launch(self._last, space.progress, first=len(batches))
+
+    def parameters(self) -> dict[str, FloatArray]:
+        return self._trimmed(self._params)
+
+    def state(self, name: str) -> dict[str, FloatArray]:
+        return self._trimmed(self._states[name])
+
+    def _trimmed(self, copies: dict[str, FloatArray]) -> dict[str, FloatArray]:
+        width = self._space.engine.sizes[1]
+        return {key: a[:, :width] if key == "W1" else a for key, a in copies.items()}
+
+
+def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     """Return an array if values of a shape and dtype can be written into it, else a new one."""
     fits = isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
     return array if fits and array.flags.writeable else np.empty(shape, dtype)

@@ -101,13 +101,13 @@ def update_layer(args, chunk, chunks, number):
         update_rows(
             rule, W, dW[begin:end], W_first, W_second, begin, end, rate, coefficients, decay
         )
-        for i in range(begin, end if layer > 0 else begin):
-            for j in range(W.shape[1]):
-                transposed[j, i] = W[i, j]
         if chunk == chunks - 1:
             call_pointer(
                 rule, (b, db, b_first, b_second, rate, coefficients[0], coefficients[1])
             )
+    for i in range(begin, end if layer > 0 else begin):  # nobody goes back through the first layer
+        for j in range(W.shape[1]):
+            transposed[j, i] = W[i, j]
     if decay != 0:
         squares[number % 2, chunk, layer] = sum_of_squares(W, begin, end)
 
