@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -91,8 +91,8 @@ def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
 
 def is_sparse(x: NDArray[Any]) -> bool:
     """Return whether it pays to leave out the zeros of samples, by a look at one or two of them."""
-    seen = x[:: len(x) // 2 + 1]
-    return bool(np.count_nonzero(seen != 0) < SPARSE_BELOW * seen.size)
+    count = np.count_nonzero(x[0]) + np.count_nonzero(x[len(x) // 2])
+    return bool(count < 2 * SPARSE_BELOW * x.shape[1])
 
 
 class Workspace:
@@ -141,6 +141,12 @@ class Workspace:
         )
         self.layers = [self._layer(k) for k in range(len(sizes) - 1)]
         self.back = [self._way_back(k) for k in range(1, len(sizes) - 1)]
+        self._point_x = self.layers[0].pointing("x")
+        self._point_params = [layer.pointing(name) for layer in self.layers for name in "Wb"]
+        self._point_back = [layer.pointing("weights") for layer in self.back]
+        self._point_result = [
+            layer.pointing(name) for layer in self.layers for name in ("dW", "db")
+        ]
 
     def _layer(self, k: int) -> Arguments:
         W, b = self.engine.placeholders[2 * k : 2 * k + 2]
@@ -174,12 +180,17 @@ class Workspace:
 
     def point(self, params: Sequence[FloatArray], x: Any, labels: Any, soft: Any) -> None:
         """Have the kernels read these parameters, samples and targets."""
-        for layer, W, b in zip(self.layers, params[::2], params[1::2], strict=True):
-            layer.set(W=W, b=b)
-        for layer, W in zip(self.back, params[2::2], strict=True):
-            layer.set(weights=W)
-        self.layers[0].set(x=x)
+        self._point_x(x)
+        for point, array in zip(self._point_params, params, strict=True):
+            point(array)
+        for point, array in zip(self._point_back, params[2::2], strict=True):
+            point(array)
         self.loss.set(labels=labels, soft=soft)
+
+    def point_result(self, arrays: Iterable[FloatArray]) -> None:
+        """Have the kernels write the gradient, W1, b1, W2, .., into these arrays."""
+        for point, array in zip(self._point_result, arrays, strict=True):
+            point(array)
 
     def launch(self, steps: Program) -> None:
         """Run a program."""
@@ -376,57 +387,57 @@ class Engine:
         self._run(space, is_sparse(x), "forward")
         return self._loss(space), space
 
-    def gradient(self, x: Any, labels: IntArray, soft: FloatArray) -> tuple[float, FloatArray]:
-        """Return the loss over samples as one batch, and its gradient as `split` takes it.
+    def gradient(
+        self, x: Any, labels: IntArray, soft: FloatArray
+    ) -> tuple[float, dict[str, FloatArray]]:
+        """Return the loss over samples as one batch, and its gradient.
 
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
         space = self._pointed(x, labels, soft, PASS)
-        result = np.empty(self.n_parameters, self.dtype)
-        views = list(self.split(result).values())
-        for layer, dW, db in zip(space.layers, views[::2], views[1::2], strict=True):
-            layer.set(dW=dW, db=db)
+        flat = np.empty(self.n_parameters, self.dtype)
+        result = self.split(flat)
+        space.point_result(result.values())
         self._run(space, is_sparse(x), "gradient")
         loss = self._loss(space)
-        self._add_decay(views)
+        self._add_decay(result)
         if math.isnan(loss):
-            result.fill(np.nan)
+            flat.fill(np.nan)
         return loss, result
 
     def central_difference(
         self, x: Any, labels: IntArray, soft: FloatArray, h: float
-    ) -> tuple[float, FloatArray]:
-        """Return the loss over samples as one batch, and its central difference, for `split`.
+    ) -> tuple[float, dict[str, FloatArray]]:
+        """Return the loss over samples as one batch, and its central difference.
 
         Evaluates the loss at both perturbed points of every parameter, see
         `fastgrad.kernels.central_difference`. A loss or a parameter that is not finite makes every
         entry NaN, as it would if the losses themselves were subtracted.
         """
-        result = np.empty(self.n_parameters, self.dtype)
-        views = list(self.split(result).values())
+        flat = np.empty(self.n_parameters, self.dtype)
+        result = self.split(flat)
         loss, in_range = math.nan, False
         if len(self.sizes) == 3:
-            loss, in_range = self._in_series(x, labels, soft, h, views)
+            loss, in_range = self._in_series(x, labels, soft, h, result)
         if not in_range:
-            loss = self._in_general(x, labels, soft, h, result)
+            loss = self._in_general(x, labels, soft, h, flat)
         # The penalty decay / 2 w**2 moves by decay / 2 (2 w h + h**2) and its mirror image: their
         # difference, divided by 2h, is decay * w.
-        self._add_decay(views)
+        self._add_decay(result)
         if not math.isfinite(loss):
-            result.fill(np.nan)
+            flat.fill(np.nan)
         return loss, result
 
     def _in_series(
-        self, x: Any, labels: IntArray, soft: FloatArray, h: float, views: list[FloatArray]
+        self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: dict[str, FloatArray]
     ) -> tuple[float, bool]:
         """Compute it for two layers; return the loss, and whether h was in series range."""
         space = self._pointed(x, labels, soft, SERIES)
         args, steps = space.series
         _, b1, W2, b2 = self._params
-        dW1, db1, dW2, db2 = views
         limit = central_difference.LOGIT_MOVE_LIMIT
         args.set(x=x, labels=labels, soft=soft, b1=b1, W2=W2, b2=b2, h=h, logit_limit=limit)
-        args.set(dW1=dW1, db1=db1, dW2=dW2, db2=db2)
+        args.set(**{f"d{name}": array for name, array in result.items()})
         space.launch(steps)
         finite, in_range = space.state[:, :2].all(axis=0).tolist()
         return (self._loss(space), in_range) if finite and space.is_finite else (math.nan, True)
@@ -468,8 +479,8 @@ class Engine:
             loss += 0.5 * self.decay * sum(float(np.vdot(W, W)) for W in self._params[::2])
         return loss
 
-    def _add_decay(self, views: list[FloatArray]) -> None:
+    def _add_decay(self, result: dict[str, FloatArray]) -> None:
         """Add the derivative of the penalty to a gradient by all parameters."""
         if self.decay:
-            for dW, W in zip(views[::2], self._params[::2], strict=True):
-                dW += self.dtype.type(self.decay) * W
+            for array, W in zip(list(result.values())[::2], self._params[::2], strict=True):
+                array += self.dtype.type(self.decay) * W

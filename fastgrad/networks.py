@@ -236,26 +236,26 @@ class Network:
         """
         xs, labels, soft = self.checked_batch(x, t)
         engine = self._lend()
-        found = self._mean_over_blocks(engine, engine.gradient, xs, labels, soft)
+        found = self._mean_over_blocks(engine.gradient, xs, labels, soft)
         self._take_back(engine)
         return found
 
     def _mean_over_blocks(
         self,
-        engine: Engine,
-        compute: Callable[..., tuple[float, FloatArray]],
+        compute: Callable[..., tuple[float, dict[str, FloatArray]]],
         xs: FloatArray,
         labels: IntArray,
         soft: FloatArray,
     ) -> dict[str, FloatArray]:
         """Return the gradient over all samples, from those over blocks of them."""
         if len(xs) <= _BLOCK:
-            return engine.split(compute(xs, labels, soft)[1])
-        total = np.zeros(engine.n_parameters, self._dtype)
+            return compute(xs, labels, soft)[1]
+        total = {name: np.zeros(shape, self._dtype) for name, shape in self._shapes.items()}
         for block in _blocks(len(xs)):
             _, part = compute(xs[block], labels[block], soft[block])
-            total += part * self._dtype.type(len(xs[block]) / len(xs))
-        return engine.split(total)
+            for name, array in part.items():
+                total[name] += array * self._dtype.type(len(xs[block]) / len(xs))
+        return total
 
     def numerical_gradient(
         self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
@@ -299,7 +299,7 @@ class Network:
             )
         engine = self._lend()
         compute = functools.partial(engine.central_difference, h=h)
-        found = self._mean_over_blocks(engine, compute, xs, labels, soft)
+        found = self._mean_over_blocks(compute, xs, labels, soft)
         self._take_back(engine)
         return found
 

@@ -298,7 +298,8 @@ class _NumericalRun(_Run):
         for i, batch in enumerate(batches):
             labels = self.labels[batch] if self.labels.size else self.labels
             soft = self.soft if self.labels.size else self.soft[batch]
-            losses[i], gradient = self.engine.central_difference(self.x[batch], labels, soft, 1e-4)
+            losses[i], found = self.engine.central_difference(self.x[batch], labels, soft, 1e-4)
+            gradient = np.concatenate([array.reshape(-1) for array in found.values()])
             self.optimizer.rule(self.flat, gradient, first, second, *self.optimizer.next_step())
             self._done[0] += 1
 

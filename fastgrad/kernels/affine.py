@@ -25,7 +25,7 @@ from fastgrad.kernels.simd import TILE_ROWS, add_tiles
 
 #: Terms of all sums that are added before the next ones: so many rows of the right factor stay in
 #: L1 while row after row of the product is added to.
-TERMS = 56
+TERMS = 84
 #: Pixels in a panel of the transposed weights.
 PANEL = 64
 #: Multiplications that are worth a second thread.
@@ -87,8 +87,8 @@ def input_columns(dout: Any, W: Any, dx: Any, first: int, last: int) -> None:
     panel, zeros = np.empty((n_units, PANEL), W.dtype), np.zeros(PANEL, W.dtype)
     for left in range(first, last, PANEL):
         width = min(PANEL, last - left)
-        for j in range(n_units):
-            for i in range(width):
+        for i in range(width):
+            for j in range(n_units):
                 panel[j, i] = W[left + i, j]
         affine_rows(dout, panel, zeros[:width], dx[:, left : left + width], 0, n_samples)
 

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import functools
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -99,20 +99,34 @@ class Arguments:
         if not COMPILED:
             vars(self.pointer).update(values)
             return
+        integers = self._integers
         for name, value in values.items():
             dtype, word = self._words[name]
             if dtype is float:
                 self._floats[word] = value
             elif dtype is int:
-                self._integers[word] = value
+                integers[word] = value
             elif value.dtype is dtype and value.flags.carray:
                 # A third of the time that `value.ctypes.data` takes.
-                self._integers[word] = addressof(c_char.from_buffer(value)) if value.size else 0
-                for length in value.shape:
-                    word += 1
-                    self._integers[word] = length
+                integers[word] = addressof(c_char.from_buffer(value)) if value.size else 0
+                for axis, length in enumerate(value.shape, word + 1):
+                    integers[axis] = length
             else:
                 raise TypeError(f"`{name}` must be a plain array of {dtype}. Got {value.dtype}.")
+
+    def pointing(self, name: str) -> Callable[[Any], None]:
+        """Return a function that replaces an array by one of the same dtype and shape.
+
+        It checks nothing, and takes a third of the time of `set`.
+        """
+        if not COMPILED:
+            return functools.partial(setattr, self.pointer, name)
+        integers, word = self._integers, self._words[name][1]
+
+        def point(array: Any) -> None:
+            integers[word] = addressof(c_char.from_buffer(array))
+
+        return point
 
     def kernel_address(self, body: Any) -> Any:
         """Return the address of a step kernel for these arguments, compiling it if need be."""
