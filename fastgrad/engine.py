@@ -439,8 +439,10 @@ class Engine:
         args.set(x=x, labels=labels, soft=soft, b1=b1, W2=W2, b2=b2, h=h, logit_limit=limit)
         args.set(**{f"d{name}": array for name, array in result.items()})
         space.launch(steps)
-        finite, in_range = space.state[:, :2].all(axis=0).tolist()
-        return (self._loss(space), in_range) if finite and space.is_finite else (math.nan, True)
+        finite, in_range = np.all(space.state[:, :2], axis=0)
+        if not finite or not space.is_finite:
+            return math.nan, True
+        return self._loss(space), bool(in_range)
 
     def _in_general(
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: FloatArray

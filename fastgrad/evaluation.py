@@ -22,12 +22,13 @@ from typing import Any, NamedTuple
 
 import numba
 import numpy as np
-from numba.core import types
-from numba.core.dispatcher import Dispatcher
+from numba import types
+from numba.extending import is_jitted
 
 from fastgrad import threads
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.kernels import functions
+from fastgrad.kernels.compile import code_address, users_overload
 from fastgrad.trees import Leaf, Tree, rebuild
 
 Function = Callable[..., Any]
@@ -270,7 +271,7 @@ def _evaluate_block(
     points: FloatArray,
     tolerant: bool,
 ) -> FloatArray:
-    if isinstance(f, Dispatcher) and _Copies.fit(x):
+    if is_jitted(f) and _Copies.fit(x):
         copies = _Copies(x, min(numba.get_num_threads(), max(1, len(entries))))
         compiled = _compiled(f, copies.trees[0], args)
         if compiled is not None:
@@ -366,12 +367,8 @@ _known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled | None]] = weakref.We
 
 
 def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
-    """Compile f for these arguments; None if it is to be called from Python.
-
-    That is a Python function, one that runs threads of its own (nested launches abort on some
-    threading layers), and one whose arguments do not stand one to one for its parameters.
-    """
-    if not isinstance(f, Dispatcher) or f.targetoptions.get("forceobj"):
+    """Compile f for these arguments; None if it is to be called from Python."""
+    if not is_jitted(f):
         return None
     signature = (_type_of(x), *(_argument_type(arg) for arg in args))
     known = _known.setdefault(f, {})
@@ -383,23 +380,15 @@ def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
 
 
 def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
-    _, folded = f._compiler.fold_argument_types(signature, {})
-    if tuple(folded) != signature:
+    overload = users_overload(f, signature)
+    if overload is None:
         return None
-    if signature not in f.overloads:
-        if not f._can_compile:
-            return None
-        f.compile(signature)
-    overload = f.overloads[signature]
     result = overload.signature.return_type
     number = result.dtype if isinstance(result, types.Array) else result
     if not isinstance(number, types.Integer | types.Float | types.Boolean):
         raise TypeError(f"`f` must return one real number. Got {result}.")
-    if overload.reload_init:  # what starts the threads of a function loaded from a cache
-        return None
-    address = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
     bridge = functions.evaluator(signature[0], types.Tuple(signature[1:]), result)
-    return _Compiled(overload, address, bridge)
+    return _Compiled(overload, code_address(overload), bridge)
 
 
 def _type_of(x: Any) -> types.Type:

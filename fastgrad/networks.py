@@ -366,7 +366,11 @@ class Network:
                             limits = np.where(reach > 0, inputs / reach, np.inf)
                         room[layer] = np.fmin(room[layer], limits.min(axis=1))
                 for layer in hidden:
-                    below = xs[n] if layer == 1 else space.values[layer - 2, 0, : self._sizes[layer - 1]]
+                    below = (
+                        xs[n]
+                        if layer == 1
+                        else space.values[layer - 2, 0, : self._sizes[layer - 1]]
+                    )
                     moves = h * np.abs(below)[:, None]
                     marks[f"W{layer}"] |= (moves >= room[layer]) & (moves > 0)
                     marks[f"b{layer}"] |= h >= room[layer]

@@ -24,7 +24,7 @@ _PARALLEL_SIZE = 100_000
 _SLOW_RULES = (updates.adagrad, updates.rmsprop, updates.adam)
 
 _FLOAT32, _FLOAT64 = FLOAT_DTYPES
-_NO_MEMORY = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
+_NO_STATE = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
 
 
 class _Step(NamedTuple):
@@ -35,15 +35,27 @@ class _Step(NamedTuple):
     array: FloatArray  # the same as an array
     order: Literal["C", "F"]  # the order in which its elements are gone through
     gradient: FloatArray
-    memory: list[FloatArray]
+    state: list[FloatArray]
 
 
 class Optimizer:
-    """What the optimizers share: the checks, the memory of earlier steps, the compiled pass."""
+    """What the optimizers share: the checks, the optimizer state, the compiled pass.
+
+    Attributes
+    ----------
+    rule : callable
+        The kernel that takes a step: one of `fastgrad.kernels.updates`.
+    state_names : tuple of str
+        The attributes that hold optimizer state: a dict like params each, None before the first
+        step.
+    lr : float
+        Learning rate.
+    """
 
     rule: ClassVar[Any]
-    #: Attributes that remember earlier steps: a dict like params each, None before the first step.
     state_names: ClassVar[tuple[str, ...]] = ()
+    #: The attributes that are the rule's coefficients a and b.
+    _coefficients: ClassVar[tuple[str, ...]] = ()
 
     lr: float
 
@@ -73,7 +85,7 @@ class Optimizer:
         for i, name in enumerate(self.state_names):
             if getattr(self, name) is None:
                 setattr(self, name, {})
-            getattr(self, name).update((step.key, step.memory[i]) for step in steps)
+            getattr(self, name).update((step.key, step.state[i]) for step in steps)
         for step in steps:
             _apply(self.rule, step, lr, a, b)
             if step.array is not step.value:
@@ -81,7 +93,7 @@ class Optimizer:
                 params[step.key] = step.array[()] if numpy_number else step.array.item()
 
     def _checked(self, key: Any, value: Any, grads: Any) -> _Step:
-        """Check one parameter and its gradient, and find its memory."""
+        """Check one parameter and its gradient, and find its optimizer state."""
         try:
             gradient = grads[key]
         except KeyError:
@@ -107,17 +119,17 @@ class Optimizer:
                 order = "F"
         if not self.state_names:
             return _Step(key, value, array, order, gradient, [])
-        memory = [self.recalled(name, key, array, order) for name in self.state_names]
-        return _Step(key, value, array, order, gradient, memory)
+        state = [self.recalled(name, key, array, order) for name in self.state_names]
+        return _Step(key, value, array, order, gradient, state)
 
     def recalled(
         self, name: str, key: Any, array: FloatArray, order: Literal["C", "F"] = "C"
     ) -> FloatArray:
-        """Return what is remembered of one parameter, zeros at first, in the order given."""
-        memory = getattr(self, name)
-        if memory is None or key not in memory:
+        """Return the optimizer state of one parameter, zeros at first, in the order given."""
+        state = getattr(self, name)
+        if state is None or key not in state:
             return np.zeros(array.shape, array.dtype, order)
-        known = np.asarray(memory[key])
+        known = np.asarray(state[key])
         if known.shape != array.shape:
             raise ValueError(
                 f"`params[{key!r}]` must keep its shape {known.shape}. Got {array.shape}."
@@ -128,8 +140,9 @@ class Optimizer:
         return np.array(known, array.dtype, order=order)
 
     def next_step(self) -> tuple[float, float, float]:
-        """Return lr, a and b of the step to come, see `fastgrad.kernels.updates`."""
-        raise NotImplementedError
+        """Count a step, and return its lr, a and b, see `fastgrad.kernels.updates`."""
+        a, b = [*(float(getattr(self, name)) for name in self._coefficients), 0.0, 0.0][:2]
+        return float(self.lr), a, b
 
 
 def _parameter_array(value: Any, key: Any) -> FloatArray:
@@ -148,31 +161,31 @@ def _parameter_array(value: Any, key: Any) -> FloatArray:
 
 def _apply(rule: Any, step: _Step, lr: float, a: float, b: float) -> None:
     """Update one parameter in place."""
-    _, _, array, order, grad, memory = step
+    _, _, array, order, grad, state = step
     in_place = array.flags.carray
     if in_place:
         parameter, gradient = array.ravel(), grad.ravel()
-        if memory:
-            memory = [remembered.ravel() for remembered in memory]
+        if state:
+            state = [remembered.ravel() for remembered in state]
     else:
         in_place = array.flags.behaved and array.flags.fnc  # flags.farray says yes too often
         parameter = array.reshape(-1, order=order) if in_place else array.flatten(order)
         gradient = grad.reshape(-1, order=order)
-        memory = [remembered.reshape(-1, order=order) for remembered in memory]
+        state = [remembered.reshape(-1, order=order) for remembered in state]
     # Two arrays with memory of their own cannot share it; the question alone takes a while.
     owners = array.base is None and grad.base is None and array is not grad
     if not owners and np.may_share_memory(parameter, gradient):
         gradient = gradient.copy()
-    if len(memory) < 2:
-        memory = memory + _NO_MEMORY[array.dtype][len(memory) :]
+    if len(state) < 2:
+        state = state + _NO_STATE[array.dtype][len(state) :]
     work = 4 * array.size if rule in _SLOW_RULES else array.size
     chunks = 1 if work < _PARALLEL_SIZE else threads.chunks(work, _PARALLEL_SIZE)
     if chunks == 1:
-        rule(parameter, gradient, *memory, lr, a, b)
+        rule(parameter, gradient, *state, lr, a, b)
     else:
         pointer = updates.pointer(rule, array.dtype)
         threads.launch(
-            updates.update_parallel, pointer, parameter, gradient, *memory, lr, a, b, chunks
+            updates.update_parallel, pointer, parameter, gradient, *state, lr, a, b, chunks
         )
     if not in_place:
         array[...] = parameter.reshape(array.shape, order=order)
@@ -214,9 +227,6 @@ class SGD(Optimizer):
     def __init__(self, lr: float = 0.01) -> None:
         self.lr = real_number(lr, "lr")
 
-    def next_step(self) -> tuple[float, float, float]:
-        return float(self.lr), 0.0, 0.0
-
 
 class Momentum(Optimizer):
     """Gradient descent with momentum: v ← m v − lr g, p ← p + v (section 6.1.4 of the book).
@@ -226,7 +236,7 @@ class Momentum(Optimizer):
     lr : float, optional
         Learning rate.
     momentum : float, optional
-        The share m of the velocity that a step keeps.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
@@ -252,14 +262,12 @@ class Momentum(Optimizer):
 
     rule = staticmethod(updates.momentum)
     state_names = ("v",)
+    _coefficients = ("momentum",)
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
         self.lr = real_number(lr, "lr")
         self.momentum = real_number(momentum, "momentum")
         self.v: dict[Any, FloatArray] | None = None
-
-    def next_step(self) -> tuple[float, float, float]:
-        return float(self.lr), float(self.momentum), 0.0
 
 
 class Nesterov(Momentum):
@@ -270,7 +278,7 @@ class Nesterov(Momentum):
     lr : float, optional
         Learning rate.
     momentum : float, optional
-        The share m of the velocity that a step keeps.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
@@ -335,9 +343,6 @@ class AdaGrad(Optimizer):
         self.lr = real_number(lr, "lr")
         self.h: dict[Any, FloatArray] | None = None
 
-    def next_step(self) -> tuple[float, float, float]:
-        return float(self.lr), 0.0, 0.0
-
 
 class RMSprop(Optimizer):
     """RMSprop: h ← d h + (1 − d) g², p ← p − lr g / (√h + 1e-7) (section 6.1.5 of the book).
@@ -347,7 +352,7 @@ class RMSprop(Optimizer):
     lr : float, optional
         Learning rate.
     decay_rate : float, optional
-        The share d of the mean square that a step keeps, from 0 to below 1.
+        What a step keeps of the mean square, from 0 to below 1.
 
     Attributes
     ----------
@@ -371,14 +376,12 @@ class RMSprop(Optimizer):
 
     rule = staticmethod(updates.rmsprop)
     state_names = ("h",)
+    _coefficients = ("decay_rate",)
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
         self.lr = real_number(lr, "lr")
         self.decay_rate = _fraction(decay_rate, "decay_rate")
         self.h: dict[Any, FloatArray] | None = None
-
-    def next_step(self) -> tuple[float, float, float]:
-        return float(self.lr), float(self.decay_rate), 0.0
 
 
 class Adam(Optimizer):
@@ -389,7 +392,7 @@ class Adam(Optimizer):
     lr : float, optional
         Learning rate.
     beta1, beta2 : float, optional
-        The shares of the mean and of the mean square that a step keeps, from 0 to below 1.
+        What a step keeps of the mean and of the mean square, from 0 to below 1.
 
     Attributes
     ----------
@@ -420,6 +423,7 @@ class Adam(Optimizer):
 
     rule = staticmethod(updates.adam)
     state_names = ("m", "v")
+    _coefficients = ("beta1", "beta2")
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
         self.lr = real_number(lr, "lr")
@@ -430,7 +434,7 @@ class Adam(Optimizer):
         self.v: dict[Any, FloatArray] | None = None
 
     def next_step(self) -> tuple[float, float, float]:
-        beta1, beta2 = float(self.beta1), float(self.beta2)
-        rate = updates.adam_rate(float(self.lr), beta1, beta2, self.iter + 1)
+        """Count a step, and return its bias corrected learning rate, and the betas."""
+        lr, beta1, beta2 = super().next_step()
         self.iter += 1
-        return rate, beta1, beta2
+        return updates.adam_rate(lr, beta1, beta2, self.iter), beta1, beta2

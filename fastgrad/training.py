@@ -387,13 +387,13 @@ class _GradientRun(_Run):
         self._updates = []
         for k, layer in enumerate(space.layers):
             W, b = f"W{k + 1}", f"b{k + 1}"
-            args = {"W": self._params[W], "b": self._params[b]}
+            args: dict[str, Any] = {"W": self._params[W], "b": self._params[b]}
             args |= {f"d{key}": np.zeros_like(array) for key, array in args.items()}
             if k or not data_set:
                 layer.set(**args)
             args |= {"W_first": first[W], "W_second": second[W]}
             args |= {"b_first": first[b], "b_second": second[b], "layer": k}
-            args["transposed"] = space.transposed[max(k - 1, 0)] if space.back else space.zeros[None]
+            args["transposed"] = space.transposed[k - 1] if k else space.zeros[None]
             args["errors"] = space.errors[0] if space.back else space.logit_errors
             args |= sparse if k == 0 else {}
             self._updates.append(Arguments(**args, **shared))
@@ -425,12 +425,12 @@ class _GradientRun(_Run):
         )
         rows: list[tuple[Any, Arguments]] = [(train.record_loss, self._losses)]
         samples = space.forward(forward.affine_dense)
-        for k, (layer, args) in enumerate(zip(space.layers, self._updates, strict=True)):
+        for k, (layer, update) in enumerate(zip(space.layers, self._updates, strict=True)):
             if k == 0 and data_set:
-                rows.append((train.update_sparse, args))
+                rows.append((train.update_sparse, update))
                 samples[0] = train.gather_sparse, self._gather
             else:
-                rows += [(gradient.weights_dense, layer), (train.update_layer, args)]
+                rows += [(gradient.weights_dense, layer), (train.update_layer, update)]
         if not data_set:
             samples.insert(0, (train.gather_dense, self._gather))
         self._iterations = program(rows, samples + space.backward())
@@ -462,8 +462,8 @@ class _GradientRun(_Run):
         steps = [self.optimizer.next_step() for _ in batches]
         rates = np.array([rate for rate, _, _ in steps])
         coefficients = np.array(steps[0][1:])
-        for args in self._updates:
-            args.set(batches=batches, rates=rates, coefficients=coefficients)
+        for update in self._updates:
+            update.set(batches=batches, rates=rates, coefficients=coefficients)
         self._gather.set(batches=batches)
         self._losses.set(batches=batches, losses=losses)
         space = self._space

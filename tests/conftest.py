@@ -36,7 +36,7 @@ def efforts():
     """
     from fastgrad import engine  # only now, after the cache's folder is settled
 
-    known = {name: getattr(engine, name) for name in ("PASS", "NUDGES", "GENERAL")}
+    known = {name: getattr(engine, name) for name in ("PASS", "SERIES", "GENERAL")}
     with pytest.MonkeyPatch.context() as patch:
         for name in known:
             patch.setattr(engine, name, engine.Effort(1, 0))
@@ -44,13 +44,13 @@ def efforts():
 
 
 @pytest.fixture(params=[1, 2, 3])
-def shares(request, monkeypatch):
-    """Deal all work out to that many shares, however many threads there are."""
+def chunks(request, monkeypatch):
+    """Deal all work out to that many chunks, however many threads there are."""
     import numba
 
     from fastgrad import threads
 
     threads.layer()  # starts with the true number
     monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)
-    monkeypatch.setattr(threads, "shares", lambda work, enough: request.param)
+    monkeypatch.setattr(threads, "chunks", lambda work, enough: request.param)
     return request.param

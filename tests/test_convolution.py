@@ -169,7 +169,7 @@ def test_parts_for_threads_do_not_matter(monkeypatch, n_samples, chunks):
     out = fastgrad.convolution_forward(x, W, b)
     dout = rng.standard_normal(out.shape)
     expected = fastgrad.convolution_backward(dout, x, W)
-    monkeypatch.setattr(convolution.threads, "shares", lambda work, enough: chunks)
+    monkeypatch.setattr(convolution.threads, "chunks", lambda work, enough: chunks)
     np.testing.assert_allclose(fastgrad.convolution_forward(x, W, b), out, rtol=1e-14)
     for one, other in zip(fastgrad.convolution_backward(dout, x, W), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)

@@ -195,7 +195,7 @@ def test_calls_in_any_order(seed, thread_count, monkeypatch):
         t = rng.integers(0, 3, n) if rng.random() < 0.5 else rng.random((n, 3))
         wide = rows(t, 3)
         name = rng.choice(list(finite))
-        for kind in ("PASS", "NUDGES", "GENERAL"):
+        for kind in ("PASS", "SERIES", "GENERAL"):
             effort = engine.Effort(int(rng.choice([1, 100_000, 10**15])), 0)
             monkeypatch.setattr(engine, kind, effort)
         change = rng.choice(["nothing", "entry", "array", "spoilt", "mended", "threads"])

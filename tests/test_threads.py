@@ -59,7 +59,7 @@ import fastgrad
 from fastgrad import engine, threads
 
 # However little: on all threads.
-engine.PASS = engine.NUDGES = engine.GENERAL = engine.Effort(1, 0)
+engine.PASS = engine.SERIES = engine.GENERAL = engine.Effort(1, 0)
 sizes = (40, 9, 4)
 rng = np.random.default_rng(0)
 params = random_params(sizes, rng)
@@ -139,24 +139,24 @@ def test_the_number_of_threads_is_the_users():
     before = numba.get_num_threads()
     try:
         numba.set_num_threads(1)
-        assert threads.shares(10**9, 1) == 1
+        assert threads.chunks(10**9, 1) == 1
         assert numba.get_num_threads() == 1
     finally:
         numba.set_num_threads(before)
-    assert threads.shares(10**9, 1) == before
-    assert threads.shares(10, 100) == 1
+    assert threads.chunks(10**9, 1) == before
+    assert threads.chunks(10, 100) == 1
 
 
 @pytest.mark.parametrize(("count", "enough"), [(2, 100), (10, 200), (50, 700)])
 def test_many_threads_want_more_work(count, enough, monkeypatch):
     monkeypatch.setattr(threads, "_layer", "tbb")
     monkeypatch.setattr(numba, "get_num_threads", lambda: count)
-    assert threads.shares(enough - 1, 100) == 1
-    assert threads.shares(enough, 100) == count
+    assert threads.chunks(enough - 1, 100) == 1
+    assert threads.chunks(enough, 100) == count
 
 
 def test_small_work_stays_serial_on_workqueue():
-    code = "from fastgrad.threads import shares; print(shares(29, 1), shares(30, 1))"
+    code = "from fastgrad.threads import chunks; print(chunks(29, 1), chunks(30, 1))"
     assert run(code, "workqueue").stdout.split() == ["1", "2"]
     for layer in set(LAYERS) - {"workqueue"}:
         assert run(code, layer).stdout.split() == ["2", "2"]

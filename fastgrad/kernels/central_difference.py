@@ -113,7 +113,7 @@ def sum_of_zeros(numbers):
 
 @kernel
 def unique_values(values, bits, table, unique, inverse):
-    """Number the unique values among a sample's entries; return how many there are.
+    """Find the unique values among a sample's entries; return how many there are.
 
     A table finds the number of a value that was met before. It needs no clearing: what it holds is
     counted on from sample to sample. Where two values share a slot, the later one gets a number
@@ -292,7 +292,7 @@ def perturb_first_layer(args, chunk, chunks, number):
     used, positions, entries = args.used[chunk], args.positions[chunk], args.entries[chunk]
     entry_bits, unique, inverse = args.entry_bits[chunk], args.unique[chunk], args.inverse[chunk]
     up, down, table = args.up[chunk], args.down[chunk], args.table[chunk]
-    coefficients, moves = args.coefficients[chunk], args.moves[chunk]
+    coefficients = args.coefficients[chunk]
     changes, sums = args.changes[chunk], args.sums[chunk]
     n_samples, n_inputs = x.shape
     width = sums.shape[1]

@@ -124,7 +124,7 @@ def loss_change(moves, logits, probabilities, label, delta):
 
 @step_kernel
 def perturb_rows(args, chunk, chunks, number):
-    """Add up the central difference over all samples; the chunks own rows of every layer in turn."""
+    """Add up the central difference over all samples; chunks own rows of every layer in turn."""
     sizes, parameters, x, result = args.sizes, args.parameters, args.x, args.result
     inputs, values, slopes, activation = args.inputs, args.values, args.slopes, args.activation
     logits, probabilities = args.logits, args.probabilities

@@ -24,6 +24,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -39,8 +40,8 @@ FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
 #: Fast-math flags of `exact_kernel`.
 EXACT_FASTMATH = frozenset({"contract"})
 
-#: What the package uses of Numba beyond its documented interface, as "module:attribute", by what is
-#: lost without it.
+#: What the package uses of Numba beyond its documented interface, as "module:name", by what is lost
+#: without it.
 PRIVATE_NAMES = {
     "cache": (
         "numba.core.caching:FunctionCache",
@@ -49,25 +50,31 @@ PRIVATE_NAMES = {
     "pointers": (
         "numba.core:cgutils",
         "numba.core.typing.templates:AttributeTemplate",
-        "numba.core.codegen:CodeLibrary",
-        "numba.core.callconv:CPUCallConv",
+        "numba.core.codegen:JITCodeLibrary.get_pointer_to_function",
+        "numba.core.funcdesc:FunctionDescriptor.llvm_func_name",
+        "numba.core.callconv:CPUCallConv.get_function_type",
+        "numba.core.callconv:CPUCallConv.call_function",
+        "numba.core.base:BaseContext.make_array",
+        "numba.core.base:BaseContext.get_dummy_value",
     ),
 }
 
 
-def _find(kind: str) -> list[Any] | None:
-    """Return the private names of a kind, or None if one is missing."""
+def private_name(text: str) -> Any:
+    """Return what a "module:name" of Numba stands for; None if it is missing."""
+    module, name = text.split(":")
     try:
-        pairs = [name.split(":") for name in PRIVATE_NAMES[kind]]
-        return [getattr(importlib.import_module(module), name) for module, name in pairs]
+        return operator.attrgetter(name)(importlib.import_module(module))
     except (ImportError, AttributeError):
         return None
 
 
-_CACHE, _POINTERS = _find("cache"), _find("pointers")
+#: Used by the files that write LLVM instructions.
+cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
+_FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
 
 #: Whether steps are compiled and called through function pointers, or are plain Python functions.
-COMPILED = _POINTERS is not None and not numba.config.DISABLE_JIT
+COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -101,7 +108,7 @@ def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
 
 
 def emitted(plain: Callable[..., Any], emit: Callable[..., Any]) -> Any:
-    """Return an intrinsic written as LLVM instructions, or its plain twin where nothing is compiled.
+    """Return an intrinsic made of LLVM instructions, or its plain twin where nothing is compiled.
 
     Kernels call the intrinsic itself. With ``numba.extending.overload`` between them it would come
     in a function of its own, which takes a tenth of a second more to compile.
@@ -117,8 +124,36 @@ def address(function: Any, signature: tuple[Any, ...]) -> Any:
     if not is_jitted(function):
         return function
     function.compile(signature)
-    overload = function.overloads[signature]
-    return overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    return code_address(function.overloads[signature])
+
+
+def code_address(overload: Any) -> int:
+    """Return where the code of a compiled function lies, for Numba's own calling convention."""
+    found: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    return found
+
+
+def users_overload(function: Any, signature: tuple[Any, ...]) -> Any:
+    """Compile a user's function for these argument types; None if it is to be called from Python.
+
+    That is one that runs threads of its own (nested launches abort on some threading layers), one
+    whose arguments do not stand one to one for its parameters, and each where Numba has changed.
+    """
+    if not COMPILED or not is_jitted(function) or function.targetoptions.get("forceobj"):
+        return None
+    try:
+        _, folded = function._compiler.fold_argument_types(signature, {})
+        if tuple(folded) != signature:
+            return None
+        if signature not in function.overloads:
+            if not function._can_compile:
+                return None
+            function.compile(signature)
+        overload = function.overloads[signature]
+        # A function that was loaded from a cache starts its threads when that is called.
+        return None if overload.reload_init else overload
+    except AttributeError:
+        return None
 
 
 def _compile(
@@ -137,7 +172,7 @@ def _compile(
         nogil=True,
         no_cfunc_wrapper=True,  # nobody calls through it
     )
-    if is_jitted(compiled) and _CACHE is not None:  # a plain function under NUMBA_DISABLE_JIT
+    if is_jitted(compiled):  # a plain function under NUMBA_DISABLE_JIT
         _attach_cache(compiled)
     return compiled
 
@@ -146,15 +181,13 @@ def _attach_cache(dispatcher: Any) -> None:
     """Give a kernel its on-disk cache, or none where no folder can be written."""
     try:
         dispatcher._cache = _KernelCache(dispatcher.py_func)
-    except (RuntimeError, OSError, AttributeError):
-        # Numba found no writable folder (read-only install, no home): compile in memory.
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        # Numba found no writable folder (read-only install, no home), or its cache has changed:
+        # compile in memory.
         return
 
 
-_FunctionCache, _IndexDataCacheFile = _CACHE or (object, None)
-
-
-class _KernelCache(_FunctionCache):  # type: ignore[misc, valid-type]
+class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
     """Numba's function cache, with the two faults mended that matter to a package.
 
     Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in

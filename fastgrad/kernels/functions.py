@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 
 from fastgrad.arrays import IntArray
-from fastgrad.kernels.compile import c_callable, kernel, parallel_kernel
+from fastgrad.kernels.compile import c_callable, cgutils, kernel, parallel_kernel
 
 #: What an evaluator answers.
 DONE, RAISED, NOT_ONE_NUMBER = 0, 1, 2

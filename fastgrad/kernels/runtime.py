@@ -41,11 +41,15 @@ from numba.extending import infer_getattr, lower_getattr_generic, models, regist
 from numpy.typing import NDArray
 
 from fastgrad import threads
-from fastgrad.kernels.compile import COMPILED, address, emitted, kernel, parallel_kernel
-
-if COMPILED:
-    from numba.core import cgutils
-    from numba.core.typing.templates import AttributeTemplate
+from fastgrad.kernels.compile import (
+    COMPILED,
+    AttributeTemplate,
+    address,
+    cgutils,
+    emitted,
+    kernel,
+    parallel_kernel,
+)
 
 #: Numbers in a row that one thread writes while others watch it: two cache lines, since processors
 #: fetch them in pairs.
@@ -173,9 +177,7 @@ def progress_rows(chunks: int) -> NDArray[np.int64]:
     return np.zeros((chunks, ROW), np.int64)
 
 
-def launch(
-    steps: Program, progress: NDArray[np.int64], first: int = 0, repeats: int = 1
-) -> None:
+def launch(steps: Program, progress: NDArray[np.int64], first: int = 0, repeats: int = 1) -> None:
     """Run the steps of a program one after the other, each for all chunks of its work.
 
     Parameters
@@ -192,7 +194,9 @@ def launch(
     RuntimeError
         If a kernel raised an exception, which only the check of bounds can make it do.
     """
-    if threads.launch(run_steps, _thread_address(), *steps, first, repeats, progress, threads.YIELD):
+    if threads.launch(
+        run_steps, _thread_address(), *steps, first, repeats, progress, threads.YIELD
+    ):
         raise RuntimeError(
             "a compiled kernel raised an exception; NUMBA_DISABLE_JIT=1 shows which one"
         )
@@ -330,9 +334,7 @@ def _counter(context, builder, kinds, values):
 
 def _emit_load(typing_context, counters, row, column):
     def generate(context, builder, signature, values):
-        return builder.load_atomic(
-            _counter(context, builder, signature.args, values), "acquire", 8
-        )
+        return builder.load_atomic(_counter(context, builder, signature.args, values), "acquire", 8)
 
     return types.int64(counters, row, column), generate
 

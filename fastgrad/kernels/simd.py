@@ -1,11 +1,11 @@
-"""Micro-kernels in LLVM vector instructions: masked AXPY, masked GEMV and a register tile; and bits.
+"""Micro-kernels in LLVM vector instructions: masked AXPY, masked GEMV, register tile; and bits.
 
 The loop vectoriser keeps a row of accumulators in memory: it loads and stores it once a pass, and
 each pass waits for the one before. Written as LLVM instructions, accumulators stay in registers for
 the whole loop: products with the non-zero pixels take 0.6 to 0.8 of the time, dense products half.
 
-A row that does not fill its last vector has it *overlap* the one before: that vector begins earlier,
-and both compute the same numbers there. So no row needs padding, and nothing is read or written
+A row that does not fill its last vector has it *overlap* the one before: that vector begins
+earlier, and both compute the same numbers there. So no row needs padding, and nothing is read or written
 outside of it, without masks, which are slow to store. Rows narrower than a vector are computed
 number by number.
 
@@ -26,10 +26,7 @@ import numpy as np
 from llvmlite import ir
 from numba import types
 
-from fastgrad.kernels.compile import COMPILED, emitted
-
-if COMPILED:
-    from numba.core import cgutils
+from fastgrad.kernels.compile import cgutils, emitted
 
 _WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
 #: Bytes of a vector register.
@@ -39,8 +36,8 @@ TILE_ROWS = 4
 #: Bytes of a cache line.
 LINE_BYTES = 64
 #: Vectors of a row whose accumulators are held at the same time: the largest number that still
-#: fits, again and again. Every pass goes over the marked entries anew. 13 vectors hold the 50 hidden
-#: units of chapter 4 in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
+#: fits, again and again. Every pass goes over the marked entries anew. 13 vectors hold 50 units, as
+#: chapter 4 has them in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
 _ROW_VECTORS = (13, 7, 4, 2, 1)
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
 #: step. Two, or one, where three do not divide the row.
@@ -449,10 +446,10 @@ class _Emitter:
                     width,
                     self.size,
                     [],
-                    lambda at, _: self.one_pass(
-                        1, at, self.number, None, loop, factor, line, targets, adding
-                    )
-                    or [],
+                    lambda at, _: (
+                        self.one_pass(1, at, self.number, None, loop, factor, line, targets, adding)
+                        or []
+                    ),
                 )
 
     def pass_ends(self, counts, width):

@@ -102,9 +102,7 @@ def update_layer(args, chunk, chunks, number):
             rule, W, dW[begin:end], W_first, W_second, begin, end, rate, coefficients, decay
         )
         if chunk == chunks - 1:
-            call_pointer(
-                rule, (b, db, b_first, b_second, rate, coefficients[0], coefficients[1])
-            )
+            call_pointer(rule, (b, db, b_first, b_second, rate, coefficients[0], coefficients[1]))
     for i in range(begin, end if layer > 0 else begin):  # nobody goes back through the first layer
         for j in range(W.shape[1]):
             transposed[j, i] = W[i, j]
