@@ -156,6 +156,23 @@ def targets(draw, n, classes, wild=0.2):
     return draw(arrays((n, classes), wild=wild, high=1.0))
 
 
+def network_samples(n, width, dtype, rng, zeros):
+    """Return normal samples, a share of whose entries is zero."""
+    x = rng.standard_normal((n, width))
+    x[rng.random(x.shape) < zeros] = 0
+    return x.astype(dtype)
+
+
+def network_targets(kind, n, classes, dtype, rng):
+    """Return labels and soft targets as the engine wants them, and the same as rows."""
+    labels = rng.integers(0, classes, n)
+    if kind == "labels":
+        return labels, np.empty((0, classes), dtype), np.eye(classes)[labels]
+    soft = np.eye(classes)[labels] if kind == "one-hot" else rng.random((n, classes)) * 2
+    soft = soft.astype(dtype)
+    return np.empty(0, np.int64), soft, soft.astype(float)
+
+
 #: Numbers for settings such as a learning rate or a step.
 ODD_NUMBERS = [
     0, -1, 1, 0.5, 1e-4, 1e-3, 1e300, 1e-320, 5e-324, -0.0, float("nan"), float("inf"),

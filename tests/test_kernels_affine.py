@@ -18,28 +18,28 @@ def forward_passes():
     """Return ways to compute the affine map, into an array that is the last argument."""
 
     def serial(x, *arrays):
-        affine.affine_forward(affine.forward_body(x.dtype), x, *arrays)
+        affine.affine_forward(affine.forward_pointer(x.dtype), x, *arrays)
 
     def parallel(x, *arrays):
-        affine.affine_forward_parallel(affine.forward_body(x.dtype), x, *arrays, 3)
+        affine.affine_forward_parallel(affine.forward_pointer(x.dtype), x, *arrays, 3)
 
-    return ways(serial, parallel, affine.forward_share)
+    return ways(serial, parallel, affine.forward_chunk)
 
 
 def backward_passes():
     def serial(dout, *arrays):
-        affine.affine_backward(affine.backward_body(dout.dtype), dout, *arrays)
+        affine.affine_backward(affine.backward_pointer(dout.dtype), dout, *arrays)
 
     def parallel(dout, *arrays):
-        affine.affine_backward_parallel(affine.backward_body(dout.dtype), dout, *arrays, 3)
+        affine.affine_backward_parallel(affine.backward_pointer(dout.dtype), dout, *arrays, 3)
 
-    return ways(serial, parallel, affine.backward_share)
+    return ways(serial, parallel, affine.backward_chunk)
 
 
 def ways(serial, parallel, body):
-    def in_python(shares, *arrays):
-        for share in range(shares):
-            python_of(body)(*arrays, share, shares)
+    def in_python(chunks, *arrays):
+        for chunk in range(chunks):
+            python_of(body)(*arrays, chunk, chunks)
 
     return {
         "serial": serial,
@@ -119,15 +119,23 @@ def test_nan_stays_in_its_row():
     assert np.isfinite(np.delete(out, 3, axis=0)).all()
 
 
-@pytest.mark.parametrize("size", [0, 1, 6, 7, 20, 100, 784])
-@pytest.mark.parametrize("unit", [1, 4, 6, 16, 24])
-@pytest.mark.parametrize("shares", [1, 2, 3])
-def test_shares_are_neighbours_of_whole_units(size, unit, shares):
-    part = python_of(affine.part)
-    ends = [part(size, unit, share, shares) for share in range(shares)]
-    assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
-    assert ends[-1][1] == size
-    assert all(begin % unit == 0 or begin == end == size for begin, end in ends)
-    lengths = [-(-(end - begin) // unit) for begin, end in ends]
-    assert max(lengths) - min(lengths) <= 1
-    assert lengths == sorted(lengths, reverse=True)
+@pytest.mark.parametrize("dtype", ["f", "d"])
+@pytest.mark.parametrize("kind", ["B", "f", "d"])
+def test_left_factors_of_every_dtype_and_rows_that_are_longer(kind, dtype):
+    rng = np.random.default_rng(0)
+    x = (9 * rng.random((7, 90 + 3))).astype(kind)
+    W, out = rng.standard_normal((90, 21)).astype(dtype), np.full((7, 24), np.nan, dtype)
+    b, dout = rng.standard_normal(18).astype(dtype), rng.standard_normal((7, 21)).astype(dtype)
+    affine.affine_rows(x, W, b, out, 1, 6)
+    want = x[1:6, :90] @ W[:, :18].astype("d") + b
+    np.testing.assert_allclose(out[1:6, :18], want, **tolerances(dtype, 900))
+    out[1:6, :18] = np.nan
+    assert np.isnan(out).all()
+    dW, db = np.full((93, 20), np.nan, dtype), np.empty(18, dtype)
+    affine.weight_rows(x, dout, 18, dW, 2, 93)
+    affine.sum_rows(dout, db)
+    want = x.T[2:] @ dout[:, :18].astype("d")
+    np.testing.assert_allclose(dW[2:, :18], want, **tolerances(dtype, 90))
+    np.testing.assert_allclose(db, dout[:, :18].sum(axis=0), **tolerances(dtype, 7))
+    dW[2:, :18] = np.nan
+    assert np.isnan(dW).all()

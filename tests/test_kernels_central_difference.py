@@ -1,15 +1,12 @@
 """The compiled central difference against the same one in 50-digit arithmetic.
 
 Errors are relative to the largest entry of their array. Both variants are tested on the same steps:
-the fast one for two layers and small moves, and the general one.
+the one for two layers and h in series range, and the general one.
 """
 
-import ctypes
-import mmap
-
-import numba
 import numpy as np
 import pytest
+from fences import fenced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import (
@@ -23,9 +20,9 @@ from reference import (
 )
 
 from fastgrad.engine import Engine
-from fastgrad.kernels import central_difference, tasks
+from fastgrad.kernels import central_difference
+from fastgrad.kernels.compile import COMPILED
 
-COMPILED = not numba.config.DISABLE_JIT
 TOLERANCE = {"f": 1e-5, "d": 1e-13}
 TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
 
@@ -34,17 +31,17 @@ TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
 def generally(monkeypatch):
     """Return a list that grows by an entry whenever the general variant runs."""
     ran = []
-    evaluate = Engine._nudge_generally
+    evaluate = Engine._in_general
 
     def noted(*args):
         ran.append(True)
         return evaluate(*args)
 
-    monkeypatch.setattr(Engine, "_nudge_generally", noted)
+    monkeypatch.setattr(Engine, "_in_general", noted)
     return ran
 
 
-@pytest.fixture(params=["fast", "general"])
+@pytest.fixture(params=["series", "general"])
 def variant(request, monkeypatch, generally):
     """Force one of the two variants, and see to it that no other one ran."""
     if request.param == "general":
@@ -82,8 +79,7 @@ def compute(sizes, params, x, t, activation, delta, h, decay=0.0):
     else:
         soft = np.ascontiguousarray(t, dtype)
     with np.errstate(over="ignore", invalid="ignore"):  # for kernels that are not compiled
-        _, flat = engine.central_difference(x, labels, soft, h)
-    return engine.split(flat)
+        return engine.central_difference(x, labels, soft, h)[1]
 
 
 def exact(sizes, params, x, t, activation, delta, h, decay=0.0, **options):
@@ -124,7 +120,7 @@ def test_two_layers(activation, kind, delta, h, dtype, monkeypatch):
 
 @pytest.mark.parametrize("h", [1e-6, 1e-4, 1e-2, 0.7, 5.0])
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
-def test_both_variants_agree_wherever_the_fast_one_runs(activation, h, monkeypatch):
+def test_both_variants_agree_wherever_the_series_runs(activation, h, monkeypatch):
     rng = np.random.default_rng(3)
     sizes, n = (9, 17, 5), 5 if COMPILED else 2
     x, t = draw_samples(n, sizes[0], rng), draw_targets("soft", n, sizes[-1], rng)
@@ -156,7 +152,7 @@ def test_variants_are_chosen_by_the_size_of_the_moves(generally):
     "sizes", [(4, 3), (3, 4, 3, 2), (3, 5, 4, 5, 3), (2, 3, 2, 3, 2, 2)], ids=str
 )
 @pytest.mark.parametrize("activation", ["sigmoid", "relu"])
-def test_any_depth(activation, sizes, h, dtype, shares):
+def test_any_depth(activation, sizes, h, dtype, chunks):
     rng = np.random.default_rng(len(sizes))
     x, t = draw_samples(3, sizes[0], rng).astype(dtype), draw_targets("soft", 3, sizes[-1], rng)
     params = random_params(sizes, rng, scale=2, dtype=dtype)
@@ -168,7 +164,7 @@ def test_any_depth(activation, sizes, h, dtype, shares):
 @pytest.mark.parametrize("n_inputs", [63, 64, 65, 130])
 @pytest.mark.parametrize("n_hidden", [1, 5, 50])
 @np.errstate(over="ignore")  # for kernels that are not compiled
-def test_more_inputs_than_marks_fit_into_a_number(n_hidden, n_inputs, dtype):
+def test_more_inputs_than_bits_fit_into_a_number(n_hidden, n_inputs, dtype):
     rng = np.random.default_rng(n_inputs)
     sizes = (n_inputs, n_hidden, 3)
     x, t = draw_samples(3, n_inputs, rng).astype(dtype), rng.integers(0, 3, 3)
@@ -181,32 +177,75 @@ def test_more_inputs_than_marks_fit_into_a_number(n_hidden, n_inputs, dtype):
     assert max(errors.values()) <= {"f": 1e-5, "d": 1e-7}[dtype], errors
 
 
-@pytest.mark.skipif(not hasattr(mmap, "PROT_READ"), reason="has no pages to protect")
 @pytest.mark.parametrize("sizes", [(130, 50, 3), (64, 1, 2), (70, 9, 2)])
-def test_nothing_behind_the_weights_is_read(sizes):
+@np.errstate(over="ignore")  # for kernels that are not compiled
+def test_nothing_outside_of_the_arrays_is_touched(sizes, chunks):
     rng = np.random.default_rng(1)
-    params = random_params(sizes, rng)
-    W1 = params["W1"]
-    page = mmap.PAGESIZE
-    held = -(-W1.nbytes // page) * page
-    memory = mmap.mmap(-1, held + page)
-    whole = np.frombuffer(memory, np.uint8)
-    protect = ctypes.CDLL(None).mprotect
-    behind = ctypes.c_void_p(whole.ctypes.data + held), ctypes.c_size_t(page)
-    params["W1"] = whole[held - W1.nbytes : held].view(W1.dtype).reshape(W1.shape)
-    params["W1"][:] = W1
-    x, t = np.ones((2, sizes[0])), np.array([0, 1])
-    assert protect(*behind, 0) == 0  # reading it would end the process
-    try:
-        got = compute(sizes, params, x, t, "sigmoid", 1e-7, 1e-4)
-    finally:
-        assert protect(*behind, mmap.PROT_READ | mmap.PROT_WRITE) == 0
-    want = gradient({**params, "W1": W1}, x, rows(t, sizes[-1]), "sigmoid", 1e-7)
-    assert max(relative_errors(got, want).values()) <= 1e-7
+    params, labels, soft = random_params(sizes, rng), np.array([0, 1]), np.empty((0, sizes[-1]))
+    x = draw_samples(2, sizes[0], rng)
+    want = gradient(params, x, rows(labels, sizes[-1]), "sigmoid", 1e-7)
+    engine = Engine(sizes, "sigmoid", 1e-7, np.dtype("d"))
+    with fenced(x, *params.values(), *params.values()) as copies:
+        for samples, *arrays in copies:
+            engine.load(dict(zip(params, arrays[: len(params)], strict=True)))
+            result = dict(zip(params, arrays[len(params) :], strict=True))
+            for array in result.values():
+                array[...] = np.nan  # it is written, not added to
+            _, in_range = engine._in_series(samples, labels, soft, 1e-4, result)
+            assert in_range
+            assert max(relative_errors(result, want).values()) <= 1e-7
+    flat = np.full(engine.n_parameters, np.nan)
+    with fenced(x, flat) as copies:
+        for samples, result in copies if COMPILED else copies[:1]:
+            engine.load(params)
+            engine._in_general(samples, labels, soft, 1e-4, result)
+            assert max(relative_errors(engine.split(result), want).values()) <= 1e-7
+
+
+def test_steps_in_and_out_of_series_range_in_turn(chunks):
+    rng, sizes = np.random.default_rng(12), (70, 5, 3)
+    engine = Engine(sizes, "relu", 1e-7, np.dtype("d"))
+    soft = np.empty((0, sizes[-1]))
+    # The last is in range but for one entry of one sample.
+    for kind, h in [("many", 1e-4), ("many", 0.5), ("few", 1e-4), ("large", 1e-4)] * 2:
+        params, labels = random_params(sizes, rng), rng.integers(0, 3, 7)
+        x = draw_samples(7, sizes[0], rng)
+        if kind != "many":
+            x[rng.random(x.shape) < 0.95] = 0
+        if kind == "large":
+            x[5, 3] = 1e5
+        engine.load(params)
+        _, got = engine.central_difference(x, labels, soft, h)
+        want = compute(sizes, params, x, labels, "relu", 1e-7, h)
+        assert max(relative_errors(got, want).values()) <= 1e-13
+
+
+@pytest.mark.parametrize("dtype", ["f", "d"])
+def test_unique_values(dtype):
+    rng = np.random.default_rng(0)
+    slots = central_difference.HASH_SLOTS
+    table = np.zeros((slots + 1, 2), np.uint64)
+    pixels = (np.arange(256) / 255).astype(dtype)
+    gray, far = rng.choice(pixels, 700), rng.standard_normal(3 * slots).astype(dtype)
+    samples = [gray, gray[:9], gray[:1], far, np.array([0.5, 0.5, -0.5, 1], dtype), gray]
+    if not COMPILED:
+        samples[3] = far[: slots // 2]
+    for values in samples:
+        unique, inverse = np.full_like(values, np.nan), np.full(values.size, 2**32 - 1, np.uint32)
+        with np.errstate(over="ignore"):  # for kernels that are not compiled
+            count = central_difference.unique_values(
+                values, values.view(f"u{values.itemsize}"), table, unique, inverse
+            )
+        assert 0 < count <= values.size
+        np.testing.assert_array_equal(unique[inverse], values)
+        np.testing.assert_array_equal(np.unique(inverse), np.arange(count))
+        assert np.isnan(unique[count:]).all()
+        # Where two share a slot, one may be counted again and again, but not in an image.
+        assert count <= 2 * np.unique(values).size
 
 
 @pytest.mark.parametrize("n_hidden", [1, 4, 7, 8, 9, 16, 17] + [63, 64, 65] * COMPILED)
-def test_hidden_sizes_around_registers(n_hidden, variant, shares):
+def test_hidden_sizes_around_registers(n_hidden, variant, chunks):
     rng = np.random.default_rng(n_hidden)
     for n_inputs, classes in [(1, 1), (3, 2), (9, 3)] if COMPILED else [(3, 2)]:
         sizes = (n_inputs, n_hidden, classes)
@@ -281,8 +320,8 @@ def test_saturated_units(size):
 
 @pytest.mark.parametrize("h", [1e-6, 1e-4, 1e-2, 0.7])
 def test_dead_units_and_kinks_of_relu(h, variant, monkeypatch):
-    if variant == "fast" and h > 1e-3:
-        pytest.skip("the fast variant is for small moves")
+    if variant == "series" and h > 1e-3:
+        pytest.skip("a series is for small moves")
     rng = np.random.default_rng(7)
     sizes = (3, 5, 3)
     x, t = draw_samples(3, 3, rng), np.array([0, 1, 2])
@@ -379,51 +418,3 @@ def test_moves_of_infinite_size_give_no_silent_number():
         (2, 3, 2), params, np.array([[0.0, 1.0]]), np.zeros(1, np.int64), "relu", 0.0, 1e-4
     )
     assert all(np.isnan(array).all() for array in got.values())
-
-
-def run_task(body, share, block):
-    """Run one share of a task, as `tasks.take_part` does."""
-    if not COMPILED:
-        return body(share, block.address)
-    call = ctypes.CFUNCTYPE(
-        ctypes.c_int32, *[ctypes.c_void_p] * 2, ctypes.c_int64, ctypes.c_void_p
-    )(block.address_of(body))
-    assert (
-        call(ctypes.create_string_buffer(64), ctypes.create_string_buffer(64), share, block.address)
-        == 0
-    )
-
-
-@pytest.mark.parametrize("dtype", ["f", "d"])
-@pytest.mark.parametrize("shares", [3], indirect=True)
-@np.errstate(over="ignore")  # for kernels that are not compiled
-def test_samples_taken_from_slow_threads_change_no_bit(dtype, shares):
-    rng = np.random.default_rng(5)
-    sizes, n = (40, 9, 3), 12
-    x = rng.integers(1, 4, (n, sizes[0])) * (rng.random((n, sizes[0])) < 0.2) / 7
-    x, labels = x.astype(dtype), rng.integers(0, sizes[-1], n)
-    engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
-    engine.load(random_params(sizes, rng, dtype=dtype))
-    soft = np.empty((0, sizes[-1]), dtype)
-    _, want = engine.central_difference(x, labels, soft, 1e-4)
-    result = np.empty_like(want)
-    block = engine._nudges(labels, soft, 1e-4).block
-    block.update(x=x, W1=engine._W1, labels=labels, result=result)
-    jobs = block._values["jobs"]
-
-    def run(order, slow=()):
-        for share in range(shares):
-            run_task(central_difference.prepare, share, block)
-        jobs[list(slow), tasks.CLAIMED] = 1  # somebody has begun them, and will never be finished
-        for share in order:
-            run_task(central_difference.accumulate, share, block)
-        for share in range(shares):
-            run_task(central_difference.collect, share, block)
-        np.testing.assert_array_equal(result, want)
-        return jobs[:n, tasks.FINISHED].nonzero()[0]
-
-    # Shares hold samples 0-3, 4-7 and 8-11. The first to run takes others', the nearest end first.
-    assert set(run([0, 1, 2])) >= {10, 11}
-    assert set(run([1, 2, 0])) >= {2, 3}
-    assert set(run([2, 1, 0])) >= {6, 7}
-    assert not {6, 7, 11} & set(run([0, 1, 2], slow=(6, 7, 11)))

@@ -271,3 +271,13 @@ def test_an_exception_inside_a_step_reaches_the_caller(tmp_path):
     lines = answer(process).splitlines()
     assert lines[1::2] == ["True", "True"]
     assert all(line.startswith("refused: a compiled kernel") for line in lines[::2])
+
+
+@pytest.mark.parametrize("size", [0, 1, 6, 7, 20, 100, 784])
+@pytest.mark.parametrize("n_chunks", [1, 2, 3, 5])
+def test_chunks_are_neighbours_of_equal_size(size, n_chunks):
+    ends = [runtime.chunk_range(size, chunk, n_chunks) for chunk in range(n_chunks)]
+    assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
+    assert ends[-1][1] == size
+    lengths = [end - begin for begin, end in ends]
+    assert max(lengths) - min(lengths) <= 1

@@ -1,5 +1,7 @@
 """The update rules against their formulas in NumPy."""
 
+import types
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -8,25 +10,34 @@ from reference import SETTINGS, step
 
 from fastgrad.kernels import updates
 
-RULES = {kind: getattr(updates, kind.upper()) for kind in SETTINGS}
+RULES = {kind: getattr(updates, kind.lower()) for kind in SETTINGS}
 
 
 def python_of(kernel):
     return getattr(kernel, "py_func", kernel)
 
 
-def passes():
-    """Return every way to run a step, each called alike."""
-    parallel = updates.update_parallel
-    return {
-        "serial": updates.update,
-        "serial, in Python": python_of(updates.update),
-        "parallel": lambda *args: parallel(*args, 3),
-        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
-    }
+def in_parallel(rule, p, *arguments):
+    updates.update_parallel(updates.pointer(rule, p.dtype), p, *arguments, 3)
 
 
-@pytest.mark.parametrize("how", passes())
+def in_parallel_in_python(rule, *arguments):
+    """Run the driver as it is without compilation, where a pointer is the rule itself."""
+    driver = python_of(updates.update_parallel)
+    names = dict(driver.__globals__, call_pointer=lambda function, args: function(*args))
+    types.FunctionType(driver.__code__, names)(python_of(rule), *arguments, 3)
+
+
+#: Ways to run a step, each called alike.
+PASSES = {
+    "serial": lambda rule, *arguments: rule(*arguments),
+    "serial, in Python": lambda rule, *arguments: python_of(rule)(*arguments),
+    "parallel": in_parallel,
+    "parallel, in Python": in_parallel_in_python,
+}
+
+
+@pytest.mark.parametrize("how", PASSES)
 @pytest.mark.parametrize("rule", RULES)
 @settings(deadline=None, max_examples=25)
 @given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
@@ -39,7 +50,7 @@ def test_steps_follow_the_formulas(how, rule, size, seed, dtype):
     lr, a, b = rng.uniform(0.001, 0.9, 3)
     arguments = [array.astype(np.float64) for array in (p, g, first, second)]
     expected = step(rule, *arguments, lr, a, b)
-    passes()[how](RULES[rule], p, g, first, second, lr, a, b)
+    PASSES[how](RULES[rule], p, g, first, second, lr, a, b)
     tolerance = 1e-12 if dtype == "d" else 2e-5
     for got, want in zip((p, first, second), expected, strict=True):
         assert got.dtype == dtype
@@ -53,8 +64,8 @@ def test_memory_that_a_rule_does_not_use_may_be_empty(rule):
     p, g, first, second = np.ones(5), np.ones(5), np.ones(5), np.ones(5)
     expected = step(rule, p, g, first, second, 0.1, 0.5, 0.25)
     nothing = np.empty(0)
-    updates.update(
-        RULES[rule], p, g, nothing if rule == "SGD" else first,
+    RULES[rule](
+        p, g, nothing if rule == "SGD" else first,
         second if rule == "Adam" else nothing, 0.1, 0.5, 0.25,
     )  # fmt: skip
     np.testing.assert_allclose(p, expected[0], rtol=1e-14)
@@ -70,5 +81,5 @@ def test_rate_of_adam(steps):
 def test_nan_reaches_the_parameter(rule):
     p, g, first, second = np.ones(9), np.ones(9), np.ones(9), np.ones(9)
     g[4] = np.nan
-    updates.update(RULES[rule], p, g, first, second, 0.1, 0.5, 0.25)
+    RULES[rule](p, g, first, second, 0.1, 0.5, 0.25)
     assert np.flatnonzero(np.isnan(p)).tolist() == [4]

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgrad.kernels import softmax_cross_entropy as losses
+from fastgrad.kernels import losses
 
 
 def python_of(kernel):
@@ -64,7 +64,8 @@ def test_softmax(how, n, classes, seed, dtype, kind):
 def test_cross_entropy(variant, delta, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     y = softmax(a)
-    loss = variants(losses.cross_entropy)[variant](y, labels, soft, delta)
+    unused = np.full_like(a, np.nan)
+    loss = variants(losses.cross_entropy)[variant](unused, y, labels, soft, delta)
     expected = -np.sum(dense * np.log(y + dense.dtype.type(delta)), dtype=np.float64) / n
     tolerance = 1e-13 if dtype == "d" else 2e-5
     assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
@@ -76,7 +77,7 @@ def test_cross_entropy(variant, delta, n, classes, seed, dtype, kind):
 def test_log_softmax_loss_against_50_digits(variant, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     a *= 30  # probabilities down to 1e-100
-    loss = variants(losses.log_softmax_loss)[variant](a, softmax(a), labels, soft)
+    loss = variants(losses.cross_entropy)[variant](a, softmax(a), labels, soft, 0.0)
     with mpmath.workdps(50):
         expected = mpmath.mpf(0)
         for scores, targets in zip(a.tolist(), dense.tolist(), strict=True):
@@ -95,8 +96,11 @@ def test_gradient_follows_the_formula(variant, delta, n, classes, seed, dtype, k
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     y = softmax(a)
     da = np.full(y.shape, np.nan, dtype)
-    kernel = variants(losses.softmax_cross_entropy_backward)[variant]
-    kernel(y, labels, soft, delta, 0.5, da)
+    kernel = variants(losses.logit_gradients)[variant]
+    middle = n // 2  # two stretches of rows
+    kernel(y, labels, soft, delta, 0.5 / n, da, middle, n)
+    assert np.isnan(da[:middle]).all()
+    kernel(y, labels, soft, delta, 0.5 / n, da, 0, middle)
     y, dense = y.astype(np.float64), dense.astype(np.float64)
     g = -dense / (y + delta)
     expected = 0.5 / n * y * (g - np.sum(g * y, axis=1, keepdims=True))
@@ -110,10 +114,7 @@ def test_gradient_is_the_derivative_of_the_loss(delta, kind):
     a, labels, soft, _ = batch(3, 4, 0, "d", kind)
 
     def loss(scores):
-        y = softmax(scores)
-        if delta:
-            return losses.cross_entropy(y, labels, soft, delta)
-        return losses.log_softmax_loss(scores, y, labels, soft)
+        return losses.cross_entropy(scores, softmax(scores), labels, soft, delta)
 
     numerical = np.empty_like(a)
     for i in np.ndindex(a.shape):
@@ -122,7 +123,7 @@ def test_gradient_is_the_derivative_of_the_loss(delta, kind):
         down[i] -= 1e-5
         numerical[i] = (loss(up) - loss(down)) / 2e-5
     da = np.empty_like(a)
-    losses.softmax_cross_entropy_backward(softmax(a), labels, soft, delta, 1.0, da)
+    losses.logit_gradients(softmax(a), labels, soft, delta, 1 / 3, da, 0, 3)
     np.testing.assert_allclose(da, numerical, atol=1e-9)
 
 
@@ -130,10 +131,10 @@ def test_gradient_where_a_probability_vanishes():
     y = np.array([[1.0, 0.0]])
     da = np.empty_like(y)
     nothing = np.empty((0, 2))
-    losses.softmax_cross_entropy_backward(y, np.array([1]), nothing, 0.0, 1.0, da)
+    losses.logit_gradients(y, np.array([1]), nothing, 0.0, 1.0, da, 0, 1)
     np.testing.assert_array_equal(da, [[1.0, -1.0]])
     soft = np.array([[0.0, 1.0]])
-    losses.softmax_cross_entropy_backward(y, np.empty(0, np.int64), soft, 0.0, 1.0, da)
+    losses.logit_gradients(y, np.empty(0, np.int64), soft, 0.0, 1.0, da, 0, 1)
     np.testing.assert_array_equal(da, [[1.0, -1.0]])
 
 
@@ -146,9 +147,24 @@ def test_nan_goes_on_as_in_numpy(position):
     assert np.isnan(y[0]).all()
     np.testing.assert_allclose(y[1], 1 / 3)
     no_labels, soft = np.empty(0, np.int64), np.zeros((2, 3))
-    assert np.isnan(losses.cross_entropy(y, no_labels, soft, 1e-7))
-    assert np.isnan(losses.log_softmax_loss(a, y, no_labels, soft))
-    assert np.isnan(losses.log_softmax_loss(a, y, np.array([0, 0]), np.empty((0, 3))))
+    for delta in (1e-7, 0.0):
+        assert np.isnan(losses.cross_entropy(a, y, no_labels, soft, delta))
+        assert np.isnan(losses.cross_entropy(a, y, np.array([0, 0]), np.empty((0, 3)), delta))
+
+
+@pytest.mark.parametrize("delta", [1e-7, 0.0])
+@pytest.mark.parametrize("kind", ["labels", "soft"])
+def test_the_loss_adds_up_from_stretches_of_rows(kind, delta):
+    a, labels, soft, _ = batch(7, 4, 1, "d", kind)
+    parts = [
+        losses.cross_entropy_sum(a, softmax(a), labels, soft, delta, begin, end)
+        for begin, end in ((0, 3), (3, 3), (3, 7))
+    ]
+    assert parts[1] == 0
+    whole = losses.cross_entropy(a, softmax(a), labels, soft, delta)
+    assert sum(parts) / 7 == pytest.approx(whole, rel=1e-14)
+    nothing = np.empty(0, np.int64), np.empty((0, 4))
+    assert losses.cross_entropy(a, softmax(a), *nothing, delta) == 0
 
 
 @pytest.mark.parametrize("variant", ["compiled", "python"])
