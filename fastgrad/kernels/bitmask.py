@@ -20,7 +20,8 @@ from fastgrad.kernels.simd import count_bits, lowest_bit, nonzero_bits
 
 #: Entries that one number marks.
 WORD = 64
-NO_BITS, ONE_BIT, ALL_BITS = np.uint64(0), np.uint64(1), np.uint64(2**64 - 1)
+NO_BITS, ONE_BIT = np.uint64(0), np.uint64(1)
+_ALL_BITS = np.uint64(2**64 - 1)
 
 
 def words(n: int) -> int:
@@ -74,7 +75,7 @@ def transpose_bits(bits, rows, word, out):
         for n in range(count, WORD):
             out[group, n] = NO_BITS
         half = WORD // 2
-        low = ALL_BITS >> np.uint64(half)
+        low = _ALL_BITS >> np.uint64(half)
         while half > 0:
             shift = np.uint64(half)
             for begin in range(0, WORD, 2 * half):
@@ -84,16 +85,6 @@ def transpose_bits(bits, rows, word, out):
                     out[group, k + half] ^= swap
             half //= 2
             low ^= low << np.uint64(half)
-
-
-@kernel
-def bits_between(begin, end):
-    """Return 64 bits, of which begin .. end - 1 are set, as far as there are such."""
-    begin = max(begin, 0)
-    end = min(end, WORD)
-    if begin >= end:
-        return NO_BITS
-    return (ALL_BITS << np.uint64(begin)) & (ALL_BITS >> np.uint64(WORD - end))
 
 
 # The steps that turn a data set into CSR. Each thread is going to read the entries of its own rows

@@ -27,9 +27,12 @@ from fastgrad.kernels.simd import add_marked_rows
 
 @step_kernel
 def weights_sparse(args, chunk, chunks, number):
-    """Compute a chunk of the gradient by the first layer's weights, for samples with zeros."""
+    """Compute a chunk of the gradient by the first layer's weights, for samples with zeros.
+
+    What was left out, zero times an error that is not finite, would be NaN; ``finite`` says so.
+    """
     x, bits, order, all_turned = args.x, args.bits, args.order, args.turned
-    errors, dW, db = args.errors, args.dW, args.db
+    errors, dW, db, finite = args.errors, args.dW, args.db, args.finite
     turned, width = all_turned[chunk], db.size
     begin, end = chunk_range(dW.shape[0], chunk, chunks)
     for word in range(begin // WORD, (end + WORD - 1) // WORD):
@@ -46,6 +49,10 @@ def weights_sparse(args, chunk, chunks, number):
                     add_marked_rows(marks, group * WORD, x, i, errors, width, dW, i)
     if chunk == 0:
         sum_rows(errors, db)
+        zero = db.dtype.type(0)
+        for j in range(width):
+            if db[j] * zero != zero:
+                finite[0, 0] = 0
 
 
 @step_kernel

@@ -110,7 +110,7 @@ class Arguments:
                 self._floats[word] = value
             elif dtype is int:
                 integers[word] = value
-            elif value.dtype is dtype and value.flags.carray:
+            elif value.dtype == dtype and value.flags.carray:
                 # A third of the time that `value.ctypes.data` takes.
                 integers[word] = addressof(c_char.from_buffer(value)) if value.size else 0
                 for axis, length in enumerate(value.shape, word + 1):

@@ -5,9 +5,9 @@ each pass waits for the one before. Written as LLVM instructions, accumulators s
 the whole loop: products with the non-zero pixels take 0.6 to 0.8 of the time, dense products half.
 
 A row that does not fill its last vector has it *overlap* the one before: that vector begins
-earlier, and both compute the same numbers there. So no row needs padding, and nothing is read or written
-outside of it, without masks, which are slow to store. Rows narrower than a vector are computed
-number by number.
+earlier, and both compute the same numbers there. So no row needs padding, and nothing is read or
+written outside of it, without masks, which are slow to store. Rows narrower than a vector are
+computed number by number.
 
 Every function has a twin in plain Python, which says what it computes, and which runs where kernels
 are not compiled.
