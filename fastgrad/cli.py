@@ -13,6 +13,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -25,9 +26,9 @@ import numba
 import numpy as np
 
 import fastgrad
-from fastgrad import book, optimizers, textbook, threads
+from fastgrad import book, optimizers, textbook, threads, warmup
 from fastgrad.arrays import FloatArray
-from fastgrad.kernels.tasks import COMPILED, run_steps
+from fastgrad.kernels.compile import cache_folder
 
 __all__ = ["main"]
 
@@ -116,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_exercise(commands)
     _add_train(commands)
     _add_run(commands)
+    _add_warmup(commands)
     _add_info(commands)
     return parser
 
@@ -236,6 +238,7 @@ def _add_exercise(commands: Any) -> None:
 
 
 def _exercise(options: argparse.Namespace) -> int:
+    compiling = warmup.compile_ahead(["numerical_gradient", "gradient"], options.dtype)
     rng, seed = _random_source(options.seed)
     (images, labels), _ = fastgrad.load_mnist(path=options.data)
     chosen = rng.choice(len(images), options.batch_size)
@@ -248,12 +251,10 @@ def _exercise(options: argparse.Namespace) -> int:
     print(f"batch of {_plural(len(x), f'random {image}')}, seed {seed}")
     print(f"{_cpu_name()}, {_plural(numba.get_num_threads(), 'thread')} ({threads.layer()})")
     _say_if_busy()
-    _say_if_compiling()
+    if compiling:
+        print(f"Compiling took {_duration(compiling)}.")
     print(flush=True)
 
-    begin = time.perf_counter()
-    net.numerical_gradient(x, t, options.h[0])
-    first_call = time.perf_counter() - begin
     backward = net.gradient(x, t)
     quick, back = _fastest(
         lambda: net.numerical_gradient(x, t, options.h[0]), lambda: net.gradient(x, t)
@@ -274,10 +275,7 @@ def _exercise(options: argparse.Namespace) -> int:
         ("gradient (backpropagation)", _duration(back), "1", every),
     ]
     _print_table(("", "time", "× gradient", ""), rows)
-    print(
-        f"numerical_gradient is {_three_digits(slow / quick)} times faster than the textbook.\n"
-        f"Its first call took {_duration(first_call)}, compiling or loading the compiled code.\n"
-    )
+    print(f"numerical_gradient is {_three_digits(slow / quick)} times faster than the textbook.\n")
 
     print("Largest difference from backpropagation, relative to the array's largest entry:")
     differences, kinks = [], 0
@@ -409,6 +407,10 @@ def _train(options: argparse.Namespace) -> int:
         rate = _SGD_RATE
     optimizer = _OPTIMIZERS[options.optimizer](*([] if rate is None else [rate]))
 
+    needed = "fit" if options.method == "gradient" else "fit by numerical_gradient"
+    warmup.compile_ahead(
+        [needed] if options.optimizer == "sgd" else [needed, "optimizers"], options.dtype
+    )
     # The book's own stream of numbers: initial weights, then batches.
     _, seed = _random_source(options.seed)
     (x_train, t_train), (x_test, t_test) = fastgrad.load_mnist(path=options.data)
@@ -419,7 +421,6 @@ def _train(options: argparse.Namespace) -> int:
         f"{options.batch_size:,} out of {_plural(len(x_train), 'image')}, "
         f"{options.optimizer}, learning rate {optimizer.lr:g}, seed {seed}"
     )
-    _say_if_compiling()
     sys.stdout.flush()
     try:
         with _warnings_in_one_line():
@@ -536,6 +537,11 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    # What a script will call is not known; what it names is.
+    words = set(re.findall(r"\w+", Path(options.script).read_text(errors="replace")))
+    if "TwoLayerNet" in words:
+        calls = ("numerical_gradient", "gradient", "accuracy")
+        warmup.compile_ahead([name for name in calls if name in words], "float64")
     serve = {}
     for pair in options.serve:
         name, equals, module = pair.partition("=")
@@ -545,6 +551,39 @@ def _run(options: argparse.Namespace) -> int:
     return book.run_script(
         options.script, options.args, options.keep, serve=serve, compare=options.compare
     )
+
+
+# warmup ----------------------------------------------------------------------------------------
+
+
+def _add_warmup(commands: Any) -> None:
+    parser = _add_command(
+        commands, "warmup", _warmup, "compile everything ahead, on all cores, for later processes"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), nargs="+", default=("float64", "float32"),
+        help="for networks of these numbers (default: both)",
+    )  # fmt: skip
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    folder = cache_folder()
+    if folder is None:
+        raise ValueError("no folder can be written that would keep what is compiled.")
+    begin = time.perf_counter()
+    total = len(warmup.CALLS) * len(options.dtype)
+    with tqdm(total=total, desc="compiling", unit="call", dynamic_ncols=True) as bar:
+
+        def done(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        warmup.compile_everything(options.dtype, done)
+    took = _duration(time.perf_counter() - begin)
+    print(f"compiled for {' and '.join(options.dtype)} in {took}: {folder}")
+    return 0
 
 
 # info ------------------------------------------------------------------------------------------
@@ -580,18 +619,13 @@ def _version(package: str) -> str:
 
 def _cache() -> str:
     """Tell where compiled kernels are kept."""
-    if not hasattr(run_steps, "stats"):
+    if numba.config.DISABLE_JIT:
         return "none: compiling is switched off (NUMBA_DISABLE_JIT)"
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         return "none: no folder can be written, so each process compiles anew"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return f"{folder} ({'writable' if os.access(existing, os.W_OK) else 'read-only'})"
-
-
-def _cache_folder() -> Path | None:
-    stats = getattr(run_steps, "stats", None)  # a kernel like any other
-    return Path(stats.cache_path) if stats is not None and stats.cache_path else None
 
 
 def _cpu_name() -> str:
@@ -631,14 +665,6 @@ def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad
 
 def _classes(*labels: Any) -> int:
     return 1 + max(int(array.max()) for array in labels)
-
-
-def _say_if_compiling() -> None:
-    folder = _cache_folder()
-    if not COMPILED or (folder is not None and any(folder.glob("*.nbi"))):
-        return
-    often = "once only" if folder is not None else "each time, for want of a folder to keep them in"
-    print(f"The kernels are being compiled. That takes a quarter of a minute, {often}.")
 
 
 def _say_if_busy() -> None:

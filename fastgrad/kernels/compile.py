@@ -172,3 +172,29 @@ def sources_stamp() -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that compiled kernels are kept in, or None if none can be written."""
+    try:
+        return Path(_KernelCache(kernel).cache_path)
+    except (RuntimeError, OSError):
+        return None
+
+
+def follow_compilations(begin: Callable[[bool], None], end: Callable[[], None]) -> None:
+    """Have two functions called around every compilation by Numba, in the thread that compiles.
+
+    `begin` is told whether it is a kernel of this package. Compiling one compiles what it calls,
+    so pairs of calls are nested.
+    """
+    from numba.core import event  # described in its developers' manual
+
+    class Follower(event.Listener):  # type: ignore[misc, unused-ignore]
+        def on_start(self, event: Any) -> None:
+            begin(event.data["dispatcher"].py_func.__module__.startswith("fastgrad."))
+
+        def on_end(self, event: Any) -> None:
+            end()
+
+    event.register("numba:compile", Follower())
