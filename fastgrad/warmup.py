@@ -145,6 +145,24 @@ def _layers(dtype: Any) -> None:
         optimizer().update({"b": np.ones(2, dtype)}, {"b": np.ones(2, dtype)})
 
 
+def _convolutional_layers(dtype: Any) -> None:
+    x = np.linspace(-1, 1, 2 * 3 * 6 * 6, dtype=dtype).reshape(2, 3, 6, 6)
+    of_images: list[Any] = [
+        fastgrad.Convolution(np.ones((4, 3, 3, 3), dtype), np.ones(4, dtype), pad=1),
+        fastgrad.Pooling(2, 2),
+    ]
+    for layer in of_images:
+        layer.backward(layer.forward(x))
+    flat = x.reshape(2, -1)
+    of_training: list[Any] = [
+        fastgrad.BatchNormalization(np.ones(108, dtype), np.zeros(108, dtype)),
+        fastgrad.Dropout(),
+    ]
+    for layer in of_training:
+        layer.forward(flat, False)
+        layer.backward(layer.forward(flat, True))
+
+
 _OPTIMIZERS: tuple[Any, ...] = (
     fastgrad.SGD, fastgrad.Momentum, fastgrad.Nesterov, fastgrad.AdaGrad, fastgrad.RMSprop,
     fastgrad.Adam,
@@ -167,6 +185,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "functions": _functions,
     "losses": _losses,
     "layers": _layers,
+    "layers of convolutional networks": _convolutional_layers,
 }
 
 

@@ -57,7 +57,7 @@ if __name__ == "__main__":
     script = tmp_path / "ahead.py"  # of a main module that processes can import
     script.write_text(code)
     call = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
-    options = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "0"}
+    options = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
     first, second = run(call, **options), run(call, **options)
     assert float(answer(first)) > 0
     assert first.stderr == "fastgrad: compiling kernels for float32, once\n"
