@@ -238,9 +238,8 @@ def _add_exercise(commands: Any) -> None:
 
 
 def _exercise(options: argparse.Namespace) -> int:
-    compiling = warmup.compile_ahead(["numerical_gradient", "gradient"], options.dtype)
+    (images, labels), _, compiling = _load_and_compile(options, "numerical_gradient", "gradient")
     rng, seed = _random_source(options.seed)
-    (images, labels), _ = fastgrad.load_mnist(path=options.data)
     chosen = rng.choice(len(images), options.batch_size)
     # Once and for all: the textbook's matrix product would convert float32 images at each call.
     x, t = images[chosen].astype(options.dtype), labels[chosen].astype(np.int64)
@@ -407,13 +406,9 @@ def _train(options: argparse.Namespace) -> int:
         rate = _SGD_RATE
     optimizer = _OPTIMIZERS[options.optimizer](*([] if rate is None else [rate]))
 
-    needed = "fit" if options.method == "gradient" else "fit by numerical_gradient"
-    warmup.compile_ahead(
-        [needed] if options.optimizer == "sgd" else [needed, "optimizers"], options.dtype
-    )
+    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
     # The book's own stream of numbers: initial weights, then batches.
     _, seed = _random_source(options.seed)
-    (x_train, t_train), (x_test, t_test) = fastgrad.load_mnist(path=options.data)
     net = _network(options, x_train.shape[1], _classes(t_train, t_test))
     print(net)
     print(
@@ -456,6 +451,13 @@ def _train(options: argparse.Namespace) -> int:
         print(f"fastgrad: interrupted after {done}", file=sys.stderr)
         return _INTERRUPTED
     return 0
+
+
+def _calls_of_fit(options: argparse.Namespace) -> list[str]:
+    """Return what a run needs of `fastgrad.warmup.CALLS`."""
+    if options.method == "numerical_gradient":
+        return ["fit by numerical_gradient"]
+    return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
 
 
 def _save(net: fastgrad.TwoLayerNet, path: str | None) -> None:
@@ -537,20 +539,24 @@ def _add_run(commands: Any) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    # What a script will call is not known; what it names is.
-    words = set(re.findall(r"\w+", Path(options.script).read_text(errors="replace")))
-    if "TwoLayerNet" in words:
-        calls = ("numerical_gradient", "gradient", "accuracy")
-        warmup.compile_ahead([name for name in calls if name in words], "float64")
     serve = {}
     for pair in options.serve:
         name, equals, module = pair.partition("=")
         if not (name and equals and module):
             raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
         serve[name] = module
+    _compile_for(Path(options.script))
     return book.run_script(
         options.script, options.args, options.keep, serve=serve, compare=options.compare
     )
+
+
+def _compile_for(script: Path) -> None:
+    """Compile ahead what a script names; what it will call is not known."""
+    words = set(re.findall(r"\w+", script.read_text(errors="replace"))) if script.is_file() else ()
+    if "TwoLayerNet" in words:
+        calls = ("numerical_gradient", "gradient", "accuracy")
+        warmup.compile_ahead([name for name in calls if name in words], "float64")
 
 
 # warmup ----------------------------------------------------------------------------------------
@@ -655,6 +661,16 @@ def _random_source(seed: int | None) -> tuple[Any, int]:
         seed = int(np.random.default_rng().integers(1_000_000))
     np.random.seed(seed)  # noqa: NPY002 - so that a seed gives the book's own numbers
     return np.random, seed
+
+
+def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, Any, float]:
+    """Load the data set, compile what calls need, and return the seconds which that took.
+
+    What the package brings cannot fail, so it is loaded after the line that says what goes on.
+    """
+    data = None if options.data is None else fastgrad.load_mnist(path=options.data)
+    seconds = warmup.compile_ahead(calls, options.dtype)
+    return (*(data or fastgrad.load_mnist()), seconds)
 
 
 def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad.TwoLayerNet:
