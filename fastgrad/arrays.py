@@ -25,6 +25,10 @@ FLOAT_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
 _FLOAT32, _FLOAT64 = FLOAT_DTYPES
 _INT64 = np.dtype(np.int64)
 
+#: Zero without dimensions, by the character of its dtype: NumPy takes half a microsecond less for
+#: it than for a Python number.
+ZERO = {dtype.char: np.zeros((), dtype) for dtype in FLOAT_DTYPES}
+
 #: What `targets` returns for the form that does not apply.
 _NO_LABELS = np.empty(0, np.int64)
 
@@ -351,6 +355,8 @@ def flag(value: Any, name: str) -> bool:
     TypeError
         If it is anything else, so that a misplaced argument does not pass as true.
     """
+    if value is True or value is False:  # which need no closer look
+        return bool(value)
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
         raise TypeError(f"`{name}` must be True or False. Got {_kind(value)}.")
     return bool(value)
