@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import convolution, layers
-from fastgrad.arrays import FloatArray, real_array, whole_number
-from fastgrad.book import pickles
+from fastgrad import convolution, gradients, layers
+from fastgrad.arrays import FloatArray, real_array, step_size, whole_number
+from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
+from fastgrad.gradients import GradientCheck, compare_gradients
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
 
@@ -232,6 +233,104 @@ class _ConvolutionalNet:
         for number, layer in enumerate(found, 1):
             grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
         return grads
+
+    def numerical_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
+    ) -> dict[str, FloatArray]:
+        """Compute the central difference of `loss` by every parameter.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            As for `loss`.
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        dict of ndarray
+            Of the names, shapes and dtypes of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit.
+
+        Notes
+        -----
+        The loss is evaluated at both perturbed points of every parameter, but what a perturbation
+        cannot change is computed once: the layers below, and the other channels. With layers of
+        other kinds than the book's the whole network is, each time. Dropout layers drop the same
+        entries in all losses; the book's draw new ones for each.
+        """
+        h = step_size(h)
+        if not layer_differences.knows(self._all_layers()):
+            return {name: self._difference(name, x, t, h) for name in self.params}
+        found = layer_differences.LayerDifferences(self._all_layers(), x, t).central_differences(h)
+        return {
+            name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
+            for (name, array), (slopes, _) in zip(self.params.items(), found, strict=True)
+        }
+
+    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+        """Compare `gradient` with `numerical_gradient`, with the same entries dropped.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            As for `loss`.
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        GradientCheck
+            As `fastgrad.TwoLayerNet.check_gradient` returns it. Parameters within ±h of a kink of a
+            ReLU or of a pooling are counted, not judged.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit, or a layer is of another kind than the book's.
+        """
+        h = step_size(h)
+        if not layer_differences.knows(self._all_layers()):
+            raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
+        state = np.random.get_state()  # noqa: NPY002 - dropout layers draw from it
+        analytic = self.gradient(x, t)
+        np.random.set_state(state)  # noqa: NPY002
+        passed = layer_differences.LayerDifferences(self._all_layers(), x, t)
+        once, twice = list(passed.central_differences(h)), list(passed.central_differences(2 * h))
+        names = list(self.params)
+        numerical = {name: slopes for name, (slopes, _) in zip(names, once, strict=True)}
+        noise = {}
+        for name, (slopes, _), (double, _) in zip(names, once, twice, strict=True):
+            largest = float(np.abs(slopes).max(initial=0))
+            precision = 64 * float(np.finfo(analytic[name].dtype).eps)
+            # As for a network of affine layers: where 2h reaches a kink that h does not reach, the
+            # difference tells nothing about the truncation.
+            truncation = np.minimum(np.abs(slopes - double), h * h * largest)
+            noise[name] = truncation + (precision * largest or precision)
+        kinks = {name: marks for name, (_, marks) in zip(names, once, strict=True)}
+        return compare_gradients(analytic, numerical, h=h, noise=noise, kinks=kinks)
+
+    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
+        """Return the central difference by one parameter, with the layers as they are."""
+        held = self.params[name]
+        state = np.random.get_state()  # noqa: NPY002
+
+        def loss(perturbed: FloatArray) -> float:
+            self.params[name] = perturbed
+            np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
+            return self.loss(x, t)
+
+        try:
+            slopes: FloatArray = gradients.numerical_gradient(loss, held, h)
+            return slopes
+        finally:
+            self.params[name] = held
 
     def save_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
         """Write `params` to a file that the book's ``load_params`` reads too.
