@@ -19,7 +19,8 @@ FLOORS = {
     4: ["book", "plots", "textbook", "warmup"],
     3: ["networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
-        "functions", "gradients", "layers", "noise", "optimizers", "suspects", "trees"],
+        "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
+        "suspects", "trees"],
     1: ["arrays", "compile_time", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
