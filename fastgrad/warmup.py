@@ -18,6 +18,8 @@ from typing import Any
 import numpy as np
 
 import fastgrad
+from fastgrad.book.convnets import SimpleConvNet
+from fastgrad.book.networks import MultiLayerNetExtend
 from fastgrad.compile_time import Watch, say
 from fastgrad.kernels.compile import cache_folder
 
@@ -163,6 +165,22 @@ def _convolutional_layers(dtype: Any) -> None:
         layer.backward(layer.forward(flat, True))
 
 
+def _networks_of_the_book(dtype: Any) -> None:
+    if dtype != np.float64:  # the only one that they have
+        return
+    x, t = _images(np.float32, 5)
+    extended = MultiLayerNetExtend(784, [6, 5], 10, use_batchnorm=True, use_dropout=True)
+    convolutional = SimpleConvNet(
+        (1, 28, 28), {"filter_num": 3, "filter_size": 5, "pad": 0, "stride": 1}, 5
+    )
+    nets: list[tuple[Any, Any]] = [(extended, x), (convolutional, x.reshape(-1, 1, 28, 28))]
+    for net, images in nets:
+        net.loss(images, t)
+        net.accuracy(images, t)
+        net.gradient(images, t)
+    extended.numerical_gradient(x, t)
+
+
 _OPTIMIZERS: tuple[Any, ...] = (
     fastgrad.SGD, fastgrad.Momentum, fastgrad.Nesterov, fastgrad.AdaGrad, fastgrad.RMSprop,
     fastgrad.Adam,
@@ -186,6 +204,7 @@ CALLS: dict[str, Callable[[Any], object]] = {
     "losses": _losses,
     "layers": _layers,
     "layers of convolutional networks": _convolutional_layers,
+    "networks of the book": _networks_of_the_book,
 }
 
 

@@ -35,6 +35,8 @@ with Watch() as compiling:
         layer = fastgrad.Affine(np.ones((3, 2), dtype), np.zeros(2, dtype))
         layer.forward(y)
         layer.backward(np.ones((2, 2), dtype))
+    from fastgrad.book.networks import MultiLayerNetExtend
+    MultiLayerNetExtend(784, [10], 10, use_batchnorm=True).gradient(x[:10], t[:10])
 print(compiling.seconds)
 """
 
