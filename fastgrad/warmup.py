@@ -178,7 +178,7 @@ def _networks_of_the_book(dtype: Any) -> None:
         net.loss(images, t)
         net.accuracy(images, t)
         net.gradient(images, t)
-    extended.numerical_gradient(x, t)
+        net.numerical_gradient(images, t)
 
 
 _OPTIMIZERS: tuple[Any, ...] = (

@@ -26,7 +26,7 @@ class _BoundConvolution(convolution.Convolution):
     b = Parameter("b")
 
     def __init__(self, network: Any, number: int, param: Mapping[str, int]) -> None:
-        self._network, self._number = network, number
+        self._network, self._number = network, str(number)
         super().__init__(self.W, self.b, param["stride"], param["pad"])
 
 
