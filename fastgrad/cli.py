@@ -371,8 +371,12 @@ def _fastest(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5)
 
 def _add_train(commands: Any) -> None:
     parser = _add_command(
-        commands, "train", _train, "train the book's network on MNIST, as in its chapters 4 and 5"
+        commands, "train", _train, "train the book's networks on MNIST, as in its chapters 4 to 7"
     )
+    parser.add_argument(
+        "--network", choices=("two-layer", "convnet"), default="two-layer",
+        help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)",
+    )  # fmt: skip
     _add_network_options(parser)
     parser.add_argument(
         "--iterations", type=_count_from_0, default=10_000, metavar="N",
@@ -383,13 +387,17 @@ def _add_train(commands: Any) -> None:
         help="backpropagation, or numerical gradients alone (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--optimizer", choices=tuple(_OPTIMIZERS), default="sgd", help="(default: %(default)s)"
-    )
+        "--optimizer", choices=tuple(_OPTIMIZERS),
+        help="(default: sgd, and adam for a convnet)",
+    )  # fmt: skip
     parser.add_argument(
         "--learning-rate", type=_finite, metavar="RATE",
         help=f"(default: {_SGD_RATE} for sgd, else the optimizer's own)",
     )  # fmt: skip
-    parser.add_argument("--save", metavar="FILE", help="write the trained network to an .npz file")
+    parser.add_argument(
+        "--save", metavar="FILE",
+        help="write the trained network to an .npz file, a convnet's parameters to the book's .pkl",
+    )  # fmt: skip
     parser.add_argument(
         "--plot",
         metavar="FILE",
@@ -401,6 +409,9 @@ def _train(options: argparse.Namespace) -> int:
     # Before an hour of training, not after it.
     picture = _picture_file(options.plot)
     _require_writable(options.save, "--save")
+    convnet = options.network == "convnet"
+    if options.optimizer is None:
+        options.optimizer = "adam" if convnet else "sgd"
     rate = options.learning_rate
     if rate is None and options.optimizer == "sgd":
         rate = _SGD_RATE
@@ -409,7 +420,12 @@ def _train(options: argparse.Namespace) -> int:
     (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
     # The book's own stream of numbers: initial weights, then batches.
     _, seed = _random_source(options.seed)
-    net = _network(options, x_train.shape[1], _classes(t_train, t_test))
+    net: Any
+    if convnet:
+        x_train, x_test = (images.reshape(-1, 1, 28, 28) for images in (x_train, x_test))
+        net = _convnet(options, _classes(t_train, t_test))
+    else:
+        net = _network(options, x_train.shape[1], _classes(t_train, t_test))
     print(net)
     print(
         f"{_plural(options.iterations, 'iteration')} of {options.method}, batches of "
@@ -455,14 +471,21 @@ def _train(options: argparse.Namespace) -> int:
 
 def _calls_of_fit(options: argparse.Namespace) -> list[str]:
     """Return what a run needs of `fastgrad.warmup.CALLS`."""
+    if options.network == "convnet":
+        return ["layers of convolutional networks"]
     if options.method == "numerical_gradient":
         return ["fit by numerical_gradient"]
     return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
 
 
-def _save(net: fastgrad.TwoLayerNet, path: str | None) -> None:
-    if path is not None:
-        print(f"saved: {net.save(path)}", flush=True)
+def _save(net: Any, path: str | None) -> None:
+    if path is None:
+        return
+    if isinstance(net, book.SimpleConvNet):
+        net.save_params(path)
+    else:
+        path = str(net.save(path))
+    print(f"saved: {path}", flush=True)
 
 
 def _picture_file(path: str | None) -> Path | None:
@@ -677,6 +700,13 @@ def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad
     return fastgrad.TwoLayerNet(
         inputs, options.hidden_size, classes, activation=options.activation, dtype=options.dtype
     )
+
+
+def _convnet(options: argparse.Namespace, classes: int) -> book.SimpleConvNet:
+    net = book.SimpleConvNet(hidden_size=options.hidden_size, output_size=classes)
+    for name, array in net.params.items():
+        net.params[name] = array.astype(options.dtype)
+    return net
 
 
 def _classes(*labels: Any) -> int:

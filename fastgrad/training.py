@@ -144,7 +144,7 @@ def fit(
         compile_time.Watch() as compiling,
         _Interrupt() as interrupt,
         network.engine() as engine,
-        _bar(count, progress) as bar,
+        progress_bar(count, progress) as bar,
         _Run(engine, optimizer, network, xs, labels, soft, method) as run,
     ):
         finite = True
@@ -353,7 +353,7 @@ class _Interrupt:
 
 
 @contextmanager
-def _bar(total: int, show: bool) -> Iterator[Any]:
+def progress_bar(total: int, show: bool) -> Iterator[Any]:
     """Show a progress bar of iterations."""
     from tqdm.auto import tqdm
 

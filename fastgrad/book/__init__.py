@@ -18,6 +18,7 @@ array([0.01821127, 0.24519181, 0.73659691])
 """
 
 from fastgrad.book.contents import SERVED
+from fastgrad.book.convnets import DeepConvNet, SimpleConvNet
 from fastgrad.book.functions import (
     numerical_gradient_2d,
     shuffle_dataset,
@@ -34,9 +35,11 @@ from fastgrad.book.training import Trainer
 
 __all__ = [
     "SERVED",
+    "DeepConvNet",
     "LayeredMultiLayerNet",
     "LayeredTwoLayerNet",
     "MultiLayerNetExtend",
+    "SimpleConvNet",
     "Trainer",
     "install",
     "numerical_gradient_2d",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,11 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import convolution, gradients, layers
-from fastgrad.arrays import FloatArray, real_array, step_size, whole_number
+from fastgrad import convolution, gradients, layers, optimizers
+from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
 from fastgrad.gradients import GradientCheck, compare_gradients
+from fastgrad.training import History, progress_bar
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
 
@@ -100,6 +102,13 @@ class _ConvolutionalNet:
             self.params[f"W{number}"] = W
             self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
         self.last_layer = layers.SoftmaxWithLoss()
+
+    def __repr__(self) -> str:
+        """Return the kinds of the layers and the number of parameters, in a line."""
+        kinds = " ".join(type(layer).__name__.removeprefix("_Bound").removeprefix("Bound")
+                         for layer in self._all_layers())  # fmt: skip
+        total = sum(np.size(array) for array in self.params.values())
+        return f"{type(self).__name__} {kinds}: {total:,} parameters"
 
     def _all_layers(self) -> list[Any]:
         return list(self.layers.values() if isinstance(self.layers, Mapping) else self.layers)
@@ -233,6 +242,84 @@ class _ConvolutionalNet:
         for number, layer in enumerate(found, 1):
             grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
         return grads
+
+    def fit(
+        self,
+        x: ArrayLike,
+        t: ArrayLike,
+        *,
+        iterations: int = 10_000,
+        batch_size: int = 100,
+        method: str = "gradient",
+        optimizer: Any = None,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        progress: bool = False,
+    ) -> History:
+        """Train on mini-batches, drawn as the book's ``Trainer`` draws them.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+            Images to train with.
+        t : array_like
+            As for `loss`.
+        iterations, batch_size : int, optional
+            How many mini-batches, of how many images, drawn with replacement from NumPy's global
+            legacy generator.
+        method : {"gradient", "numerical_gradient"}, optional
+            The method that computes the gradient.
+        optimizer : object, optional
+            With ``update(params, grads)``; by default ``fastgrad.Adam()``.
+        validation : (x, t), optional
+            Images to test with. Accuracies are evaluated in every epoch, on 1,000 images.
+        progress : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        History
+            Ctrl-C ends the run early: what has been learnt is kept.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit.
+        """
+        iterations = whole_number(iterations, "iterations", minimum=0)
+        batch_size = whole_number(batch_size, "batch_size", minimum=1)
+        one_of(method, "method", ("gradient", "numerical_gradient"))
+        optimizer = optimizers.Adam() if optimizer is None else optimizer
+        images, targets = np.asarray(x), np.asarray(t)
+        if not len(images) or len(images) != len(targets):
+            raise ValueError(
+                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+            )
+        per_epoch = max(1, len(images) // batch_size)
+        losses: list[float] = []
+        evaluated: list[tuple[float, float, float]] = []
+        begin, interrupted = time.perf_counter(), False
+        with progress_bar(iterations, progress) as bar:
+            try:
+                for iteration in range(iterations):
+                    chosen = np.random.choice(len(images), batch_size)  # noqa: NPY002
+                    batch = images[chosen], targets[chosen]
+                    grads = getattr(self, method)(*batch)
+                    losses.append(self.loss(*batch) if method != "gradient" else (
+                        float(self.last_layer.loss)
+                    ))  # fmt: skip
+                    optimizer.update(self.params, grads)
+                    if validation is not None and iteration % per_epoch == 0:
+                        x_test, t_test = map(np.asarray, validation)
+                        train = self.accuracy(images[:1000], targets[:1000])
+                        test = self.accuracy(x_test[:1000], t_test[:1000])
+                        evaluated.append((iteration / per_epoch, train, test))
+                        bar.set_postfix(test=f"{test:.2%}")
+                    bar.update()
+            except KeyboardInterrupt:
+                interrupted = True
+        epochs, trained, tested = np.array(evaluated).reshape(-1, 3).T
+        seconds = time.perf_counter() - begin
+        return History(np.array(losses), epochs, trained, tested, seconds, interrupted)
 
     def numerical_gradient(
         self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
