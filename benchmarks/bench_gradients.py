@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 
 import numpy as np
@@ -104,20 +105,34 @@ class SpeedUp:
         )
 
 
+def compiled_driver():
+    """Return the compiled loop over the variables of a user's compiled function."""
+    for module in ("functions", "differences"):  # the newest commits' name of the file first
+        with contextlib.suppress(NotImplementedError):
+            return find(f"fastgrad.kernels.{module}", "evaluate_nudged")
+    raise NotImplementedError("this commit has no such kernel")
+
+
 class Compilations:
     unit = "compilations"
 
     def setup(self):
         find("fastgrad", "numerical_gradient")
+        compiled_driver()
 
     def track_for_a_second_function(self):
         """Count what is compiled of the driver for another function of the same types."""
         from numba import njit
 
         gradient = find("fastgrad", "numerical_gradient")
-        evaluate_nudged = find("fastgrad.kernels.functions", "evaluate_nudged")
+        evaluate_nudged = compiled_driver()
         x = np.ones(10)
         gradient(njit(rosenbrock_loop), x)
         before = len(evaluate_nudged.signatures)
         gradient(njit(rosenbrock_loop), x)
         return len(evaluate_nudged.signatures) - before
+
+    # What is counted is the same as before the file had another name, so earlier results stand.
+    track_for_a_second_function.version = (
+        "36337486647137eef5be83033304611f382ddac08036ceddb512a4f3e76363c5"
+    )

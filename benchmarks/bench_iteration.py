@@ -126,7 +126,7 @@ class General(PerCall):
 
 
 class Preparation(PerCall):
-    """What `fit` does once: it marks and lists the non-zero pixels of 10,000 images."""
+    """What `fit` does once: it finds and packs the non-zero pixels of 10,000 images."""
 
     def setup(self):
         self.x, self.t = images(10_000, "float64")

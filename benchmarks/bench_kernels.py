@@ -191,6 +191,9 @@ class Others(PerCall):
         for _ in range(self.calls):
             self.call()
 
+    # `setup` learned of more layers, and the others are measured as before: their results stand.
+    time_call.version = "bd77b48080a3eb4af7c69036e4ef17197cd57eb88284a66191f13f986631875b"
+
 
 def loop(function):
     """Compile a loop over an array, as a kernel has it."""

@@ -42,7 +42,7 @@ TOLERANCE = {"float32": 1e-3, "float64": 1e-9}
 # --- one iteration of training ---------------------------------------------------------------
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Problem:
     """What a candidate trains on: data, starting weights, and the batches of one stretch."""
 
@@ -62,19 +62,18 @@ class Problem:
     def fresh_params(self):
         return {key: value.copy() for key, value in self.params.items()}
 
-    @functools.cache  # noqa: B019 - a problem lives as long as the script
-    def expected(self, exact):
-        """Return the weights that a stretch ends with, by the textbook in float64.
 
-        The book's gradient leaves a part of the loss's derivative out; `exact` does not.
-        """
-        params = {key: value.astype(np.float64) for key, value in self.params.items()}
-        for index in self.indices:
-            x, t = self.x[index].astype(np.float64), self.t[index]
-            textbook.training_step(params, x, t, LEARNING_RATE, exact=exact)
-        return params
+@functools.lru_cache(maxsize=2)  # both kinds of one problem
+def trained(problem, exact):
+    """Return the weights that a problem's stretch ends with, by the textbook in float64.
 
-    __hash__ = object.__hash__
+    The book's gradient leaves a part of the loss's derivative out; `exact` does not.
+    """
+    params = {key: value.astype(np.float64) for key, value in problem.params.items()}
+    for index in problem.indices:
+        x, t = problem.x[index].astype(np.float64), problem.t[index]
+        textbook.training_step(params, x, t, LEARNING_RATE, exact=exact)
+    return params
 
 
 @dataclasses.dataclass
@@ -281,7 +280,7 @@ def deviation(problem, candidate):
     """Return how far a candidate's stretch ends from the textbook's: loss, and weights."""
     candidate.run()
     found = {key: np.asarray(value, np.float64) for key, value in candidate.params().items()}
-    expected = problem.expected(candidate.exact)
+    expected = trained(problem, candidate.exact)
     x, t = problem.x[problem.indices[0]].astype(np.float64), problem.t[problem.indices[0]]
     wanted = textbook.loss(expected, x, t)
     loss = abs(textbook.loss(found, x, t) - wanted) / wanted

@@ -119,6 +119,38 @@ def numerical_gradient(params, x, t, positions, h=1e-4, *, evaluate=loss):
     return result
 
 
+def im2col(x, height, width):
+    """Return what a filter meets, a row for each position: the book's loop (section 7.4.3)."""
+    N, C, H, W = x.shape
+    rows, columns = H - height + 1, W - width + 1
+    col = np.empty((N, C, height, width, rows, columns), x.dtype)
+    for i in range(height):
+        for j in range(width):
+            col[:, :, i, j] = x[:, :, i : i + rows, j : j + columns]
+    return col.transpose(0, 4, 5, 1, 2, 3).reshape(N * rows * columns, -1)
+
+
+def col2im(col, shape, height, width):
+    """Return the sums of such rows, each number where it was taken from."""
+    N, C, H, W = shape
+    rows, columns = H - height + 1, W - width + 1
+    col = col.reshape(N, rows, columns, C, height, width).transpose(0, 3, 4, 5, 1, 2)
+    x = np.zeros(shape, col.dtype)
+    for i in range(height):
+        for j in range(width):
+            x[:, :, i : i + rows, j : j + columns] += col[:, :, i, j]
+    return x
+
+
+def convolution(x, W, b, dout):
+    """Return a convolution and its gradients for x, W and b, as the book's layer has them."""
+    col, filters = im2col(x, *W.shape[2:]), W.reshape(len(W), -1).T
+    out = (col @ filters + b).reshape(len(x), *dout.shape[2:], len(W)).transpose(0, 3, 1, 2)
+    dout = dout.transpose(0, 2, 3, 1).reshape(-1, len(W))
+    dx = col2im(dout @ filters.T, x.shape, *W.shape[2:])
+    return out, dx, (col.T @ dout).T.reshape(W.shape), dout.sum(axis=0)
+
+
 def central_differences(f, x, h=1e-4):
     """Return the gradient of a function of an array, by the book's loop over its elements."""
     gradient = np.zeros_like(x)

@@ -27,6 +27,10 @@ _INT64 = np.dtype(np.int64)
 #: Those of samples.
 _SAMPLE_DTYPES = (*FLOAT_DTYPES, np.dtype(np.uint8))
 
+#: Zero without dimensions, by the character of its dtype: NumPy takes half a microsecond less for
+#: it than for a Python number.
+ZERO = {dtype.char: np.zeros((), dtype) for dtype in FLOAT_DTYPES}
+
 #: What `targets` returns for the form that does not apply.
 _NO_LABELS = np.empty(0, np.int64)
 
@@ -357,6 +361,8 @@ def flag(value: Any, name: str) -> bool:
     TypeError
         If it is anything else, so that a misplaced argument does not pass as true.
     """
+    if value is True or value is False:  # which need no closer look
+        return bool(value)
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
         raise TypeError(f"`{name}` must be True or False. Got {_kind(value)}.")
     return bool(value)

@@ -13,6 +13,7 @@ import importlib.util
 import math
 import os
 import platform
+import re
 import statistics
 import sys
 import time
@@ -25,10 +26,9 @@ import numba
 import numpy as np
 
 import fastgrad
-from fastgrad import book, optimizers, textbook, threads
+from fastgrad import book, optimizers, textbook, threads, warmup
 from fastgrad.arrays import FloatArray
-from fastgrad.kernels.compile import COMPILED
-from fastgrad.kernels.runtime import run_steps
+from fastgrad.kernels.compile import cache_folder
 
 __all__ = ["main"]
 
@@ -117,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_exercise(commands)
     _add_train(commands)
     _add_run(commands)
+    _add_warmup(commands)
     _add_info(commands)
     return parser
 
@@ -237,8 +238,8 @@ def _add_exercise(commands: Any) -> None:
 
 
 def _exercise(options: argparse.Namespace) -> int:
+    (images, labels), _, compiling = _load_and_compile(options, "numerical_gradient", "gradient")
     rng, seed = _random_source(options.seed)
-    (images, labels), _ = fastgrad.load_mnist(path=options.data)
     chosen = rng.choice(len(images), options.batch_size)
     # Once and for all: the textbook's matrix product would convert float32 images at each call.
     x, t = images[chosen].astype(options.dtype), labels[chosen].astype(np.int64)
@@ -249,12 +250,10 @@ def _exercise(options: argparse.Namespace) -> int:
     print(f"batch of {_plural(len(x), f'random {image}')}, seed {seed}")
     print(f"{_cpu_name()}, {_plural(numba.get_num_threads(), 'thread')} ({threads.layer()})")
     _say_if_busy()
-    _say_if_compiling()
+    if compiling:
+        print(f"Compiling took {_duration(compiling)}.")
     print(flush=True)
 
-    begin = time.perf_counter()
-    net.numerical_gradient(x, t, options.h[0])
-    first_call = time.perf_counter() - begin
     backward = net.gradient(x, t)
     quick, back = _fastest(
         lambda: net.numerical_gradient(x, t, options.h[0]), lambda: net.gradient(x, t)
@@ -275,10 +274,7 @@ def _exercise(options: argparse.Namespace) -> int:
         ("gradient (backpropagation)", _duration(back), "1", every),
     ]
     _print_table(("", "time", "× gradient", ""), rows)
-    print(
-        f"numerical_gradient is {_three_digits(slow / quick)} times faster than the textbook.\n"
-        f"Its first call took {_duration(first_call)}, compiling or loading the compiled code.\n"
-    )
+    print(f"numerical_gradient is {_three_digits(slow / quick)} times faster than the textbook.\n")
 
     print("Largest difference from backpropagation, relative to the array's largest entry:")
     differences, kinks = [], 0
@@ -375,8 +371,12 @@ def _fastest(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5)
 
 def _add_train(commands: Any) -> None:
     parser = _add_command(
-        commands, "train", _train, "train the book's network on MNIST, as in its chapters 4 and 5"
+        commands, "train", _train, "train the book's networks on MNIST, as in its chapters 4 to 7"
     )
+    parser.add_argument(
+        "--network", choices=("two-layer", "convnet"), default="two-layer",
+        help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)",
+    )  # fmt: skip
     _add_network_options(parser)
     parser.add_argument(
         "--iterations", type=_count_from_0, default=10_000, metavar="N",
@@ -387,13 +387,17 @@ def _add_train(commands: Any) -> None:
         help="backpropagation, or numerical gradients alone (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--optimizer", choices=tuple(_OPTIMIZERS), default="sgd", help="(default: %(default)s)"
-    )
+        "--optimizer", choices=tuple(_OPTIMIZERS),
+        help="(default: sgd, and adam for a convnet)",
+    )  # fmt: skip
     parser.add_argument(
         "--learning-rate", type=_finite, metavar="RATE",
         help=f"(default: {_SGD_RATE} for sgd, else the optimizer's own)",
     )  # fmt: skip
-    parser.add_argument("--save", metavar="FILE", help="write the trained network to an .npz file")
+    parser.add_argument(
+        "--save", metavar="FILE",
+        help="write the trained network to an .npz file, a convnet's parameters to the book's .pkl",
+    )  # fmt: skip
     parser.add_argument(
         "--plot",
         metavar="FILE",
@@ -405,22 +409,29 @@ def _train(options: argparse.Namespace) -> int:
     # Before an hour of training, not after it.
     picture = _picture_file(options.plot)
     _require_writable(options.save, "--save")
+    convnet = options.network == "convnet"
+    if options.optimizer is None:
+        options.optimizer = "adam" if convnet else "sgd"
     rate = options.learning_rate
     if rate is None and options.optimizer == "sgd":
         rate = _SGD_RATE
     optimizer = _OPTIMIZERS[options.optimizer](*([] if rate is None else [rate]))
 
+    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
     # The book's own stream of numbers: initial weights, then batches.
     _, seed = _random_source(options.seed)
-    (x_train, t_train), (x_test, t_test) = fastgrad.load_mnist(path=options.data)
-    net = _network(options, x_train.shape[1], _classes(t_train, t_test))
+    net: Any
+    if convnet:
+        x_train, x_test = (images.reshape(-1, 1, 28, 28) for images in (x_train, x_test))
+        net = _convnet(options, _classes(t_train, t_test))
+    else:
+        net = _network(options, x_train.shape[1], _classes(t_train, t_test))
     print(net)
     print(
         f"{_plural(options.iterations, 'iteration')} of {options.method}, batches of "
         f"{options.batch_size:,} out of {_plural(len(x_train), 'image')}, "
         f"{options.optimizer}, learning rate {optimizer.lr:g}, seed {seed}"
     )
-    _say_if_compiling()
     sys.stdout.flush()
     try:
         with _warnings_in_one_line():
@@ -458,9 +469,23 @@ def _train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _save(net: fastgrad.TwoLayerNet, path: str | None) -> None:
-    if path is not None:
-        print(f"saved: {net.save(path)}", flush=True)
+def _calls_of_fit(options: argparse.Namespace) -> list[str]:
+    """Return what a run needs of `fastgrad.warmup.CALLS`."""
+    if options.network == "convnet":
+        return ["layers of convolutional networks"]
+    if options.method == "numerical_gradient":
+        return ["fit by numerical_gradient"]
+    return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
+
+
+def _save(net: Any, path: str | None) -> None:
+    if path is None:
+        return
+    if isinstance(net, book.SimpleConvNet):
+        net.save_params(path)
+    else:
+        path = str(net.save(path))
+    print(f"saved: {path}", flush=True)
 
 
 def _picture_file(path: str | None) -> Path | None:
@@ -543,9 +568,51 @@ def _run(options: argparse.Namespace) -> int:
         if not (name and equals and module):
             raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
         serve[name] = module
+    _compile_for(Path(options.script))
     return book.run_script(
         options.script, options.args, options.keep, serve=serve, compare=options.compare
     )
+
+
+def _compile_for(script: Path) -> None:
+    """Compile ahead what a script names; what it will call is not known."""
+    words = set(re.findall(r"\w+", script.read_text(errors="replace"))) if script.is_file() else ()
+    if "TwoLayerNet" in words:
+        calls = ("numerical_gradient", "gradient", "accuracy")
+        warmup.compile_ahead([name for name in calls if name in words], "float64")
+
+
+# warmup ----------------------------------------------------------------------------------------
+
+
+def _add_warmup(commands: Any) -> None:
+    parser = _add_command(
+        commands, "warmup", _warmup, "compile everything ahead, on all cores, for later processes"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), nargs="+", default=("float64", "float32"),
+        help="for networks of these numbers (default: both)",
+    )  # fmt: skip
+
+
+def _warmup(options: argparse.Namespace) -> int:
+    from tqdm.auto import tqdm
+
+    folder = cache_folder()
+    if folder is None:
+        raise ValueError("no folder can be written that would keep what is compiled.")
+    begin = time.perf_counter()
+    total = len(warmup.CALLS) * len(options.dtype)
+    with tqdm(total=total, desc="compiling", unit="call", dynamic_ncols=True) as bar:
+
+        def done(name: str) -> None:
+            bar.set_postfix_str(name, refresh=False)
+            bar.update()
+
+        warmup.compile_everything(options.dtype, done)
+    took = _duration(time.perf_counter() - begin)
+    print(f"compiled for {' and '.join(options.dtype)} in {took}: {folder}")
+    return 0
 
 
 # info ------------------------------------------------------------------------------------------
@@ -581,18 +648,13 @@ def _version(package: str) -> str:
 
 def _cache() -> str:
     """Tell where compiled kernels are kept."""
-    if not hasattr(run_steps, "stats"):
+    if numba.config.DISABLE_JIT:
         return "none: compiling is switched off (NUMBA_DISABLE_JIT)"
-    folder = _cache_folder()
+    folder = cache_folder()
     if folder is None:
         return "none: no folder can be written, so each process compiles anew"
     existing = next(path for path in (folder, *folder.parents) if path.exists())
     return f"{folder} ({'writable' if os.access(existing, os.W_OK) else 'read-only'})"
-
-
-def _cache_folder() -> Path | None:
-    stats = getattr(run_steps, "stats", None)  # a kernel like any other
-    return Path(stats.cache_path) if stats is not None and stats.cache_path else None
 
 
 def _cpu_name() -> str:
@@ -624,22 +686,31 @@ def _random_source(seed: int | None) -> tuple[Any, int]:
     return np.random, seed
 
 
+def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, Any, float]:
+    """Load the data set, compile what calls need, and return the seconds which that took.
+
+    What the package brings cannot fail, so it is loaded after the line that says what goes on.
+    """
+    data = None if options.data is None else fastgrad.load_mnist(path=options.data)
+    seconds = warmup.compile_ahead(calls, options.dtype)
+    return (*(data or fastgrad.load_mnist()), seconds)
+
+
 def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad.TwoLayerNet:
     return fastgrad.TwoLayerNet(
         inputs, options.hidden_size, classes, activation=options.activation, dtype=options.dtype
     )
 
 
+def _convnet(options: argparse.Namespace, classes: int) -> book.SimpleConvNet:
+    net = book.SimpleConvNet(hidden_size=options.hidden_size, output_size=classes)
+    for name, array in net.params.items():
+        net.params[name] = array.astype(options.dtype)
+    return net
+
+
 def _classes(*labels: Any) -> int:
     return 1 + max(int(array.max()) for array in labels)
-
-
-def _say_if_compiling() -> None:
-    folder = _cache_folder()
-    if not COMPILED or (folder is not None and any(folder.glob("*.nbi"))):
-        return
-    often = "once only" if folder is not None else "each time, for want of a folder to keep them in"
-    print(f"The kernels are being compiled. That takes a quarter of a minute, {often}.")
 
 
 def _say_if_busy() -> None:

@@ -77,6 +77,8 @@ class Objective:
         The number of entries.
     entries : ndarray of int64
         The numbers of all entries.
+    inward : ndarray, shape (size,), or None
+        The sign of the direction in which each entry has more room, if there are bounds.
     """
 
     def __init__(
@@ -102,6 +104,7 @@ class Objective:
         self.begins = [0, *itertools.accumulate(sizes)]
         self.size = self.begins[-1]
         self.entries = np.arange(self.size)
+        self.inward: FloatArray | None = None
         self.eps: Any = float(np.finfo(np.float64).eps)
         self._is_single = np.zeros(0, bool)
         singles = [leaf.array.dtype == np.float32 for leaf in x.leaves]

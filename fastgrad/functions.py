@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastgrad import threads
 from fastgrad.arrays import (
+    ZERO,
     FloatArray,
     IntArray,
     real_array,
@@ -44,6 +45,9 @@ DELTA = 1e-7
 
 #: Values of an activation or a softmax that are worth a second thread.
 _PARALLEL_VALUES = 32_768
+
+#: Up to so many numbers NumPy's maximum takes less time than the call of a kernel.
+_FEW = 2_000
 
 _T = TypeVar("_T")
 
@@ -91,7 +95,7 @@ def step_function(x: Any) -> Any:
     array([0, 0, 1])
     """
     array = real_array(x, "x", layout="K")
-    return _scalar_or_array(np.asarray(array > 0).astype(np.int_))
+    return _scalar_or_array(np.greater(array, ZERO[array.dtype.char]).astype(np.int_))
 
 
 def sigmoid(x: Any) -> Any:
@@ -178,7 +182,10 @@ def relu(x: Any) -> Any:
     >>> relu([-1.0, 0.0, 2.0])
     array([0., 0., 2.])
     """
-    return _activation(activations.RELU, x)
+    array = real_array(x, "x")
+    if array.size <= _FEW:
+        return np.maximum(array, ZERO[array.dtype.char])
+    return _activation(activations.RELU, array)
 
 
 def relu_grad(x: Any) -> Any:
@@ -356,11 +363,17 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     >>> affine_forward([[1.0, 2.0]], [[1.0, 0.0, 2.0], [0.0, 1.0, 3.0]], [0.5, 0.5, 0.5])
     array([[1.5, 2.5, 8.5]])
     """
-    x, W, b = _same_dtype(real_array(x, "x"), real_array(W, "W"), real_array(b, "b"))
+    x, W, b = real_array(x, "x"), real_array(W, "W"), real_array(b, "b")
+    if not x.dtype is W.dtype is b.dtype:
+        x, W, b = _same_dtype(x, W, b)
     rows = _flattened(x, W)
     n_outputs = W.shape[1]
     if b.shape != (n_outputs,):
         raise ValueError(f"`b` must have shape ({n_outputs},). Got {b.shape}.")
+    if rows.shape[0] == 1:  # a vector times a matrix, where BLAS has nothing to arrange
+        product: FloatArray = rows.dot(W)
+        product += b
+        return product if x.ndim > 1 else product[0]
     out = np.empty((rows.shape[0], n_outputs), x.dtype)
     chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
     body = affine.forward_pointer(x.dtype.char)
@@ -408,7 +421,9 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     >>> dx, dW, db
     (array([[1., 2.]]), array([[3., 6.], [4., 8.]]), array([1., 2.]))
     """
-    dout, x, W = _same_dtype(real_array(dout, "dout"), real_array(x, "x"), real_array(W, "W"))
+    dout, x, W = real_array(dout, "dout"), real_array(x, "x"), real_array(W, "W")
+    if not dout.dtype is x.dtype is W.dtype:
+        dout, x, W = _same_dtype(dout, x, W)
     rows = _flattened(x, W)
     n_outputs = W.shape[1]
     expected = (rows.shape[0], n_outputs) if x.ndim > 1 else (n_outputs,)
@@ -547,11 +562,11 @@ def _softmax_cross_entropy(
 
 def _flattened(x: FloatArray, W: FloatArray) -> FloatArray:
     """Return samples as rows that fit the matrix `W`."""
+    if x.ndim == 2 == W.ndim and x.shape[1] == W.shape[0]:
+        return x
     if W.ndim != 2:
         raise ValueError(f"`W` must have shape (D, H). Got {W.shape}.")
     n_inputs = W.shape[0]
-    if x.ndim == 2 and x.shape[1] == n_inputs:
-        return x
     if x.ndim == 1 and x.shape[0] == n_inputs:
         return x[None]
     if x.ndim > 2 and int(np.prod(x.shape[1:])) == n_inputs:

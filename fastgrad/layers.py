@@ -12,6 +12,7 @@ import numpy as np
 
 from fastgrad import functions
 from fastgrad.arrays import (
+    ZERO,
     FloatArray,
     flag,
     real_array,
@@ -199,11 +200,9 @@ class Relu:
             If `x` does not hold real numbers.
         """
         array = real_array(x, "x")
-        out = np.empty(array.shape, array.dtype)
-        mask = np.empty(array.shape, np.bool_)
-        activations.relu_forward(array.reshape(-1), out.reshape(-1), mask.reshape(-1))
-        self.mask = mask
-        return out
+        zero = ZERO[array.dtype.char]
+        self.mask = np.asarray(array <= zero)
+        return np.asarray(np.maximum(array, zero))
 
     def backward(self, dout: Any) -> FloatArray:
         """Return the gradient with respect to the input.
@@ -296,7 +295,9 @@ class Sigmoid:
         if self.out is None:
             raise _backward_too_early(self)
         dout = real_array(dout, "dout", shape=self.out.shape)
-        dout, out = functions._same_dtype(dout, self.out)
+        out = self.out
+        if dout.dtype is not out.dtype:
+            dout, out = functions._same_dtype(dout, out)
         dx = np.empty(dout.shape, dout.dtype)
         activations.sigmoid_backward(dout.reshape(-1), out.reshape(-1), dx.reshape(-1))
         return dx
@@ -360,7 +361,9 @@ class Affine:
         array = real_array(x, "x")
         out = functions.affine_forward(array, self.W, self.b)
         self.original_x_shape = array.shape
-        self.x = array.reshape(1 if array.ndim == 1 else array.shape[0], len(self.W))
+        self.x = array
+        if array.ndim != 2:
+            self.x = array.reshape(1 if array.ndim == 1 else array.shape[0], len(self.W))
         return out
 
     def backward(self, dout: Any) -> FloatArray:
@@ -528,6 +531,8 @@ class Dropout:
         if self.dropout_ratio > 1:
             raise ValueError(f"`dropout_ratio` must be from 0 to 1. Got {dropout_ratio!s}.")
         self.mask: Any = None
+        #: What entries are multiplied by: the mask in the dtype of the input, or one number.
+        self._scale: Any = None
         self._shape: Any = None
 
     def forward(self, x: Any, train_flg: bool = True) -> FloatArray:
@@ -549,12 +554,14 @@ class Dropout:
             If `x` does not hold real numbers, or `train_flg` is not a bool.
         """
         array = real_array(x, "x")
-        if flag(train_flg, "train_flg"):
-            self.mask = np.random.rand(*array.shape) > self.dropout_ratio  # noqa: NPY002
-        else:
-            self.mask = None
+        training = flag(train_flg, "train_flg")
+        self.mask, self._scale = None, array.dtype.type(1 - self.dropout_ratio)
+        if training:
+            # The numbers of the book's ``np.random.rand``.
+            self.mask = np.asarray(np.random.random_sample(array.shape) > self.dropout_ratio)  # noqa: NPY002
+            self._scale = self.mask.astype(array.dtype)
         self._shape = array.shape
-        return self._through(array)
+        return np.asarray(array * self._scale)
 
     def backward(self, dout: Any) -> FloatArray:
         """Return the gradient with respect to the input.
@@ -579,12 +586,7 @@ class Dropout:
         """
         if self._shape is None:
             raise _backward_too_early(self)
-        return self._through(real_array(dout, "dout", shape=self._shape))
-
-    def _through(self, array: FloatArray) -> FloatArray:
-        scale = array.dtype.type(1 - self.dropout_ratio) if self.mask is None else self.mask
-        through: FloatArray = np.asarray(array * scale)
-        return through
+        return np.asarray(real_array(dout, "dout", shape=self._shape) * self._scale)
 
 
 class BatchNormalization:

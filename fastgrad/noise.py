@@ -12,7 +12,7 @@ from fastgrad.differences import Differences
 from fastgrad.evaluation import Objective
 
 #: Calls at the same point. One mask of dropout in two may be equal to the last.
-_REPEATS = 8
+REPEATS = 8
 
 #: Values at the same point that differ by this many units in the last place differ by rounding,
 #: as those of a sum do that several threads add up.
@@ -44,7 +44,7 @@ class Noise(NamedTuple):
     repeats: tuple[float, ...]
 
 
-def noise_of(objective: Objective, here: float) -> Noise:
+def noise_of(objective: Objective, here: float, *, repeats: int = REPEATS) -> Noise:
     """Measure the noise of a function around the present point.
 
     Parameters
@@ -52,6 +52,8 @@ def noise_of(objective: Objective, here: float) -> Noise:
     objective : Objective
     here : float
         Its value there.
+    repeats : int
+        How often it is known at that point, once included.
 
     Notes
     -----
@@ -61,7 +63,7 @@ def noise_of(objective: Objective, here: float) -> Noise:
     Comput. 33 (2011). Where most values are equal, as those of a function are that computes in
     float32 inside, the line is too short to tell, and a longer one is taken.
     """
-    again = [here, *(objective.here() for _ in range(_REPEATS - 1))]
+    again = [here, *(objective.here() for _ in range(repeats - 1))]
     unit = float(np.max(objective.eps, initial=0)) * abs(here) / 2
     spread = float(np.std(again)) if np.isfinite(again).all() else 0.0
     differ = max(again) - min(again)
@@ -100,6 +102,8 @@ def _difference_table(objective: Objective) -> float:
     """Return the standard deviation of the noise by Moré and Wild's difference table."""
     rng = np.random.default_rng(0)
     signs = rng.choice([-1.0, 1.0], objective.size)
+    if objective.inward is not None:
+        signs = objective.inward
     unit = objective.eps * signs * np.maximum(np.abs(objective.center), 1e-3)
     for spacing in _SPACINGS:
         direction = [

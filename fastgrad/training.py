@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import signal
 import threading
 import time
@@ -15,6 +16,7 @@ import numba
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastgrad import compile_time
 from fastgrad.arrays import BitArray, FloatArray, IntArray, flag, one_of, real_number, whole_number
 from fastgrad.engine import SPARSE_BELOW, Engine, Workspace, aligned, padded, rows_apart
 from fastgrad.kernels import bitmask, forward, gradient, train, updates
@@ -41,7 +43,7 @@ class History:
     train_accuracy, test_accuracy : ndarray
         Accuracies at those times, from 0 to 1; empty without validation data.
     seconds : float
-        Time taken, in seconds.
+        Time taken, in seconds, without that of compiling kernels.
     interrupted : bool
         Whether Ctrl-C ended the run early.
     """
@@ -133,6 +135,8 @@ def fit(
         test_t = test_labels if test_labels.size else test_soft
     known_t = labels if labels.size else soft
 
+    if progress and _compile_ahead(network, xs, known_t, method, optimizer):
+        return History(np.empty(0), interrupted=True)
     losses = np.empty(count)
     epochs: list[float] = []
     accuracies: list[tuple[float, float]] = []
@@ -141,9 +145,10 @@ def fit(
     kind = _GradientRun if method == "gradient" else _NumericalRun
     begin = time.perf_counter()
     with (
+        compile_time.Watch() as compiling,
         _Interrupt() as interrupt,
         network.engine() as engine,
-        _bar(count, progress) as bar,
+        progress_bar(count, progress) as bar,
         kind(engine, optimizer, network, xs, labels.copy(), soft.copy(), size) as run,
     ):
         finite = True
@@ -186,9 +191,25 @@ def fit(
         np.array(epochs),
         in_training,
         in_test,
-        time.perf_counter() - begin,
+        time.perf_counter() - begin - compiling.seconds,
         interrupt.asked,
     )
+
+
+def _compile_ahead(network: Trainable, x: Any, t: Any, method: str, optimizer: Optimizer) -> bool:
+    """Compile what a run needs by a small one on copies; return whether Ctrl-C was pressed.
+
+    So a progress bar starts after that, and knows how long an iteration takes.
+    """
+    network, optimizer = copy.deepcopy((network, optimizer))
+    x, t = x[:100], t[:100]
+    with compile_time.announced(network.dtype), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        history = fit(
+            network, x, t, iterations=1, batch_size=len(x), learning_rate=0.0, method=method,
+            optimizer=optimizer, validation=(x, t), progress=False, rng=0, callback=None,
+        )  # fmt: skip
+    return history.interrupted
 
 
 class _Run:
@@ -516,7 +537,7 @@ class _Interrupt:
 
 
 @contextmanager
-def _bar(total: int, show: bool) -> Iterator[Any]:
+def progress_bar(total: int, show: bool) -> Iterator[Any]:
     """Show a progress bar of iterations."""
     from tqdm.auto import tqdm
 

@@ -28,6 +28,11 @@ settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" els
 collect_ignore = ["book_scripts"]
 
 
+def pytest_collection_modifyitems(items):
+    """Begin with the warm-up: what it compiles, on all cores, all other tests load."""
+    items.sort(key=lambda item: item.path.name != "test_warmup.py")
+
+
 @pytest.fixture(autouse=True, scope="session")
 def efforts():
     """Deal the least work out to all threads: that is where mistakes can be made.

@@ -446,8 +446,11 @@ def test_a_notebook_recognises_until_it_is_uninstalled(installed):
     from common.layers import sigmoid  # noqa: F401 - served as before
 
     book.install()
+    assert book.report() == "fastgrad served no module."
     book.uninstall()
     assert recognition.use(None) is None
+    with pytest.raises(RuntimeError, match="`report` needs `install` first"):
+        book.report()
 
 
 def test_chapter_5_gradient_check(capfd):

@@ -101,6 +101,7 @@ def test_wrong_arguments_end_in_one_line(arguments, message, capsys):
     out, err = capsys.readouterr()
     assert exit_.value.code == 2
     assert out == ""
+    err = re.sub(r"^fastgrad: compiling .*\n", "", err)
     assert err.count("\n") == 1
     assert err.startswith("fastgrad")
     assert message in err
@@ -144,11 +145,11 @@ def test_in_a_process_of_its_own_too():
 def test_without_arguments_it_helps(capsys):
     assert cli.main([]) == 0
     out, err = capsys.readouterr()
-    assert all(command in out for command in ("exercise", "train", "info"))
+    assert all(command in out for command in ("exercise", "train", "warmup", "info"))
     assert err == ""
 
 
-@pytest.mark.parametrize("command", ["exercise", "train", "info"])
+@pytest.mark.parametrize("command", ["exercise", "train", "run", "warmup", "info"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
         cli.main([command, "--help"])
@@ -181,7 +182,7 @@ def test_info(capsys):
 def test_exercise_on_mnist():
     result = run("exercise", "--hidden-size", 5, "--batch-size", 10, "--sample", 80, "--seed", 1)
     assert result.returncode == 0, result.stderr
-    assert result.stderr == ""
+    assert all(line.startswith("fastgrad: compiling") for line in result.stderr.splitlines())
     out = result.stdout
     assert "TwoLayerNet 784-5-10, sigmoid, float64: 3,985 parameters" in out
     assert "batch of 10 random MNIST digits, seed 1" in out
@@ -375,6 +376,7 @@ def test_a_second_ctrl_c_keeps_what_was_learned(digits, tmp_path, monkeypatch, c
         self.params["b1"][:] = 7
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(cli.warmup, "compile_ahead", lambda *_: 0.0)  # it calls `fit`, too
     monkeypatch.setattr(fastgrad.TwoLayerNet, "fit", interrupted)
     file = tmp_path / "net.npz"
     assert cli.main(["train", "--data", str(digits), "--save", str(file)]) == 130

@@ -87,16 +87,11 @@ def cached(tmp_path, suffix, name="scaled_and_raised"):
     return sorted((tmp_path / "cache").rglob(f"*{name}*{suffix}"))
 
 
-def test_the_second_process_loads(run):
+def test_the_second_process_loads_until_a_helper_in_another_file_is_edited(run, package):
     assert run() == (21, 0, 1)
     assert run() == (21, 1, 0)
-
-
-def test_an_edit_of_a_helper_in_another_file_is_noticed(run, package):
-    assert run() == (21, 0, 1)
     (package / "fastgrad" / "kernels" / "helper.py").write_text(HELPER.format(factor=3))
     assert run() == (31, 0, 1)
-    assert run() == (31, 1, 0)
 
 
 def test_a_file_that_comes_or_goes_is_noticed(run, package):

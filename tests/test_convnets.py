@@ -225,3 +225,78 @@ def test_the_networks_are_served(tmp_path, monkeypatch):
     assert names["Convolution"] is fastgrad.Convolution
     assert names["im2col"] is fastgrad.im2col
     assert names["conv_output_size"](28, 5) == 24
+
+
+def textbook_differences(net, x, t, h):
+    """Compute central differences as the book does: two losses for each parameter."""
+    grads = {}
+    for name, array in net.params.items():
+        grads[name] = np.zeros_like(array)
+        for index in np.ndindex(array.shape):
+            held, losses = array[index], []
+            for step in (h, -h):
+                array[index] = held + step
+                np.random.seed(5)
+                losses.append(net.loss(x, t))
+            array[index] = held
+            grads[name][index] = (losses[0] - losses[1]) / (2 * h)
+    return grads
+
+
+@pytest.mark.parametrize("name", ["simple", "deep"])
+@pytest.mark.parametrize("targets", ["labels", "soft"])
+def test_numerical_gradient_evaluates_the_loss_at_perturbed_parameters(name, targets, request):
+    """With a large step, at which no derivative would do."""
+    net = request.getfixturevalue(name)
+    x, t = batch(2, 10 if name == "simple" else 12)
+    if targets == "soft":
+        t = np.random.default_rng(3).random((2, 4))
+    expected = textbook_differences(net, x, t, 0.3)
+    np.random.seed(5)
+    got = net.numerical_gradient(x, t, 0.3)
+    for key, array in expected.items():
+        np.testing.assert_allclose(got[key], array, rtol=0, atol=1e-12 * np.abs(array).max())
+    assert any(np.abs(got[k] - net.numerical_gradient(x, t)[k]).max() > 1e-3 for k in got)
+
+
+def test_numerical_gradient_by_the_compiled_affine_layers(simple, monkeypatch):
+    x, t = batch()
+    expected = simple.numerical_gradient(x, t)
+    monkeypatch.setattr(book.layer_differences, "_MANY_LOSSES", 0)
+    assert_close(simple.numerical_gradient(x, t), expected, 1e-10)
+
+
+def test_numerical_gradient_with_other_layers(simple):
+    class Halved(fastgrad.Relu):
+        def forward(self, x):
+            return super().forward(x) / 2
+
+    x, t = batch(2)
+    simple.layers["Relu2"] = Halved()
+    got = simple.numerical_gradient(x, t)
+    expected = textbook_differences(simple, x, t, 1e-4)
+    assert_close(got, expected, 1e-7)
+    with pytest.raises(ValueError, match="`layers` must be"):
+        simple.check_gradient(x, t)
+
+
+@pytest.mark.parametrize(("name", "h"), [("simple", 1e-4), ("deep", 1e-6)])
+def test_check_gradient(name, h, request, monkeypatch):
+    net = request.getfixturevalue(name)
+    x, t = batch(3, 10 if name == "simple" else 12)
+    rng = np.random.default_rng(4)
+    for key, array in net.params.items():
+        if key.startswith("b"):  # at 0 many a unit that sees zeros only is at its kink
+            array += 0.3 * rng.standard_normal(array.shape)
+    check = net.check_gradient(x, t, h)
+    assert check.ok, check
+    assert check.resolved, check
+    gradient = type(net).gradient
+
+    def wrong(self, x, t):
+        grads = gradient(self, x, t)
+        grads["W2"] = grads["W2"] * 1.001
+        return grads
+
+    monkeypatch.setattr(type(net), "gradient", wrong)
+    assert not net.check_gradient(x, t, h).ok

@@ -19,6 +19,10 @@ PRINTED = {
     "three_layer_network": ["[0.31682708 0.69627909]", "accuracy", "in batches of 100"],
     "losses": ["0.0975", "0.510825457099", "0.5975", "2.302584092995"],
     "mini_batch": ["(10, 784) (10, 10)", "60,000 images"],
+    "by_hand": [
+        "(784, 100) after",
+        "recognised TwoLayerNet.numerical_gradient as a network of 784",
+    ],
     "simple_net": ["[-0.74279207 -0.82127971  0.87053506]", "loss: 0.32455034"],
     "buy_apple": ["220 yen", "2.2", "110", "200", "715 yen", "3.3", "165", "650"],
     "gradient_check": ["W1: ", "b2: ", "verdict"],

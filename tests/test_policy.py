@@ -16,11 +16,12 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 #: Imports run downwards, or along a floor. `fastgrad` itself stands on top.
 FLOORS = {
     5: ["__main__", "cli"],
-    4: ["book", "plots", "textbook"],
+    4: ["book", "plots", "textbook", "warmup"],
     3: ["networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
-        "functions", "gradients", "layers", "noise", "optimizers", "suspects", "trees"],
-    1: ["arrays", "threads", "kernels"],
+        "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
+        "suspects", "trees"],
+    1: ["arrays", "compile_time", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 

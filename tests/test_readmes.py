@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastgrad import cli
+from fastgrad import book, cli
 
 FOLDER = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.ja.md")
@@ -73,11 +73,19 @@ def test_readmes_agree(part):
 def test_code_runs_as_printed(name, tmp_path, monkeypatch, capsys):
     """Each block as a script of its own, in a scratch folder."""
     monkeypatch.chdir(tmp_path)
-    library, own_functions = python_blocks((FOLDER / name).read_text(encoding="utf-8"))
+    library, by_hand, own_functions = python_blocks((FOLDER / name).read_text(encoding="utf-8"))
     exec(library, {"__name__": "__main__"})
     first, *_, last = capsys.readouterr().out.splitlines()
     assert first == "(784, 50)"
     assert 94 < float(re.search(r"[\d.]+(?=%)", last).group()) < 96
+    script = tmp_path / "by_hand.py"
+    script.write_text(by_hand, encoding="utf-8")
+    assert book.run_script(script) == 0
+    script.unlink()
+    out, err = capsys.readouterr()
+    assert out == "(784, 100)\n"
+    (line,) = [line for line in err.splitlines() if "recognised" in line]
+    assert f"    {line}\n" in (FOLDER / name).read_text(encoding="utf-8")
     exec(own_functions, {"__name__": "__main__"})
     assert capsys.readouterr().out.split("\n") == ["[6. 8.]", "False", ""]
     assert not list(tmp_path.iterdir())

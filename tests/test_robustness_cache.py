@@ -32,11 +32,6 @@ def installed(tmp_path):
     return tmp_path / "site"
 
 
-def test_the_cache_is_used(tmp_path):
-    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} compiled"
-    assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} cached"
-
-
 def no_folder(place):
     """Put a file where a folder would be made: even root cannot write into it."""
     place.write_text("")
@@ -90,7 +85,7 @@ def test_processes_that_fill_it_at_once(tmp_path):
     assert answer(run(ONE_KERNEL, NUMBA_CACHE_DIR=str(tmp_path))) == f"{RIGHT} cached"
 
 
-def test_other_sources_in_the_same_place(installed, tmp_path):
+def test_the_cache_is_used_until_sources_change_in_the_same_place(installed, tmp_path):
     """A helper in another file changes, with the time of change and the size kept."""
 
     def run_it():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -10,10 +11,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import convolution, layers
-from fastgrad.arrays import FloatArray, real_array, whole_number
-from fastgrad.book import pickles
+from fastgrad import convolution, gradients, layers, optimizers
+from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_number
+from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
+from fastgrad.gradients import GradientCheck, compare_gradients
+from fastgrad.training import History, progress_bar
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
 
@@ -25,7 +28,7 @@ class _BoundConvolution(convolution.Convolution):
     b = Parameter("b")
 
     def __init__(self, network: Any, number: int, param: Mapping[str, int]) -> None:
-        self._network, self._number = network, number
+        self._network, self._number = network, str(number)
         super().__init__(self.W, self.b, param["stride"], param["pad"])
 
 
@@ -99,6 +102,13 @@ class _ConvolutionalNet:
             self.params[f"W{number}"] = W
             self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
         self.last_layer = layers.SoftmaxWithLoss()
+
+    def __repr__(self) -> str:
+        """Return the kinds of the layers and the number of parameters, in a line."""
+        kinds = " ".join(type(layer).__name__.removeprefix("_Bound").removeprefix("Bound")
+                         for layer in self._all_layers())  # fmt: skip
+        total = sum(np.size(array) for array in self.params.values())
+        return f"{type(self).__name__} {kinds}: {total:,} parameters"
 
     def _all_layers(self) -> list[Any]:
         return list(self.layers.values() if isinstance(self.layers, Mapping) else self.layers)
@@ -232,6 +242,182 @@ class _ConvolutionalNet:
         for number, layer in enumerate(found, 1):
             grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
         return grads
+
+    def fit(
+        self,
+        x: ArrayLike,
+        t: ArrayLike,
+        *,
+        iterations: int = 10_000,
+        batch_size: int = 100,
+        method: str = "gradient",
+        optimizer: Any = None,
+        validation: tuple[ArrayLike, ArrayLike] | None = None,
+        progress: bool = False,
+    ) -> History:
+        """Train on mini-batches, drawn as the book's ``Trainer`` draws them.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+            Images to train with.
+        t : array_like
+            As for `loss`.
+        iterations, batch_size : int, optional
+            How many mini-batches, of how many images, drawn with replacement from NumPy's global
+            legacy generator.
+        method : {"gradient", "numerical_gradient"}, optional
+            The method that computes the gradient.
+        optimizer : object, optional
+            With ``update(params, grads)``; by default ``fastgrad.Adam()``.
+        validation : (x, t), optional
+            Images to test with. Accuracies are evaluated in every epoch, on 1,000 images.
+        progress : bool, optional
+            Show a progress bar.
+
+        Returns
+        -------
+        History
+            Ctrl-C ends the run early: what has been learnt is kept.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit.
+        """
+        iterations = whole_number(iterations, "iterations", minimum=0)
+        batch_size = whole_number(batch_size, "batch_size", minimum=1)
+        one_of(method, "method", ("gradient", "numerical_gradient"))
+        optimizer = optimizers.Adam() if optimizer is None else optimizer
+        images, targets = np.asarray(x), np.asarray(t)
+        if not len(images) or len(images) != len(targets):
+            raise ValueError(
+                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+            )
+        per_epoch = max(1, len(images) // batch_size)
+        losses: list[float] = []
+        evaluated: list[tuple[float, float, float]] = []
+        begin, interrupted = time.perf_counter(), False
+        with progress_bar(iterations, progress) as bar:
+            try:
+                for iteration in range(iterations):
+                    chosen = np.random.choice(len(images), batch_size)  # noqa: NPY002
+                    batch = images[chosen], targets[chosen]
+                    grads = getattr(self, method)(*batch)
+                    losses.append(self.loss(*batch) if method != "gradient" else (
+                        float(self.last_layer.loss)
+                    ))  # fmt: skip
+                    optimizer.update(self.params, grads)
+                    if validation is not None and iteration % per_epoch == 0:
+                        x_test, t_test = map(np.asarray, validation)
+                        train = self.accuracy(images[:1000], targets[:1000])
+                        test = self.accuracy(x_test[:1000], t_test[:1000])
+                        evaluated.append((iteration / per_epoch, train, test))
+                        bar.set_postfix(test=f"{test:.2%}")
+                    bar.update()
+            except KeyboardInterrupt:
+                interrupted = True
+        epochs, trained, tested = np.array(evaluated).reshape(-1, 3).T
+        seconds = time.perf_counter() - begin
+        return History(np.array(losses), epochs, trained, tested, seconds, interrupted)
+
+    def numerical_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
+    ) -> dict[str, FloatArray]:
+        """Compute the central difference of `loss` by every parameter.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            As for `loss`.
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        dict of ndarray
+            Of the names, shapes and dtypes of `params`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit.
+
+        Notes
+        -----
+        The loss is evaluated at both perturbed points of every parameter, but what a perturbation
+        cannot change is computed once: the layers below, and the other channels. With layers of
+        other kinds than the book's the whole network is, each time. Dropout layers drop the same
+        entries in all losses; the book's draw new ones for each.
+        """
+        h = step_size(h)
+        if not layer_differences.knows(self._all_layers()):
+            return {name: self._difference(name, x, t, h) for name in self.params}
+        found = layer_differences.LayerDifferences(self._all_layers(), x, t).central_differences(h)
+        return {
+            name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
+            for (name, array), (slopes, _) in zip(self.params.items(), found, strict=True)
+        }
+
+    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+        """Compare `gradient` with `numerical_gradient`, with the same entries dropped.
+
+        Parameters
+        ----------
+        x : array_like, shape (N, C, H, W)
+        t : array_like
+            As for `loss`.
+        h : float, optional
+            The step, above 0.
+
+        Returns
+        -------
+        GradientCheck
+            As `fastgrad.TwoLayerNet.check_gradient` returns it. Parameters within ±h of a kink of a
+            ReLU or of a pooling are counted, not judged.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If an argument or `params` does not fit, or a layer is of another kind than the book's.
+        """
+        h = step_size(h)
+        if not layer_differences.knows(self._all_layers()):
+            raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
+        state = np.random.get_state()  # noqa: NPY002 - dropout layers draw from it
+        analytic = self.gradient(x, t)
+        np.random.set_state(state)  # noqa: NPY002
+        passed = layer_differences.LayerDifferences(self._all_layers(), x, t)
+        once, twice = list(passed.central_differences(h)), list(passed.central_differences(2 * h))
+        names = list(self.params)
+        numerical = {name: slopes for name, (slopes, _) in zip(names, once, strict=True)}
+        noise = {}
+        for name, (slopes, _), (double, _) in zip(names, once, twice, strict=True):
+            largest = float(np.abs(slopes).max(initial=0))
+            precision = 64 * float(np.finfo(analytic[name].dtype).eps)
+            # As for a network of affine layers: where 2h reaches a kink that h does not reach, the
+            # difference tells nothing about the truncation.
+            truncation = np.minimum(np.abs(slopes - double), h * h * largest)
+            noise[name] = truncation + (precision * largest or precision)
+        kinks = {name: marks for name, (_, marks) in zip(names, once, strict=True)}
+        return compare_gradients(analytic, numerical, h=h, noise=noise, kinks=kinks)
+
+    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
+        """Return the central difference by one parameter, with the layers as they are."""
+        held = self.params[name]
+        state = np.random.get_state()  # noqa: NPY002
+
+        def loss(perturbed: FloatArray) -> float:
+            self.params[name] = perturbed
+            np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
+            return self.loss(x, t)
+
+        try:
+            slopes: FloatArray = gradients.numerical_gradient(loss, held, h)
+            return slopes
+        finally:
+            self.params[name] = held
 
     def save_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
         """Write `params` to a file that the book's ``load_params`` reads too.

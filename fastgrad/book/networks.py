@@ -212,10 +212,10 @@ class Parameter:
         self._prefix = prefix
 
     def __get__(self, layer: Any, owner: type | None = None) -> Any:
-        return layer._network.params[f"{self._prefix}{layer._number}"]
+        return layer._network.params[self._prefix + layer._number]
 
     def __set__(self, layer: Any, value: Any) -> None:
-        layer._network.params[f"{self._prefix}{layer._number}"] = value
+        layer._network.params[self._prefix + layer._number] = value
 
 
 class BoundAffine(layers.Affine):
@@ -225,7 +225,7 @@ class BoundAffine(layers.Affine):
     b = Parameter("b")
 
     def __init__(self, network: Any, number: int) -> None:
-        self._network, self._number = network, number
+        self._network, self._number = network, str(number)
         super().__init__(self.W, self.b)
 
 
@@ -236,7 +236,7 @@ class _BoundNormalization(layers.BatchNormalization):
     beta = Parameter("beta")
 
     def __init__(self, network: networks.Network, number: int) -> None:
-        self._network, self._number = network, number
+        self._network, self._number = network, str(number)
         super().__init__(self.gamma, self.beta)
 
 

@@ -328,7 +328,9 @@ class Recognition:
         slopes = net.slopes(name, arrays, batch, h)
         scale = batch.size if net.hypotheses[0].summed else 1
         tolerance = 0.01 * _HERE * (abs(value) + scale) / h
-        for index in {int(np.argmax(np.abs(slopes))), int(self._rng.integers(slopes.size))}:
+        steepest = int(np.argmax(np.abs(slopes)))
+        another = (steepest + int(self._rng.integers(1, max(slopes.size, 2)))) % slopes.size
+        for index in {steepest, another}:
             place = np.unravel_index(index, slopes.shape)
             ends = [x.copy(), x.copy()]
             for end, step in zip(ends, (h, -h), strict=True):

@@ -26,7 +26,7 @@ from fastgrad.arrays import step_size
 from fastgrad.book import comparison, recognition
 from fastgrad.book.contents import CONTENTS, SERVED, TWO_LAYER_NETS
 
-__all__ = ["install", "run_script", "uninstall"]
+__all__ = ["install", "report", "run_script", "uninstall"]
 
 #: The names by which the book's modules, or the packages around them, are imported.
 _PACKAGES = frozenset(name.partition(".")[0] for name in SERVED)
@@ -59,6 +59,13 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.served: list[str] = []
         #: What recognises the reader's networks, unless the reader's own loop is kept.
         self.recognition = None if "common.gradient" in keep else recognition.Recognition()
+
+    def report(self) -> str:
+        """Return what was served and recognised."""
+        lines = [f"fastgrad served {', '.join(self.served) or 'no module'}."]
+        if self.recognition is not None:
+            lines += self.recognition.report()
+        return "\n".join(lines)
 
     def find_spec(
         self,
@@ -287,6 +294,32 @@ def uninstall() -> None:
         _forget(finder)
 
 
+def report() -> str:
+    """Say what has been served since `install`, and which networks were recognised.
+
+    Returns
+    -------
+    str
+        A line each; for a function with a network that was left to the loop the line says why.
+
+    Raises
+    ------
+    RuntimeError
+        If nothing is installed.
+
+    Examples
+    --------
+    >>> install()
+    >>> import common.gradient
+    >>> report()
+    'fastgrad served common.gradient.'
+    >>> uninstall()
+    """
+    if _installed is None:
+        raise RuntimeError("`report` needs `install` first.")
+    return _installed.report()
+
+
 def _kept(keep: Sequence[str]) -> frozenset[str]:
     """Return the served names that `keep` names, itself or by their package."""
     names = [keep] if isinstance(keep, str) else list(keep)
@@ -390,7 +423,8 @@ def run_script(
         begin = time.perf_counter()
         status = _execute(source, str(script), main)
         seconds = time.perf_counter() - begin
-    _report(finder, seconds)
+    sys.stdout.flush()
+    print("", finder.report(), f"The script took {seconds:.2f} s.", sep="\n", file=sys.stderr)
     if limit is not None:
         own = comparison.run_own_way(script, args, limit)
         ours = comparison.Timing([at - begin for at in lines], seconds, status)
@@ -423,16 +457,6 @@ def _print_traceback(error: BaseException) -> None:
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     traceback.print_exception(type(error), error.with_traceback(frames), frames)
-
-
-def _report(finder: _Finder, seconds: float) -> None:
-    """Say on stderr what was served and recognised, and how long the script took."""
-    sys.stdout.flush()
-    lines = [f"fastgrad served {', '.join(finder.served) or 'no module'}."]
-    if finder.recognition is not None:
-        lines += finder.recognition.report()
-    lines.append(f"The script took {seconds:.2f} s.")
-    print("", *lines, sep="\n", file=sys.stderr)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ All share ``error_model="numpy"`` (a division checks nothing, so it vectorises),
 threads run side by side) and an on-disk cache that is never fatal and never stale.
 
 This file is also the one place for names of Numba that its documentation does not promise. Each has
-a fallback: without those of the cache kernels are compiled anew in every process, and without those
-of function pointers the steps run as plain Python functions, slowly and with the same results.
+a fallback: without those of the cache kernels are compiled anew in every process, without those of
+events nobody is told of it, and without those of function pointers the steps run as plain Python
+functions, slowly and with the same results.
 """
 
 from __future__ import annotations
@@ -47,6 +48,7 @@ PRIVATE_NAMES = {
         "numba.core.caching:FunctionCache",
         "numba.core.caching:IndexDataCacheFile",
     ),
+    "events": ("numba.core.event:Listener", "numba.core.event:register"),
     "pointers": (
         "numba.core:cgutils",
         "numba.core.typing.templates:AttributeTemplate",
@@ -231,3 +233,31 @@ def sources_stamp() -> str:
         digest.update(path.name.encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Return the folder that compiled kernels are kept in, or None if none can be written."""
+    try:
+        return Path(_KernelCache(kernel).cache_path)
+    except (RuntimeError, OSError, AttributeError, TypeError):
+        return None
+
+
+def follow_compilations(begin: Callable[[bool], None], end: Callable[[], None]) -> None:
+    """Have two functions called around every compilation by Numba, in the thread that compiles.
+
+    `begin` is told whether it is a kernel of this package. Compiling one compiles what it calls,
+    so pairs of calls are nested.
+    """
+    listener, register = map(private_name, PRIVATE_NAMES["events"])
+    if listener is None or register is None:
+        return
+
+    class Follower(listener):  # type: ignore[misc, valid-type]
+        def on_start(self, event: Any) -> None:
+            begin(event.data["dispatcher"].py_func.__module__.startswith("fastgrad."))
+
+        def on_end(self, event: Any) -> None:
+            end()
+
+    register("numba:compile", Follower())

@@ -1,0 +1,73 @@
+"""After `fastgrad warmup` nothing is compiled any more; conftest.py has this file run first."""
+
+import numba
+import pytest
+from processes import answer, run
+
+from fastgrad import cli, warmup
+
+pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
+
+#: As users write, for either dtype; prints for how long it compiled.
+TYPICAL = """
+import numpy as np
+import fastgrad
+from fastgrad.compile_time import Watch
+
+with Watch() as compiling:
+    (x, t), test = fastgrad.load_mnist()
+    x, t, test = x[:300], t[:300], (test[0][:50], test[1][:50])
+    for dtype in (np.float64, np.float32):
+        net = fastgrad.TwoLayerNet(784, 20, 10, dtype=dtype, rng=0)
+        net.numerical_gradient(x[:100], t[:100])
+        net.check_gradient(x[:20], t[:20])
+        one_hot = np.eye(10)[t]
+        for optimizer in ("SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"):
+            optimizer = getattr(fastgrad, optimizer)()
+            net.fit(x, t, iterations=3, optimizer=optimizer, validation=test)
+            net.fit(x, one_hot, iterations=2, optimizer=optimizer, method="numerical_gradient")
+            optimizer.update(net.params, net.gradient(x[:10].astype(dtype), one_hot[:10]))
+        deep = fastgrad.MultiLayerNet(784, [10, 10], 10, dtype=dtype, rng=0)
+        deep.fit(x, t, iterations=3, validation=test)
+        deep.check_gradient(x[:3], t[:3])
+        y = fastgrad.softmax(fastgrad.sigmoid(np.linspace(-1, 1, 6, dtype=dtype).reshape(2, 3)))
+        fastgrad.cross_entropy_error(y, np.array([0, 1]))
+        layer = fastgrad.Affine(np.ones((3, 2), dtype), np.zeros(2, dtype))
+        layer.forward(y)
+        layer.backward(np.ones((2, 2), dtype))
+    from fastgrad.book.networks import MultiLayerNetExtend
+    MultiLayerNetExtend(784, [10], 10, use_batchnorm=True).gradient(x[:10], t[:10])
+print(compiling.seconds)
+"""
+
+
+def test_nothing_is_compiled_after_it(capsys):
+    assert cli.main(["warmup"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("compiled for float64 and float32 in ")
+    total = 2 * len(warmup.CALLS)
+    assert f"{total}/{total}" in err  # the progress bar
+    assert answer(run(TYPICAL)) == "0.0"
+
+
+def test_calls_are_dealt_out_where_something_is_to_compile(tmp_path):
+    code = """
+from fastgrad import warmup
+if __name__ == "__main__":
+    print(warmup.compile_ahead(["losses", "functions"], "float32"))
+"""
+    script = tmp_path / "ahead.py"  # of a main module that processes can import
+    script.write_text(code)
+    call = f"import runpy; runpy.run_path({str(script)!r}, run_name='__main__')"
+    options = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
+    first, second = run(call, **options), run(call, **options)
+    assert float(answer(first)) > 0
+    assert first.stderr == "fastgrad: compiling kernels for float32, once\n"
+    assert (answer(second), second.stderr) == ("0.0", "")
+
+
+def test_nowhere_to_keep_it(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "cache_folder", lambda: None)
+    with pytest.raises(SystemExit):
+        cli.main(["warmup"])
+    assert "no folder can be written" in capsys.readouterr().err
