@@ -16,7 +16,7 @@ threads run side by side) and an on-disk cache that is never fatal and never sta
 
 This file is also the one place for names of Numba that its documentation does not promise. Each has
 a fallback: without those of the cache kernels are compiled anew in every process, without those of
-events nobody is told of it, and without those of function pointers the steps run as plain Python
+events nobody is told of it, and without those of function pointers all run as plain Python
 functions, slowly and with the same results.
 """
 
@@ -75,7 +75,7 @@ def private_name(text: str) -> Any:
 cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
 _FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
 
-#: Whether steps are compiled and called through function pointers, or are plain Python functions.
+#: Whether kernels are compiled, or plain Python functions: a step needs function pointers.
 COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
 
 
@@ -91,8 +91,6 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
 
 def step_kernel(function: Callable[..., Any]) -> Any:
     """Compile a step, a serial kernel of ``(args, chunk, chunks, number)``."""
-    if not COMPILED:
-        return function
     # It is called by its address only. An entry from Python, with a copy of the body, would cost
     # another tenth of the time to compile.
     return _compile(function, parallel=False, fastmath=FASTMATH, no_cpython_wrapper=True)
@@ -165,6 +163,8 @@ def _compile(
     fastmath: frozenset[str],
     **options: Any,
 ) -> Any:
+    if not COMPILED:
+        return function
     compiled = numba.njit(
         function,
         parallel=parallel,
@@ -174,8 +174,7 @@ def _compile(
         nogil=True,
         no_cfunc_wrapper=True,  # nobody calls through it
     )
-    if is_jitted(compiled):  # a plain function under NUMBA_DISABLE_JIT
-        _attach_cache(compiled)
+    _attach_cache(compiled)
     return compiled
 
 
