@@ -170,11 +170,12 @@ class Workspace:
 
     def _way_back(self, k: int) -> Arguments:
         return Arguments(
+            # These first, as in a layer: so `affine_dense` is compiled once for both.
             x=self.logit_errors if k == len(self.inputs) else self.errors[k],
-            weights=self.engine.placeholders[2 * k],
             W=self.transposed[k - 1],
             b=self.zeros[: self.engine.sizes[k]],
             out=self.errors[k - 1],
+            weights=self.engine.placeholders[2 * k],
             slopes=self.slopes[k - 1],
         )
 

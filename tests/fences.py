@@ -10,7 +10,7 @@ import pytest
 
 @contextlib.contextmanager
 def fenced(*arrays):
-    """Yield two lists of copies of arrays: right before a page without access, and right behind one.
+    """Yield copies of arrays: right before a page without access, and right behind one.
 
     Reading or writing there ends the process. Where no page can be protected the test is skipped.
     """

@@ -10,14 +10,18 @@ from types import SimpleNamespace
 import numba
 import numpy as np
 import pytest
+from processes import ROOT, answer
+from processes import run as run_python
 
 import fastgrad
+from fastgrad.kernels import bitmask
 from fastgrad.kernels import compile as policy
-from fastgrad.kernels import iteration
-from fastgrad.kernels.iteration import State
+from fastgrad.kernels.runtime import Arguments
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
+#: Of the package, and of the modules of the tests.
+PATH = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
 HELPER = """
 from fastgrad.kernels.compile import kernel
 
@@ -175,14 +179,7 @@ def test_nan_is_not_optimised_away():
 
 
 @pytest.mark.parametrize(
-    "decorate",
-    [
-        policy.kernel,
-        policy.inlined_kernel,
-        policy.parallel_kernel,
-        policy.task_kernel,
-        policy.exact_kernel,
-    ],
+    "decorate", [policy.kernel, policy.parallel_kernel, policy.step_kernel, policy.exact_kernel]
 )
 def test_options(decorate):
     options = decorate(_twice).targetoptions
@@ -190,7 +187,7 @@ def test_options(decorate):
     assert options["error_model"] == "numpy"
     assert bool(options.get("parallel")) == (decorate is policy.parallel_kernel)
     assert options["no_cfunc_wrapper"]
-    assert bool(options.get("no_cpython_wrapper")) == (decorate is policy.task_kernel)
+    assert bool(options.get("no_cpython_wrapper")) == (decorate is policy.step_kernel)
     exact = decorate is policy.exact_kernel
     assert set(options["fastmath"]) == (policy.EXACT_FASTMATH if exact else policy.FASTMATH)
 
@@ -199,9 +196,75 @@ def _twice(x):
     return 2 * x
 
 
-@pytest.mark.parametrize(
-    "state", [0, SimpleNamespace(), State(*[np.zeros(3)] * len(State._fields))]
-)
-def test_a_task_called_from_python_is_refused(state):
-    with pytest.raises(TypeError, match="cannot be called from Python"):
-        iteration.forward(0, state)
+@pytest.mark.parametrize("args", [0, SimpleNamespace(), Arguments(bits=np.zeros((2, 2), "u8"))])
+def test_a_step_called_from_python_is_refused(args):
+    with pytest.raises((TypeError, numba.TypingError)):
+        bitmask.count_entries(args, 0, 1, 0)
+
+
+PRIVATE_NAMES = [name for names in policy.PRIVATE_NAMES.values() for name in names]
+
+
+@pytest.mark.parametrize("name", PRIVATE_NAMES)
+def test_private_names_of_numba_are_there(name):
+    assert policy.private_name(name) is not None
+
+
+@pytest.mark.parametrize("name", ["numba.core.nowhere:Thing", "numba.core:nothing", "numba:a.b"])
+def test_private_names_that_are_not_there(name):
+    assert policy.private_name(name) is None
+
+
+#: Has each of the names given missing in turn: the package is imported anew and must compute.
+WITHOUT = """
+import operator, sys
+import numpy as np
+from reference import gradient, random_params, relative_errors, rows
+
+rng = np.random.default_rng(0)
+sizes, x, t = (5, 4, 3), rng.random((3, 5)) * (rng.random((3, 5)) < 0.3), np.array([0, 2, 1])
+params = random_params(sizes, rng)
+want = gradient(params, x, rows(t, 3), "sigmoid", 1e-7)
+find = operator.attrgetter
+for missing in {names}:
+    def without(name):
+        if name == missing.split(":")[1]:
+            raise AttributeError(name)
+        return find(name)
+
+    for name in [name for name in sys.modules if name.split(".")[0] == "fastgrad"]:
+        del sys.modules[name]
+    operator.attrgetter = without  # Numba itself goes on with what it has
+    import fastgrad
+    from fastgrad.kernels import compile as policy
+    operator.attrgetter = find
+    assert policy.private_name(missing) is not None  # only for a while
+    assert abs(fastgrad.sigmoid_grad(0.0) - 0.25) < 1e-15
+    if "caching" in missing:  # which has nothing to do with what is computed
+        print(missing, policy.COMPILED)
+        continue
+    net = fastgrad.TwoLayerNet(*sizes)
+    net.params = {name: array.copy() for name, array in params.items()}
+    with np.errstate(over="ignore"):
+        assert max(relative_errors(net.gradient(x, t), want).values()) < 1e-12
+        assert max(relative_errors(net.numerical_gradient(x, t), want).values()) < 1e-6
+        before = net.loss(x, t)
+        net.fit(x, t, iterations=3, batch_size=3, rng=0)
+        assert net.loss(x, t) < before
+        assert abs(fastgrad.numerical_diff(lambda x: x * x, 1.5) - 3) < 1e-6
+    print(missing, policy.COMPILED)
+"""
+
+
+def test_without_a_name_for_function_pointers_all_is_python():
+    names = policy.PRIVATE_NAMES["pointers"]
+    code = WITHOUT.format(names=names)
+    assert answer(run_python(code, PYTHONPATH=PATH)).splitlines() == [f"{n} False" for n in names]
+
+
+def test_without_a_name_for_the_cache_kernels_are_compiled_anew(tmp_path):
+    names = policy.PRIVATE_NAMES["cache"]
+    code = WITHOUT.format(names=names)
+    process = run_python(code, PYTHONPATH=PATH, NUMBA_OPT="0", NUMBA_CACHE_DIR=str(tmp_path))
+    assert answer(process).splitlines() == [f"{name} True" for name in names]
+    assert not list(tmp_path.rglob("*.nbi"))

@@ -118,6 +118,47 @@ def test_options_of_compiling_have_one_place(path):
             assert not options & {alias.name for alias in node.names}, f"line {node.lineno}"
 
 
+#: What is not promised by its owner, by the modules that may use it.
+PRIVATE_ATTRIBUTES = {
+    "kernels.compile": {
+        "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path",
+    },
+    "kernels.functions": {"_getvalue"},
+    "kernels.runtime": {"_getvalue"},
+}  # fmt: skip
+
+
+def names_defined():
+    """Return every name that the package defines: of functions, classes, variables, attributes."""
+    for path in SOURCES:
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.FunctionDef | ast.ClassDef):
+                yield node.name
+            elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+                yield node.id if isinstance(node, ast.Name) else node.attr
+
+
+def test_private_names_of_others_have_one_place():
+    ours, found = set(names_defined()) - {"_cache"}, {}
+    for path in SOURCES:
+        own = module_name(path)
+        for node in ast.walk(tree_of(path)):
+            name = ""
+            if isinstance(node, ast.Import):
+                name = " ".join(alias.name for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                name = node.module or ""
+            is_numbas = any(part.startswith(("numba.core", "numba.np", "numba.parfors", "numba._"))
+                            for part in name.split())  # fmt: skip
+            assert not is_numbas, f"{own}, line {node.lineno}: {ast.unparse(node)}"
+            if isinstance(node, ast.Attribute):
+                assert ast.unparse(node) != "numba.core" or own == "kernels.compile", node.lineno
+                if node.attr.startswith("_") and not node.attr.startswith("__"):
+                    if node.attr not in ours:
+                        found.setdefault(own, set()).add(node.attr)
+    assert found == PRIVATE_ATTRIBUTES
+
+
 @pytest.mark.parametrize(
     "path", [path for path in SOURCES if path.parent.name == "kernels"], ids=module_name
 )
@@ -216,52 +257,97 @@ def test_importing_prints_and_changes_nothing():
     assert out == ""
 
 
-def test_forms_of_input_compile_nothing_anew():
-    # Compiling takes seconds: two dtypes are all the variants there may be.
-    out = run("""
+COUNT = """
 import importlib, pkgutil
 import numpy as np
-from numba.core.dispatcher import Dispatcher
+from numba.extending import is_jitted
 import fastgrad, fastgrad.kernels
 from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet
 
+def counts():
+    found = {}
+    for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
+        for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items():
+            if is_jitted(thing) and thing.__module__.endswith("." + module.name):
+                found[name] = len(thing.signatures)
+    return found
+
+def added(before):
+    return sorted(name for name, count in counts().items() if count > before[name])
+
+def all_calls(net, x, t):
+    net.predict(x), net.loss(x, t), net.accuracy(x, t), net.gradient(x, t)
+    net.numerical_gradient(x, t), net.numerical_gradient(x, t, 0.5)
+
+def fits(net, x, t):
+    for optimizer in (None, Adam()):
+        for method in ("gradient", "numerical_gradient"):
+            net.fit(x, t, iterations=2, batch_size=3, method=method, optimizer=optimizer)
+
 rng = np.random.default_rng(0)
-frozen = rng.random((6, 8))
-frozen.flags.writeable = False
-forms = [rng.random((6, 8)) * (rng.random((6, 8)) > 0.8), rng.random((6, 8)),
-         np.asfortranarray(rng.random((6, 8))), rng.random((12, 16))[::2, ::2],
-         frozen, rng.random((6, 8)) > 0.8, rng.integers(0, 255, (6, 8), dtype=np.uint8),
-         rng.random((6, 8)).astype("f"), rng.random((6, 8)).astype(">f8"),
-         rng.random((6, 8)).tolist(), rng.random((6, 8))[::-1]]
+sparse = rng.random((6, 8)) * (rng.random((6, 8)) > 0.8)
+dense = rng.random((6, 8))
 labels = rng.integers(0, 3, 6)
-kinds = [labels, labels.astype(np.uint8), labels[:, None], np.eye(3)[labels], rng.random((6, 3)),
+net = TwoLayerNet(8, 5, 3)
+for x in (sparse, dense):
+    all_calls(net, x, labels)
+    fits(net, x, labels)
+"""
+
+
+def test_samples_of_another_dtype_compile_what_reads_them():
+    # A few kernels of forty; all others are shared.
+    out = run(
+        COUNT
+        + """
+for dtype in (np.float32, np.uint8):
+    before = counts()
+    for x in (sparse, dense):
+        x = (255 * x).astype(dtype)
+        all_calls(net, x, labels)
+        fits(net, x, labels)
+    print(*added(before))
+"""
+    )
+    readers = {
+        "mark_samples", "affine_sparse", "affine_dense", "affine_rows",  # passes
+        "weights_sparse", "weights_dense", "weight_rows",  # the gradient by the weights
+        "perturb_first_layer", "perturb_rows",  # central differences
+        "mark_data_set", "pack_entries", "gather_dense",  # training
+    }  # fmt: skip
+    for line in out.splitlines():
+        assert set(line.split()) == readers
+
+
+def test_forms_of_input_compile_nothing_anew():
+    # Compiling takes seconds: two dtypes are all the variants there may be, beside those of the
+    # samples.
+    out = run(
+        COUNT
+        + """
+frozen = dense.copy()
+frozen.flags.writeable = False
+forms = [np.asfortranarray(dense), rng.random((12, 16))[::2, ::2], frozen, dense > 0.8,
+         rng.random((6, 8)).astype(">f8"), dense.tolist(), dense[::-1]]
+kinds = [labels.astype(np.uint8), labels[:, None], np.eye(3)[labels], rng.random((6, 3)),
          np.asfortranarray(rng.random((6, 3))), np.eye(3, dtype="f")[labels],
          np.eye(3, dtype=int)[labels]]
-for dtype in "fd":
-    for net in (TwoLayerNet(8, 5, 3, dtype=dtype),
-                TwoLayerNet(8, 5, 3, activation="relu", delta=0, dtype=dtype),
-                MultiLayerNet(8, [5, 4], 3, dtype=dtype)):
-        for x, t in [(x, labels) for x in forms] + [(forms[0], t) for t in kinds]:
-            net.predict(x), net.loss(x, t), net.accuracy(x, t), net.gradient(x, t)
-            net.numerical_gradient(x, t), net.numerical_gradient(x, t, 0.5)
-        net.params["W1"] = np.asfortranarray(net.params["W1"])
-        for t in kinds:
-            for optimizer in (None, Adam()):
-                for method in ("gradient", "numerical_gradient"):
-                    net.fit(forms[0], t, iterations=2, batch_size=3, method=method,
-                            optimizer=optimizer)
-
-for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
-    for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items():
-        if isinstance(thing, Dispatcher) and thing.__module__.endswith("." + module.name):
-            if thing.targetoptions.get("inline") != "always":
-                print(name, len(thing.signatures))
-""")
-    counts = dict(line.split() for line in out.splitlines())
-    tasks = {
-        "take_over", "forward", "forward_and_back", "rows", "count_values", "list_values",
-        "list_entries", "prepare", "accumulate", "collect", "general",
-    }  # fmt: skip
-    assert {counts[name] for name in tasks | {"begin"}} == {"2"}
-    assert counts["run_steps"] == "1"
-    assert {name: count for name, count in counts.items() if int(count) > 2} == {}
+before = counts()
+net.params["W1"] = np.asfortranarray(net.params["W1"])
+for other in (net, TwoLayerNet(8, 5, 3, activation="relu", delta=0), MultiLayerNet(8, [5, 4], 3)):
+    for x, t in [(x, labels) for x in forms] + [(sparse, t) for t in kinds]:
+        all_calls(other, x, t)
+    for t in kinds:
+        fits(other, sparse, t)
+    fits(other, frozen, labels)
+print(*added(before))
+for x in (sparse.astype("f"), dense.astype("f")):
+    for other in (TwoLayerNet(8, 5, 3, dtype="f"), MultiLayerNet(8, [5, 4], 3, dtype="f")):
+        all_calls(other, x, labels)
+        fits(other, x, labels)
+found = counts()
+print(found["run_steps"], found["run_thread"])
+print(*(name for name, count in found.items() if count > 2))
+"""
+    )
+    assert out.split("\n")[:3] == ["perturb_rows", "1 1", ""]
