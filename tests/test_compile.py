@@ -226,7 +226,7 @@ sizes, x, t = (5, 4, 3), rng.random((3, 5)) * (rng.random((3, 5)) < 0.3), np.arr
 params = random_params(sizes, rng)
 want = gradient(params, x, rows(t, 3), "sigmoid", 1e-7)
 find = operator.attrgetter
-for missing in {names}:
+for missing in NAMES:
     def without(name):
         if name == missing.split(":")[1]:
             raise AttributeError(name)
@@ -238,7 +238,7 @@ for missing in {names}:
     import fastgrad
     from fastgrad.kernels import compile as policy
     operator.attrgetter = find
-    assert policy.private_name(missing) is not None  # only for a while
+    assert policy.private_name(missing) is not None  # it is there again
     assert abs(fastgrad.sigmoid_grad(0.0) - 0.25) < 1e-15
     if "caching" in missing:  # which has nothing to do with what is computed
         print(missing, policy.COMPILED)
@@ -258,13 +258,13 @@ for missing in {names}:
 
 def test_without_a_name_for_function_pointers_all_is_python():
     names = policy.PRIVATE_NAMES["pointers"]
-    code = WITHOUT.format(names=names)
+    code = WITHOUT.replace("NAMES", repr(names))
     assert answer(run_python(code, PYTHONPATH=PATH)).splitlines() == [f"{n} False" for n in names]
 
 
 def test_without_a_name_for_the_cache_kernels_are_compiled_anew(tmp_path):
     names = policy.PRIVATE_NAMES["cache"]
-    code = WITHOUT.format(names=names)
+    code = WITHOUT.replace("NAMES", repr(names))
     process = run_python(code, PYTHONPATH=PATH, NUMBA_OPT="0", NUMBA_CACHE_DIR=str(tmp_path))
     assert answer(process).splitlines() == [f"{name} True" for name in names]
     assert not list(tmp_path.rglob("*.nbi"))
