@@ -565,6 +565,9 @@ class HaltError(Exception):
     pass
 
 
+RUNS = {"gradient": training._GradientRun, "numerical_gradient": training._NumericalRun}
+
+
 class TestWhatUsersDoMeanwhile:
     x = np.random.default_rng(0).random((20, 5))
     t = np.random.default_rng(1).integers(3, size=20)
@@ -618,15 +621,16 @@ class TestWhatUsersDoMeanwhile:
     def test_an_exception_keeps_what_was_learned(self, method, monkeypatch):
         options = {"batch_size": 4, "method": method, "rng": 0}
         net, optimizer = self.net(), Adam()
-        advance = training._Run.advance
+        kind = RUNS[method]
+        advance = kind.advance
 
         def fail_later(run, batches, losses):
             if run.done >= 7:
-                optimizer._begin_step()  # as between this and the kernel
+                optimizer.next_step()  # as between this and the kernel
                 raise HaltError
             advance(run, batches, losses)
 
-        monkeypatch.setattr(training._Run, "advance", fail_later)
+        monkeypatch.setattr(kind, "advance", fail_later)
         with pytest.raises(HaltError):
             net.fit(self.x, self.t, iterations=100, optimizer=optimizer, **options)
         monkeypatch.undo()
@@ -642,13 +646,14 @@ class TestWhatUsersDoMeanwhile:
     def test_the_first_stretch_is_one_iteration(self, method, monkeypatch):
         """An interrupt waits for a stretch's end, and how long that takes is not known yet."""
         counts = []
-        advance = training._Run.advance
+        kind = RUNS[method]
+        advance = kind.advance
 
         def count(run, batches, losses):
             counts.append(len(batches))
             advance(run, batches, losses)
 
-        monkeypatch.setattr(training._Run, "advance", count)
+        monkeypatch.setattr(kind, "advance", count)
         self.net().fit(self.x, self.t, iterations=20, batch_size=4, method=method)
         assert counts[0] == 1
         assert sum(counts) == 20
