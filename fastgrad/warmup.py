@@ -11,6 +11,7 @@ import functools
 import multiprocessing
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor, as_completed, wait
 from typing import Any
@@ -245,8 +246,9 @@ def compile_ahead(names: Sequence[str], dtype: str) -> float:
     Returns
     -------
     float
-        Seconds of compiling that this process saw.
+        Seconds taken, or 0 if nothing had to be compiled.
     """
+    begin = time.perf_counter()
     with contextlib.ExitStack() as stack:
         others: list[Any] = []
         ahead = list(names)
@@ -261,7 +263,7 @@ def compile_ahead(names: Sequence[str], dtype: str) -> float:
         while ahead:
             call(ahead.pop(0), dtype)
             wait(others)  # what they compiled, this process loads
-        return compiling.seconds
+        return time.perf_counter() - begin if compiling.seconds else 0.0
 
 
 @contextlib.contextmanager
