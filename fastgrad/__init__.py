@@ -39,6 +39,7 @@ from fastgrad.functions import (
 from fastgrad.gradients import (
     GradientCheck,
     GradientCheckWarning,
+    check_backward,
     check_gradient,
     gradient_descent,
     numerical_diff,
@@ -84,6 +85,7 @@ __all__ = [
     "TwoLayerNet",
     "affine_backward",
     "affine_forward",
+    "check_backward",
     "check_gradient",
     "col2im",
     "convolution_backward",
