@@ -1,6 +1,6 @@
 """Numerical gradients and small-network training at compiled speed.
 
-Drop-in names for *Deep Learning from Scratch*, chapters 2 to 6, and a gradient checker for
+Drop-in names for *Deep Learning from Scratch*, chapters 2 to 8, and a gradient checker for
 functions of your own. ``python -m fastgrad exercise`` shows what it is about.
 """
 
