@@ -35,7 +35,7 @@ def main():
     (x_train, t_train), (x_test, t_test) = load_mnist(flatten=False)
     if options.quick:
         x_train, t_train, x_test, t_test = x_train[:500], t_train[:500], x_test[:200], t_test[:200]
-    np.random.seed(0)
+    np.random.seed(0)  # noqa: NPY002 - which the network draws from
     net = SimpleConvNet()
     before = net.params["W1"].copy()
     history = net.fit(
