@@ -97,3 +97,45 @@ class SpeedUpOverNumPy:
         for mine, plain in zip(ours(), theirs(), strict=True):
             np.testing.assert_allclose(mine, plain, rtol=1e-3, atol=1e-3 * np.abs(plain).max())
         return ratio(theirs, ours)
+
+
+class Networks(PerCall):
+    """An iteration of the book's networks, one call from Python at a time."""
+
+    params = (["SimpleConvNet", "DeepConvNet"], DTYPES)
+    param_names = ("network", "dtype")
+
+    def setup(self, network, dtype):
+        self.net = find("fastgrad.book", network)()
+        for name, array in self.net.params.items():
+            self.net.params[name] = array.astype(dtype)
+        self.sgd = find("fastgrad", "SGD")(1e-6)
+        self.x, self.t = random(dtype, *IMAGES), np.arange(BATCH) % 10
+        self.time_gradient_and_update(network, dtype)
+        self.time_loss(network, dtype)
+
+    def time_gradient_and_update(self, network, dtype):
+        self.sgd.update(self.net.params, self.net.gradient(self.x, self.t))
+
+    def time_loss(self, network, dtype):
+        self.net.loss(self.x, self.t)
+
+
+class NetworksOverNumPy:
+    """How many times as long the book's gradient takes in NumPy, for ten images."""
+
+    params = (["SimpleConvNet", "DeepConvNet"],)
+    param_names = ("network",)
+    unit = "x"
+
+    def setup(self, network):
+        self.net = find("fastgrad.book", network)()
+        self.x, self.t = random("float64", 10, *IMAGES[1:]), np.arange(10)
+
+    def track_gradient(self, network):
+        from . import convolution
+
+        return ratio(
+            lambda: convolution.book_gradient(self.net, self.x, self.t),
+            lambda: self.net.gradient(self.x, self.t),
+        )

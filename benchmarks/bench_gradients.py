@@ -86,6 +86,25 @@ class CheckGradient(PerCall):
         self.check_gradient(self.f, self.gradient, self.x)
 
 
+class CheckBackward(PerCall):
+    """A layer's backward pass, by the gradients of its 10 inputs and 55 parameters."""
+
+    def setup(self):
+        self.check_backward, affine = find("fastgrad", "check_backward", "Affine")
+        rng = np.random.default_rng(0)
+        self.layer = affine(rng.normal(size=(10, 5)), rng.normal(size=5))
+        self.x = rng.normal(size=(1, 10))
+        self.time_check_backward()
+
+    def backward(self, dout):
+        dx = self.layer.backward(dout)
+        return dx, {"W": self.layer.dW, "b": self.layer.db}
+
+    def time_check_backward(self):
+        parameters = {"W": self.layer.W, "b": self.layer.b}
+        self.check_backward(self.layer.forward, self.backward, self.x, parameters)
+
+
 class SpeedUp:
     """How many times faster than the book's loop, with the same function; taken in turn."""
 

@@ -1,6 +1,6 @@
 """Numerical gradients and small-network training at compiled speed.
 
-Drop-in names for *Deep Learning from Scratch*, chapters 2 to 6, and a gradient checker for
+Drop-in names for *Deep Learning from Scratch*, chapters 2 to 8, and a gradient checker for
 functions of your own. ``python -m fastgrad exercise`` shows what it is about.
 """
 
@@ -39,6 +39,7 @@ from fastgrad.functions import (
 from fastgrad.gradients import (
     GradientCheck,
     GradientCheckWarning,
+    check_backward,
     check_gradient,
     gradient_descent,
     numerical_diff,
@@ -84,6 +85,7 @@ __all__ = [
     "TwoLayerNet",
     "affine_backward",
     "affine_forward",
+    "check_backward",
     "check_gradient",
     "col2im",
     "convolution_backward",

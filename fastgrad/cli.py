@@ -151,8 +151,8 @@ def _add_network_options(parser: Any) -> None:
         help="images in a mini-batch (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--hidden-size", type=_count, default=50, metavar="N",
-        help="units of the hidden layer (default: %(default)s)",
+        "--hidden-size", type=_count, metavar="N",
+        help="units of the hidden layer (default: 50, or 100 of a convnet)",
     )  # fmt: skip
     parser.add_argument(
         "--activation", choices=("sigmoid", "relu"), default="sigmoid",
@@ -422,8 +422,11 @@ def _train(options: argparse.Namespace) -> int:
     _, seed = _random_source(options.seed)
     net: Any
     if convnet:
-        x_train, x_test = (images.reshape(-1, 1, 28, 28) for images in (x_train, x_test))
-        net = _convnet(options, _classes(t_train, t_test))
+        side = math.isqrt(x_train.shape[1])
+        if side * side != x_train.shape[1]:
+            raise ValueError("--network convnet: images must be square.")
+        x_train, x_test = (images.reshape(-1, 1, side, side) for images in (x_train, x_test))
+        net = _convnet(options, side, _classes(t_train, t_test))
     else:
         net = _network(options, x_train.shape[1], _classes(t_train, t_test))
     print(net)
@@ -698,12 +701,18 @@ def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, An
 
 def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad.TwoLayerNet:
     return fastgrad.TwoLayerNet(
-        inputs, options.hidden_size, classes, activation=options.activation, dtype=options.dtype
+        inputs,
+        options.hidden_size or 50,
+        classes,
+        activation=options.activation,
+        dtype=options.dtype,
     )
 
 
-def _convnet(options: argparse.Namespace, classes: int) -> book.SimpleConvNet:
-    net = book.SimpleConvNet(hidden_size=options.hidden_size, output_size=classes)
+def _convnet(options: argparse.Namespace, side: int, classes: int) -> book.SimpleConvNet:
+    net = book.SimpleConvNet(
+        (1, side, side), hidden_size=options.hidden_size or 100, output_size=classes
+    )
     for name, array in net.params.items():
         net.params[name] = array.astype(options.dtype)
     return net

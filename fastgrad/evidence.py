@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +20,9 @@ Bounds = tuple[FloatArray, FloatArray] | None
 
 #: A gradient is zero to rounding if it is this part of the slopes to both sides.
 _ZERO = 1e-10
+
+#: A slope is zero if a nudge of the entry's own size changes f by less than so many noises.
+_FLAT = 256.0
 
 #: How many times its own size an entry is moved, to see whether f depends on it at all.
 _WIDE = 13.0
@@ -169,6 +173,56 @@ def extrapolated(
 _NEAREST = np.array([[1e-300], [-1e-300]])
 
 
+def along_directions(
+    objective: Objective, count: int, rng: np.random.Generator, noise: Noise, gradient: FloatArray
+) -> list[tuple[FloatArray, Extrapolated]]:
+    """Differentiate along random directions of each array.
+
+    Parameters
+    ----------
+    objective : Objective
+    count : int
+        How many directions.
+    rng : numpy.random.Generator
+    noise : Noise
+    gradient : ndarray, shape (size,)
+        The gradient, about: what the rounding of x does to f depends on it.
+
+    Returns
+    -------
+    list of (ndarray of shape (count, n), Extrapolated)
+        For each array the directions, unit vectors of ±1/√n in the order of its entries, and the
+        derivatives along them.
+    """
+    found = []
+    for number, size in enumerate(np.diff(objective.begins).tolist()):
+        signs = rng.choice([-1.0, 1.0], (count, size)) / math.sqrt(max(size, 1))
+
+        def values(
+            which: IntArray, offsets: FloatArray, number: int = number, signs: FloatArray = signs
+        ) -> tuple[FloatArray, FloatArray]:
+            rows = [
+                objective.along(
+                    [
+                        leaf.shaped(signs[i]) if j == number else np.zeros(leaf.array.shape)
+                        for j, leaf in enumerate(objective.x.leaves)
+                    ],
+                    steps,
+                )
+                for i, steps in zip(which, offsets.T, strict=True)
+            ]
+            return np.array(rows).reshape(-1, 2).T, offsets
+
+        part = slice(objective.begins[number], objective.begins[number + 1])
+        eps = float(np.max(objective.eps, initial=0))
+        moved = eps * float(np.linalg.norm(np.nan_to_num(gradient[part] * objective.center[part])))
+        center, here = np.zeros(count), np.full(count, noise.here)
+        level = max(2 * noise.level, moved)
+        with np.errstate(all="ignore"):
+            found.append((signs, extrapolate(values, center, here, np.full(count, eps), level)))
+    return found
+
+
 def _look_again(
     objective: Objective,
     entries: IntArray,
@@ -184,21 +238,29 @@ def _look_again(
     zero = (codes == checking.NOISE) & (np.abs(analytic) <= _ZERO * seen.steepest)
     codes[zero & (seen.error <= checking.MISTAKE * seen.steepest)] = checking.RIGHT
     _find_zeros(objective, entries, analytic, noise, bounds, seen, codes)
-    if is_extrapolated:
-        return
     # Where nothing in an array could be judged, another step is for the caller to choose.
     leaf = np.searchsorted(objective.begins[1:], entries, side="right")
     judged = np.bincount(leaf, codes <= checking.WRONG, len(objective.x.leaves))[leaf] > 0
     tiny = np.maximum(np.abs(analytic), np.abs(seen.numerical)) <= seen.error
     again = np.flatnonzero((codes == checking.NOISE) & (judged | tiny) & ~seen.kink)
-    if again.size:
+    if again.size and not is_extrapolated:
         limits = None if bounds is None else (bounds[0][again], bounds[1][again])
         found = _by_extrapolation(objective, entries[again], noise, limits)
         better = ~found.kink & (found.error < seen.error[again])
         which = again[better]
         seen.numerical[which], seen.error[which] = found.numerical[better], found.error[better]
         codes[which] = checking.judge(analytic[which], found.numerical[better], found.error[better])
-        _find_zeros(objective, entries, analytic, noise, bounds, seen, codes)
+    # Flat within reach, as below a dead unit: zero to the noise of a nudge by its own size.
+    size, level = _sizes(objective, entries, noise)
+    bound = np.maximum(np.abs(analytic) * _FLAT, np.abs(seen.numerical) + seen.error) * size
+    codes[(codes == checking.NOISE) & (bound <= _FLAT * level)] = checking.RIGHT
+
+
+def _sizes(objective: Objective, entries: IntArray, noise: Noise) -> tuple[FloatArray, float]:
+    """Return how far a nudge of an entry's own size goes, and how noisy f is."""
+    unit = float(np.max(objective.eps, initial=0)) * abs(noise.here) / 2
+    size: FloatArray = np.maximum(np.abs(objective.center[entries]), 1.0)
+    return size, max(noise.level, unit)
 
 
 def _find_zeros(
@@ -214,8 +276,7 @@ def _find_zeros(
 
     A nudge by many times the entry's own size then changes f by no more than its noise.
     """
-    size = np.maximum(np.abs(objective.center[entries]), 1.0)
-    level = max(noise.level, float(np.max(objective.eps, initial=0)) * abs(noise.here) / 2)
+    size, level = _sizes(objective, entries, noise)
     tried = np.flatnonzero((codes == checking.NOISE) & (np.abs(analytic) * size <= level))
     if tried.size == 0:
         return

@@ -21,7 +21,7 @@ from fastgrad.arrays import (
     real_number,
     scores_and_targets,
 )
-from fastgrad.kernels import activations, affine, losses
+from fastgrad.kernels import activations, affine, losses, sparse_affine
 
 __all__ = [
     "affine_backward",
@@ -45,6 +45,9 @@ DELTA = 1e-7
 
 #: Values of an activation or a softmax that are worth a second thread.
 _PARALLEL_VALUES = 32_768
+
+#: Samples of fewer entries than that are not looked at for zeros.
+_SPARSE_SIZE = 20_000
 
 #: Up to so many numbers NumPy's maximum takes less time than the call of a kernel.
 _FEW = 2_000
@@ -364,6 +367,8 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     array([[1.5, 2.5, 8.5]])
     """
     x, W, b = real_array(x, "x"), real_array(W, "W"), real_array(b, "b")
+    if _is_sparse(x, W) and b.shape == W.shape[1:] and b.dtype is W.dtype:
+        return _sparse_affine_forward(x, W, b)
     if not x.dtype is W.dtype is b.dtype:
         x, W, b = _same_dtype(x, W, b)
     rows = _flattened(x, W)
@@ -438,6 +443,29 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     else:
         threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, chunks)
     return dx.reshape(x.shape), dW, db
+
+
+def affine_weights_backward(dout: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Compute dW and db of `affine_backward` alone, for a bottom layer.
+
+    Parameters
+    ----------
+    dout : ndarray, shape (N, H)
+    x : ndarray, shape (N, D)
+        Both as `fastgrad.arrays.real_array` returns them.
+
+    Returns
+    -------
+    dW : ndarray of dout's dtype, shape (D, H)
+    db : ndarray, shape (H,)
+    """
+    if _is_sparse(x, dout, columns=0):
+        dW = np.empty((x.shape[1], dout.shape[1]), dout.dtype)
+        chunks = threads.chunks(x.size * dout.shape[1], affine.PARALLEL_WORK)
+        threads.launch(sparse_affine.sparse_affine_weights, x, dout, dW, chunks)
+    else:
+        dW = np.dot(x.T, dout)
+    return dW, dout.sum(axis=0)
 
 
 def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, FloatArray]:
@@ -558,6 +586,26 @@ def _softmax_cross_entropy(
     y = np.empty(a.shape, a.dtype)
     _softmax_into(a, y)
     return a.dtype.type(losses.cross_entropy(a, y, labels, soft, delta)), y
+
+
+def _is_sparse(x: FloatArray, other: FloatArray, columns: int = 1) -> bool:
+    """Return whether leaving out zeros of samples pays, by a look at two of them.
+
+    `other` has to be a finite matrix, for zero times infinity is no zero, in a dtype that holds the
+    samples; x has to have as many columns, or rows, as it has rows.
+    """
+    if x.size < _SPARSE_SIZE or x.ndim != 2 or other.ndim != 2 or x.shape[columns] != len(other):
+        return False
+    few = np.count_nonzero(x[0]) + np.count_nonzero(x[len(x) // 2]) < 0.6 * x.shape[1]
+    holds = x.dtype is other.dtype or other.dtype == np.float64
+    return bool(few and holds and np.isfinite(other).all())
+
+
+def _sparse_affine_forward(x: FloatArray, W: FloatArray, b: FloatArray) -> FloatArray:
+    out = np.empty((x.shape[0], W.shape[1]), W.dtype)
+    chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
+    threads.launch(sparse_affine.sparse_affine_forward, x, W, b, out, chunks)
+    return out
 
 
 def _flattened(x: FloatArray, W: FloatArray) -> FloatArray:

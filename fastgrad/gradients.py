@@ -35,7 +35,7 @@ from fastgrad.checking import (
 from fastgrad.differences import CENTRAL, Differences, evaluate_around
 from fastgrad.evaluation import Function, Objective, WorkerTraceback
 from fastgrad.extrapolation import extrapolate
-from fastgrad.noise import noise_of, scatter
+from fastgrad.noise import Noise, noise_of, scatter
 from fastgrad.trees import Leaf, Tree, is_tree, leaves_like
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "GradientCheck",
     "GradientCheckWarning",
     "WorkerTraceback",
+    "check_backward",
     "check_gradient",
     "compare_gradients",
     "gradient_descent",
@@ -155,6 +156,7 @@ def numerical_gradient(
     order: int = 2,
     error: bool = False,
     sample: int | None = None,
+    directions: int | None = None,
     bounds: tuple[Any, Any] | None = None,
     progress: bool = False,
     rng: Any = None,
@@ -191,6 +193,11 @@ def numerical_gradient(
         work.
     sample : int, optional
         So many entries of each array, drawn at random; the others are NaN.
+    directions : int, optional
+        Estimate the gradient from so many derivatives along random directions of each array, about
+        ten evaluations each, instead of going through the entries. It is right on average, and as
+        far off as there are more entries than directions; the error is that of the average, three
+        standard deviations.
     bounds : (low, high), optional
         Where f is defined: two numbers, or arrays or trees like x. Near a bound the points lie on
         one side of x, and the formula is one of the same order.
@@ -270,6 +277,9 @@ def numerical_gradient(
     with _objective(f, tree, args, workers, progress) as objective:
         entries = _drawn(objective, sample, rng)
         limits = _limits(bounds, objective, entries)
+        if directions is not None:
+            both = _from_directions(objective, directions, rng)
+            return both if error else both[0]
         if _is_auto(h):
             here = objective.here()
             noise = noise_of(objective, here, repeats=1)
@@ -286,13 +296,13 @@ def numerical_gradient(
             gradient = around.gradient(order)
             if error:
                 level = scatter(noise_of(objective, here), around)
-                estimates = around.error(
+                estimate = around.error(
                     order, np.maximum(4 * level, 2 * evidence.rounding(objective, around, entries))
                 )
     if tree.converted:
         _warn_if_constant(around)
     if error:
-        return _result(objective, entries, gradient), _result(objective, entries, estimates)
+        return _result(objective, entries, gradient), _result(objective, entries, estimate)
     return _result(objective, entries, gradient)
 
 
@@ -388,6 +398,7 @@ def check_gradient(
     workers: Workers | None = None,
     order: int = 2,
     sample: int | None = None,
+    directions: int | None = None,
     bounds: tuple[Any, Any] | None = None,
     progress: bool = False,
     rng: Any = None,
@@ -406,6 +417,10 @@ def check_gradient(
         The step.
     args : tuple
         Further arguments of f and `grad`.
+    directions : int, optional
+        Check the derivatives along so many random directions of each array as well, or, without
+        `sample`, instead of the entries. It takes about ten evaluations each, whatever the number
+        of entries, and shows mistakes of the whole array; that of a single entry may be lost.
     workers, order, sample, bounds, progress, rng
         As for `numerical_gradient`. f is evaluated at twice as many points, all within ±h for order
         2 (one and a half times as many for the others), and at a few more.
@@ -461,29 +476,147 @@ def check_gradient(
             grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
         claimed = leaves_like(grad, tree, "grad")
         analytic = _flat(tree, claimed)
-        entries = _drawn(objective, sample, rng)
-        limits = _limits(bounds, objective, entries)
-        steps = None if _is_auto(h) else _steps(h, objective, entries)
+        source = _generator(rng)
         noise = noise_of(objective, objective.here())
-        seen, codes = evidence.gather(
-            objective, entries, analytic[entries], noise, steps, order, limits
-        )
-    shown = h if isinstance(h, str | float | int) else steps
-    found = GradientCheck({}, shown, {}, {}, repeats=noise.repeats)
+        found = GradientCheck({}, _shown(h), {}, {}, repeats=noise.repeats)
+        if directions is None or sample is not None:
+            entries = _drawn(objective, sample, source)
+            limits = _limits(bounds, objective, entries)
+            steps = None if _is_auto(h) else _steps(h, objective, entries)
+            seen, codes = evidence.gather(
+                objective, entries, analytic[entries], noise, steps, order, limits
+            )
+            _record_entries(found, objective, entries, claimed, seen, codes)
+        if directions is not None:
+            count = whole_number(directions, "directions", minimum=1)
+            _record_directions(found, objective, count, source, noise, analytic)
+    if not noise.repeats:
+        checking.warn_if_unresolved(found)
+    return found
+
+
+def _record_entries(
+    check: GradientCheck,
+    objective: Objective,
+    entries: IntArray,
+    claimed: list[FloatArray],
+    seen: evidence.Evidence,
+    codes: checking.Codes,
+) -> None:
     everywhere = (
         _spread(objective, entries, seen.numerical),
         _spread(objective, entries, seen.error),
         _spread(objective, entries, codes, checking.NOT_DRAWN),
     )
     parts = (objective.by_leaf(values) for values in everywhere)
-    for leaf, a, n, e, c in zip(tree.leaves, claimed, *parts, strict=True):
+    for leaf, a, n, e, c in zip(objective.x.leaves, claimed, *parts, strict=True):
         n, e, c = (leaf.shaped(part) for part in (n, e, c))
         checking.record(
-            found, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
+            check, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
         )
-    if not noise.repeats:
-        checking.warn_if_unresolved(found)
-    return found
+
+
+def _record_directions(
+    check: GradientCheck,
+    objective: Objective,
+    count: int,
+    rng: np.random.Generator,
+    noise: Noise,
+    analytic: FloatArray,
+) -> None:
+    found = evidence.along_directions(objective, count, rng, noise, analytic)
+    pairs = zip(objective.x.leaves, objective.by_leaf(analytic), found, strict=True)
+    for leaf, part, (directions, derivatives) in pairs:
+        along = directions @ part
+        codes = checking.judge(along, derivatives.slope, derivatives.error)
+        codes[derivatives.kink & (codes != checking.RIGHT)] = checking.KINK
+        name = f"{leaf.path} along {count} directions"
+        checking.record(check, name, along, derivatives.slope, derivatives.error, codes)
+
+
+def check_backward(
+    forward: Callable[[Any], Any],
+    backward: Callable[[FloatArray], Any],
+    x: Any,
+    params: Any = None,
+    h: Step = 1e-4,
+    *,
+    rng: Any = None,
+    **options: Any,
+) -> GradientCheck:
+    """Check the backward pass of a layer.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(x)``, an array of any shape. It reads the parameters where they are.
+    backward : callable
+        ``backward(dout)``, the gradient by x for a gradient `dout` of the output's shape; with
+        `params` a pair of the gradient by x and a tree of the gradients by the parameters. It is
+        called after ``forward(x)``.
+    x : array_like, or a tree of arrays and numbers
+        The input. A layer of two inputs has a tuple: ``lambda x: layer.forward(*x)``.
+    params : tree of arrays and numbers, optional
+        The parameters, as the layer has them: they are nudged in place.
+    h : float or "auto", default 1e-4
+        The step.
+    rng : int or numpy.random.Generator, optional
+        Where `dout` is drawn from.
+    **options
+        As for `check_gradient`.
+
+    Returns
+    -------
+    GradientCheck
+        Its arrays are called "x" and "params" and what is within these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_gradient`.
+    Exception
+        Whatever `forward` or `backward` raises.
+
+    Notes
+    -----
+    What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
+    mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
+    If the output is a number, as that of a loss is, `dout` is 1.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgrad import Affine
+    >>> layer = Affine(np.ones((3, 2)), np.zeros(2))
+    >>> def backward(dout):
+    ...     dx = layer.backward(dout)
+    ...     return dx, {"W": layer.dW, "b": layer.db}
+    >>> params = {"W": layer.W, "b": layer.b}
+    >>> check = check_backward(layer.forward, backward, np.eye(3), params, rng=0)
+    >>> check.ok, list(check.arrays)
+    (True, ['x', 'params.W', 'params.b'])
+    """
+    source = _generator(rng)
+    tree = {"x": np.array(x, copy=True) if not is_tree(x) else x}
+    if params is not None:
+        tree["params"] = params
+    out = np.asarray(forward(tree["x"]))
+    dout = source.normal(size=out.shape).astype(out.dtype) if out.ndim else np.ones((), out.dtype)
+    found = backward(dout.copy()[()])
+    if params is None:
+        grads = {"x": found}
+    elif isinstance(found, tuple) and len(found) == 2:
+        grads = dict(zip(("x", "params"), found, strict=True))
+    else:
+        raise TypeError(
+            "`backward` must return a pair, the gradients by `x` and by `params`. "
+            f"Got {type(found).__name__}."
+        )
+
+    def weighted(nudged: Any) -> float:
+        return float(np.sum(np.asarray(forward(nudged["x"])) * dout))
+
+    return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
 
 # ------------------------------------------------------------------------------------ arguments
@@ -525,6 +658,36 @@ def _generator(rng: Any) -> np.random.Generator:
     if isinstance(rng, np.random.Generator):
         return rng
     return np.random.default_rng(None if rng is None else whole_number(rng, "rng", minimum=0))
+
+
+def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:
+    """Return an estimate of the gradient from derivatives along directions, and its error."""
+    count = whole_number(directions, "directions", minimum=1)
+    noise = noise_of(objective, objective.here(), repeats=1)
+    found = evidence.along_directions(
+        objective, count, _generator(rng), noise, np.zeros(objective.size)
+    )
+    means, errors = [], []
+    for vectors, derivatives in found:
+        # The mean of v v^T is 1/n times the identity.
+        each = vectors.shape[1] * vectors * derivatives.slope[:, None]
+        means.append(each.mean(axis=0))
+        spread = each.std(axis=0, ddof=1) if count > 1 else np.full(each.shape[1], np.inf)
+        errors.append(3 * spread / np.sqrt(count))
+    everything = objective.entries
+    mean, error = (
+        _result(objective, everything, np.concatenate([np.empty(0), *parts]))
+        for parts in (means, errors)
+    )
+    return mean, error
+
+
+def _shown(h: Any) -> Any:
+    """Return the step as a check shows it."""
+    if isinstance(h, str) or (np.ndim(h) == 0 and not is_tree(h)):
+        return h
+    leaves = Tree(h, "h").leaves
+    return np.concatenate([np.empty(0), *(leaf.flat() for leaf in leaves)])
 
 
 def _is_auto(h: Any) -> bool:

@@ -27,7 +27,7 @@ SHORT = SimpleNamespace(rounds=2, turn=0.0, stretch=1e-4, sample=8, modules={"nu
 def scripts(monkeypatch):
     """The modules of the folder, imported as the scripts import each other."""
     monkeypatch.syspath_prepend(str(FOLDER))
-    names = ("textbook", "measuring", "reports", "peers", "scaling", "deep")
+    names = ("textbook", "measuring", "reports", "peers", "scaling", "deep", "convolution")
     return SimpleNamespace(**{name: importlib.import_module(name) for name in names})
 
 
@@ -80,6 +80,15 @@ def test_the_gradient_of_many_layers_is_that_of_their_loss(scripts, images):
     )
     _, grads = scripts.deep.gradient(params, x, t)
     np.testing.assert_allclose(numerical, scripts.peers.pick(grads, positions), atol=1e-8)
+
+
+def test_gradients_of_convolutional_networks_agree_with_the_books(scripts):
+    x, t = np.random.default_rng(0).random((4, 1, 28, 28)), np.arange(4)
+    goals = scripts.reports.Goals(SHORT)
+    book = {"NumPy": lambda net, x, t: lambda: scripts.convolution.book_gradient(net, x, t)}
+    for kind in (scripts.convolution.SimpleConvNet, scripts.convolution.DeepConvNet):
+        scripts.convolution.compare(goals, kind, "float64", x, t, book, 0.0)
+    assert len(goals.rows) == 2
 
 
 def test_deep_trains_as_the_book_does(scripts, images):

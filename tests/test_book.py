@@ -478,6 +478,15 @@ def test_chapter_6_with_a_module_of_the_books_own(capfd):
     assert "common.pace" not in err  # it came from the folder
 
 
+def test_chapters_7_and_8(tmp_path, capfd):
+    assert run("ch07/train_and_look.py", tmp_path / "params.pkl") == 0
+    out, err = capfd.readouterr()
+    assert out == "True\n" + "".join(f"{k}{n} True\n" for n in (1, 2, 3) for k in "Wb")
+    assert all(name in err for name in ("simple_convnet", "common.layers", "common.trainer"))
+    assert run("ch08/half_floats.py") == 0
+    assert capfd.readouterr().out == "True True\n"
+
+
 def test_the_books_folder_is_found_beside_the_scripts(folder, capfd):
     """Without any ``sys.path.append``."""
     folder("common/pace.py", "from common.functions import *\nPace = relu")

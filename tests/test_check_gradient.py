@@ -11,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numba import njit
 
+import fastgrad
 from fastgrad.gradients import (
     GradientCheck,
     GradientCheckWarning,
+    check_backward,
     check_gradient,
     compare_gradients,
     gradient_descent,
@@ -475,3 +477,100 @@ def test_an_overview_of_many_arrays(tmp_path):
     ]
     assert "wrong: 1 of 6" in {text.get_text() for text in axes.texts}
     figure.savefig(tmp_path / "check.png")
+
+
+class TestDirections:
+    rng = np.random.default_rng(0)
+    params = {"W": rng.normal(size=(40, 30)), "b": rng.normal(size=30)}  # noqa: RUF012
+    x = rng.normal(size=(5, 40))
+
+    def f(self, p):
+        return float(np.sum(np.tanh(self.x @ p["W"] + p["b"]) ** 2))
+
+    def grad(self, p):
+        z = np.tanh(self.x @ p["W"] + p["b"])
+        dz = 2 * z * (1 - z**2)
+        return {"W": self.x.T @ dz, "b": dz.sum(axis=0)}
+
+    def test_all_entries_at_once(self):
+        calls = 0
+
+        def counted(p):
+            nonlocal calls
+            calls += 1
+            return self.f(p)
+
+        check = check_gradient(counted, self.grad, self.params, directions=3, rng=0)
+        assert check
+        assert list(check.arrays) == ["W along 3 directions", "b along 3 directions"]
+        assert calls < 150
+        right = self.grad(self.params)
+        for name in ("W", "b"):
+            wrong = {**right, name: 1.001 * right[name]}
+            check = check_gradient(self.f, wrong, self.params, directions=3, rng=0)
+            verdicts = [array.verdict for array in check.arrays.values()]
+            assert verdicts.count("wrong") == 1
+            assert check.arrays[f"{name} along 3 directions"].wrong
+
+    def test_a_sample(self):
+        check = check_gradient(self.f, self.grad, self.params, sample=20, directions=2, rng=1)
+        assert check
+        assert check.arrays["W"].judged == 20
+        assert check.arrays["W"].not_judged == {"not drawn": 1180}
+        assert "1190 of 1234 entries not drawn" in str(check)
+        again = check_gradient(self.f, self.grad, self.params, sample=20, directions=2, rng=1)
+        np.testing.assert_array_equal(check.numerical["W"], again.numerical["W"])
+        assert str(again) == str(check)
+
+    def test_gradients_by_sample_and_by_directions(self):
+        right = self.grad(self.params)
+        found = numerical_gradient(self.f, self.params, sample=7, rng=3)
+        known = np.isfinite(found["W"])
+        assert np.count_nonzero(known) == 7
+        np.testing.assert_allclose(found["W"][known], right["W"][known], atol=1e-7)
+        found, error = numerical_gradient(self.f, self.params, directions=200, rng=3, error=True)
+        assert np.corrcoef(found["b"], right["b"])[0, 1] > 0.9
+        assert np.mean(np.abs(found["b"] - right["b"]) <= error["b"]) > 0.9
+
+    def test_progress_and_workers(self, capsys):
+        check = check_gradient(self.f, self.grad, self.params, workers=map, progress=True, sample=5)
+        assert check
+        assert "evaluations" in capsys.readouterr().err
+
+
+class TestBackward:
+    rng = np.random.default_rng(0)
+
+    @pytest.mark.parametrize("make", [fastgrad.Relu, fastgrad.Sigmoid])
+    def test_layers_without_parameters(self, make):
+        layer = make()
+        x = self.rng.normal(size=(3, 4))
+        assert check_backward(layer.forward, layer.backward, x, rng=0)
+        check = check_backward(layer.forward, lambda dout: 1.001 * layer.backward(dout), x, rng=0)
+        assert check.arrays["x"].verdict == "wrong"
+
+    def test_layers_with_parameters(self):
+        layer = fastgrad.Affine(self.rng.normal(size=(4, 3)), self.rng.normal(size=3))
+        before = layer.W.copy()
+
+        def backward(dout, factor=1.0):
+            dx = layer.backward(dout)
+            return dx, {"W": factor * layer.dW, "b": layer.db}
+
+        params = {"W": layer.W, "b": layer.b}
+        x = self.rng.normal(size=(5, 4))
+        assert check_backward(layer.forward, backward, x, params, rng=0)
+        check = check_backward(layer.forward, lambda dout: backward(dout, 2.0), x, params, rng=0)
+        assert [name for name, a in check.arrays.items() if a.wrong] == ["params.W"]
+        np.testing.assert_array_equal(layer.W, before)
+        with pytest.raises(TypeError, match="`backward` must return a pair"):
+            check_backward(layer.forward, layer.backward, x, params)
+
+    def test_two_inputs_and_a_loss(self):
+        layer = fastgrad.MulLayer()
+        inputs = (self.rng.normal(size=3), self.rng.normal(size=3))
+        assert check_backward(lambda x: layer.forward(*x), layer.backward, inputs, rng=0)
+        loss, t = fastgrad.SoftmaxWithLoss(), np.array([0, 3, 1])
+        assert check_backward(
+            lambda x: loss.forward(x, t), loss.backward, self.rng.normal(size=(3, 4)), rng=0
+        )

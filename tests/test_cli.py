@@ -255,6 +255,19 @@ def test_differences_are_found(digits, capsys, monkeypatch):
 # train -----------------------------------------------------------------------------------------
 
 
+def test_train_a_convnet(digits, tmp_path, capsys):
+    arguments = ["--network", "convnet", "--data", str(digits), "--iterations", "60"]
+    files = ["--save", str(tmp_path / "net.pkl"), "--plot", str(tmp_path / "net.png")]
+    assert cli.main(["train", *arguments, *files, "--batch-size", "20", "--seed", "0",
+                     "--learning-rate", "0.01"]) == 0  # fmt: skip
+    out = capsys.readouterr().out
+    assert figures(out, "test accuracy")[0] > 50
+    assert "60 iterations of gradient, batches of 20 out of 300 images, adam" in out
+    net = fastgrad.book.SimpleConvNet((1, 8, 8), output_size=5)
+    net.load_params(tmp_path / "net.pkl")
+    assert (tmp_path / "net.png").stat().st_size > 1000
+
+
 def test_train(digits, tmp_path):
     network, picture = tmp_path / "net.npz", tmp_path / "curves.png"
     result = run(

@@ -372,3 +372,39 @@ def test_delta_is_one_of_the_dtype():
     for function in (F.softmax_cross_entropy, F.softmax_cross_entropy_backward):
         with pytest.raises(ValueError, match=r"`delta` must be a finite number in float32\. Got"):
             function(y, [1], 1e300)
+
+
+@pytest.mark.parametrize("dtypes", ["ff", "fd", "dd"])
+@pytest.mark.parametrize("chunks", [1, 3])
+def test_sparse_samples(dtypes, chunks, monkeypatch):
+    """Zeros are left out, and samples read in their own dtype; the numbers are the same."""
+    monkeypatch.setattr(F.threads, "shares", lambda work, enough: chunks)
+    rng = np.random.default_rng(0)
+    x = rng.random((40, 600)).astype(dtypes[0]) * (rng.random((40, 600)) < 0.15)
+    x = x.astype(dtypes[0])
+    W, b, dout = (rng.standard_normal(n).astype(dtypes[1]) for n in ((600, 7), 7, (40, 7)))
+    assert F._is_sparse(x, W)
+    rounding = {"rtol": 2e-4, "atol": 2e-4} if dtypes[1] == "f" else {"rtol": 1e-12, "atol": 1e-12}
+    out = F.affine_forward(x, W, b)
+    assert out.dtype == dtypes[1]
+    np.testing.assert_allclose(out, np.float64(x) @ W + b, **rounding)
+    dW, db = F.affine_weights_backward(dout, x)
+    assert dW.dtype == db.dtype == dtypes[1]
+    np.testing.assert_allclose(dW, np.float64(x).T @ dout, **rounding)
+    np.testing.assert_allclose(db, dout.sum(axis=0), **rounding)
+    dense = rng.standard_normal((40, 600)).astype(dtypes[0])
+    dW, _ = F.affine_weights_backward(dout, dense)
+    np.testing.assert_allclose(dW, np.float64(dense).T @ dout, rtol=1e-3, atol=1e-3)
+
+
+def test_zeros_are_not_left_out_where_that_shows():
+    x = np.zeros((40, 600))
+    W, b = np.ones((600, 7)), np.zeros(7)
+    for value in (np.nan, np.inf):
+        W[3, 2] = value
+        assert not F._is_sparse(x, W)
+        np.testing.assert_array_equal(
+            np.isnan(F.affine_forward(x, W, b)), [[j == 2 for j in range(7)]] * 40
+        )
+    assert not F._is_sparse(np.ones((40, 600)), np.ones((600, 7)))
+    assert not F._is_sparse(x, np.ones((600, 7), "f"))

@@ -422,7 +422,7 @@ def test_steps_of_optimizers(kind, data):
     for gradient in grads:
         held = params["W"]
         before = np.array(held, copy=True) if isinstance(held, np.ndarray) else held
-        memory = {name: repr(getattr(optimizer, name)) for name in optimizer._memory}
+        state = {name: repr(getattr(optimizer, name)) for name in optimizer.state_names}
         try:
             g = wide(acceptable(gradient))
         except Refused:
@@ -430,7 +430,7 @@ def test_steps_of_optimizers(kind, data):
                 optimizer.update(params, {"W": gradient})
             assert params["W"] is held
             np.testing.assert_equal(held, before)
-            assert memory == {name: repr(getattr(optimizer, name)) for name in optimizer._memory}
+            assert state == {name: repr(getattr(optimizer, name)) for name in optimizer.state_names}
             return
         optimizer.update(params, {"W": gradient})
         with np.errstate(all="ignore"):

@@ -1,6 +1,6 @@
 """The module names of *Deep Learning from Scratch*, served by fastgrad.
 
-A script or a notebook of the book's chapters 2 to 6 imports ``common.functions``,
+A script or a notebook of the book's chapters 2 to 8 imports ``common.functions``,
 ``dataset.mnist`` or ``two_layer_net``. After `install` those names lead here, also where files of
 these names lie about; `run_script` does that for one script. Everything else still comes from the
 book's own folder, and a served module also hands on the functions and classes that only the book's

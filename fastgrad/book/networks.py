@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import gradients, layers, networks, threads
+from fastgrad import functions, gradients, layers, networks, threads
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
@@ -154,8 +154,13 @@ class _Layered(networks.Network):
         """Compute the gradient as the book does, by running the layers forward and backward."""
         self._training_loss(x, t)
         dout = getattr(self, self._last).backward(1)
-        for layer in reversed(self.layers.values()):
+        bottom, *above = self.layers.values()
+        for layer in reversed(above):
             dout = layer.backward(dout)
+        if type(bottom) is BoundAffine:  # nobody asks for the gradient by the samples
+            bottom.dW, bottom.db = functions.affine_weights_backward(dout, bottom.x)
+        else:
+            bottom.backward(dout)
         grads = {}
         for n in range(1, len(self._sizes)):
             affine = self.layers[f"Affine{n}"]

@@ -1,0 +1,66 @@
+"""The affine map of samples most of whose entries are zero, such as MNIST's, read as they are.
+
+Four of five pixels are zero and add nothing; the weights are taken to be finite. Samples may be of
+another dtype than the weights: an entry is converted where it is used.
+"""
+
+# Numba overloads carry no annotations.
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
+
+from __future__ import annotations
+
+from typing import Any
+
+from numba import prange
+
+from fastgrad.kernels.compile import parallel_kernel
+
+
+@parallel_kernel
+def sparse_affine_forward(x: Any, W: Any, b: Any, out: Any, chunks: int) -> None:
+    """Compute ``out = x @ W + b``, a chunk of the samples on each thread.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, D)
+    W : ndarray, shape (D, H)
+    b : ndarray, shape (H,)
+    out : ndarray of the dtype of W and b, shape (N, H)
+        Out.
+    chunks : int
+    """
+    for chunk in prange(chunks):
+        for n in range(chunk * x.shape[0] // chunks, (chunk + 1) * x.shape[0] // chunks):
+            for j in range(b.size):
+                out[n, j] = b[j]
+            for i in range(x.shape[1]):
+                if x[n, i] != 0:
+                    factor = W.dtype.type(x[n, i])
+                    for j in range(b.size):
+                        out[n, j] += factor * W[i, j]
+
+
+@parallel_kernel
+def sparse_affine_weights(x: Any, dout: Any, dW: Any, chunks: int) -> None:
+    """Compute ``dW = x.T @ dout``, a chunk of its rows on each thread.
+
+    Parameters
+    ----------
+    x : ndarray, shape (N, D)
+    dout : ndarray, shape (N, H)
+    dW : ndarray of the dtype of dout, shape (D, H)
+        Out.
+    chunks : int
+    """
+    for chunk in prange(chunks):
+        first = chunk * x.shape[1] // chunks
+        last = (chunk + 1) * x.shape[1] // chunks
+        for i in range(first, last):
+            for j in range(dout.shape[1]):
+                dW[i, j] = 0
+        for n in range(x.shape[0]):
+            for i in range(first, last):
+                if x[n, i] != 0:
+                    factor = dout.dtype.type(x[n, i])
+                    for j in range(dout.shape[1]):
+                        dW[i, j] += factor * dout[n, j]
