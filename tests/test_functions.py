@@ -378,7 +378,7 @@ def test_delta_is_one_of_the_dtype():
 @pytest.mark.parametrize("chunks", [1, 3])
 def test_sparse_samples(dtypes, chunks, monkeypatch):
     """Zeros are left out, and samples read in their own dtype; the numbers are the same."""
-    monkeypatch.setattr(F.threads, "shares", lambda work, enough: chunks)
+    monkeypatch.setattr(F.threads, "chunks", lambda work, enough: chunks)
     rng = np.random.default_rng(0)
     x = rng.random((40, 600)).astype(dtypes[0]) * (rng.random((40, 600)) < 0.15)
     x = x.astype(dtypes[0])
