@@ -351,4 +351,4 @@ print(found["run_steps"], found["run_thread"])
 print(*(name for name, count in found.items() if count > 2))
 """
     )
-    assert out.split("\n")[:3] == ["perturb_rows", "1 1", ""]
+    assert out.split("\n")[:3] == ["", "1 1", ""]
