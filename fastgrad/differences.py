@@ -9,7 +9,6 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.evaluation import Objective
@@ -168,13 +167,20 @@ class Differences(NamedTuple):
         errors: FloatArray = noise / (2 * step) * share
         return errors
 
-    def uneven(self, noise: FloatArray) -> NDArray[np.bool_]:
-        """Return where the second difference at the last points is not four times that halfway."""
+    def unevenness(self) -> FloatArray:
+        """Return how far the second difference at the last points is from four times that halfway.
+
+        As a slope, over the last points' distance: that is at least what a kink at x itself adds to
+        the central difference.
+        """
         second = self.values[0::2] + self.values[1::2] - 2 * self.here
         near, far = second[self.multiples.index(self.multiples[-1] // 2)], second[-1]
-        uneven: NDArray[np.bool_] = np.abs(far - 4 * near) > noise + 1e-3 * np.abs(far)
-        uneven &= self.side == 0
-        return uneven
+        return np.where(self.side == 0, np.abs(far - 4 * near) / self.width()[-1], 0.0)
+
+    def bend(self) -> FloatArray:
+        """Return half the difference between the slopes to both sides of x, to the last points."""
+        bend: FloatArray = np.where(self.side == 0, np.abs(self.bends()[self.multiples[-1]]), 0.0)
+        return bend
 
     def residuals(self) -> FloatArray:
         """Return what no smooth curve explains of each entry's values.

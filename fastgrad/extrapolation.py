@@ -35,8 +35,9 @@ _RUNGS = 12
 #: is worth while.
 _ENOUGH, _TOO_MUCH = 2e-12, 1e-10
 
-#: Values that differ by less than this part of them may differ by noise.
-_NOISE = 1e-9
+#: Values that differ by less than this part of them may differ by noise: so many times the machine
+#: epsilon, 1e-9 in float64, and at most the second number.
+_NOISE, _MOST_NOISE = 4.5e6, 1e-4
 
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
@@ -225,7 +226,8 @@ class _Ladders:
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
 
         apart = np.diff(slopes, axis=0)
-        noisy = np.abs(apart) * steps[1:] <= _NOISE * largest[1:]
+        noise = np.minimum(_NOISE * self.eps[active], _MOST_NOISE)
+        noisy = np.abs(apart) * steps[1:] <= noise * largest[1:]
         regular, settled = _regular(apart, np.abs(bends), rounding, noisy)
         best, error, correction, first, last = _romberg(
             slopes, rounding, regular, settled, np.where(central, 2, 1)
@@ -265,6 +267,12 @@ class _Ladders:
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)
+        # What no step shows may be a bounded function below the noise, such as 1e-20 sin(x), whose
+        # differences over long steps tell nothing.
+        hidden = np.abs(slope) < 4 * error
+        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise)
+        below = below / np.maximum(np.abs(self.center), 1.0)
+        error = np.where(hidden, np.maximum(error, below), error)
         # Flat beside x, and all else far away: the slope is 0 to rounding.
         flat = lost & np.isfinite(self.flat_error)
         slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
