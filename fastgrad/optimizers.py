@@ -125,7 +125,7 @@ class Optimizer:
     def recalled(
         self, name: str, key: Any, array: FloatArray, order: Literal["C", "F"] = "C"
     ) -> FloatArray:
-        """Return the optimizer state of one parameter, zeros at first, in the order given."""
+        """Return the optimizer state of a parameter, zeros at first, in an order; for `fit`."""
         state = getattr(self, name)
         if state is None or key not in state:
             return np.zeros(array.shape, array.dtype, order)
@@ -140,7 +140,7 @@ class Optimizer:
         return np.array(known, array.dtype, order=order)
 
     def next_step(self) -> tuple[float, float, float]:
-        """Count a step, and return its lr, a and b, see `fastgrad.kernels.updates`."""
+        """Count a step, and return the rule's lr, a and b; for `fit`."""
         a, b = [*(float(getattr(self, name)) for name in self._coefficients), 0.0, 0.0][:2]
         return float(self.lr), a, b
 
@@ -434,7 +434,7 @@ class Adam(Optimizer):
         self.v: dict[Any, FloatArray] | None = None
 
     def next_step(self) -> tuple[float, float, float]:
-        """Count a step, and return its bias corrected learning rate, and the betas."""
+        """Count a step, and return its bias corrected learning rate, and the betas; for `fit`."""
         lr, beta1, beta2 = super().next_step()
         self.iter += 1
         return updates.adam_rate(lr, beta1, beta2, self.iter), beta1, beta2
