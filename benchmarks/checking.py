@@ -11,11 +11,9 @@ import time
 import warnings
 from typing import Any
 
-import mpmath
 import numpy as np
 
 from fastgrad import GradientCheckWarning, check_gradient, numerical_gradient
-from fastgrad.extrapolation import extrapolate
 
 EPS = np.finfo(np.float64).eps
 
@@ -233,32 +231,37 @@ def unseen(count: int, seed: int = 0) -> dict[str, Any]:
 
 # --------------------------------------------------------------------------------- extrapolation
 
-FUNCTIONS = {
-    "exp": (np.exp, mpmath.exp),
-    "sin": (np.sin, mpmath.sin),
-    "log": (np.log, mpmath.log),
-    "sqrt": (np.sqrt, mpmath.sqrt),
-    "1/x": (lambda x: 1 / x, lambda x: 1 / x),
-    "x^5": (lambda x: x**5, lambda x: x**5),
-    "tanh": (np.tanh, mpmath.tanh),
-    "atan": (np.arctan, mpmath.atan),
-    "sin 100x": (lambda x: np.sin(100 * x), lambda x: mpmath.sin(100 * x)),
-    "Runge": (lambda x: 1 / (1 + 25 * x * x), lambda x: 1 / (1 + 25 * x * x)),
-    "exp -x": (lambda x: np.exp(-x), lambda x: mpmath.exp(-x)),
-    "exp -x^2": (lambda x: np.exp(-x * x), lambda x: mpmath.exp(-x * x)),
-    "x sin x": (lambda x: x * np.sin(x), lambda x: x * mpmath.sin(x)),
-    "x log x": (lambda x: x * np.log(x), lambda x: x * mpmath.log(x)),
-    "x^1.5": (lambda x: x**1.5, lambda x: x ** mpmath.mpf(1.5)),
-    "1/sqrt x": (lambda x: 1 / np.sqrt(x), lambda x: 1 / mpmath.sqrt(x)),
-    "sin sqrt x": (lambda x: np.sin(np.sqrt(x)), lambda x: mpmath.sin(mpmath.sqrt(x))),
-    "sin 1/x": (lambda x: np.sin(1 / x), lambda x: mpmath.sin(1 / x)),
-    "cos log x": (lambda x: np.cos(np.log(x)), lambda x: mpmath.cos(mpmath.log(x))),
-    "sin x / x": (lambda x: np.sin(x) / x, lambda x: mpmath.sin(x) / x),
-    "exp sin x": (lambda x: np.exp(np.sin(x)), lambda x: mpmath.exp(mpmath.sin(x))),
-    "asinh": (np.arcsinh, mpmath.asinh),
-    "log(1 + x)": (np.log1p, mpmath.log1p),
-    "cos 3x + x": (lambda x: np.cos(3 * x) + x, lambda x: mpmath.cos(3 * x) + x),
-}
+
+def functions() -> dict[str, Any]:
+    """Return functions in NumPy and in mpmath."""
+    import mpmath
+
+    return {
+        "exp": (np.exp, mpmath.exp),
+        "sin": (np.sin, mpmath.sin),
+        "log": (np.log, mpmath.log),
+        "sqrt": (np.sqrt, mpmath.sqrt),
+        "1/x": (lambda x: 1 / x, lambda x: 1 / x),
+        "x^5": (lambda x: x**5, lambda x: x**5),
+        "tanh": (np.tanh, mpmath.tanh),
+        "atan": (np.arctan, mpmath.atan),
+        "sin 100x": (lambda x: np.sin(100 * x), lambda x: mpmath.sin(100 * x)),
+        "Runge": (lambda x: 1 / (1 + 25 * x * x), lambda x: 1 / (1 + 25 * x * x)),
+        "exp -x": (lambda x: np.exp(-x), lambda x: mpmath.exp(-x)),
+        "exp -x^2": (lambda x: np.exp(-x * x), lambda x: mpmath.exp(-x * x)),
+        "x sin x": (lambda x: x * np.sin(x), lambda x: x * mpmath.sin(x)),
+        "x log x": (lambda x: x * np.log(x), lambda x: x * mpmath.log(x)),
+        "x^1.5": (lambda x: x**1.5, lambda x: x ** mpmath.mpf(1.5)),
+        "1/sqrt x": (lambda x: 1 / np.sqrt(x), lambda x: 1 / mpmath.sqrt(x)),
+        "sin sqrt x": (lambda x: np.sin(np.sqrt(x)), lambda x: mpmath.sin(mpmath.sqrt(x))),
+        "sin 1/x": (lambda x: np.sin(1 / x), lambda x: mpmath.sin(1 / x)),
+        "cos log x": (lambda x: np.cos(np.log(x)), lambda x: mpmath.cos(mpmath.log(x))),
+        "sin x / x": (lambda x: np.sin(x) / x, lambda x: mpmath.sin(x) / x),
+        "exp sin x": (lambda x: np.exp(np.sin(x)), lambda x: mpmath.exp(mpmath.sin(x))),
+        "asinh": (np.arcsinh, mpmath.asinh),
+        "log(1 + x)": (np.log1p, mpmath.log1p),
+        "cos 3x + x": (lambda x: np.cos(3 * x) + x, lambda x: mpmath.cos(3 * x) + x),
+    }
 
 
 def elementary(count: int, seed: int = 0) -> dict[str, Any]:
@@ -267,11 +270,15 @@ def elementary(count: int, seed: int = 0) -> dict[str, Any]:
     Allowed is a relative error of 1e-10, or ten times what rounding leaves: an ulp of f and of x
     over the scale on which f bends.
     """
+    import mpmath
+
+    from fastgrad.extrapolation import extrapolate
+
     rng = np.random.default_rng(seed)
     points = 10.0 ** np.arange(-3, 5) if seed == 0 else 10.0 ** rng.uniform(-3, 4, count)
     good = total = above = nan = 0
     worst, evaluations, failures = 0.0, [], []
-    for name, (f, exact) in FUNCTIONS.items():
+    for name, (f, exact) in functions().items():
         with np.errstate(all="ignore"):
             here = f(points)
             keep = np.isfinite(here) & (np.abs(here) < 1e250) & (np.abs(here) > 1e-250)
