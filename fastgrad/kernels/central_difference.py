@@ -16,7 +16,7 @@ of it as a small quantity with full relative precision. For one sample with hidd
 
 Nothing here is a derivative: both nudged losses are evaluated, the one at +h and the one at -h.
 
-A soft target is a sum of hard ones, each class with its target as its weight.
+A soft target is a sum of hard ones, each class with its target as its weight; so is its series.
 
 This file is for networks of two layers and for h in *series range*, where every perturbation moves
 every logit by little. There S, and with it the change of the loss, is a short power series in
@@ -82,9 +82,8 @@ from fastgrad.kernels.elementary import expm1, like
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import lowest_bit
 
-#: Rows of ``coefficients``: of the change of the loss as a series, up to the fifth power, and three
-#: of the unit itself, see `find_coefficients`.
-COEFFICIENTS = 8
+#: Rows of ``coefficients``: see `add_coefficients` and `find_changes`.
+COEFFICIENTS = 10
 #: All moves of logits must be below this: there a series to the fifth power is exact to rounding in
 #: float64 (relative 1e-16).
 LOGIT_MOVE_LIMIT = 1.5e-3
@@ -167,14 +166,11 @@ def target_weight(labels, soft, n, k, n_samples):
 
 
 @kernel
-def find_coefficients(activation, z, a, slope, p, second, target, q, weight, width, out):
-    """Compute the coefficients of a sample and a target, for every hidden unit.
+def add_coefficients(p, second, target, q, weight, width, out):
+    """Add up the change of the loss for one target, as a series in a hidden unit's move.
 
     Parameters
     ----------
-    activation : int
-    z, a, slope : ndarray, shape (P,)
-        Values, inputs and slopes of the hidden units.
     p : ndarray, shape (C,)
         Probabilities.
     second : ndarray, shape (C, P)
@@ -183,10 +179,11 @@ def find_coefficients(activation, z, a, slope, p, second, target, q, weight, wid
         From `target_share` and `target_weight`.
     width : int
     out : ndarray, shape (COEFFICIENTS, P)
-        Out.
+        In and out: rows 0 to 4, of the powers 1 to 5. Rows 5 to 9 are scratch.
     """
-    number = z.dtype.type
-    for r in range(COEFFICIENTS):
+    number = p.dtype.type
+    one, two, three, four = number(1), number(2), number(3), number(4)
+    for r in range(5, 10):
         for j in range(width):
             out[r, j] = 0
     # S as a series: its coefficients are the moments of how far a logit moves, relative to the
@@ -198,44 +195,38 @@ def find_coefficients(activation, z, a, slope, p, second, target, q, weight, wid
             e2 = e1 * e * number(1 / 2)
             e3 = e2 * e * number(1 / 3)
             e4 = e3 * e * number(1 / 4)
-            out[0, j] += e1
-            out[1, j] += e2
-            out[2, j] += e3
-            out[3, j] += e4
-            out[4, j] += e4 * e * number(1 / 5)
+            out[5, j] += e1
+            out[6, j] += e2
+            out[7, j] += e3
+            out[8, j] += e4
+            out[9, j] += e4 * e * number(1 / 5)
     # The change of the loss is b1 S + b2 S² + ..; with b_k = -(-1)^k / k (1 - (1 - q)^k), in a form
     # where nothing cancels.
-    r = number(1) - q
+    r = one - q
     b1 = weight * q
-    b2 = -b1 * (number(1) + r) * number(1 / 2)
-    b3 = b1 * (number(1) + r * (number(1) + r)) * number(1 / 3)
-    b4 = -b1 * (number(1) + r * (number(1) + r * (number(1) + r))) * number(1 / 4)
-    b5 = b1 * (number(1) + r * (number(1) + r * (number(1) + r * (number(1) + r)))) * number(1 / 5)
+    b2 = -b1 * (one + r) * number(1 / 2)
+    b3 = b1 * (one + r * (one + r)) * number(1 / 3)
+    b4 = -b1 * (one + r * (one + r * (one + r))) * number(1 / 4)
+    b5 = b1 * (one + r * (one + r * (one + r * (one + r)))) * number(1 / 5)
     for j in range(width):
-        c1, c2, c3, c4, c5 = out[0, j], out[1, j], out[2, j], out[3, j], out[4, j]
-        two = number(2)
-        three = number(3)
+        c1, c2, c3, c4, c5 = out[5, j], out[6, j], out[7, j], out[8, j], out[9, j]
         s2 = c1 * c1
         s3 = s2 * c1
-        out[0, j] = b1 * c1
-        out[1, j] = b1 * c2 + b2 * s2
-        out[2, j] = b1 * c3 + b2 * two * c1 * c2 + b3 * s3
-        out[3, j] = b1 * c4 + b2 * (two * c1 * c3 + c2 * c2) + b3 * three * s2 * c2 + b4 * s2 * s2
-        out[4, j] = (
+        out[0, j] += b1 * c1
+        out[1, j] += b1 * c2 + b2 * s2
+        out[2, j] += b1 * c3 + b2 * two * c1 * c2 + b3 * s3
+        out[3, j] += b1 * c4 + b2 * (two * c1 * c3 + c2 * c2) + b3 * three * s2 * c2 + b4 * s2 * s2
+        out[4, j] += (
             b1 * c5
             + b2 * two * (c1 * c4 + c2 * c3)
             + b3 * three * (s2 * c3 + c1 * c2 * c2)
-            + b4 * number(4) * s3 * c2
+            + b4 * four * s3 * c2
             + b5 * s2 * s3
         )
-        # Of the unit itself: z, 1 - z and their product; or the bounds of a move, for ReLU.
-        out[5, j] = z[j] if activation == SIGMOID else a[j] - z[j]
-        out[6, j] = number(1) - z[j]
-        out[7, j] = slope[j] if activation == SIGMOID else -z[j]
 
 
 @kernel
-def add_changes(activation, up, down, coefficients, width, is_further, changes):
+def find_changes(activation, up, down, coefficients, width, changes):
     """Compute the changes of the loss at +h and -h for each of a sample's unique values.
 
     Parameters
@@ -243,10 +234,9 @@ def add_changes(activation, up, down, coefficients, width, is_further, changes):
     activation : int
     up, down : ndarray, shape (unique values,)
     coefficients : ndarray, shape (COEFFICIENTS, P)
-        From `find_coefficients`.
+        Rows 0 to 4 from `add_coefficients`; 5 to 7 of the unit itself: z, 1 - z and z (1 - z)
+        (sigmoid), or the two bounds of a move in 5 and 7 (ReLU).
     width : int
-    is_further : bool
-        Whether to add to what is there.
     changes : ndarray, shape (unique values or more, P)
         Out: their differences.
     """
@@ -273,8 +263,9 @@ def add_changes(activation, up, down, coefficients, width, is_further, changes):
             c4, c5 = coefficients[3, j], coefficients[4, j]
             top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
             top2 = c3 + d2 * (c4 + d2 * c5) if is_double else c3
-            change = d1 * (c1 + d1 * (c2 + d1 * top1)) - d2 * (c1 + d2 * (c2 + d2 * top2))
-            changes[value, j] = change + changes[value, j] if is_further else change
+            changes[value, j] = d1 * (c1 + d1 * (c2 + d1 * top1)) - d2 * (
+                c1 + d2 * (c2 + d2 * top2)
+            )
 
 
 @step_kernel
@@ -346,28 +337,26 @@ def perturb_first_layer(args, chunk, chunks, number):
         if beyond != 0:
             state[chunk, IN_RANGE] = 0
             return
-        n_targets = 0
+        for r in range(5):
+            for j in range(width):
+                coefficients[r, j] = zero
         for k in range(1 if labels.size > 0 else probabilities.shape[1]):
             target = labels[n] if labels.size > 0 else k
             weight = target_weight(labels, soft, n, target, n_samples)
-            if weight == zero:
-                continue
-            q = target_share(probabilities[n, target], delta)
-            find_coefficients(
-                activation, values[n], inputs[n], slopes[n], probabilities[n], second, target, q,
-                weight, width, coefficients,
-            )  # fmt: skip
-            further = n_targets > 0
-            add_changes(
-                activation, up[:n_unique], down[:n_unique], coefficients, width, further, changes
-            )
-            n_targets += 1
-        if n_targets > 0:
-            for e in range(count):
-                i = positions[e]
-                value = inverse[e]
-                for j in range(width):
-                    sums[i, j] += changes[value, j]
+            if weight != zero:
+                q = target_share(probabilities[n, target], delta)
+                add_coefficients(probabilities[n], second, target, q, weight, width, coefficients)
+        for j in range(width):
+            z, a, slope = values[n, j], inputs[n, j], slopes[n, j]
+            coefficients[5, j] = z if activation == SIGMOID else a - z
+            coefficients[6, j] = one - z
+            coefficients[7, j] = slope if activation == SIGMOID else -z
+        find_changes(activation, up[:n_unique], down[:n_unique], coefficients, width, changes)
+        for e in range(count):
+            i = positions[e]
+            value = inverse[e]
+            for j in range(width):
+                sums[i, j] += changes[value, j]
 
 
 @kernel
