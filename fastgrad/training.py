@@ -18,11 +18,12 @@ from numpy.typing import ArrayLike
 
 from fastgrad import compile_time
 from fastgrad.arrays import BitArray, FloatArray, IntArray, flag, one_of, real_number, whole_number
-from fastgrad.engine import SPARSE_BELOW, Engine, Workspace, aligned, padded, rows_apart
+from fastgrad.engine import SPARSE_BELOW, Engine
 from fastgrad.kernels import bitmask, forward, gradient, train, updates
 from fastgrad.kernels.bitmask import WORD, words
 from fastgrad.kernels.runtime import ROW, Arguments, launch, program, progress_rows
 from fastgrad.optimizers import SGD, Optimizer
+from fastgrad.workspace import Workspace, aligned, padded, rows_apart
 
 __all__ = ["History", "fit"]
 
