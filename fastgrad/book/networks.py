@@ -593,7 +593,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         net = central_difference_layers.Layers(
             flat, at, np.array(self._sizes), self.use_batchnorm, self._activation == "relu",
             layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
-            np.ascontiguousarray(xs.T), *activities,
+            np.ascontiguousarray(xs.T, self._dtype), *activities,
         )  # fmt: skip
         chunks = threads.chunks(flat.size, 1)
         scratch = np.zeros((chunks, 3, max(width, 2), len(xs)))
