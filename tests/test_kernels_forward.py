@@ -14,8 +14,8 @@ from reference import (
 from strategies import network_samples, network_targets
 
 from fastgrad import engine as engine_module
-from fastgrad import threads
-from fastgrad.engine import Engine, Workspace
+from fastgrad import threads, workspace
+from fastgrad.engine import Engine
 from fastgrad.kernels.compile import COMPILED
 
 #: Around the widths of a vector register, a group of samples and a block of rows.
@@ -188,9 +188,9 @@ def test_a_small_batch_is_for_one_thread(sizes, dtype, call, threads_of, efforts
     for name, effort in efforts.items():
         monkeypatch.setattr(engine_module, name, effort)
     # Nothing is compiled, and nothing runs.
-    monkeypatch.setattr(engine_module, "program", lambda *steps: steps)
-    monkeypatch.setattr(Workspace, "launch", lambda self, steps: self.state.fill(1))
-    monkeypatch.setattr(Workspace, "is_finite", True)
+    monkeypatch.setattr(workspace, "program", lambda *steps: steps)
+    monkeypatch.setattr(workspace.Workspace, "launch", lambda self, steps: self.state.fill(1))
+    monkeypatch.setattr(workspace.Workspace, "is_finite", True)
     engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
     engine.load(random_params(sizes, np.random.default_rng(0), dtype=dtype))
     found, rest = {}, [1e-4] if call == "central_difference" else []

@@ -645,7 +645,8 @@ def test_a_kink_above_counts_also_beside_a_dead_unit():
     for name, value in values.items():
         net.params[name][...] = value
     check = net.check_gradient([[1.0, 1.0]], [1])
-    assert check.ok
+    # Nothing is wrong; but of arrays that lie at a kink altogether nothing is known.
+    assert {array.verdict for array in check.arrays.values()} == {"ok", "unresolved"}
     assert check.arrays["W1"].kinks > 0
 
 

@@ -20,7 +20,7 @@ FLOORS = {
     3: ["networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
         "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
-        "suspects", "trees"],
+        "suspects", "trees", "workspace"],
     1: ["arrays", "compile_time", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
@@ -310,14 +310,16 @@ for dtype in (np.float32, np.uint8):
     print(*added(before))
 """
     )
-    readers = {
-        "mark_samples", "affine_sparse", "affine_dense", "affine_rows",  # passes
-        "weights_sparse", "weights_dense", "weight_rows",  # the gradient by the weights
+    steps = {
+        "affine_sparse", "affine_dense",  # passes
+        "weights_sparse", "weights_dense",  # the gradient by the weights
         "perturb_first_layer", "perturb_rows",  # central differences
         "mark_data_set", "pack_entries", "gather_dense",  # training
     }  # fmt: skip
+    # What they call is compiled, too, but not where they come from the cache.
+    callees = {"mark_samples", "affine_rows", "weight_rows"}
     for line in out.splitlines():
-        assert set(line.split()) == readers
+        assert set(line.split()) - callees == steps
 
 
 def test_forms_of_input_compile_nothing_anew():

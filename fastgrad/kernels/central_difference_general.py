@@ -85,9 +85,12 @@ def loss_change(moves, logits, probabilities, label, delta):
     one = like(1, delta)
     zero = like(0, delta)
     own = moves[label]
+    # The label's own term is 0. It must not be computed: the compiler may fuse the product that a
+    # move was with the subtraction, and leave the rounding error of the product.
     S = zero
     for m in range(logits.size):
-        S += probabilities[m] * expm1(moves[m] - own)
+        if m != label:
+            S += probabilities[m] * expm1(moves[m] - own)
     p = probabilities[label]
     # 1 + S holds all its digits, and nothing has overflowed.
     if like(-0.5, delta) < S and like(1e30, delta) > S:
@@ -104,18 +107,21 @@ def loss_change(moves, logits, probabilities, label, delta):
         if logits[m] > logits[top]:
             top = m
     lead, highest = moves[top], logits[top]
+    ahead = zero if top == label else lead - own
     peak = zero
     for m in range(logits.size):
-        peak = max(peak, relative_to(moves[m] - lead, highest, logits[m]))
-    before = zero
-    after = zero
+        if m != top:
+            peak = max(peak, relative_to(moves[m] - lead, highest, logits[m]))
+    before = one
+    after = exp(-peak)
     for m in range(logits.size):
-        before += exp(logits[m] - highest)
-        after += exp(relative_to(moves[m] - lead, highest, logits[m]) - peak)
+        if m != top:
+            before += exp(logits[m] - highest)
+            after += exp(relative_to(moves[m] - lead, highest, logits[m]) - peak)
     if delta == zero:
-        return (lead - own + peak) + one * math.log(after / before)
+        return (ahead + peak) + one * math.log(after / before)
     p = exp(logits[label] - highest) / before
-    moved = exp(relative_to(own - lead, highest, logits[label]) - peak) / after
+    moved = exp(relative_to(-ahead, highest, logits[label]) - peak) / after
     part = (moved - p) / (p + delta)
     if part > like(-0.5, delta):
         return -one * math.log1p(part)
