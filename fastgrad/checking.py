@@ -171,7 +171,8 @@ class GradientCheck:
     def _step(self) -> str:
         if isinstance(self.h, str):
             return f"h = {self.h!r}"
-        low, high = np.min(self.h, initial=np.inf), np.max(self.h, initial=0)
+        steps = np.asarray(self.h, float)
+        low, high = steps.min(initial=np.inf), steps.max(initial=0)
         return f"h from {low:g} to {high:g}" if low < high else f"h = {high:g}"
 
     def _summary(self) -> str:

@@ -639,6 +639,7 @@ def _images_and_filters(x: Any, W: Any, dtype: Any) -> tuple[FloatArray, FloatAr
 
 def checked_arrays(x: Any, W: Any, b: Any) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Return images, filters and biases as `forward` takes them, or raise as the functions do."""
+    b = real_array(b, "b") if not hasattr(b, "dtype") else b
     dtype = _dtype(x, W, *([b] if np.ndim(b) else []))
     x, W = _images_and_filters(x, W, dtype)
     b = real_array(b, "b", dtype=dtype)

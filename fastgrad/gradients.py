@@ -597,7 +597,10 @@ def check_backward(
     (True, ['x', 'params.W', 'params.b'])
     """
     source = _generator(rng)
-    tree = {"x": np.array(x, copy=True) if not is_tree(x) else x}
+    for name, function in (("forward", forward), ("backward", backward)):
+        if not callable(function):
+            raise TypeError(f"`{name}` must be callable. Got {function!r}.")
+    tree = {"x": real_array(x, "x", layout="K").copy() if not is_tree(x) else x}
     if params is not None:
         tree["params"] = params
     out = np.asarray(forward(tree["x"]))

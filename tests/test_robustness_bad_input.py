@@ -917,6 +917,48 @@ def test_flags_of_load_mnist(name, value):
         fastgrad.load_mnist(**{name: value})
 
 
+IMAGES, FILTERS, BIASES = np.ones((2, 3, 5, 4)), np.ones((4, 3, 2, 2)), np.ones(4)
+#: Calls that are right, by the name of each argument.
+RIGHT = {
+    "convolution_forward": {"x": IMAGES, "W": FILTERS, "b": BIASES, "stride": 1, "pad": 0},
+    "convolution_backward": {"dout": np.ones((2, 4, 4, 3)), "x": IMAGES, "W": FILTERS},
+    "max_pooling_forward": {"x": IMAGES, "pool_h": 2, "pool_w": 2, "stride": 1, "pad": 0},
+    "im2col": {"input_data": IMAGES, "filter_h": 2, "filter_w": 2, "stride": 1, "pad": 0},
+    "Convolution": {"W": FILTERS, "b": BIASES, "stride": 1, "pad": 0},
+    "Pooling": {"pool_h": 2, "pool_w": 2, "stride": 1, "pad": 0},
+    "check_backward": {"forward": lambda x: 2 * x, "backward": lambda d: 2 * d, "x": BIASES},
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "argument"), [(name, argument) for name, args in RIGHT.items() for argument in args]
+)
+def test_wrong_arguments_are_named(name, argument):
+    call = getattr(fastgrad, name)
+    if name == "Convolution":  # it holds references, as the book's, and looks at them when needed
+
+        def call(**args):
+            return fastgrad.Convolution(**args).forward(IMAGES)
+
+    call(**RIGHT[name])
+    for wrong in (None, "x", 1j, object(), [[1.0], [1.0, 2.0]]):
+        with pytest.raises((TypeError, ValueError), match=f"`{argument}"):
+            call(**{**RIGHT[name], argument: wrong})
+
+
+def test_wrong_arguments_of_what_goes_back_over_windows():
+    _, arg_max = fastgrad.max_pooling_forward(IMAGES, 2, 2)
+    dout = np.ones(arg_max.shape)
+    fastgrad.max_pooling_backward(dout, arg_max, IMAGES.shape)
+    columns = fastgrad.im2col(IMAGES, 2, 2)
+    fastgrad.col2im(columns, IMAGES.shape, 2, 2)
+    for wrong in (None, "x", 1j):
+        with pytest.raises((TypeError, ValueError), match="`dout`"):
+            fastgrad.max_pooling_backward(wrong, arg_max, IMAGES.shape)
+        with pytest.raises((TypeError, ValueError), match="`col`"):
+            fastgrad.col2im(wrong, IMAGES.shape, 2, 2)
+
+
 def test_every_public_callable_is_covered():
     here = inspect.getsource(inspect.getmodule(test_every_public_callable_is_covered))
     here += " ".join(SETTINGS)  # the optimizers, by name
