@@ -362,7 +362,7 @@ def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> _DataSet | None:
     indptr = np.empty((n, chunks + 1), np.int64)
     progress = progress_rows(chunks)
     args = Arguments(x=x, bits=bits, own=own, indptr=indptr, data=np.empty(0, dtype))
-    launch(program([(bitmask.mark_data_set, args), (bitmask.count_entries, args)]), progress)
+    launch(program([(bitmask.build_bitmasks, args), (bitmask.count_entries, args)]), progress)
     total = indptr[:, -1]
     indptr += (np.cumsum(total) - total)[:, None]
     data = np.empty(int(indptr[-1, -1]), dtype)

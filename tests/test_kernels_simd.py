@@ -16,22 +16,22 @@ DTYPES = pytest.mark.parametrize("dtype", ["f", "d"])
 
 
 @numba.njit(error_model="numpy")
-def call_add_marked_rows(bits, begin, factors, column, rows, width, out, o):
-    simd.add_marked_rows(bits, begin, factors, column, rows, width, out, o)
+def call_masked_axpy(bits, begin, factors, column, rows, width, out, o):
+    simd.masked_axpy(bits, begin, factors, column, rows, width, out, o)
 
 
 @numba.njit(error_model="numpy")
-def call_multiply_packed(
+def call_masked_gemv(
     marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
 ):
-    simd.multiply_packed(
+    simd.masked_gemv(
         marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
     )
 
 
 @numba.njit(error_model="numpy")
-def call_add_tiles(a, first, last, b, begin, end, width, out):
-    simd.add_tiles(a, first, last, b, begin, end, width, out)
+def call_add_tile(a, first, last, b, begin, end, width, out):
+    simd.add_tile(a, first, last, b, begin, end, width, out)
 
 
 @numba.njit(error_model="numpy")
@@ -75,8 +75,8 @@ def test_masked_axpy(dtype, factors):
             # Longer rows than are computed: as arrays with padding have them.
             rows, out = draw((66, width + 3), dtype, rng), draw((4, width + 2), dtype, rng)
             want = out.copy()
-            simd._plain_add_marked_rows(bits, begin, x.astype(dtype), column, rows, width, want, 2)
-            call_add_marked_rows(bits, begin, x, column, rows, width, out, 2)
+            simd._plain_masked_axpy(bits, begin, x.astype(dtype), column, rows, width, want, 2)
+            call_masked_axpy(bits, begin, x, column, rows, width, out, 2)
             close(out, want, dtype, 64 * (256 if factors == "B" else 1))
 
 
@@ -97,8 +97,8 @@ def test_masked_gemv(dtype):
             got = np.full((2, 3, width + 2), 7, dtype), np.full((2, 200), 7, dtype)
             want = tuple(array.copy() for array in got)
             where = n, own, q, begin, end, values, 5, rows, width
-            simd._plain_multiply_packed(marks, *where, want[0], 1, 2, want[1], 1, 8)
-            call_multiply_packed(marks, *where, got[0], 1, 2, got[1], 1, 8)
+            simd._plain_masked_gemv(marks, *where, want[0], 1, 2, want[1], 1, 8)
+            call_masked_gemv(marks, *where, got[0], 1, 2, got[1], 1, 8)
             close(got[0], want[0], dtype, 192)
             np.testing.assert_array_equal(got[1], want[1])
 
@@ -114,10 +114,10 @@ def test_register_tile(dtype, factors):
                 out = draw((n_rows, width + 2), dtype, rng)
                 want = out.copy()
                 rest = first, n_rows, b, begin, end, width
-                simd._plain_add_tiles(a.astype(dtype), *rest, want)
+                simd._plain_add_tile(a.astype(dtype), *rest, want)
                 if width % 2:  # along columns, as the gradient by the weights reads samples
                     a = np.ascontiguousarray(a.T).T
-                call_add_tiles(a, *rest, out)
+                call_add_tile(a, *rest, out)
                 close(out, want, dtype, 5 * (256 if factors == "B" else 1))
 
 
@@ -169,10 +169,10 @@ def test_nothing_outside_of_the_arrays_is_touched(width):
         with fenced(marks, own, x, rows, y, y, one, values, scattered) as copies:
             for bits, owned, factors, b, axpy, tile, gemv, packed, copy in copies:
                 for word in range(2):
-                    call_add_marked_rows(bits[0, word], 64 * word, factors.T, 2, b, width, axpy, 2)
+                    call_masked_axpy(bits[0, word], 64 * word, factors.T, 2, b, width, axpy, 2)
                     assert call_nonzero_bits(factors, 2, 64 * word) == marks[0, 0]
-                call_add_tiles(factors, 0, 3, b, 0, 128, width, tile)
-                call_multiply_packed(
+                call_add_tile(factors, 0, 3, b, 0, 128, width, tile)
+                call_masked_gemv(
                     bits, 0, owned, 0, 0, 2, packed, 0, b, width, gemv, 0, 0, copy, 0, 0
                 )
                 close(axpy[2], x[2] @ rows, dtype, 128)

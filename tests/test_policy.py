@@ -314,10 +314,10 @@ for dtype in (np.float32, np.uint8):
         "affine_sparse", "affine_dense",  # passes
         "weights_sparse", "weights_dense",  # the gradient by the weights
         "perturb_first_layer", "perturb_rows",  # central differences
-        "mark_data_set", "pack_entries", "gather_dense",  # training
+        "build_bitmasks", "pack_entries", "gather_dense",  # training
     }  # fmt: skip
     # What they call is compiled, too, but not where they come from the cache.
-    callees = {"mark_samples", "affine_rows", "weight_rows"}
+    callees = {"build_bitmask", "affine_rows", "weight_rows"}
     for line in out.splitlines():
         assert set(line.split()) - callees == steps
 

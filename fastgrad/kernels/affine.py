@@ -21,7 +21,7 @@ from numba import prange, types
 
 from fastgrad.kernels.compile import address, kernel, parallel_kernel
 from fastgrad.kernels.runtime import call_pointer, chunk_range
-from fastgrad.kernels.simd import TILE_ROWS, add_tiles
+from fastgrad.kernels.simd import TILE_ROWS, add_tile
 
 #: Terms of all sums that are added before the next ones: so many rows of the right factor stay in
 #: L1 while row after row of the product is added to.
@@ -53,7 +53,7 @@ def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None
     for begin in range(0, n_terms, TERMS):
         end = min(begin + TERMS, n_terms)
         for n in range(first, last, TILE_ROWS):
-            add_tiles(x, n, last, W, begin, end, n_units, out)
+            add_tile(x, n, last, W, begin, end, n_units, out)
 
 
 @kernel
@@ -67,7 +67,7 @@ def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -
     for begin in range(0, n_samples, TERMS):
         end = min(begin + TERMS, n_samples)
         for i in range(first, last, TILE_ROWS):
-            add_tiles(turned, i, last, dout, begin, end, width, dW)
+            add_tile(turned, i, last, dout, begin, end, width, dW)
 
 
 @kernel

@@ -18,20 +18,20 @@ from fastgrad.kernels.compile import kernel, step_kernel
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import count_bits, lowest_bit, nonzero_bits
 
-#: Entries that one number marks.
+#: Entries in a number of a bitmask.
 WORD = 64
 NO_BITS, ONE_BIT = np.uint64(0), np.uint64(1)
 _ALL_BITS = np.uint64(2**64 - 1)
 
 
 def words(n: int) -> int:
-    """Return how many numbers mark `n` entries."""
+    """Return how many numbers the bitmask of `n` entries takes."""
     return -(-n // WORD)
 
 
 @kernel
-def mark_samples(x, bits, begin, end):
-    """Mark the entries that are not zero of samples begin .. end - 1.
+def build_bitmask(x, bits, begin, end):
+    """Build the bitmask of samples begin .. end - 1.
 
     Parameters
     ----------
@@ -53,7 +53,7 @@ def mark_samples(x, bits, begin, end):
 
 @kernel
 def transpose_bits(bits, rows, word, out):
-    """Turn marks by sample, of 64 entries, into marks by entry.
+    """Turn 64 columns of a bitmask by sample into one by entry.
 
     64 x 64 bits at a time, halves of halves of them swapped (H. S. Warren, *Hacker's Delight*,
     section 7-3): 7 microseconds for 100 samples of 784 entries, where bit by bit takes 40.
@@ -92,11 +92,11 @@ def transpose_bits(bits, rows, word, out):
 
 
 @step_kernel
-def mark_data_set(args, chunk, chunks, number):
-    """Mark a chunk of the samples."""
+def build_bitmasks(args, chunk, chunks, number):
+    """Build the bitmask of a chunk of the samples."""
     x, bits = args.x, args.bits
     begin, end = chunk_range(x.shape[0], chunk, chunks)
-    mark_samples(x, bits, begin, end)
+    build_bitmask(x, bits, begin, end)
 
 
 @step_kernel

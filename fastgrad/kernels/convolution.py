@@ -28,7 +28,7 @@ from fastgrad.kernels.compile import address, kernel, parallel_kernel
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.kernels.runtime import call_pointer, chunk_range
-from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tiles
+from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tile
 
 #: Vectors of a row of the right factor that are multiplied at a time.
 PANEL_VECTORS = 3
@@ -51,7 +51,7 @@ def multiply(a: Any, b: Any, out: Any) -> None:
     for column in range(0, b.shape[1], width):  # what stays in L1 while rows pass by
         panel, target = b[:, column : column + width], out[:, column : column + width]
         for row in range(0, a.shape[0], TILE_ROWS):
-            add_tiles(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
+            add_tile(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
 
 
 @kernel

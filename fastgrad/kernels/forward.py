@@ -55,11 +55,11 @@ from __future__ import annotations
 
 from fastgrad.kernels.activations import activate_rows
 from fastgrad.kernels.affine import affine_rows
-from fastgrad.kernels.bitmask import WORD, mark_samples
+from fastgrad.kernels.bitmask import WORD, build_bitmask
 from fastgrad.kernels.compile import step_kernel
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
 from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import add_marked_rows
+from fastgrad.kernels.simd import masked_axpy
 
 #: Samples that go through 64 rows of W together: L1 holds the rows, L2 the samples.
 GROUP = 64
@@ -76,13 +76,13 @@ def affine_sparse(args, chunk, chunks, number):
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     for first in range(begin, end, GROUP):
         last = min(first + GROUP, end)
-        mark_samples(x, bits, first, last)
+        build_bitmask(x, bits, first, last)
         for n in range(first, last):
             for j in range(width):
                 out[n, j] = b[j]
         for word in range(bits.shape[1]):
             for n in range(first, last):
-                add_marked_rows(bits[n, word], word * WORD, turned, n, W, width, out, n)
+                masked_axpy(bits[n, word], word * WORD, turned, n, W, width, out, n)
     zero = W.dtype.type(0)
     check = zero  # becomes NaN, once and for all, by what is not finite
     flat = W.reshape(-1)

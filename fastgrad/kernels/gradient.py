@@ -6,7 +6,7 @@ of a layer, see `fastgrad.kernels.forward`, and these:
 order : ndarray of int64, shape (N,)
     0, 1, 2, ..
 turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
-    Scratch: marks by entry.
+    Scratch: the bitmask by entry.
 errors : ndarray, shape (N, H or more)
     The derivatives of the loss by ``out``.
 dW, db : ndarray, shapes (D, H) and (H,)
@@ -22,7 +22,7 @@ from fastgrad.kernels.affine import sum_rows, weight_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
 from fastgrad.kernels.compile import step_kernel
 from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import add_marked_rows
+from fastgrad.kernels.simd import masked_axpy
 
 
 @step_kernel
@@ -44,9 +44,9 @@ def weights_sparse(args, chunk, chunks, number):
         # 64 samples at a time, whose errors L1 holds.
         for group in range(turned.shape[0]):
             for i in range(first, last):
-                marks = turned[group, i % WORD]
-                if marks != NO_BITS:
-                    add_marked_rows(marks, group * WORD, x, i, errors, width, dW, i)
+                bits_of_row = turned[group, i % WORD]
+                if bits_of_row != NO_BITS:
+                    masked_axpy(bits_of_row, group * WORD, x, i, errors, width, dW, i)
     if chunk == 0:
         sum_rows(errors, db)
         zero = db.dtype.type(0)

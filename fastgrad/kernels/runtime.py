@@ -54,10 +54,10 @@ from fastgrad.kernels.compile import (
 #: Numbers in a row that one thread writes while others watch it: two cache lines, since processors
 #: fetch them in pairs.
 ROW = 16
-#: Columns of ``progress``: how many steps of a chunk are claimed, how many are finished, and
+#: Columns of ``progress``: how many steps of a chunk are started, how many are finished, and
 #: whether a kernel raised an exception.
-CLAIMED, FINISHED, FAILED = 0, 8, 9
-#: Looks at the progress of others after which a thread steals a chunk that nobody has begun, 2 to 4
+STARTED, FINISHED, FAILED = 0, 8, 9
+#: Spins after which a thread steals a chunk that nobody has begun, 2 to 4
 #: microseconds; and between two offers of its core to other threads, 10 or so.
 STEAL_AFTER, YIELD_AFTER = 100, 500
 
@@ -186,7 +186,7 @@ def launch(steps: Program, progress: NDArray[np.int64], first: int = 0, repeats:
     progress : ndarray
         From `progress_rows`.
     first, repeats : int
-        How often to run them all. Kernels are told a number, which is ``first`` at first and goes
+        How often to run them all. Kernels get a number, which is ``first`` at first and goes
         up by 1 each time.
 
     Raises
@@ -424,21 +424,21 @@ def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
         number, step = first + count // ends.size, count % ends.size
         for k in range(chunks):
             chunk = (thread + k) % chunks
-            looks = STEAL_AFTER if k == 0 else 0
+            spins = STEAL_AFTER if k == 0 else 0
             while load(progress, chunk, FINISHED) <= count:
-                # A look comes first: a swap takes the cache line from its owner even in vain.
+                # A load comes first: a swap takes the cache line from its owner even in vain.
                 if (
-                    looks >= STEAL_AFTER
-                    and load(progress, chunk, CLAIMED) == count
-                    and compare_and_swap(progress, chunk, CLAIMED, count, count + 1)
+                    spins >= STEAL_AFTER
+                    and load(progress, chunk, STARTED) == count
+                    and compare_and_swap(progress, chunk, STARTED, count, count + 1)
                 ):
                     for row in range(ends[step - 1] if step > 0 else 0, ends[step]):
                         args = as_arguments(kernels[row, 1])
                         if call_pointer(kernels[row, 0], (args, chunk, chunks, number)):
                             progress[chunk, FAILED] = 1
                     store(progress, chunk, FINISHED, count + 1)
-                looks += 1
-                if looks % YIELD_AFTER == 0:
+                spins += 1
+                if spins % YIELD_AFTER == 0:
                     call_system(yield_core)
                 pause()
 
@@ -463,7 +463,7 @@ def run_steps(thread_address, kernels, ends, first, repeats, progress, yield_cor
     """
     chunks = progress.shape[0]
     for chunk in range(chunks):
-        progress[chunk, CLAIMED] = 0
+        progress[chunk, STARTED] = 0
         progress[chunk, FINISHED] = 0
         progress[chunk, FAILED] = 0
     if chunks == 1:  # nobody to wake, and nothing of the threading layer

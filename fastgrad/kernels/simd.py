@@ -36,7 +36,7 @@ TILE_ROWS = 4
 #: Bytes of a cache line.
 LINE_BYTES = 64
 #: Vectors of a row whose accumulators are held at the same time: the largest number that still
-#: fits, again and again. Every pass goes over the marked entries anew. 13 vectors hold 50 units, as
+#: fits, again and again. Every pass goes over the bits anew. 13 vectors hold 50 units, as
 #: chapter 4 has them in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
 _ROW_VECTORS = (13, 7, 4, 2, 1)
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
@@ -104,7 +104,7 @@ def _plain_prefetch(array, row, begin, end):
     """
 
 
-def _plain_add_marked_rows(bits, begin, factors, column, rows, width, out, o):
+def _plain_masked_axpy(bits, begin, factors, column, rows, width, out, o):
     """Masked AXPY: out[o] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
 
     Parameters
@@ -124,18 +124,18 @@ def _plain_add_marked_rows(bits, begin, factors, column, rows, width, out, o):
         out[o, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
 
 
-def _plain_multiply_packed(
-    marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+def _plain_masked_gemv(
+    bits, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
 ):
-    """Masked GEMV: out[v, m] = x @ rows over the marked entries of a sample x, packed in memory.
+    """Masked GEMV: out[v, m] = x @ rows over the non-zero entries of a sample x, packed in memory.
 
     Parameters
     ----------
-    marks, own : ndarray of uint64, 2-D
-        Entry i counts if it is marked in marks[n] and in own[q]: bit i % 64 of number i // 64.
+    bits, own : ndarray of uint64, 2-D
+        Entry i counts if it is set in bits[n] and in own[q]: bit i % 64 of number i // 64.
     n, q : int
     begin, end : int
-        Which numbers of marks[n] and own[q] to look at.
+        Which numbers of bits[n] and own[q] to look at.
     values : ndarray, 1-D
         The entries that count are values[at], values[at + 1], ..
     at : int
@@ -148,7 +148,7 @@ def _plain_multiply_packed(
         Out: entry i that counts is written to copy[c, shift + i].
     c, shift : int
     """
-    places = [i for k in range(begin, end) for i in _places(marks[n, k] & own[q, k], 64 * k)]
+    places = [i for k in range(begin, end) for i in _places(bits[n, k] & own[q, k], 64 * k)]
     numbers = values[at : at + len(places)]
     copy[c, [shift + i for i in places]] = numbers
     out[v, m, :width] = numbers @ rows[places, :width]
@@ -158,7 +158,7 @@ def _places(bits, begin):
     return [begin + i for i in range(64) if int(bits) >> i & 1]
 
 
-def _plain_add_tiles(a, first, last, b, begin, end, width, out):
+def _plain_add_tile(a, first, last, b, begin, end, width, out):
     """Register tiles: add a[r, begin:end] @ b[begin:end] to out[r] for four rows r.
 
     Parameters
@@ -218,7 +218,7 @@ def _emit_prefetch(emit):
     emit.loop(first, last, LINE_BYTES, [], fetch)
 
 
-def _emit_add_marked_rows(emit):
+def _emit_masked_axpy(emit):
     factors, gap = emit.address("factors", "begin", "column")
     source, stride = emit.address("rows", "begin")
     target, _ = emit.address("out", "o")
@@ -233,8 +233,8 @@ def _emit_add_marked_rows(emit):
     emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=True)
 
 
-def _emit_multiply_packed(emit):
-    words, _ = emit.address("marks", "n")
+def _emit_masked_gemv(emit):
+    words, _ = emit.address("bits", "n")
     owned, _ = emit.address("own", "q")
     numbers, _ = emit.address("values", "at")
     scattered, _ = emit.address("copy", "c", "shift")
@@ -258,7 +258,7 @@ def _emit_multiply_packed(emit):
     emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=False)
 
 
-def _emit_add_tiles(emit):
+def _emit_add_tile(emit):
     builder = emit.builder
     bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
     numbers = [emit.add(emit.whole("first"), ir.Constant(_INTEGER, r)) for r in range(TILE_ROWS)]
@@ -557,6 +557,6 @@ nonzero_bits = _micro_kernel(_plain_nonzero_bits, _emit_nonzero_bits, types.uint
 lowest_bit = _micro_kernel(_plain_lowest_bit, _emit_lowest_bit, types.intp)
 count_bits = _micro_kernel(_plain_count_bits, _emit_count_bits, types.intp)
 prefetch = _micro_kernel(_plain_prefetch, _emit_prefetch)
-add_marked_rows = _micro_kernel(_plain_add_marked_rows, _emit_add_marked_rows)
-multiply_packed = _micro_kernel(_plain_multiply_packed, _emit_multiply_packed)
-add_tiles = _micro_kernel(_plain_add_tiles, _emit_add_tiles)
+masked_axpy = _micro_kernel(_plain_masked_axpy, _emit_masked_axpy)
+masked_gemv = _micro_kernel(_plain_masked_gemv, _emit_masked_gemv)
+add_tile = _micro_kernel(_plain_add_tile, _emit_add_tile)

@@ -8,7 +8,7 @@ By rows, each thread for the rows of the weights that it owns
 By samples, each thread for its own
     Forward and backward pass, of which most is `fastgrad.kernels.forward`.
 
-Kernels are told the number of the next batch: before batch 0 there is nothing to update, and after
+Kernels get the number of the next batch: before batch 0 there is nothing to update, and after
 the last one nothing to multiply. A data set with zeros comes as CSR; of another one each batch is
 gathered.
 
@@ -36,7 +36,7 @@ copy : ndarray, shape (N, columns)
     c `false_sharing_gap`, so that no two threads write to one cache line.
 block : ndarray, shape (chunks, 64, P)
 turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
-    Scratch: the gradient by 64 rows, and marks by entry.
+    Scratch: the gradient by 64 rows, and the bitmask by entry.
 rule : int
     The address of a rule of `fastgrad.kernels.updates`.
 rates : ndarray of float64, shape (iterations,)
@@ -59,7 +59,7 @@ from fastgrad.kernels.affine import sum_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
 from fastgrad.kernels.compile import kernel, step_kernel
 from fastgrad.kernels.runtime import ROW, call_pointer, chunk_range
-from fastgrad.kernels.simd import add_marked_rows, multiply_packed, prefetch
+from fastgrad.kernels.simd import masked_axpy, masked_gemv, prefetch
 
 #: How many samples ahead of the one at work are fetched from memory.
 AHEAD = 2
@@ -132,10 +132,17 @@ def update_sparse(args, chunk, chunks, number):
             # 64 samples at a time, whose errors L1 holds.
             for group in range(turned.shape[0]):
                 for i in range(first, last):
-                    marks = turned[group, i % WORD]
-                    if marks != NO_BITS:
-                        add_marked_rows(
-                            marks, group * WORD, copy, shift + i, errors, width, block, i - first
+                    bits_of_row = turned[group, i % WORD]
+                    if bits_of_row != NO_BITS:
+                        masked_axpy(
+                            bits_of_row,
+                            group * WORD,
+                            copy,
+                            shift + i,
+                            errors,
+                            width,
+                            block,
+                            i - first,
                         )
             update_rows(
                 rule, W, block[: last - first], W_first, W_second, first, last, rate,
@@ -158,7 +165,7 @@ def update_sparse(args, chunk, chunks, number):
             prefetch(bits, later, first_word, last_word)
             soon = batches[number, min(n + AHEAD, n_batch - 1)]
             prefetch(values, 0, indptr[soon, chunk], indptr[soon, chunk + 1])
-            multiply_packed(
+            masked_gemv(
                 bits, sample, own, chunk, first_word, last_word, data, indptr[sample, chunk],
                 W, width, partial, chunk, n, copy, n, shift,
             )  # fmt: skip
