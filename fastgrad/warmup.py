@@ -105,7 +105,9 @@ def _accuracy(dtype: Any) -> None:
 
 def _deep_networks(dtype: Any) -> None:
     net = _deep_net(dtype)
-    net.numerical_gradient(*_images(dtype, 5))
+    for samples in (dtype, np.float32, np.uint8):
+        x, t = _images(dtype, 5)
+        net.numerical_gradient((x * 255).astype(samples), t)
     for x, t in (_images(dtype), *_unusual(dtype)):
         net.gradient(x, t)
 
