@@ -80,13 +80,10 @@ def test_special_values(dtype):
 @pytest.mark.parametrize("variant", ["compiled", "python"])
 @settings(deadline=None, max_examples=25)
 @given(x=arrays(), seed=st.integers(0, 2**32 - 1))
-def test_layers_forward_and_backward(variant, x, seed):
+def test_layers_backward(variant, x, seed):
     choose = python_of if variant == "python" else (lambda kernel: kernel)
     dout = np.random.default_rng(seed).standard_normal(x.size).astype(x.dtype)
-    out, dx, mask = np.empty_like(x), np.empty_like(x), np.empty(x.size, np.bool_)
-    choose(activations.relu_forward)(x, out, mask)
-    np.testing.assert_array_equal(out, np.maximum(x, 0))
-    np.testing.assert_array_equal(mask, x <= 0)
+    dx, mask = np.empty_like(x), x <= 0
     choose(activations.relu_backward)(dout, mask, dx)
     np.testing.assert_array_equal(dx, np.where(mask, 0, dout))
     y = np.abs(np.sin(x))

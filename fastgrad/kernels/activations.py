@@ -116,24 +116,6 @@ def activate_rows(which: int, x: Any, values: Any, slopes: Any, first: int, last
 
 
 @kernel
-def relu_forward(x: Any, out: Any, mask: Any) -> None:
-    """Compute the ReLU of a stretch of numbers and remember where it is flat.
-
-    Parameters
-    ----------
-    x : ndarray, shape (M,)
-    out : ndarray of x's dtype, shape (M,)
-        Out.
-    mask : ndarray of bool, shape (M,)
-        Out: where x <= 0.
-    """
-    for i in range(x.size):
-        out[i] = relu(x[i])
-    for i in range(x.size):
-        mask[i] = x[i] <= like(0.0, x[i])
-
-
-@kernel
 def relu_backward(dout: Any, mask: Any, dx: Any) -> None:
     """Pass a gradient back through the ReLU: 0 where `mask` is set, `dout` elsewhere."""
     for i in range(dout.size):
