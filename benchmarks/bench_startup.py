@@ -33,9 +33,11 @@ class Import:
         find("fastgrad", "TwoLayerNet")
 
     def timeraw_import(self):
-        return "import fastgrad"
+        return "from fastgrad import TwoLayerNet"
 
     timeraw_import.number = 1
+    # What it measures is what `import fastgrad` alone was, when that imported everything.
+    timeraw_import.version = "e593ea55e1edd54a86439d32abe0f8aa094f4437720c295dddb9de99c070e972"
 
 
 class FirstCall:

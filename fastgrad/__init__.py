@@ -4,109 +4,35 @@ Drop-in names for *Deep Learning from Scratch*, chapters 2 to 8, and a gradient 
 functions of your own. ``python -m fastgrad exercise`` shows what it is about.
 """
 
+import importlib
+import importlib.util
 import os
+from typing import TYPE_CHECKING
 
 if not os.path.isdir(os.path.dirname(__file__)):
     raise ImportError("fastgrad must be installed into a folder. It cannot run from a zip archive.")
 
-from fastgrad.convolution import (
-    Convolution,
-    Pooling,
-    col2im,
-    convolution_backward,
-    convolution_forward,
-    im2col,
-    max_pooling_backward,
-    max_pooling_forward,
-)
-from fastgrad.datasets import load_mnist
-from fastgrad.functions import (
-    affine_backward,
-    affine_forward,
-    cross_entropy_error,
-    identity_function,
-    mean_squared_error,
-    relu,
-    relu_grad,
-    sigmoid,
-    sigmoid_grad,
-    softmax,
-    softmax_cross_entropy,
-    softmax_cross_entropy_backward,
-    step_function,
-    sum_squared_error,
-)
-from fastgrad.gradients import (
-    GradientCheck,
-    GradientCheckWarning,
-    check_backward,
-    check_gradient,
-    gradient_descent,
-    numerical_diff,
-    numerical_gradient,
-)
-from fastgrad.layers import (
-    AddLayer,
-    Affine,
-    BatchNormalization,
-    Dropout,
-    MulLayer,
-    Relu,
-    Sigmoid,
-    SoftmaxWithLoss,
-)
-from fastgrad.networks import MultiLayerNet, TwoLayerNet
-from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
-from fastgrad.training import History
+from fastgrad.tbb import load_tbb
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "SGD",
-    "AdaGrad",
-    "Adam",
-    "AddLayer",
-    "Affine",
-    "BatchNormalization",
-    "Convolution",
-    "Dropout",
-    "GradientCheck",
-    "GradientCheckWarning",
-    "History",
-    "Momentum",
-    "MulLayer",
-    "MultiLayerNet",
-    "Nesterov",
-    "Pooling",
-    "RMSprop",
-    "Relu",
-    "Sigmoid",
-    "SoftmaxWithLoss",
-    "TwoLayerNet",
-    "affine_backward",
-    "affine_forward",
-    "check_backward",
-    "check_gradient",
-    "col2im",
-    "convolution_backward",
-    "convolution_forward",
-    "cross_entropy_error",
-    "gradient_descent",
-    "identity_function",
-    "im2col",
-    "load_mnist",
-    "max_pooling_backward",
-    "max_pooling_forward",
-    "mean_squared_error",
-    "numerical_diff",
-    "numerical_gradient",
-    "relu",
-    "relu_grad",
-    "sigmoid",
-    "sigmoid_grad",
-    "softmax",
-    "softmax_cross_entropy",
-    "softmax_cross_entropy_backward",
-    "step_function",
-    "sum_squared_error",
-]
+load_tbb()  # before anybody starts another threading layer
+
+# The public names are imported when the first of them is asked for: NumPy and Numba take the better
+# part of a second, in which the command line could not say a word.
+if TYPE_CHECKING:
+    from fastgrad.api import *  # noqa: F403
+    from fastgrad.api import __all__ as __all__
+else:
+
+    def __getattr__(name):
+        if importlib.util.find_spec(f"{__name__}.{name}"):
+            return importlib.import_module(f"{__name__}.{name}")
+        api = importlib.import_module("fastgrad.api")
+        globals().update({public: getattr(api, public) for public in ("__all__", *api.__all__)})
+        if name not in globals():
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return globals()[name]
+
+    def __dir__():
+        return sorted({*globals(), *__getattr__("__all__")})

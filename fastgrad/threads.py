@@ -1,24 +1,17 @@
-"""The threading layer: which one runs, how it is loaded, and how a parallel kernel is launched.
+"""The threading layer: which one runs, and how a parallel kernel is launched.
 
-oneTBB is the one layer that survives a fork, several Python threads at once and a NumPy matrix
-product beside it, so it is loaded where it is installed. Numba looks for it by file name only and
-does not find the library of the ``tbb`` wheel by itself; loading it once with `ctypes` is enough,
-and leaves every process-wide setting (environment, Numba's configuration, thread count) alone.
+oneTBB is preferred, see `fastgrad.tbb`.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import importlib.metadata
 import os
 import sys
 import threading
 from typing import Any
 
 import numba
-
-_TBB_LIBRARY = {"win32": "tbb12.dll", "darwin": "libtbb.12.dylib"}.get(sys.platform, "libtbb.so.12")
 
 #: workqueue aborts the process when two Python threads launch at once.
 _workqueue_lock = threading.RLock()
@@ -38,26 +31,6 @@ YIELD = _yield_core()
 
 _layer: str | None = None
 _forked_after_launch = False
-
-
-def load_tbb() -> bool:
-    """Make the library of the ``tbb`` wheel known to this process.
-
-    Returns
-    -------
-    bool
-        Whether the library was found and loaded.
-    """
-    try:
-        files = importlib.metadata.files("tbb") or []
-    except importlib.metadata.PackageNotFoundError:
-        return False
-    for file in files:
-        if file.name == _TBB_LIBRARY:
-            with contextlib.suppress(OSError):
-                ctypes.CDLL(os.path.realpath(str(file.locate())), mode=ctypes.RTLD_GLOBAL)
-                return True
-    return False
 
 
 def layer() -> str:
@@ -143,5 +116,3 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
-
-load_tbb()

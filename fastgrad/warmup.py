@@ -219,6 +219,12 @@ def call(name: str, dtype: str) -> str:
     return f"{name} {dtype}"
 
 
+def _call_quietly(name: str, dtype: str) -> str:
+    """Make a call in a process of the pool: this one has said already that it compiles."""
+    with Watch(lambda: None):
+        return call(name, dtype)
+
+
 def compile_everything(dtypes: Sequence[str], done: Callable[[str], object]) -> None:
     """Make all calls for these dtypes, on all cores.
 
@@ -231,7 +237,7 @@ def compile_everything(dtypes: Sequence[str], done: Callable[[str], object]) -> 
     """
     with _processes() as pool:
         for future in as_completed(
-            pool.submit(call, name, dtype) for name in CALLS for dtype in dtypes
+            pool.submit(_call_quietly, name, dtype) for name in CALLS for dtype in dtypes
         ):
             done(future.result())
 
@@ -260,7 +266,7 @@ def compile_ahead(names: Sequence[str], dtype: str) -> float:
             say(dtype)
             if ahead and not others and cache_folder() is not None and _cores() > 1:
                 pool = stack.enter_context(_processes())
-                others.extend(pool.submit(call, name, dtype) for name in ahead)
+                others.extend(pool.submit(_call_quietly, name, dtype) for name in ahead)
 
         compiling = stack.enter_context(Watch(deal_out))
         while ahead:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastgrad
-from fastgrad import cli
+from fastgrad import cli, commands
 
 
 def run(*arguments):
@@ -100,8 +100,8 @@ def test_wrong_arguments_end_in_one_line(arguments, message, capsys):
         cli.main(arguments)
     out, err = capsys.readouterr()
     assert exit_.value.code == 2
-    assert out == ""
-    err = re.sub(r"^fastgrad: compiling .*\n", "", err)
+    assert re.fullmatch(r"(fastgrad \d.*\n)?", out)
+    err = re.sub(r"^fastgrad: (compiling|running) .*\n", "", err)
     assert err.count("\n") == 1
     assert err.startswith("fastgrad")
     assert message in err
@@ -125,11 +125,36 @@ def test_a_folder_in_place_of_a_file_is_refused_at_once(tmp_path, capsys):
 
 
 def test_plot_without_matplotlib_is_refused_at_once(monkeypatch, capsys):
-    monkeypatch.setattr(cli.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
         cli.main(["train", "--plot", "picture.png"])
     assert exit_.value.code == 2
     assert "pip install 'fastgrad[plot]'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["exercise", "train", "warmup", "run"])
+def test_a_first_line_before_the_imports(command):
+    code = (
+        "import sys\n"
+        "sys.modules['numpy'] = sys.modules['numba'] = None  # importing them raises\n"
+        "from fastgrad import cli\n"
+        f"cli.main([{command!r}, *{['a.py'] * (command == 'run')}])\n"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False
+    )
+    assert "ModuleNotFoundError" in result.stderr
+    if command == "run":  # stdout belongs to the script
+        assert result.stderr.startswith("fastgrad: running a.py\n")
+        assert result.stdout == ""
+    else:
+        versions = map(importlib.metadata.version, ("fastgrad", "numpy", "numba"))
+        assert re.findall(r"[\d.]+", result.stdout)[:1] == [next(versions)]
+        assert all(number in result.stdout for number in versions)
+
+
+def test_the_optimizers_are_those_of_the_library():
+    assert tuple(commands._OPTIMIZERS) == cli.OPTIMIZERS
 
 
 def test_in_a_process_of_its_own_too():
@@ -203,7 +228,7 @@ def test_exercise_on_mnist():
 
 
 def test_exercise_in_full(digits, capsys, monkeypatch):
-    monkeypatch.setattr(cli, "_PATIENCE", 0)
+    monkeypatch.setattr(commands, "_PATIENCE", 0)
     arguments = ["exercise", "--full", "--hidden-size", "3", "--batch-size", "4", "--h", "1e-5"]
     assert cli.main([*arguments, "--data", str(digits)]) == 0
     out, err = capsys.readouterr()
@@ -389,7 +414,7 @@ def test_a_second_ctrl_c_keeps_what_was_learned(digits, tmp_path, monkeypatch, c
         self.params["b1"][:] = 7
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli.warmup, "compile_ahead", lambda *_: 0.0)  # it calls `fit`, too
+    monkeypatch.setattr(commands, "compile_ahead", lambda *_: 0.0)  # it calls `fit`, too
     monkeypatch.setattr(fastgrad.TwoLayerNet, "fit", interrupted)
     file = tmp_path / "net.npz"
     assert cli.main(["train", "--data", str(digits), "--save", str(file)]) == 130

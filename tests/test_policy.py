@@ -15,13 +15,13 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: Imports run downwards, or along a floor. `fastgrad` itself stands on top.
 FLOORS = {
-    5: ["__main__", "cli"],
+    5: ["__main__", "cli", "commands"],
     4: ["book", "plots", "textbook", "warmup"],
-    3: ["networks", "training"],
+    3: ["api", "networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
         "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
         "suspects", "trees", "workspace"],
-    1: ["arrays", "compile_time", "threads", "kernels"],
+    1: ["arrays", "compile_time", "tbb", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -215,12 +215,16 @@ def test_public_names_have_examples(name):
 def test_the_list_of_public_names_is_sorted_and_true():
     names = fastgrad.__all__
     assert len(set(names)) == len(names)
-    tree = tree_of(PACKAGE / "__init__.py")
+    tree = tree_of(PACKAGE / "api.py")
     given = {
         alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)
         for alias in node.names
     }  # fmt: skip
     assert given == set(names)
+
+
+def test_a_public_name_is_no_module():
+    assert not {path.stem for path in PACKAGE.iterdir()} & set(fastgrad.__all__)
 
 
 def run(code):
@@ -235,7 +239,7 @@ def test_importing_is_lean():
     added = run(
         "import sys, numba\n"
         "before = set(sys.modules)\n"
-        "import fastgrad\n"
+        "import fastgrad.api\n"
         "print(*sorted(set(sys.modules) - before))"
     ).split()
     others = {name.split(".")[0] for name in added}
@@ -244,12 +248,25 @@ def test_importing_is_lean():
     assert len([name for name in added if name.split(".")[0] != "fastgrad"]) < 60, added
 
 
+def test_names_are_imported_when_asked_for():
+    names = {"numba", "numpy", "fastgrad.api"}
+    out = run(
+        "import sys, fastgrad\n"
+        f"print({names} & set(sys.modules), fastgrad.__version__)\n"
+        "print(fastgrad.relu(-1.0), fastgrad.networks.TwoLayerNet is fastgrad.TwoLayerNet)\n"
+        "print(hasattr(fastgrad, 'sigmoids'))\n"
+    )
+    assert out.splitlines() == [f"set() {fastgrad.__version__}", "0.0 True", "False"]
+    assert run("import fastgrad; print('Adam' in dir(fastgrad))") == "True\n"
+    assert run("from fastgrad import *; print(numerical_diff(lambda x: 2 * x, 1.0))") == "2.0\n"
+
+
 def test_importing_prints_and_changes_nothing():
     out = run(
         "import os, numba, numpy, sys\n"
         "environment, state = dict(os.environ), numpy.random.get_state()[1].copy()\n"
         "options, errors = dict(vars(numba.config)), numpy.geterr()\n"
-        "import fastgrad\n"
+        "import fastgrad.api\n"
         "assert dict(os.environ) == environment\n"
         "assert (numpy.random.get_state()[1] == state).all()\n"
         "assert dict(vars(numba.config)) == options\n"

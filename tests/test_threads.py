@@ -10,7 +10,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from fastgrad import threads
+from fastgrad import tbb, threads
 
 TESTS = Path(__file__).parent
 
@@ -163,30 +163,36 @@ def test_small_work_stays_serial_on_workqueue():
 
 
 class TestLoadingTbb:
+    @pytest.mark.skipif("tbb" not in LAYERS, reason="is not installed")
+    def test_when_the_package_is_imported(self):
+        """For who launches something of their own first."""
+        code = "import fastgrad, numba; numba.get_num_threads(); print(numba.threading_layer())"
+        assert run(code).stdout == "tbb\n"
+
     def test_without_the_distribution(self, monkeypatch):
         def files(name):
             raise importlib.metadata.PackageNotFoundError(name)
 
         monkeypatch.setattr(importlib.metadata, "files", files)
-        assert not threads.load_tbb()
+        assert not tbb.load_tbb()
 
     @pytest.mark.parametrize("files", [None, []], ids=str)
     def test_without_a_list_of_files(self, monkeypatch, files):
         monkeypatch.setattr(importlib.metadata, "files", lambda name: files)
-        assert not threads.load_tbb()
+        assert not tbb.load_tbb()
 
     def test_with_a_library_that_cannot_be_loaded(self, monkeypatch, tmp_path):
-        broken = tmp_path / threads._TBB_LIBRARY
+        broken = tmp_path / tbb._TBB_LIBRARY
         broken.write_bytes(b"not a library")
 
         class File:
-            name = threads._TBB_LIBRARY
+            name = tbb._TBB_LIBRARY
 
             def locate(self):
                 return broken
 
         monkeypatch.setattr(importlib.metadata, "files", lambda name: [File()])
-        assert not threads.load_tbb()
+        assert not tbb.load_tbb()
 
 
 def test_other_settings_of_numba_stand():

@@ -1,10 +1,14 @@
 """After `fastgrad warmup` nothing is compiled any more; conftest.py has this file run first."""
 
+import os
+import subprocess
+import sys
+
 import numba
 import pytest
-from processes import answer, run
+from processes import answer, environment_of, run
 
-from fastgrad import cli, warmup
+from fastgrad import cli, commands, warmup
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
@@ -44,7 +48,7 @@ print(compiling.seconds)
 def test_nothing_is_compiled_after_it(capsys):
     assert cli.main(["warmup"]) == 0
     out, err = capsys.readouterr()
-    assert out.startswith("compiled for float64 and float32 in ")
+    assert out.splitlines()[1].startswith("compiled for float64 and float32 in ")
     total = 2 * len(warmup.CALLS)
     assert f"{total}/{total}" in err  # the progress bar
     assert answer(run(TYPICAL)) == "0.0"
@@ -66,8 +70,31 @@ if __name__ == "__main__":
     assert (answer(second), second.stderr) == ("0.0", "")
 
 
+@pytest.mark.skipif(os.name != "posix", reason="needs a terminal")
+def test_processes_do_not_each_say_it_in_a_terminal(tmp_path):
+    script = tmp_path / "everything.py"
+    script.write_text("""
+from fastgrad import warmup
+warmup.CALLS = {"losses": warmup.CALLS["losses"]}
+if __name__ == "__main__":
+    warmup.compile_everything(["float64"], print)
+""")
+    terminal, stderr = os.openpty()
+    cache = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
+    done = subprocess.run(
+        [sys.executable, script], env=environment_of(**cache), stdout=subprocess.PIPE,
+        stderr=stderr, text=True, check=False,
+    )  # fmt: skip
+    os.close(stderr)
+    with pytest.raises(OSError, match="Input/output error"):  # where nothing has been written
+        print(os.read(terminal, 1000))
+    os.close(terminal)
+    assert done.stdout == "losses float64\n"
+    assert list((tmp_path / "cache").rglob("*.nbi"))
+
+
 def test_nowhere_to_keep_it(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "cache_folder", lambda: None)
+    monkeypatch.setattr(commands, "cache_folder", lambda: None)
     with pytest.raises(SystemExit):
         cli.main(["warmup"])
     assert "no folder can be written" in capsys.readouterr().err
