@@ -130,7 +130,7 @@ def _by_differences(
         disagreement > error + checking.TOLERANCE / 2 * seen.steepest
     )
     # What may be a kink, or noise, counts as an error of the slope.
-    error = error + np.where(seen.kink | (uneven < 10 * noise_of_it), 0.0, uneven)
+    error = error + np.where(seen.kink, 0.0, np.minimum(uneven, around.bend()))
     # Where the gradient is not judged as a kink but f has one, the plain bound applies.
     seen.error = error + np.minimum(2 * disagreement, checking.TOLERANCE * seen.steepest)
     return seen

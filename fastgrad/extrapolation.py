@@ -35,9 +35,12 @@ _RUNGS = 12
 #: is worth while.
 _ENOUGH, _TOO_MUCH = 2e-12, 1e-10
 
-#: Values that differ by less than this part of them may differ by noise: so many times the machine
-#: epsilon, 1e-9 in float64, and at most the second number.
-_NOISE, _MOST_NOISE = 4.5e6, 1e-4
+#: So many times the last correction is an upper estimate of what is left: terms of different orders
+#: may cancel each other in one of the two numbers that it is taken from.
+_UPPER = 4
+
+#: Slopes that differ by less than so many times their rounding may differ by noise.
+_NOISE = 30
 
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
@@ -226,8 +229,7 @@ class _Ladders:
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
 
         apart = np.diff(slopes, axis=0)
-        noise = np.minimum(_NOISE * self.eps[active], _MOST_NOISE)
-        noisy = np.abs(apart) * steps[1:] <= noise * largest[1:]
+        noisy = np.abs(apart) <= _NOISE * rounding[1:]
         regular, settled = _regular(apart, np.abs(bends), rounding, noisy)
         best, error, correction, first, last = _romberg(
             slopes, rounding, regular, settled, np.where(central, 2, 1)
@@ -274,7 +276,8 @@ class _Ladders:
         below = below / np.maximum(np.abs(self.center), 1.0)
         error = np.where(hidden, np.maximum(error, below), error)
         # Flat beside x, and all else far away: the slope is 0 to rounding.
-        flat = lost & np.isfinite(self.flat_error)
+        still = (self.slopes[bottom, columns] == 0) & (bend == 0)
+        flat = np.isfinite(self.flat_error) & (lost | still)
         slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
         return Extrapolated(slope, error, bend, kink)
 
@@ -324,12 +327,12 @@ def _romberg(
     first, last : ndarray of int, shape (M,)
         The rungs extrapolated from.
     """
-    columns = np.arange(slopes.shape[1])
-    best = np.full(columns.size, np.nan)
-    error = correction = np.full(columns.size, np.inf)
-    first = last = np.zeros(columns.size, np.int64)
+    count, size = slopes.shape
+    # Within these limits, by its last rung, each extrapolation sees the derivative.
+    low, high = np.full((count + 1, size), -np.inf), np.full((count + 1, size), np.inf)
+    candidates = []
     table, usable = slopes, settled
-    for column in range(1, len(slopes)):
+    for column in range(1, count):
         weight = _RATIO ** (2.0 + (column - 1) * power) - 1
         finer = table[1:]
         table = finer + np.diff(table, axis=0) / weight
@@ -338,8 +341,22 @@ def _romberg(
         # Rungs k to k + column: each three of them in a row are regular.
         usable = usable[: len(table)] & regular[column - 2 :][: len(table)]
         last_change = np.abs(table - finer)
-        estimate = last_change + 2 * rounding[column:] + 0.1 * rounding[column - 1 : -1]
+        estimate = _UPPER * last_change + 2 * rounding[column:] + 0.1 * rounding[column - 1 : -1]
         estimate = np.where(usable & np.isfinite(estimate), estimate, np.inf)
+        candidates.append((table, estimate, last_change))
+        low[column:-1] = np.fmax(low[column:-1], table - estimate)
+        high[column:-1] = np.fmin(high[column:-1], table + estimate)
+    low = np.maximum.accumulate(low[::-1], axis=0)[::-1]
+    high = np.minimum.accumulate(high[::-1], axis=0)[::-1]
+
+    columns = np.arange(size)
+    best = np.full(size, np.nan)
+    error = correction = np.full(size, np.inf)
+    first = last = np.zeros(size, np.int64)
+    for column, (table, estimate, last_change) in enumerate(candidates, start=2):
+        # Long steps may agree with one another by chance: the shorter ones know better.
+        apart = np.maximum(low[column + 1 :] - table, table - high[column + 1 :])
+        estimate = np.fmax(estimate, apart)
         row = estimate.argmin(axis=0)
         found = estimate[row, columns]
         better = found < error

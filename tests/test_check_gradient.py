@@ -199,6 +199,17 @@ class TestKinks:
         assert check.arrays["x"].kinks == 0
         assert not check_gradient(self.relu_sum, (x > 0) + np.array([0, 0.001, 0]), x).ok
 
+    @pytest.mark.parametrize("seed", [1, 6, 7])
+    def test_ties_whose_kink_is_small_beside_the_rounding(self, seed):
+        rng = np.random.default_rng(seed)
+        x = np.round(rng.normal(size=(6, 4)), 1).astype(np.float32)
+        x[::2, 1] = x[::2, 0]
+        weights = rng.normal(size=6)
+        grads = (np.argmax(x, axis=1)[:, None] == np.arange(4)) * weights[:, None]
+        with pytest.warns(GradientCheckWarning, match="float32"):
+            check = check_gradient(lambda x: np.sum(weights * x.max(axis=1)), grads, x, 1e-5)
+        assert check.arrays["x"].wrong == 0
+
     def test_it_is_said(self):
         text = str(check_gradient(self.relu_sum, [1.0, 0.0], [1.0, 0.0]))
         assert "1 not judged, for a kink lies within ±h" in text

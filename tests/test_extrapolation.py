@@ -10,7 +10,7 @@ import pytest
 from numba import njit
 
 from fastgrad import check_gradient, numerical_diff, numerical_gradient
-from fastgrad.extrapolation import extrapolate
+from fastgrad.extrapolation import _romberg, extrapolate
 
 EPS = np.finfo(np.float64).eps
 
@@ -245,3 +245,42 @@ class TestBounds:
             numerical_gradient(np.sum, np.ones(2), bounds=([0, 2], [3, 3]))
         with pytest.raises(TypeError, match=r"`bounds` must be a pair"):
             numerical_gradient(np.sum, np.ones(2), bounds=3)
+
+
+def slope_and_error(f, x):
+    """Return the derivative at a number, and its estimated error, as arrays of one entry."""
+    return numerical_gradient(lambda x: f(x[0]), np.array([x]), "auto", error=True)
+
+
+class TestEstimatesAreUpperOnes:
+    @staticmethod
+    def romberg(slopes, rounding):
+        column = (len(slopes), 1)
+        usable = np.ones((len(slopes) - 2, 1), bool)
+        found = _romberg(np.reshape(slopes, column), np.reshape(rounding, column), usable, usable,
+                         np.array([2]))  # fmt: skip
+        return float(found[0][0]), float(found[1][0])
+
+    def test_long_steps_that_agree_by_chance(self):
+        # Slopes of a network with a noise of 1e-7; the first three give 1.49722 and 1.49722.
+        slopes = [-0.1626277217, 1.368750971, 1.487304322, 1.490827356, 1.491071406, 1.49109509]
+        best, error = self.romberg(slopes, 2.5e-8 * 3.6 ** np.arange(6))
+        assert abs(best - 1.4910892724) <= error < 1e-4
+
+    def test_corrections_that_happen_to_be_equal(self):
+        # The terms in h^4 and h^6 of the longer two steps nearly cancel.
+        h = 3.6 ** -np.arange(3.0)
+        slopes = 2 + h**2 + 1e-3 * h**4 - 1.1e-3 * h**6
+        best, error = self.romberg(slopes, np.zeros(3))
+        assert 0 < abs(best - 2) <= 3 * error
+
+    def test_a_small_wave_beside_a_large_number(self):
+        slope, error = slope_and_error(lambda x: 1665221558.7159615 + 3.54e-5 * np.sin(x), -6.4e-4)
+        assert abs(slope[0] - 3.54e-5) < 30 * error[0]
+
+    def test_a_kink_beyond_a_flat_stretch(self):
+        slope, error = slope_and_error(
+            lambda x: 0.85 + 0.284 * max(float(x) - 0.6, 0.0), np.float32(-1.3)
+        )
+        assert slope[0] == 0
+        assert 0 < error[0] < 1e-5
