@@ -4,6 +4,7 @@ import io
 import json
 import os
 import pickle
+import shutil
 import signal
 import stat
 import struct
@@ -287,7 +288,7 @@ def tiny_disk(tmp_path):
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", str(disk)]
     if (
-        not (sys.platform == "linux" and as_root)
+        not (sys.platform == "linux" and as_root and shutil.which("mount"))
         or subprocess.run(mount, capture_output=True, check=False).returncode
     ):
         pytest.skip("a file system can be mounted by root on Linux only")
@@ -458,7 +459,10 @@ def test_hostile_files_give_an_error_that_names_the_file(tmp_path, what):
     finally:
         tracemalloc.stop()
     assert ("its settings are no JSON object" in str(caught.value)) == what.startswith("settings")
-    assert peak < MIB + 10 * len(HOSTILE[what])
+    # JSON's objects are larger than its text: from Python 3.14 on the decoder makes a list of 40
+    # bytes of every bracket before it gives up.
+    growth = 50 if what.startswith("settings") else 10
+    assert peak < MIB + growth * len(HOSTILE[what])
     assert open_files() == files
 
 
