@@ -369,6 +369,10 @@ def times(rounds: int = 5) -> dict[str, Any]:
     cheap = 0.5
     of_flat = best(lambda: numerical_gradient(lambda _: cheap, flat))
     of_tree = best(lambda: numerical_gradient(lambda _: cheap, tree))
+    small = flat[:20]
+    some = best(lambda: [np.tanh(small).sum() for _ in range(4000)]) / 4000
+    of_flat_some = best(lambda: numerical_gradient(lambda _: np.tanh(small).sum(), flat))
+    of_tree_some = best(lambda: numerical_gradient(lambda _: np.tanh(small).sum(), tree))
     calls = best(lambda: [(lambda _: cheap)(flat) for _ in range(8000)])
     checked = best(lambda: quiet_check(lambda x: float(x[0]) * 2, np.eye(1, 2000)[0] * 2, flat))
     linear = best(lambda: [(lambda x: float(x[0]) * 2)(flat) for _ in range(8000)])
@@ -376,6 +380,7 @@ def times(rounds: int = 5) -> dict[str, Any]:
     calls_busy = best(lambda: [(lambda x: float(x @ flat))(flat) for _ in range(8000)])
     return {
         "tree of 100 arrays / one array, f for free": of_tree / of_flat,
+        f"the same, f of {some * 1e6:.1f} µs": of_tree_some / of_flat_some,
         "numerical gradient, µs an evaluation": (of_flat - calls / 2) / 4000 * 1e6,
         "check of a cheap f, µs an evaluation over its calls": (checked - linear) / 8000 * 1e6,
         "check of x @ w, µs an evaluation over its calls": (busy - calls_busy) / 8000 * 1e6,

@@ -8,6 +8,7 @@ Exceptions, a Ctrl-C among them, leave the tree as it was.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 import math
@@ -257,13 +258,11 @@ def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, sli
     if len(x.leaves) == 1:
         yield x.leaves[0], entries, slice(0, len(entries))
         return
-    begin = 0
-    for leaf in x.leaves:
-        end = begin + leaf.array.size
-        first, last = np.searchsorted(entries, (begin, end)).tolist()
+    begins = [0, *itertools.accumulate(leaf.array.size for leaf in x.leaves)]
+    places = np.searchsorted(entries, begins).tolist()
+    for leaf, begin, first, last in zip(x.leaves, begins, places, places[1:], strict=False):
         if last > first:
             yield leaf, entries[first:last] - begin, slice(first, last)
-        begin = end
 
 
 def _evaluate_block(
@@ -291,11 +290,12 @@ def _evaluate_python(
     tolerant: bool,
 ) -> FloatArray:
     """Evaluate f in a loop, with x nudged in place."""
+    quietly: Any = contextlib.nullcontext()
     if tolerant:
-        f = functools.partial(_tolerant_number, f)
+        f, quietly = functools.partial(_tolerant_number, f), np.errstate(all="ignore")
     values: list[float] = []
     mounted = x.mounted()
-    with mounted as root:
+    with mounted as root, quietly:
         for leaf, places, part in _leaves_of(x, entries):
             live = leaf.array.transpose(leaf.axes).flat
             columns = zip(places.tolist(), points.T[part].tolist(), strict=True)
@@ -322,8 +322,7 @@ def _evaluate_python(
 def _tolerant_number(f: Function, *args: Any) -> float:
     """Return a value of f, or NaN where it raises an arithmetic error."""
     try:
-        with np.errstate(all="ignore"):
-            return one_number(f(*args))
+        return one_number(f(*args))
     except (ArithmeticError, ValueError):
         return math.nan
 

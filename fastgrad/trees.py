@@ -137,8 +137,7 @@ class Tree:
                     "move others. Pass a copy."
                 )
             if leaf.is_live and leaf.array.size:
-                low, high = np.lib.array_utils.byte_bounds(leaf.array)
-                bounds.append((low, high, leaf))
+                bounds.append((*_byte_bounds(leaf.array), leaf))
         bounds.sort(key=lambda item: item[:2])
         for i, (_, high, leaf) in enumerate(bounds):
             for low, _, other in bounds[i + 1 :]:
@@ -344,6 +343,14 @@ def _memory_order(x: FloatArray) -> tuple[int, ...]:
     if x.flags.c_contiguous:
         return tuple(range(x.ndim))
     return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
+
+
+def _byte_bounds(x: FloatArray) -> tuple[int, int]:
+    """Return where the memory of x begins and ends."""
+    if x.flags.forc:
+        begin: int = x.__array_interface__["data"][0]
+        return begin, begin + x.nbytes
+    return np.lib.array_utils.byte_bounds(x)
 
 
 def _overlaps_itself(x: FloatArray) -> bool:
