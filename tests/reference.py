@@ -4,11 +4,14 @@ Nothing here is shared with the package: a network is a list of sizes, a dict of
 W2, b2, .. and the name of an activation. Targets are always one row of class weights per sample.
 """
 
+import functools
 import math
 from itertools import pairwise
 
 import gmpy2
+import numba
 import numpy as np
+from numba.extending import is_jitted
 
 DIGITS = 50
 
@@ -244,3 +247,9 @@ def relative_errors(got, expected):
         largest = np.abs(want[known]).max() or 1.0
         errors[name] = float(np.abs(got[name][known].astype(float) - want[known]).max() / largest)
     return errors
+
+
+@functools.cache
+def from_python(helper):
+    """Return a helper of the kernels, which only compiled code can call, for Python to call."""
+    return numba.njit(lambda *args: helper(*args)) if is_jitted(helper) else helper

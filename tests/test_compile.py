@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from processes import ROOT, answer
 from processes import run as run_python
+from reference import from_python
 
 import fastgrad
 from fastgrad.kernels import bitmask
@@ -179,16 +180,20 @@ def test_nan_is_not_optimised_away():
 
 
 @pytest.mark.parametrize(
-    "decorate", [policy.kernel, policy.parallel_kernel, policy.step_kernel, policy.exact_kernel]
+    "name",
+    ["kernel", "parallel_kernel", "step_kernel", "helper", "exact_helper", "allocating_helper"],
 )
-def test_options(decorate):
-    options = decorate(_twice).targetoptions
+def test_options(name):
+    options = getattr(policy, name)(_twice).targetoptions
     assert options["nogil"]
     assert options["error_model"] == "numpy"
-    assert bool(options.get("parallel")) == (decorate is policy.parallel_kernel)
+    assert bool(options.get("parallel")) == (name == "parallel_kernel")
     assert options["no_cfunc_wrapper"]
-    assert bool(options.get("no_cpython_wrapper")) == (decorate is policy.step_kernel)
-    exact = decorate is policy.exact_kernel
+    assert bool(options.get("no_cpython_wrapper")) == (
+        not name.endswith("kernel") or "step" in name
+    )
+    assert options.get("_nrt", True) == (name in ("parallel_kernel", "allocating_helper"))
+    exact = name == "exact_helper"
     assert set(options["fastmath"]) == (policy.EXACT_FASTMATH if exact else policy.FASTMATH)
 
 
@@ -198,8 +203,16 @@ def _twice(x):
 
 @pytest.mark.parametrize("args", [0, SimpleNamespace(), Arguments(bits=np.zeros((2, 2), "u8"))])
 def test_a_step_called_from_python_is_refused(args):
-    with pytest.raises((TypeError, numba.TypingError)):
+    with pytest.raises(AttributeError):
         bitmask.count_entries(args, 0, 1, 0)
+
+
+def test_a_helper_called_from_python_runs_there():
+    twice = policy.helper(_twice)
+    assert twice(3) == 6
+    assert not twice.overloads
+    assert from_python(twice)(3) == 6
+    assert len(twice.overloads) == 1
 
 
 PRIVATE_NAMES = [name for names in policy.PRIVATE_NAMES.values() for name in names]
@@ -260,6 +273,13 @@ def test_without_a_name_for_function_pointers_all_is_python():
     names = policy.PRIVATE_NAMES["pointers"]
     code = WITHOUT.replace("NAMES", repr(names))
     assert answer(run_python(code, PYTHONPATH=PATH)).splitlines() == [f"{n} False" for n in names]
+
+
+def test_without_the_option_of_counting_kernels_are_the_same():
+    names = policy.PRIVATE_NAMES["counting"]
+    code = WITHOUT.replace("NAMES", repr(names)) + "assert policy._UNCOUNTED == {}"
+    process = run_python(code, PYTHONPATH=PATH, NUMBA_OPT="0")
+    assert answer(process).splitlines() == [f"{name} True" for name in names]
 
 
 def test_without_a_name_for_the_cache_kernels_are_compiled_anew(tmp_path):

@@ -7,8 +7,6 @@ from hypothesis import strategies as st
 
 import fastgrad
 from fastgrad import Convolution, Pooling, convolution
-from fastgrad.kernels import convolution as kernels
-from fastgrad.kernels import pooling
 
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
 
@@ -173,28 +171,6 @@ def test_parts_for_threads_do_not_matter(monkeypatch, n_samples, chunks):
     np.testing.assert_allclose(fastgrad.convolution_forward(x, W, b), out, rtol=1e-14)
     for one, other in zip(fastgrad.convolution_backward(dout, x, W), expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
-
-
-def test_kernels_as_plain_python():
-    rng = np.random.default_rng(3)
-    x, W, b = rng.standard_normal((2, 2, 5, 5)), rng.standard_normal((3, 2, 2, 2)), np.ones(3)
-    window, parts = np.array([2, 2, 2]), np.array([1, 1])
-    expected, expected_arg_max = convolution.forward(x, W, b, 1, 0, True, window)
-    out, arg_max = np.empty_like(expected), np.empty_like(expected_arg_max)
-    kernels.forward_part.py_func(x, W, b, 1, 0, 1, window, out, arg_max, parts, 0)
-    np.testing.assert_allclose(out, expected, rtol=1e-14)
-    np.testing.assert_array_equal(arg_max, expected_arg_max)
-    dout = rng.standard_normal(out.shape)
-    dx, dW, db = np.empty((1, *x.shape)), np.zeros((1, *W.shape)), np.zeros((1, 3))
-    kernels.backward_part.py_func(dout, x, W, 1, 0, 1, out, arg_max, dx, dW, db, parts, 0)
-    got = convolution.backward(dout, x, W, 1, 0, True, out, arg_max)
-    for one, other in zip((dx[0], dW[0], db[0]), got, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-14)
-    plane, out, arg_max = rng.standard_normal(12), np.empty(2), np.empty(2, np.int32)
-    pooling.pool_plane.py_func(plane, 4, np.array([3, 2, 2]), 2, out, arg_max)
-    expected = plane.reshape(3, 2, 2).max((0, 2))
-    np.testing.assert_array_equal(out, expected)
-    np.testing.assert_array_equal(plane[arg_max], expected)
 
 
 @settings(deadline=None, max_examples=30)

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference import from_python
 
 from fastgrad.kernels import losses
 
@@ -157,7 +158,7 @@ def test_nan_goes_on_as_in_numpy(position):
 def test_the_loss_adds_up_from_stretches_of_rows(kind, delta):
     a, labels, soft, _ = batch(7, 4, 1, "d", kind)
     parts = [
-        losses.cross_entropy_sum(a, softmax(a), labels, soft, delta, begin, end)
+        from_python(losses.cross_entropy_sum)(a, softmax(a), labels, soft, delta, begin, end)
         for begin, end in ((0, 3), (3, 3), (3, 7))
     ]
     assert parts[1] == 0

@@ -11,6 +11,7 @@ import pytest
 from numba import types
 from processes import answer
 from processes import run as run_python
+from reference import from_python
 
 from fastgrad.kernels import runtime
 from fastgrad.kernels.compile import COMPILED, address, kernel, step_kernel
@@ -47,7 +48,7 @@ class Run:
         self.program = program([first, second], [third])
 
     def thread(self, number):
-        run_thread(number, *self.program, 0, len(self.runs), self.progress, YIELD)
+        from_python(run_thread)(number, *self.program, 0, len(self.runs), self.progress, YIELD)
 
     def assert_complete(self):
         np.testing.assert_array_equal(self.runs, np.ones_like(self.runs))
@@ -276,7 +277,7 @@ def test_an_exception_inside_a_step_reaches_the_caller(tmp_path):
 @pytest.mark.parametrize("size", [0, 1, 6, 7, 20, 100, 784])
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 5])
 def test_chunks_are_neighbours_of_equal_size(size, n_chunks):
-    ends = [runtime.chunk_range(size, chunk, n_chunks) for chunk in range(n_chunks)]
+    ends = [from_python(runtime.chunk_range)(size, chunk, n_chunks) for chunk in range(n_chunks)]
     assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
     assert ends[-1][1] == size
     lengths = [end - begin for begin, end in ends]

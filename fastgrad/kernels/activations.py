@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import helper, kernel, parallel_kernel
 from fastgrad.kernels.elementary import exp, like
 
 SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
 
 
-@kernel
+@helper
 def sigmoid_and_slope(x: Any) -> Any:
     """Return 1 / (1 + exp(-x)) of a scalar, and its derivative."""
     one = like(1.0, x)
@@ -31,26 +31,26 @@ def sigmoid_and_slope(x: Any) -> Any:
     return (part if x >= like(0.0, x) else e * part), e * part * part
 
 
-@kernel
+@helper
 def sigmoid(x: Any) -> Any:
     """Return 1 / (1 + exp(-x)) of a scalar."""
     return sigmoid_and_slope(x)[0]
 
 
-@kernel
+@helper
 def sigmoid_grad(x: Any) -> Any:
     """Return the derivative of `sigmoid`."""
     return sigmoid_and_slope(x)[1]
 
 
-@kernel
+@helper
 def relu(x: Any) -> Any:
     """Return max(x, 0) of a scalar; NaN stays NaN."""
     zero = like(0.0, x)
     return zero if x <= zero else x
 
 
-@kernel
+@helper
 def relu_grad(x: Any) -> Any:
     """Return 1 where x > 0 and 0 elsewhere."""
     return like(1.0, x) if x > like(0.0, x) else like(0.0, x)
@@ -91,7 +91,7 @@ def activate_parallel(which: int, x: Any, out: Any, chunks: int) -> None:
         activate(which, x[first:last], out[first:last])
 
 
-@kernel
+@helper
 def activate_rows(which: int, x: Any, values: Any, slopes: Any, first: int, last: int) -> None:
     """Compute an activation function and its derivative for rows first .. last - 1.
 

@@ -19,7 +19,7 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, kernel, parallel_kernel
+from fastgrad.kernels.compile import address, allocating_helper, helper, kernel, parallel_kernel
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 from fastgrad.kernels.simd import TILE_ROWS, add_tile
 
@@ -32,7 +32,7 @@ PANEL = 64
 PARALLEL_WORK = 250_000
 
 
-@kernel
+@helper
 def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None:
     """Compute rows first .. last - 1 of ``x @ W + b``.
 
@@ -56,7 +56,7 @@ def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None
             add_tile(x, n, last, W, begin, end, n_units, out)
 
 
-@kernel
+@helper
 def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -> None:
     """Compute rows first .. last - 1 of ``dW = x.T @ dout``, of so many columns."""
     n_samples = dout.shape[0]
@@ -70,7 +70,7 @@ def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -
             add_tile(turned, i, last, dout, begin, end, width, dW)
 
 
-@kernel
+@helper
 def sum_rows(dout: Any, db: Any) -> None:
     """Add up the rows of ``dout``, which may be longer, into ``db``."""
     for j in range(db.size):
@@ -80,7 +80,7 @@ def sum_rows(dout: Any, db: Any) -> None:
             db[j] += dout[n, j]
 
 
-@kernel
+@allocating_helper
 def input_columns(dout: Any, W: Any, dx: Any, first: int, last: int) -> None:
     """Compute columns first .. last - 1 of ``dx = dout @ W.T``."""
     n_samples, n_units = dout.shape
@@ -93,14 +93,14 @@ def input_columns(dout: Any, W: Any, dx: Any, first: int, last: int) -> None:
         affine_rows(dout, panel, zeros[:width], dx[:, left : left + width], 0, n_samples)
 
 
-@kernel
+@helper
 def forward_chunk(x: Any, W: Any, b: Any, out: Any, chunk: int, chunks: int) -> None:
     """Compute a chunk of what `affine_forward` does, by samples."""
     first, last = chunk_range(x.shape[0], chunk, chunks)
     affine_rows(x, W, b, out, first, last)
 
 
-@kernel
+@helper
 def backward_chunk(
     dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any, chunk: int, chunks: int
 ) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgrad.kernels.compile import kernel, step_kernel
+from fastgrad.kernels.compile import helper, step_kernel
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import count_bits, lowest_bit, nonzero_bits
 
@@ -29,7 +29,7 @@ def words(n: int) -> int:
     return -(-n // WORD)
 
 
-@kernel
+@helper
 def build_bitmask(x, bits, begin, end):
     """Build the bitmask of samples begin .. end - 1.
 
@@ -51,7 +51,7 @@ def build_bitmask(x, bits, begin, end):
             bits[n, whole] = rest
 
 
-@kernel
+@helper
 def transpose_bits(bits, rows, word, out):
     """Turn 64 columns of a bitmask by sample into one by entry.
 

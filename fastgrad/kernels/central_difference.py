@@ -77,7 +77,7 @@ import numpy as np
 
 from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD
-from fastgrad.kernels.compile import kernel, step_kernel
+from fastgrad.kernels.compile import helper, step_kernel
 from fastgrad.kernels.elementary import expm1, like
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import lowest_bit
@@ -100,7 +100,7 @@ HASH_SLOTS = 1024
 HASH_FACTOR, HASH_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(54)
 
 
-@kernel
+@helper
 def sum_of_zeros(numbers):
     """Return 0 if all numbers are finite, else NaN."""
     zero = numbers.dtype.type(0)
@@ -110,7 +110,7 @@ def sum_of_zeros(numbers):
     return total
 
 
-@kernel
+@helper
 def unique_values(values, bits, table, unique, inverse):
     """Find the unique values among a sample's entries; return how many there are.
 
@@ -150,14 +150,14 @@ def unique_values(values, bits, table, unique, inverse):
     return np.int64(following - first)
 
 
-@kernel
+@helper
 def target_share(p, delta):
     """Return q: which part of p + delta, for the target of a sample, is the probability p."""
     shift = like(delta, p)
     return p / (p + shift) if shift > 0 else like(1, p)
 
 
-@kernel
+@helper
 def target_weight(labels, soft, n, k, n_samples):
     """Return the target of a sample and a class, divided by the number of samples."""
     if labels.size > 0:
@@ -165,7 +165,7 @@ def target_weight(labels, soft, n, k, n_samples):
     return soft[n, k] * soft.dtype.type(1 / n_samples)
 
 
-@kernel
+@helper
 def add_coefficients(p, second, target, q, weight, width, out):
     """Add up the change of the loss for one target, as a series in a hidden unit's move.
 
@@ -225,7 +225,7 @@ def add_coefficients(p, second, target, q, weight, width, out):
         )
 
 
-@kernel
+@helper
 def find_changes(activation, up, down, coefficients, width, changes):
     """Compute the changes of the loss at +h and -h for each of a sample's unique values.
 
@@ -359,7 +359,7 @@ def perturb_first_layer(args, chunk, chunks, number):
                 sums[i, j] += changes[value, j]
 
 
-@kernel
+@helper
 def is_marked(bits, i):
     """Return whether bit i is set."""
     return (bits[i // WORD] >> np.uint64(i % WORD)) & ONE_BIT != NO_BITS

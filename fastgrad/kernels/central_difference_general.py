@@ -36,11 +36,11 @@ import math
 from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.central_difference import target_weight
-from fastgrad.kernels.compile import kernel, step_kernel
+from fastgrad.kernels.compile import helper, step_kernel
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
 
 
-@kernel
+@helper
 def unit_change(activation, a, z, slope, move):
     """Return the change of one unit's value when its input moves, by any amount.
 
@@ -69,7 +69,7 @@ def unit_change(activation, a, z, slope, move):
     return -z if change < -z else change
 
 
-@kernel
+@helper
 def loss_change(moves, logits, probabilities, label, delta):
     """Return the change of one sample's loss for a label when the logits move, by any amount.
 

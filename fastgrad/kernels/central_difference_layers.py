@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from numba import prange
 
 from fastgrad.kernels.activations import relu, sigmoid
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import helper, parallel_kernel
 
 
 class Layers(NamedTuple):
@@ -63,7 +63,7 @@ class Layers(NamedTuple):
     z: Any
 
 
-@kernel
+@helper
 def unit_outputs(
     net: Any, layer: int, gamma: float, beta: float, unit: int, a: Any, z: Any
 ) -> None:
@@ -87,7 +87,7 @@ def unit_outputs(
         z[n] = (relu(z[n]) if net.rectified else sigmoid(z[n])) * net.kept[layer, unit, n]
 
 
-@kernel
+@helper
 def all_outputs(net: Any, layer: int, a: Any, z: Any) -> None:
     """Compute all hidden units' outputs of a layer."""
     gamma, beta = net.at[layer, 2], net.at[layer, 3]
@@ -95,7 +95,7 @@ def all_outputs(net: Any, layer: int, a: Any, z: Any) -> None:
         unit_outputs(net, layer, net.params[gamma + j], net.params[beta + j], j, a[j], z[j])
 
 
-@kernel
+@helper
 def affine_outputs(net: Any, layer: int, z: Any, a: Any) -> None:
     """Compute a layer's affine outputs a from the outputs z of the layer below."""
     n_outputs, at, bias = net.sizes[layer + 1], net.at[layer, 0], net.at[layer, 1]
@@ -108,7 +108,7 @@ def affine_outputs(net: Any, layer: int, z: Any, a: Any) -> None:
                 a[k, n] += weight * z[i, n]
 
 
-@kernel
+@helper
 def mean_loss(net: Any, logits: Any) -> float:
     """Return the mean cross entropy of the softmax of logits, shape (C, N)."""
     n_classes, n_samples = net.soft.shape
@@ -127,7 +127,7 @@ def mean_loss(net: Any, logits: Any) -> float:
     return total / n_samples
 
 
-@kernel
+@helper
 def forward(net: Any) -> float:
     """Fill a and z of all layers, and return the loss."""
     last = net.at.shape[0] - 1
@@ -138,7 +138,7 @@ def forward(net: Any) -> float:
     return mean_loss(net, net.a[last])
 
 
-@kernel
+@helper
 def loss_from(net: Any, layer: int, unit: int, outputs: Any, loss: float, scratch: Any) -> float:
     """Return the loss with other outputs (N,) of one unit; `loss` if they are no others."""
     last = net.at.shape[0] - 1
@@ -166,7 +166,7 @@ def loss_from(net: Any, layer: int, unit: int, outputs: Any, loss: float, scratc
     return mean_loss(net, a)
 
 
-@kernel
+@helper
 def unit_slopes(
     net: Any, layer: int, unit: int, h: float, loss: float, scratch: Any, grads: Any
 ) -> None:

@@ -24,7 +24,7 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, kernel, parallel_kernel
+from fastgrad.kernels.compile import address, allocating_helper, helper, parallel_kernel
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.kernels.runtime import call_pointer, chunk_range
@@ -34,13 +34,13 @@ from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tile
 PANEL_VECTORS = 3
 
 
-@kernel
+@helper
 def output_size(size: int, window: int, stride: int, pad: int) -> int:
     """Return how many positions a window has along an axis."""
     return (size + 2 * pad - window) // stride + 1
 
 
-@kernel
+@helper
 def multiply(a: Any, b: Any, out: Any) -> None:
     """Compute ``out = a[:, :K] @ b`` with the K rows of b.
 
@@ -54,14 +54,14 @@ def multiply(a: Any, b: Any, out: Any) -> None:
             add_tile(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
 
 
-@kernel
+@helper
 def padded_size(size: int, itemsize: int) -> int:
     """Return the number of entries, at least `size`, of a row of whole tiles."""
     width = PANEL_VECTORS * (VECTOR_BYTES // itemsize)
     return (size + width - 1) // width * width
 
 
-@kernel
+@helper
 def pad_image(image: Any, pad: int, padded: Any) -> None:
     """Copy an image, shape (C, H, W), into the middle of one of zeros."""
     channels, height, width = image.shape
@@ -71,7 +71,7 @@ def pad_image(image: Any, pad: int, padded: Any) -> None:
                 padded[c, y + pad, x + pad] = image[c, y, x]
 
 
-@kernel
+@helper
 def unpad_image(padded: Any, pad: int, image: Any) -> None:
     """Copy an image out of the middle of a padded one, and leave that full of zeros."""
     channels, height, width = image.shape
@@ -82,7 +82,7 @@ def unpad_image(padded: Any, pad: int, image: Any) -> None:
     padded[:] = 0
 
 
-@kernel
+@helper
 def pack_columns(
     image: Any, filter_h: int, filter_w: int, stride: int, width: int, columns: Any
 ) -> None:
@@ -115,7 +115,7 @@ def pack_columns(
                             target[x] = source[x * stride]
 
 
-@kernel
+@allocating_helper
 def forward_part(
     x: Any, W: Any, b: Any, stride: int, pad: int, rectify: int, pool: Any, out: Any,
     arg_max: Any, parts: Any, index: int,
@@ -208,7 +208,7 @@ def forward_pointer(dtype: Any) -> Any:
     )
 
 
-@kernel
+@helper
 def spread_gradient(dout: Any, out: Any, arg_max: Any, rectify: int, plane: Any) -> None:
     """Write the gradient by a plane of the convolution, given that by what came out behind it.
 
@@ -235,7 +235,7 @@ def spread_gradient(dout: Any, out: Any, arg_max: Any, rectify: int, plane: Any)
             plane[q] = dout[q]
 
 
-@kernel
+@helper
 def add_columns(
     columns: Any, filter_h: int, filter_w: int, stride: int, width: int, image: Any
 ) -> None:
@@ -257,7 +257,7 @@ def add_columns(
                             target[x * stride] += source[x]
 
 
-@kernel
+@allocating_helper
 def backward_part(
     dout: Any, x: Any, W: Any, stride: int, pad: int, rectify: int, out: Any, arg_max: Any,
     dx: Any, dW: Any, db: Any, parts: Any, index: int,

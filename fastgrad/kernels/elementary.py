@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastgrad.kernels.compile import exact_kernel
+from fastgrad.kernels.compile import exact_helper
 
 _LOG2_E = 1.4426950408889634
 _LOG2_E_32 = np.float32(_LOG2_E)
@@ -31,7 +31,7 @@ _LN2_HEAD_32, _LN2_TAIL_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _ROUND, _ROUND_32 = np.float64(1.5 * 2**52), np.float32(1.5 * 2**23)
 
 
-@exact_kernel
+@exact_helper
 def _reduce64(x):
     """Return exp(r) - 1 and the two factors of 2**k, which reach down to subnormal results."""
     shifted = x * _LOG2_E + _ROUND
@@ -58,7 +58,7 @@ def _reduce64(x):
     return p, low, high
 
 
-@exact_kernel
+@exact_helper
 def _reduce32(x):
     """Do as `_reduce64` does, in float32."""
     shifted = x * _LOG2_E_32 + _ROUND_32
@@ -83,7 +83,7 @@ def _reduce32(x):
 # written so that a NaN passes.
 
 
-@exact_kernel
+@exact_helper
 def _exp64(x):
     x = -746.0 if x < -746.0 else x
     x = 710.0 if x > 710.0 else x
@@ -91,7 +91,7 @@ def _exp64(x):
     return (p + 1.0) * low * high
 
 
-@exact_kernel
+@exact_helper
 def _exp32(x):
     x = np.float32(-104.0) if x < np.float32(-104.0) else x
     x = np.float32(89.0) if x > np.float32(89.0) else x
@@ -99,7 +99,7 @@ def _exp32(x):
     return (p + np.float32(1.0)) * low * high
 
 
-@exact_kernel
+@exact_helper
 def _expm1_64(x):
     x = -50.0 if x < -50.0 else x
     x = 710.0 if x > 710.0 else x
@@ -107,7 +107,7 @@ def _expm1_64(x):
     return (p * low + (low - 1.0 / high)) * high
 
 
-@exact_kernel
+@exact_helper
 def _expm1_32(x):
     x = np.float32(-20.0) if x < np.float32(-20.0) else x
     x = np.float32(89.0) if x > np.float32(89.0) else x
@@ -115,7 +115,7 @@ def _expm1_32(x):
     return (p * low + (low - np.float32(1.0) / high)) * high
 
 
-@exact_kernel
+@exact_helper
 def relative_to(a, b, c):
     """Compute a - (b - c) in this order: with huge b and c, (a + c) - b would lose a."""
     return a - (b - c)

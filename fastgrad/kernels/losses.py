@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 from numba import prange
 
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import helper, kernel, parallel_kernel
 from fastgrad.kernels.elementary import exp, like, relative_to
 
 
@@ -68,7 +68,7 @@ def softmax_parallel(a: Any, y: Any, chunks: int) -> None:
         softmax_rows(a, y, chunk * a.shape[0] // chunks, (chunk + 1) * a.shape[0] // chunks)
 
 
-@kernel
+@helper
 def cross_entropy_sum(
     a: Any, y: Any, labels: Any, soft: Any, delta: float, first: int, last: int
 ) -> float:

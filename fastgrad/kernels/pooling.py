@@ -10,19 +10,19 @@ from typing import Any
 
 from numba import prange
 
-from fastgrad.kernels.compile import kernel, parallel_kernel
+from fastgrad.kernels.compile import helper, parallel_kernel
 
 #: What `arg_max` holds for a window whose largest entry gets no gradient.
 NOWHERE = -1
 
 
-@kernel
+@helper
 def larger_of(value: Any, place: int, largest: Any, largest_place: int) -> Any:
     """Return the larger of two entries and where it stands; the second one if they are equal."""
     return (value, place) if value > largest else (largest, largest_place)
 
 
-@kernel
+@helper
 def pool_plane(plane: Any, width: int, window: Any, columns: int, out: Any, arg_max: Any) -> None:
     """Take the largest entry of each window of a plane without padding.
 

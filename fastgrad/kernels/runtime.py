@@ -47,7 +47,7 @@ from fastgrad.kernels.compile import (
     address,
     cgutils,
     emitted,
-    kernel,
+    helper,
     parallel_kernel,
 )
 
@@ -410,13 +410,13 @@ call_system = emitted(_plain_call_system, _emit_call_system)
 as_arguments = emitted(_plain_as_arguments, _emit_as_arguments)
 
 
-@kernel
+@helper
 def chunk_range(size, chunk, chunks):
     """Return where a chunk of `size` things begins and ends."""
     return size * chunk // chunks, size * (chunk + 1) // chunks
 
 
-@kernel
+@helper
 def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
     """Run one thread's part of all steps: its own chunk of each, and those that nobody begins."""
     chunks = progress.shape[0]

@@ -57,7 +57,7 @@ from __future__ import annotations
 
 from fastgrad.kernels.affine import sum_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
-from fastgrad.kernels.compile import kernel, step_kernel
+from fastgrad.kernels.compile import helper, step_kernel
 from fastgrad.kernels.runtime import ROW, call_pointer, chunk_range
 from fastgrad.kernels.simd import masked_axpy, masked_gemv, prefetch
 
@@ -65,7 +65,7 @@ from fastgrad.kernels.simd import masked_axpy, masked_gemv, prefetch
 AHEAD = 2
 
 
-@kernel
+@helper
 def update_rows(rule, W, dW, first, second, begin, end, rate, coefficients, decay):
     """Update some rows of a matrix; return the sum of their squares if there is weight decay."""
     w, g = W[begin:end].reshape(-1), dW.reshape(-1)
@@ -77,7 +77,7 @@ def update_rows(rule, W, dW, first, second, begin, end, rate, coefficients, deca
     call_pointer(rule, (w, g, v1, v2, rate, coefficients[0], coefficients[1]))
 
 
-@kernel
+@helper
 def sum_of_squares(W, begin, end):
     """Return the sum of the squares of some rows, in double precision."""
     total = 0.0
@@ -181,7 +181,7 @@ def update_sparse(args, chunk, chunks, number):
 #     The first layer's inputs.
 
 
-@kernel
+@helper
 def gather_targets(all_labels, all_soft, rows, labels, soft, begin, end):
     """Copy the targets of samples begin .. end - 1 of a batch."""
     for n in range(begin, end):
