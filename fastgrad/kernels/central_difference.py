@@ -78,7 +78,7 @@ import numpy as np
 from fastgrad.kernels.activations import SIGMOID
 from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD
 from fastgrad.kernels.compile import helper, step_kernel
-from fastgrad.kernels.elementary import expm1, like
+from fastgrad.kernels.elementary import are_finite, expm1, like
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import lowest_bit
 
@@ -98,16 +98,6 @@ FINITE, IN_RANGE = 0, 1
 #: D. E. Knuth, *The Art of Computer Programming* 3, section 6.4).
 HASH_SLOTS = 1024
 HASH_FACTOR, HASH_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(54)
-
-
-@helper
-def sum_of_zeros(numbers):
-    """Return 0 if all numbers are finite, else NaN."""
-    zero = numbers.dtype.type(0)
-    total = zero
-    for k in range(numbers.size):
-        total += numbers[k] * zero
-    return total
 
 
 @helper
@@ -380,7 +370,7 @@ def perturb_second_layer(args, chunk, chunks, number):
     dtype = columns.dtype.type
     step, zero, one, two = dtype(h), dtype(0), dtype(1), dtype(2)
     third, fifth, seventh, ninth = dtype(1 / 3), dtype(1 / 5), dtype(1 / 7), dtype(1 / 9)
-    finite = sum_of_zeros(b1) + sum_of_zeros(W2.reshape(-1)) + sum_of_zeros(b2) == zero
+    finite = are_finite(b1) & are_finite(W2.reshape(-1)) & are_finite(b2)
     state[chunk, FINITE] = finite
     state[chunk, IN_RANGE] = 1
     for k in range(n_classes):

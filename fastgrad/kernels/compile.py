@@ -34,21 +34,23 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import inspect
 import operator
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
+from numba import types
 from numba.extending import intrinsic, is_jitted
 
 #: Fast-math flags of all but `exact_helper`. Without ``nnan`` and ``ninf``: a NaN must reach the
 #: caller.
-FASTMATH = frozenset({"contract", "reassoc", "nsz", "arcp"})
+FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 
 #: Fast-math flags of `exact_helper`.
-EXACT_FASTMATH = frozenset({"contract"})
+EXACT_FASTMATH = {"contract"}
 
 #: What the package uses of Numba beyond its documented interface, as "module:name", by what is lost
 #: without it.
@@ -89,16 +91,14 @@ _FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
 COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
 
 
-#: Options with which Numba counts references to arrays, or does not.
-_COUNTED, _UNCOUNTED = (
-    {} if None in map(private_name, PRIVATE_NAMES["counting"]) else {"_nrt": counted}
-    for counted in (True, False)
-)
+def _counting(counted: bool) -> dict[str, Any]:
+    """Return options with which Numba counts references to arrays, or does not."""
+    return {} if None in map(private_name, PRIVATE_NAMES["counting"]) else {"_nrt": counted}
 
 
 def kernel(function: Callable[..., Any]) -> Any:
     """Compile a serial kernel."""
-    return _compile(function, **_UNCOUNTED)
+    return _compile(function, **_counting(False))
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
@@ -113,19 +113,19 @@ def step_kernel(function: Callable[..., Any]) -> Any:
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a serial function that only kernels call."""
-    return _without_entry(_compile(function, no_cpython_wrapper=True, **_UNCOUNTED))
+    return _without_entry(_compile(function, no_cpython_wrapper=True, **_counting(False)))
 
 
 def exact_helper(function: Callable[..., Any]) -> Any:
     """Compile a helper whose operations keep their order."""
-    options = {"fastmath": EXACT_FASTMATH, "no_cpython_wrapper": True, **_UNCOUNTED}
+    options = {"fastmath": EXACT_FASTMATH, "no_cpython_wrapper": True, **_counting(False)}
     return _without_entry(_compile(function, **options))
 
 
 def allocating_helper(function: Callable[..., Any]) -> Any:
     """Compile a helper that creates arrays."""
     # Said explicitly, since it would do as the kernel does that calls it.
-    return _without_entry(_compile(function, no_cpython_wrapper=True, **_COUNTED))
+    return _without_entry(_compile(function, no_cpython_wrapper=True, **_counting(True)))
 
 
 def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -134,13 +134,65 @@ def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
     return decorate
 
 
-def emitted(plain: Callable[..., Any], emit: Callable[..., Any]) -> Any:
+class Call(NamedTuple):
+    """A call of an intrinsic that is being compiled: what its instructions are written with.
+
+    Attributes
+    ----------
+    context, builder
+        Of Numba and of llvmlite.
+    kinds : dict
+        The Numba type of each argument, by name.
+    values : dict
+        The LLVM value of each argument.
+    """
+
+    context: Any
+    builder: Any
+    kinds: dict[str, Any]
+    values: dict[str, Any]
+
+    def whole(self, name: str) -> Any:
+        """Return an integer argument as 64 bits."""
+        return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
+
+
+def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any = None) -> Any:
     """Return an intrinsic made of LLVM instructions, or its plain twin where nothing is compiled.
 
     Kernels call the intrinsic itself. With ``numba.extending.overload`` between them it would come
     in a function of its own, which takes a tenth of a second more to compile.
+
+    Parameters
+    ----------
+    plain : callable
+        Says what is computed, and names the parameters.
+    emit : callable
+        Writes the instructions, and returns the resulting LLVM value.
+    result : Numba type, optional
+        Of the result, if there is one.
     """
-    return intrinsic(emit) if COMPILED else plain
+    if not COMPILED:
+        return plain
+    names = list(inspect.signature(plain).parameters)
+
+    def typed(typing_context: Any, *kinds: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+            by_name = (dict(zip(names, each, strict=True)) for each in (signature.args, arguments))
+            value = emit(Call(context, builder, *by_name))
+            return context.get_dummy_value() if result is None else value
+
+        return (result or types.void)(*kinds), generate
+
+    # Numba reads the parameters from the signature.
+    parameter = inspect.Parameter
+    signature = inspect.Signature(
+        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ["typing_context", *names]]
+    )
+    vars(typed)["__signature__"] = signature
+    typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
+    typed.__doc__ = plain.__doc__
+    return intrinsic(typed)
 
 
 def address(function: Any, signature: tuple[Any, ...]) -> Any:
@@ -183,19 +235,17 @@ def users_overload(function: Any, signature: tuple[Any, ...]) -> Any:
         return None
 
 
-def _compile(
-    function: Callable[..., Any], *, fastmath: frozenset[str] = FASTMATH, **options: Any
-) -> Any:
+def _compile(function: Callable[..., Any], **options: Any) -> Any:
     if not COMPILED:
         return function
-    compiled = numba.njit(
-        function,
-        fastmath=set(fastmath),
-        error_model="numpy",
-        nogil=True,
-        no_cfunc_wrapper=True,  # nobody calls through it
+    options = {
+        "fastmath": FASTMATH,
+        "error_model": "numpy",
+        "nogil": True,
+        "no_cfunc_wrapper": True,  # nobody calls through it
         **options,
-    )
+    }
+    compiled = numba.njit(function, **options)
     _attach_cache(compiled)
     return compiled
 
@@ -206,12 +256,13 @@ def _without_entry(compiled: Any) -> Any:
     A call from there would end the process. So Python runs what it was compiled from.
     """
     if is_jitted(compiled):
-        compiled.__class__ = _helper_class(type(compiled))
+        kind: Any = type(compiled)
+        compiled.__class__ = _helper_class(kind)
     return compiled
 
 
 @functools.cache
-def _helper_class(dispatcher: type) -> type:
+def _helper_class(dispatcher: Any) -> Any:
     return type("Helper", (dispatcher,), {"__call__": lambda self, *args: self.py_func(*args)})
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastgrad.kernels.compile import exact_helper
+from fastgrad.kernels.compile import exact_helper, helper
 
 _LOG2_E = 1.4426950408889634
 _LOG2_E_32 = np.float32(_LOG2_E)
@@ -163,3 +163,13 @@ def _compile_like(constant, x):
     if x == types.float32:
         return lambda constant, x: np.float32(constant)
     return lambda constant, x: np.float64(constant)
+
+
+@helper
+def are_finite(numbers):
+    """Return whether all numbers of a 1-D array are finite."""
+    zero = numbers.dtype.type(0)
+    total = zero  # becomes NaN, once and for all, by one that is not: a loop without a branch
+    for k in range(numbers.size):
+        total += numbers[k] * zero
+    return total == zero

@@ -57,6 +57,7 @@ from fastgrad.kernels.activations import activate_rows
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.bitmask import WORD, build_bitmask
 from fastgrad.kernels.compile import step_kernel
+from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import masked_axpy
@@ -83,13 +84,8 @@ def affine_sparse(args, chunk, chunks, number):
         for word in range(bits.shape[1]):
             for n in range(first, last):
                 masked_axpy(bits[n, word], word * WORD, turned, n, W, width, out, n)
-    zero = W.dtype.type(0)
-    check = zero  # becomes NaN, once and for all, by what is not finite
-    flat = W.reshape(-1)
-    begin, end = chunk_range(flat.size, chunk, chunks)
-    for k in range(begin, end):
-        check += flat[k] * zero
-    finite[chunk, 0] = check == zero
+    begin, end = chunk_range(W.size, chunk, chunks)
+    finite[chunk, 0] = are_finite(W.reshape(-1)[begin:end])
 
 
 @step_kernel

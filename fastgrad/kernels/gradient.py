@@ -21,6 +21,7 @@ from __future__ import annotations
 from fastgrad.kernels.affine import sum_rows, weight_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
 from fastgrad.kernels.compile import step_kernel
+from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.runtime import chunk_range
 from fastgrad.kernels.simd import masked_axpy
 
@@ -49,10 +50,7 @@ def weights_sparse(args, chunk, chunks, number):
                     masked_axpy(bits_of_row, group * WORD, x, i, errors, width, dW, i)
     if chunk == 0:
         sum_rows(errors, db)
-        zero = db.dtype.type(0)
-        for j in range(width):
-            if db[j] * zero != zero:
-                finite[0, 0] = 0
+        finite[0, 0] &= are_finite(db)
 
 
 @step_kernel

@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import functools
 import platform
+import zlib
 from collections.abc import Callable, Sequence
 from ctypes import addressof, c_char
 from types import SimpleNamespace
@@ -225,7 +226,7 @@ if COMPILED:
         @property
         def mangling_args(self) -> tuple[str, tuple[Any, ...]]:
             """A short name for symbols; the cache tells types apart by the long one."""
-            return "Arguments", (hash(self.name) & 0xFFFFFFFF,)
+            return "Arguments", (zlib.crc32(self.name.encode()),)
 
     @register_model(ArgumentsType)
     class _ArgumentsModel(models.PrimitiveModel):
@@ -286,25 +287,20 @@ def _plain_call(function, arguments):
     return False
 
 
-def _emit_call(typing_context, function, arguments):
-    given = arguments.types
+def _emit_call(call):
+    context, builder = call.context, call.builder
+    given = call.kinds["arguments"].types
     taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
-
-    def generate(context, builder, signature, values):
-        pointer, packed = values
-        unpacked = cgutils.unpack_tuple(builder, packed)
-        convention = context.call_conv
-        function_type = convention.get_function_type(types.none, taken)
-        status, _ = convention.call_function(
-            builder,
-            builder.inttoptr(pointer, function_type.as_pointer()),
-            types.none,
-            taken,
-            [context.cast(builder, *three) for three in zip(unpacked, given, taken, strict=True)],
-        )
-        return status.is_error
-
-    return types.boolean(function, arguments), generate
+    values = cgutils.unpack_tuple(builder, call.values["arguments"])
+    function_type = context.call_conv.get_function_type(types.none, taken)
+    status, _ = context.call_conv.call_function(
+        builder,
+        builder.inttoptr(call.values["function"], function_type.as_pointer()),
+        types.none,
+        taken,
+        [context.cast(builder, *three) for three in zip(values, given, taken, strict=True)],
+    )
+    return status.is_error
 
 
 def _plain_load(counters, row, column):
@@ -325,68 +321,50 @@ def _plain_compare_and_swap(counters, row, column, expected, value):
     return True
 
 
-def _counter(context, builder, kinds, values):
+def _counter(call):
     """Return a pointer to an element of a 2-D array."""
-    array = context.make_array(kinds[0])(context, builder, values[0])
-    indices = [context.cast(builder, values[k], kinds[k], types.int64) for k in (1, 2)]
-    return cgutils.get_item_pointer(context, builder, kinds[0], array, indices)
+    context, builder, kind = call.context, call.builder, call.kinds["counters"]
+    array = context.make_array(kind)(context, builder, call.values["counters"])
+    indices = [call.whole("row"), call.whole("column")]
+    return cgutils.get_item_pointer(context, builder, kind, array, indices)
 
 
-def _emit_load(typing_context, counters, row, column):
-    def generate(context, builder, signature, values):
-        return builder.load_atomic(_counter(context, builder, signature.args, values), "acquire", 8)
-
-    return types.int64(counters, row, column), generate
+def _emit_load(call):
+    return call.builder.load_atomic(_counter(call), "acquire", 8)
 
 
-def _emit_store(typing_context, counters, row, column, value):
-    def generate(context, builder, signature, values):
-        at = _counter(context, builder, signature.args, values)
-        builder.store_atomic(values[3], at, "release", 8)
-        return context.get_dummy_value()
-
-    return types.void(counters, row, column, types.int64), generate
+def _emit_store(call):
+    call.builder.store_atomic(call.whole("value"), _counter(call), "release", 8)
 
 
-def _emit_compare_and_swap(typing_context, counters, row, column, expected, value):
-    def generate(context, builder, signature, values):
-        at = _counter(context, builder, signature.args, values)
-        result = builder.cmpxchg(at, values[3], values[4], "acq_rel", "monotonic")
-        return builder.extract_value(result, 1)
-
-    return types.boolean(counters, row, column, types.int64, types.int64), generate
+def _emit_compare_and_swap(call):
+    expected, value = call.whole("expected"), call.whole("value")
+    result = call.builder.cmpxchg(_counter(call), expected, value, "acq_rel", "monotonic")
+    return call.builder.extract_value(result, 1)
 
 
 def _plain_pause():
     """Wait for some 20 nanoseconds, and leave the core's resources to its other thread."""
 
 
-def _emit_pause(typing_context):
-    def generate(context, builder, signature, values):
-        machine = platform.machine().lower()
-        if machine in ("x86_64", "amd64"):
-            nothing = ir.FunctionType(ir.VoidType(), [])
-            builder.call(builder.module.declare_intrinsic("llvm.x86.sse2.pause", (), nothing), [])
-        elif machine in ("aarch64", "arm64"):
-            hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-            call = builder.module.declare_intrinsic("llvm.aarch64.hint", (), hint)
-            builder.call(call, [ir.Constant(ir.IntType(32), 1)])  # "yield"
-        return context.get_dummy_value()
-
-    return types.void(), generate
+def _emit_pause(call):
+    machine, declare = platform.machine().lower(), call.builder.module.declare_intrinsic
+    if machine in ("x86_64", "amd64"):
+        nothing = ir.FunctionType(ir.VoidType(), [])
+        call.builder.call(declare("llvm.x86.sse2.pause", (), nothing), [])
+    elif machine in ("aarch64", "arm64"):
+        hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
+        number = ir.Constant(ir.IntType(32), 1)  # "yield"
+        call.builder.call(declare("llvm.aarch64.hint", (), hint), [number])
 
 
 def _plain_call_system(function):
     """Call a function of the operating system by its address, without arguments."""
 
 
-def _emit_call_system(typing_context, function):
-    def generate(context, builder, signature, values):
-        kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
-        builder.call(builder.inttoptr(values[0], kind), [])
-        return context.get_dummy_value()
-
-    return types.void(types.int64), generate
+def _emit_call_system(call):
+    kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
+    call.builder.call(call.builder.inttoptr(call.values["function"], kind), [])
 
 
 def _plain_as_arguments(pointer):
@@ -394,20 +372,17 @@ def _plain_as_arguments(pointer):
     return pointer
 
 
-def _emit_as_arguments(typing_context, pointer):
-    def generate(context, builder, signature, values):
-        return builder.inttoptr(values[0], ir.IntType(8).as_pointer())
-
-    return types.voidptr(types.int64), generate
+def _emit_as_arguments(call):
+    return call.builder.inttoptr(call.values["pointer"], ir.IntType(8).as_pointer())
 
 
-call_pointer = emitted(_plain_call, _emit_call)
-load = emitted(_plain_load, _emit_load)
+call_pointer = emitted(_plain_call, _emit_call, types.boolean)
+load = emitted(_plain_load, _emit_load, types.int64)
 store = emitted(_plain_store, _emit_store)
-compare_and_swap = emitted(_plain_compare_and_swap, _emit_compare_and_swap)
+compare_and_swap = emitted(_plain_compare_and_swap, _emit_compare_and_swap, types.boolean)
 pause = emitted(_plain_pause, _emit_pause)
 call_system = emitted(_plain_call_system, _emit_call_system)
-as_arguments = emitted(_plain_as_arguments, _emit_as_arguments)
+as_arguments = emitted(_plain_as_arguments, _emit_as_arguments, types.voidptr)
 
 
 @helper

@@ -19,8 +19,6 @@ are not compiled.
 
 from __future__ import annotations
 
-import inspect
-
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
@@ -290,22 +288,18 @@ class _Emitter:
     Addresses and lengths are integers of 64 bits, in bytes.
     """
 
-    def __init__(self, context, builder, kinds, values):
-        self.context, self.builder = context, builder
-        self.kinds, self.values = kinds, values
-        if "out" in kinds:
-            self.number = context.get_data_type(kinds["out"].dtype)
-            self.size = kinds["out"].dtype.bitwidth // 8
+    def __init__(self, call):
+        self.context, self.builder, self.kinds, self.values = call
+        self.whole = call.whole
+        if "out" in self.kinds:
+            self.number = self.context.get_data_type(self.kinds["out"].dtype)
+            self.size = self.kinds["out"].dtype.bitwidth // 8
 
     def add(self, a, b):
         return self.builder.add(a, b)
 
     def times(self, a, constant):
         return self.builder.mul(a, ir.Constant(_INTEGER, constant))
-
-    def whole(self, name):
-        """Return an integer argument as 64 bits."""
-        return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
 
     def address(self, name, *indices):
         """Return the address of an array's element, and the array's strides.
@@ -528,29 +522,7 @@ class _Emitter:
 
 def _micro_kernel(plain, emit, result=None):
     """Return a micro-kernel: an intrinsic with the parameters of its plain twin."""
-    names = list(inspect.signature(plain).parameters)
-
-    def typed(typing_context, *kinds):
-        def generate(context, builder, signature, arguments):
-            emitter = _Emitter(
-                context,
-                builder,
-                dict(zip(names, signature.args, strict=True)),
-                dict(zip(names, arguments, strict=True)),
-            )
-            value = emit(emitter)
-            return context.get_dummy_value() if result is None else value
-
-        return (result or types.void)(*kinds), generate
-
-    # Numba reads the parameters from the signature.
-    parameter = inspect.Parameter
-    typed.__signature__ = inspect.Signature(
-        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ["typing_context", *names]]
-    )
-    typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
-    typed.__doc__ = plain.__doc__
-    return emitted(plain, typed)
+    return emitted(plain, lambda call: emit(_Emitter(call)), result)
 
 
 nonzero_bits = _micro_kernel(_plain_nonzero_bits, _emit_nonzero_bits, types.uint64)
