@@ -36,8 +36,13 @@ _NO_LABELS = np.empty(0, np.int64)
 
 
 @functools.lru_cache(maxsize=64)
-def _no_targets(classes: int, dtype: np.dtype[Any]) -> FloatArray:
+def _no_soft_targets(classes: int, dtype: np.dtype[Any]) -> FloatArray:
     return np.empty((0, classes), dtype)
+
+
+def no_targets(classes: int, dtype: np.dtype[Any]) -> tuple[IntArray, FloatArray]:
+    """Return what `targets` would for no targets at all."""
+    return _NO_LABELS, _no_soft_targets(classes, dtype)
 
 
 def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
@@ -251,7 +256,7 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
         if t.dtype is dtype and t.shape == (n, classes):
             return _NO_LABELS, t
         if t.dtype is _INT64 and t.shape == (n,) and _in_range(t, classes):
-            return t, _no_targets(classes, dtype)
+            return t, _no_soft_targets(classes, dtype)
     array = _plain_array(t, name)
     integers = array.dtype.kind in "iu"
     if array.shape == (n, classes) and not (classes == 1 and integers):
@@ -275,7 +280,7 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
             f"`{name}` must hold labels from 0 to {classes - 1}. "
             f"Got {flat[position]} at position {position}."
         )
-    return labels, _no_targets(classes, dtype)
+    return labels, _no_soft_targets(classes, dtype)
 
 
 def _in_range(labels: IntArray, classes: int) -> bool:

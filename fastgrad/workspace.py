@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +14,15 @@ from numpy.typing import DTypeLike, NDArray
 from fastgrad.arrays import FloatArray
 from fastgrad.kernels import central_difference, central_difference_general, forward, gradient
 from fastgrad.kernels.bitmask import WORD, words
-from fastgrad.kernels.runtime import ROW, Arguments, Program, launch, program, progress_rows
+from fastgrad.kernels.runtime import (
+    ROW,
+    Arguments,
+    Program,
+    launch,
+    pointing,
+    program,
+    progress_rows,
+)
 
 if TYPE_CHECKING:
     from fastgrad.engine import Engine
@@ -92,12 +100,13 @@ class Workspace:
         )
         self.layers = [self._layer(k) for k in range(len(sizes) - 1)]
         self.back = [self._way_back(k) for k in range(1, len(sizes) - 1)]
-        self._point_x = self.layers[0].pointing("x")
-        self._point_params = [layer.pointing(name) for layer in self.layers for name in "Wb"]
-        self._point_back = [layer.pointing("weights") for layer in self.back]
-        self._point_result = [
-            layer.pointing(name) for layer in self.layers for name in ("dW", "db")
-        ]
+        self._point = pointing(
+            [(self.layers[0], "x"), (self.loss, "labels"), (self.loss, "soft")]
+            + [(layer, name) for layer in self.layers for name in "Wb"]
+            + [(layer, "weights") for layer in self.back]
+        )
+        #: Has the kernels write the gradient, W1, b1, W2, .., into other arrays.
+        self.point_result = pointing([(layer, d) for layer in self.layers for d in ("dW", "db")])
 
     def _layer(self, k: int) -> Arguments:
         W, b = self.engine.placeholders[2 * k : 2 * k + 2]
@@ -132,17 +141,7 @@ class Workspace:
 
     def point(self, params: Sequence[FloatArray], x: Any, labels: Any, soft: Any) -> None:
         """Have the kernels read these parameters, samples and targets."""
-        self._point_x(x)
-        for point, array in zip(self._point_params, params, strict=True):
-            point(array)
-        for point, array in zip(self._point_back, params[2::2], strict=True):
-            point(array)
-        self.loss.set(labels=labels, soft=soft)
-
-    def point_result(self, arrays: Iterable[FloatArray]) -> None:
-        """Have the kernels write the gradient, W1, b1, W2, .., into these arrays."""
-        for point, array in zip(self._point_result, arrays, strict=True):
-            point(array)
+        self._point([x, labels, soft, *params, *params[2::2]])
 
     def launch(self, steps: Program) -> None:
         """Run a program."""

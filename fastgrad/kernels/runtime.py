@@ -29,7 +29,7 @@ from __future__ import annotations
 import functools
 import platform
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from ctypes import addressof, c_char
 from types import SimpleNamespace
 from typing import Any, NamedTuple
@@ -119,20 +119,6 @@ class Arguments:
             else:
                 raise TypeError(f"`{name}` must be a plain array of {dtype}. Got {value.dtype}.")
 
-    def pointing(self, name: str) -> Callable[[Any], None]:
-        """Return a function that replaces an array by one of the same dtype and shape.
-
-        It checks nothing, and takes a third of the time of `set`.
-        """
-        if not COMPILED:
-            return functools.partial(setattr, self.pointer, name)
-        integers, word = self._integers, self._words[name][1]
-
-        def point(array: Any) -> None:
-            integers[word] = addressof(c_char.from_buffer(array))
-
-        return point
-
     def kernel_address(self, body: Any) -> Any:
         """Return the address of a step kernel for these arguments, compiling it if need be."""
         if not COMPILED:
@@ -142,6 +128,30 @@ class Arguments:
         names = body.py_func.__code__.co_names
         kind = ArgumentsType({name: self.fields[name] for name in names if name in self.fields})
         return _addresses(body, kind)
+
+
+def pointing(places: Sequence[tuple[Arguments, str]]) -> Callable[[Iterable[Any]], None]:
+    """Return a function that replaces arrays of some `Arguments`, given in the order of `places`.
+
+    It checks nothing, not even the dtype, and takes a third of the time of `Arguments.set`. Of
+    their shapes only the first length may change.
+    """
+    if not COMPILED:
+
+        def replace(arrays: Iterable[Any]) -> None:
+            for (args, name), array in zip(places, arrays, strict=True):
+                setattr(args.pointer, name, array)
+
+        return replace
+    words = [(args._integers, args._words[name][1]) for args, name in places]
+    first_item = c_char.from_buffer
+
+    def point(arrays: Iterable[Any]) -> None:
+        for (integers, word), array in zip(words, arrays, strict=True):
+            integers[word + 1] = length = len(array)
+            integers[word] = addressof(first_item(array)) if length else 0
+
+    return point
 
 
 @functools.cache
