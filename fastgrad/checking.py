@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -102,6 +103,8 @@ class GradientCheck:
         What is known of each entry: 0 right, 1 wrong, above that not judged.
     repeats : tuple of float
         Two values of f at the same point, if they differ.
+    noise : float
+        How noisy f is: the standard deviation of its values; NaN if it was not measured.
 
     Examples
     --------
@@ -125,6 +128,7 @@ class GradientCheck:
     parameters: dict[str, FloatArray] = field(default_factory=dict)
     codes: dict[str, Codes] = field(default_factory=dict)
     repeats: tuple[float, ...] = ()
+    noise: float = math.nan
 
     @property
     def ok(self) -> bool:
@@ -193,7 +197,8 @@ class GradientCheck:
                 counts[reason] = counts.get(reason, 0) + count
         words = {
             "kink": "{} not judged, for a kink lies within ±h",
-            "noise": "{} of {} entries could not be judged beside the noise of f",
+            "noise": "{} of {} entries could not be judged beside the noise of f"
+            + ("" if math.isnan(self.noise) else f", about {self.noise:.2g}"),
             "not finite": "{} of {} entries could not be judged, for f is not finite at x ± h",
             "not drawn": "{} of {} entries not drawn",
         }

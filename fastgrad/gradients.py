@@ -478,7 +478,7 @@ def check_gradient(
         analytic = _flat(tree, claimed)
         source = _generator(rng)
         noise = noise_of(objective, objective.here())
-        found = GradientCheck({}, _shown(h), {}, {}, repeats=noise.repeats)
+        found = GradientCheck({}, _shown(h), {}, {}, repeats=noise.repeats, noise=noise.level)
         if directions is None or sample is not None:
             entries = _drawn(objective, sample, source)
             limits = _limits(bounds, objective, entries)

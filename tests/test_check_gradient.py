@@ -364,7 +364,9 @@ class TestNothingIsPassedUnseen:
         def rough(x):
             return float(np.sum(x**2) + 1e-9 * (hash(x.tobytes()) % 1000 / 1000))
 
-        array = check_gradient(rough, 2 * self.x, self.x).arrays["x"]
+        check = check_gradient(rough, 2 * self.x, self.x)
+        assert 1e-10 < check.noise < 1e-9
+        array = check.arrays["x"]
         assert array.kinks == 0
         assert array.verdict == "ok"
         assert 1e-6 < array.noise < 1e-4
@@ -379,8 +381,11 @@ class TestNothingIsPassedUnseen:
         array = check.arrays["x"]
         assert array.wrong + array.not_judged.get("noise", 0) == 1
         assert check.ok == (array.wrong == 0)
-        if not array.wrong:
-            assert "1 of 2 entries could not be judged" in str(check)
+
+    def test_what_noise_hides_is_counted_with_its_size(self):
+        check = check_gradient(lambda v: np.sum(v**2), [2e8, 2.0], np.array([1e8, 1.0]))
+        assert check.ok
+        assert "1 of 2 entries could not be judged beside the noise of f, about 1" in str(check)
 
     def test_all_wrong_entries_are_counted(self):
         x = np.linspace(1, 2, 320)
