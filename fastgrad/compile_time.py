@@ -82,8 +82,8 @@ class Watch:
     Parameters
     ----------
     tell : callable, optional
-        Called without arguments when compiling begins, and again after a pause. By default a line
-        is written where somebody seems to wait for it.
+        Called without arguments when the block's first compiling begins, and again after a pause.
+        By default a line is written where somebody seems to wait for it.
 
     Examples
     --------
@@ -107,6 +107,7 @@ class Watch:
         self._told_before = _state.tell
         if self._tell is not None:
             _state.tell = self._tell
+            _state.ended = -math.inf  # what was said before was said elsewhere
         return self
 
     def __exit__(self, *exception: object) -> None:

@@ -172,7 +172,7 @@ def _errors(check: GradientCheck, name: str) -> FloatArray:
 
 def _title(check: GradientCheck, name: str) -> str:
     array = check.arrays[name]
-    return f"wrong: {array.wrong} of {array.judged}" if array.wrong else array.verdict
+    return f"wrong: {array.wrong:,} of {array.judged:,}" if array.wrong else array.verdict
 
 
 def _image(figure: Any, axes: Any, check: GradientCheck, name: str) -> None:
@@ -207,8 +207,9 @@ def _histogram(axes: Any, check: GradientCheck, name: str) -> None:
     floor = np.log10(max(check.arrays[name].noise, 1e-300))
     axes.axvline(floor, color="black", linestyle="--", label="noise floor")
     axes.legend()
+    axes.locator_params(axis="x", nbins=6)  # more do not fit beside each other
     axes.set(
-        title=f"{name}: {_title(check, name)}, {np.count_nonzero(error == 0)} zeros",
+        title=f"{name}: {_title(check, name)}, {np.count_nonzero(error == 0):,} zeros",
         xlabel="log10 of the error",
         ylabel="entries",
     )

@@ -27,11 +27,17 @@ def test_it_is_announced_once_in_a_row(capsys, monkeypatch):
         compile_something(seconds=0.02)
         assert compiling.seconds >= 0.02
         compile_something()
-    assert capsys.readouterr().err == "fastgrad: compiling kernels for float32, once\n"
-    monkeypatch.setattr(compile_time, "_PAUSE", 0)
-    with compile_time.announced("float32"):
+        assert capsys.readouterr().err == "fastgrad: compiling kernels for float32, once\n"
+        monkeypatch.setattr(compile_time, "_PAUSE", 0)
         compile_something()
     assert "float32" in capsys.readouterr().err
+
+
+def test_who_asks_is_told_whatever_was_compiled_just_before(capsys):
+    compile_something()
+    with compile_time.announced("float32"):
+        compile_something()
+    assert capsys.readouterr().err == "fastgrad: compiling kernels for float32, once\n"
 
 
 def test_what_a_kernel_calls_counts_as_a_part_of_it(capsys):

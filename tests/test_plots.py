@@ -1,5 +1,6 @@
 """The pictures show the numbers that they are given, and need neither a display nor pyplot."""
 
+import itertools
 import struct
 import subprocess
 import sys
@@ -81,6 +82,22 @@ def test_a_notebook_shows_what_plot_returns():
         assert png.startswith(b"\x89PNG")
         width, height = struct.unpack(">2I", png[16:24])
         assert (width, height) == tuple(figure.get_size_inches() * figure.dpi)
+
+
+@pytest.mark.parametrize(("largest", "decades"), [(1e-7, 3.8), (1e-9, 1.6), (1e-11, 2.2)])
+def test_ticks_of_a_histogram_do_not_touch(largest, decades):
+    x = np.ones(10)
+    errors = largest * 10 ** np.linspace(0, -decades, 10)
+    check = check_gradient(lambda x: np.sum(x**2), 2 * x + errors, x)
+    figure = check.plot()
+    figure.draw_without_rendering()
+    (_, axes, *_) = figure.axes
+    low, high = axes.get_xlim()
+    texts = [text for text in axes.get_xticklabels() if low <= text.get_position()[0] <= high]
+    boxes = [text.get_window_extent() for text in texts]
+    assert len(boxes) >= 2
+    for left, right in itertools.pairwise(boxes):
+        assert left.x1 + 2 < right.x0
 
 
 def test_pyplot_is_never_imported():
