@@ -10,17 +10,11 @@ from hypothesis.extra import numpy as hnp
 from fastgrad.kernels import activations
 
 
-def python_of(kernel):
-    return getattr(kernel, "py_func", kernel)
-
-
 def maps():
     parallel = activations.activate_parallel
     return {
         "serial": activations.activate,
-        "serial, in Python": python_of(activations.activate),
         "parallel": lambda *args: parallel(*args, 3),
-        "parallel, in Python": lambda *args: python_of(parallel)(*args, 3),
     }
 
 
@@ -77,15 +71,13 @@ def test_special_values(dtype):
     np.testing.assert_array_equal(out, np.array([np.nan, np.inf, 0, 0, 0, 1e5, 0], dtype))
 
 
-@pytest.mark.parametrize("variant", ["compiled", "python"])
 @settings(deadline=None, max_examples=25)
 @given(x=arrays(), seed=st.integers(0, 2**32 - 1))
-def test_layers_backward(variant, x, seed):
-    choose = python_of if variant == "python" else (lambda kernel: kernel)
+def test_layers_backward(x, seed):
     dout = np.random.default_rng(seed).standard_normal(x.size).astype(x.dtype)
     dx, mask = np.empty_like(x), x <= 0
-    choose(activations.relu_backward)(dout, mask, dx)
+    activations.relu_backward(dout, mask, dx)
     np.testing.assert_array_equal(dx, np.where(mask, 0, dout))
     y = np.abs(np.sin(x))
-    choose(activations.sigmoid_backward)(dout, y, dx)
+    activations.sigmoid_backward(dout, y, dx)
     np.testing.assert_allclose(dx, dout * (1 - y) * y, rtol=4 * np.finfo(x.dtype).eps)

@@ -9,15 +9,6 @@ from reference import from_python
 
 from fastgrad.kernels import losses
 
-
-def python_of(kernel):
-    return getattr(kernel, "py_func", kernel)
-
-
-def variants(kernel):
-    return {"compiled": kernel, "python": python_of(kernel)}
-
-
 BATCHES = {
     "n": st.integers(1, 9),
     "classes": st.integers(1, 19),
@@ -46,39 +37,36 @@ def softmax(a):
     return e / e.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("how", ["serial", "serial, in Python", "parallel", "parallel, in Python"])
+@pytest.mark.parametrize("how", ["serial", "parallel"])
 @settings(deadline=None, max_examples=25)
 @given(**BATCHES)
 def test_softmax(how, n, classes, seed, dtype, kind):
     a, *_ = batch(n, classes, seed, dtype, kind)
-    kernel = losses.softmax_rows if how.startswith("serial") else losses.softmax_parallel
-    kernel = python_of(kernel) if how.endswith("Python") else kernel
+    kernel = losses.softmax_rows if how == "serial" else losses.softmax_parallel
     y = np.full(a.shape, np.nan, dtype)
-    kernel(a, y, *((0, n) if how.startswith("serial") else (3,)))
+    kernel(a, y, *((0, n) if how == "serial" else (3,)))
     np.testing.assert_allclose(y, softmax(a), rtol=1e-14 if dtype == "d" else 2e-6)
 
 
-@pytest.mark.parametrize("variant", ["compiled", "python"])
 @pytest.mark.parametrize("delta", [1e-7, 1e-3])
 @settings(deadline=None, max_examples=25)
 @given(**BATCHES)
-def test_cross_entropy(variant, delta, n, classes, seed, dtype, kind):
+def test_cross_entropy(delta, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     y = softmax(a)
     unused = np.full_like(a, np.nan)
-    loss = variants(losses.cross_entropy)[variant](unused, y, labels, soft, delta)
+    loss = losses.cross_entropy(unused, y, labels, soft, delta)
     expected = -np.sum(dense * np.log(y + dense.dtype.type(delta)), dtype=np.float64) / n
     tolerance = 1e-13 if dtype == "d" else 2e-5
     assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("variant", ["compiled", "python"])
 @settings(deadline=None, max_examples=25)
 @given(**BATCHES)
-def test_log_softmax_loss_against_50_digits(variant, n, classes, seed, dtype, kind):
+def test_log_softmax_loss_against_50_digits(n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     a *= 30  # probabilities down to 1e-100
-    loss = variants(losses.cross_entropy)[variant](a, softmax(a), labels, soft, 0.0)
+    loss = losses.cross_entropy(a, softmax(a), labels, soft, 0.0)
     with mpmath.workdps(50):
         expected = mpmath.mpf(0)
         for scores, targets in zip(a.tolist(), dense.tolist(), strict=True):
@@ -89,15 +77,14 @@ def test_log_softmax_loss_against_50_digits(variant, n, classes, seed, dtype, ki
     assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@pytest.mark.parametrize("variant", ["compiled", "python"])
 @pytest.mark.parametrize("delta", [0.0, 1e-7, 1e-2])
 @settings(deadline=None, max_examples=25)
 @given(**BATCHES)
-def test_gradient_follows_the_formula(variant, delta, n, classes, seed, dtype, kind):
+def test_gradient_follows_the_formula(delta, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
     y = softmax(a)
     da = np.full(y.shape, np.nan, dtype)
-    kernel = variants(losses.logit_gradients)[variant]
+    kernel = losses.logit_gradients
     middle = n // 2  # two stretches of rows
     kernel(y, labels, soft, delta, 0.5 / n, da, middle, n)
     assert np.isnan(da[:middle]).all()
@@ -168,10 +155,9 @@ def test_the_loss_adds_up_from_stretches_of_rows(kind, delta):
     assert losses.cross_entropy(a, softmax(a), *nothing, delta) == 0
 
 
-@pytest.mark.parametrize("variant", ["compiled", "python"])
 @settings(deadline=None, max_examples=25)
 @given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
-def test_squared_error(variant, size, seed, dtype):
+def test_squared_error(size, seed, dtype):
     y, t = np.random.default_rng(seed).standard_normal((2, size)).astype(dtype)
-    got = variants(losses.squared_error)[variant](y, t)
+    got = losses.squared_error(y, t)
     assert got == pytest.approx(0.5 * np.sum((y - t) ** 2), rel=1e-13 if dtype == "d" else 1e-5)

@@ -1,7 +1,5 @@
 """The update rules against their formulas in NumPy."""
 
-import types
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,27 +11,14 @@ from fastgrad.kernels import updates
 RULES = {kind: getattr(updates, kind.lower()) for kind in SETTINGS}
 
 
-def python_of(kernel):
-    return getattr(kernel, "py_func", kernel)
-
-
 def in_parallel(rule, p, *arguments):
     updates.update_parallel(updates.pointer(rule, p.dtype), p, *arguments, 3)
-
-
-def in_parallel_in_python(rule, *arguments):
-    """Run the driver as it is without compilation, where a pointer is the rule itself."""
-    driver = python_of(updates.update_parallel)
-    names = dict(driver.__globals__, call_pointer=lambda function, args: function(*args))
-    types.FunctionType(driver.__code__, names)(python_of(rule), *arguments, 3)
 
 
 #: Ways to run a step, each called alike.
 PASSES = {
     "serial": lambda rule, *arguments: rule(*arguments),
-    "serial, in Python": lambda rule, *arguments: python_of(rule)(*arguments),
     "parallel": in_parallel,
-    "parallel, in Python": in_parallel_in_python,
 }
 
 

@@ -251,9 +251,9 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
 
 
 def _without_entry(compiled: Any) -> Any:
-    """Mend a function that was compiled without an entry from Python.
+    """Have a function that was compiled without an entry from Python say so.
 
-    A call from there would end the process. So Python runs what it was compiled from.
+    A call from there would end the process.
     """
     if is_jitted(compiled):
         kind: Any = type(compiled)
@@ -263,7 +263,10 @@ def _without_entry(compiled: Any) -> Any:
 
 @functools.cache
 def _helper_class(dispatcher: Any) -> Any:
-    return type("Helper", (dispatcher,), {"__call__": lambda self, *args: self.py_func(*args)})
+    def refuse(self: Any, *args: Any) -> None:
+        raise TypeError(f"`{self.__name__}` is for compiled code; Python cannot call it.")
+
+    return type("Helper", (dispatcher,), {"__call__": refuse})
 
 
 def _attach_cache(dispatcher: Any) -> None:

@@ -39,14 +39,14 @@ import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, helper, kernel, parallel_kernel
+from fastgrad.kernels.compile import address, kernel, parallel_kernel
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 
 #: Keeps the division by a root defined at the start; the book's number.
 EPSILON = 1e-7
 
 
-@helper
+@kernel
 def sgd(p, g, first, second, lr, a, b):
     """Take one step of plain gradient descent."""
     rate = p.dtype.type(lr)
@@ -54,7 +54,7 @@ def sgd(p, g, first, second, lr, a, b):
         p[i] -= rate * g[i]
 
 
-@helper
+@kernel
 def momentum(p, g, first, second, lr, a, b):
     """Take one step of gradient descent with momentum."""
     number = p.dtype.type
@@ -65,7 +65,7 @@ def momentum(p, g, first, second, lr, a, b):
         p[i] += v
 
 
-@helper
+@kernel
 def nesterov(p, g, first, second, lr, a, b):
     """Take one step of Nesterov's accelerated gradient."""
     number = p.dtype.type
@@ -76,7 +76,7 @@ def nesterov(p, g, first, second, lr, a, b):
         first[i] = m * v - rate * g[i]
 
 
-@helper
+@kernel
 def adagrad(p, g, first, second, lr, a, b):
     """Take one step of AdaGrad."""
     number = p.dtype.type
@@ -87,7 +87,7 @@ def adagrad(p, g, first, second, lr, a, b):
         p[i] -= rate * g[i] / (math.sqrt(h) + epsilon)
 
 
-@helper
+@kernel
 def rmsprop(p, g, first, second, lr, a, b):
     """Take one step of RMSprop."""
     number = p.dtype.type
@@ -98,7 +98,7 @@ def rmsprop(p, g, first, second, lr, a, b):
         p[i] -= rate * g[i] / (math.sqrt(h) + epsilon)
 
 
-@helper
+@kernel
 def adam(p, g, first, second, lr, a, b):
     """Take one step of Adam."""
     number = p.dtype.type
