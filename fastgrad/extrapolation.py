@@ -275,9 +275,8 @@ class _Ladders:
         below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise)
         below = below / np.maximum(np.abs(self.center), 1.0)
         error = np.where(hidden, np.maximum(error, below), error)
-        # Flat beside x, and all else far away: the slope is 0 to rounding.
-        still = (self.slopes[bottom, columns] == 0) & (bend == 0)
-        flat = np.isfinite(self.flat_error) & (lost | still)
+        # Flat beside x: the slope is 0 to rounding, whatever else far steps seem to show.
+        flat = np.isfinite(self.flat_error) & (lost | (np.abs(slope) > 2 * self.flat_error))
         slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
         return Extrapolated(slope, error, bend, kink)
 
