@@ -180,7 +180,7 @@ class _Mounted:
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
         self.root = tree.root
-        self.kept = [leaf.array.copy(order="K") for leaf in tree.leaves]
+        self.kept = [leaf.array.copy("K") for leaf in tree.leaves]
         self.replaced = [leaf for leaf in tree.leaves if not leaf.is_live]
 
     def __enter__(self) -> Any:
@@ -190,7 +190,7 @@ class _Mounted:
 
     def __exit__(self, *_: object) -> None:
         for leaf, original in zip(self.tree.leaves, self.kept, strict=True):
-            np.copyto(leaf.array, original)
+            leaf.array[...] = original
         for leaf in self.replaced:
             leaf.put(leaf.value)
         self.tree.root = self.root
