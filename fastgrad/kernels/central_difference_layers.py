@@ -145,8 +145,8 @@ def loss_from(net: Any, layer: int, unit: int, outputs: Any, loss: float, scratc
     a, z = scratch[0], scratch[1]
     if layer == last:
         for k in range(net.sizes[last + 1]):
-            a[k] = net.a[last, k]
-        a[unit] = outputs
+            for n in range(outputs.size):
+                a[k, n] = outputs[n] if k == unit else net.a[last, k, n]
         return mean_loss(net, a)
     changed = False
     for n in range(outputs.size):
@@ -192,8 +192,8 @@ def unit_slopes(
                     net, layer, net.params[gamma + unit], net.params[beta + unit], unit, moved,
                     outputs,
                 )  # fmt: skip
-                moved[:] = outputs
-            grads[place] += side * loss_from(net, layer, unit, moved, loss, scratch)
+            new = outputs if hidden else moved
+            grads[place] += side * loss_from(net, layer, unit, new, loss, scratch)
         grads[place] /= 2 * h
     if not (hidden and net.normalized):
         return

@@ -13,7 +13,7 @@
     A formula whose rounding errors are part of the algorithm (argument reduction, two-term
     constants): the compiler may fuse a multiply and an add, but never reorder.
 `allocating_helper`
-    A loop that creates arrays of its own.
+    A loop that creates arrays of its own. (So may an assignment of an array to a slice.)
 
 All share ``error_model="numpy"`` (a division checks nothing, so it vectorises), ``nogil`` (Python
 threads run side by side) and an on-disk cache that is never fatal and never stale.
