@@ -125,7 +125,7 @@ def exp(x):
     """Compute exp(x) of a float32 or float64 scalar, in its own precision.
 
     Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
-    and infinities as in NumPy. Callable from compiled code and from Python.
+    and infinities as in NumPy. For compiled code.
     """
     return _exp32(x) if isinstance(x, np.float32) else _exp64(np.float64(x))
 
@@ -133,8 +133,8 @@ def exp(x):
 def expm1(x):
     """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
 
-    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy.
-    Callable from compiled code and from Python.
+    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy. For
+    compiled code.
     """
     return _expm1_32(x) if isinstance(x, np.float32) else _expm1_64(np.float64(x))
 
