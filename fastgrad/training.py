@@ -150,7 +150,7 @@ def fit(
         _Interrupt() as interrupt,
         network.engine() as engine,
         progress_bar(count, progress) as bar,
-        kind(engine, optimizer, network, xs, labels.copy(), soft.copy(), size) as run,
+        kind(engine, optimizer, network, _Data(xs, labels.copy(), soft.copy(), size)) as run,
     ):
         finite = True
         while run.done < count and not interrupt.asked:
@@ -213,21 +213,23 @@ def _compile_ahead(network: Trainable, x: Any, t: Any, method: str, optimizer: O
     return history.interrupted
 
 
-class _Run:
-    """The moving part of a training run: parameters and optimizer state in compiled form.
+class _Data(NamedTuple):
+    """What a run trains on.
 
     Kernels index with the labels, and a callback may write into the user's: so these are copies.
     """
 
+    x: Any
+    labels: IntArray
+    soft: FloatArray
+    batch_size: int
+
+
+class _Run:
+    """The moving part of a training run: parameters and optimizer state in compiled form."""
+
     def __init__(
-        self,
-        engine: Engine,
-        optimizer: Optimizer,
-        network: Trainable,
-        x: Any,
-        labels: IntArray,
-        soft: FloatArray,
-        batch_size: int,
+        self, engine: Engine, optimizer: Optimizer, network: Trainable, data: _Data
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self._done = np.zeros(1, np.int64)
@@ -235,17 +237,9 @@ class _Run:
         #: How many iterations the user's parameters have seen.
         self._written = 0
         params = network.checked_params()
-        self._set_up(engine, params, x, labels, soft, batch_size)
+        self._set_up(engine, params, data)
 
-    def _set_up(
-        self,
-        engine: Engine,
-        params: dict[str, FloatArray],
-        x: Any,
-        labels: IntArray,
-        soft: FloatArray,
-        batch_size: int,
-    ) -> None:
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
         raise NotImplementedError
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
@@ -295,16 +289,8 @@ class _Run:
 class _NumericalRun(_Run):
     """Training by central differences, on parameters in one flat array."""
 
-    def _set_up(
-        self,
-        engine: Engine,
-        params: dict[str, FloatArray],
-        x: Any,
-        labels: IntArray,
-        soft: FloatArray,
-        batch_size: int,
-    ) -> None:
-        self.engine, self.x, self.labels, self.soft = engine, x, labels, soft
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
+        self.engine, self.data = engine, data
         self.flat = np.concatenate([array.reshape(-1) for array in params.values()])
         self.states = {
             name: np.concatenate(
@@ -318,9 +304,9 @@ class _NumericalRun(_Run):
         nothing = np.empty(0, self.engine.dtype)
         first, second = [*self.states.values(), nothing, nothing][:2]
         for i, batch in enumerate(batches):
-            labels = self.labels[batch] if self.labels.size else self.labels
-            soft = self.soft if self.labels.size else self.soft[batch]
-            losses[i], found = self.engine.central_difference(self.x[batch], labels, soft, 1e-4)
+            x, labels, soft, _ = self.data
+            labels, soft = (each[batch] if len(each) else each for each in (labels, soft))
+            losses[i], found = self.engine.central_difference(x[batch], labels, soft, 1e-4)
             gradient = np.concatenate([array.reshape(-1) for array in found.values()])
             self.optimizer.rule(self.flat, gradient, first, second, *self.optimizer.next_step())
             self._done[0] += 1
@@ -374,16 +360,8 @@ def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> _DataSet | None:
 class _GradientRun(_Run):
     """Training by backpropagation: see `fastgrad.kernels.train`."""
 
-    def _set_up(
-        self,
-        engine: Engine,
-        params: dict[str, FloatArray],
-        x: Any,
-        labels: IntArray,
-        soft: FloatArray,
-        batch_size: int,
-    ) -> None:
-        optimizer = self.optimizer
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
+        optimizer, (x, labels, soft, batch_size) = self.optimizer, data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
         data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
         space = self._space = Workspace(engine, batch_size, chunks, dtype)
