@@ -22,6 +22,9 @@ from fastgrad.workspace import Workspace
 #: Share of non-zero entries below which products over them alone beat dense products (measured: at
 #: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
 SPARSE_BELOW = 0.4
+#: Workspaces that an engine keeps: those of mini-batches, of the blocks of a larger set and of the
+#: rest of it, while training is watched.
+KEPT = 6
 ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
@@ -110,13 +113,13 @@ class Engine:
         self._params = []
 
     def workspace(self, n: int, dtype: np.dtype[Any], effort: Effort) -> Workspace:
-        """Return a workspace for a batch of this size and dtype, kept for the next one alike."""
+        """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""
         work = self.n_parameters * self.dtype.itemsize * (n + effort.overhead)
         key = n, threads.chunks(work, effort.enough), dtype
         space = self._spaces.get(key)
         if space is None:
-            if n not in (kept[0] for kept in self._spaces):
-                self._spaces.clear()
+            if len(self._spaces) == KEPT:
+                del self._spaces[next(iter(self._spaces))]  # the oldest
             space = self._spaces[key] = Workspace(self, *key)
         return space
 

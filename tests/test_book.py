@@ -784,17 +784,55 @@ def test_attributes_of_the_multi_layer_net():
         net.weight_decay_lambda = -0.1
 
 
-@pytest.mark.parametrize("kind", [book.LayeredTwoLayerNet, book.LayeredMultiLayerNet])
-def test_going_back_by_hand_after_the_loss(kind):
-    net = kind(6, 5, 4) if kind is book.LayeredTwoLayerNet else kind(6, [5], 4)
-    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 4
-    net.loss(x, t)
-    dout = getattr(net, kind._last).backward(1)
+LAYERED = {
+    "lastLayer": lambda: book.LayeredTwoLayerNet(6, 5, 4),
+    "last_layer": lambda: book.LayeredMultiLayerNet(6, [5], 4, weight_decay_lambda=0.1),
+}
+
+
+@pytest.mark.parametrize("last", LAYERED)
+@pytest.mark.parametrize("looked_before", [False, True])
+def test_going_back_by_hand_after_the_loss(last, looked_before):
+    net = LAYERED[last]()
+    (first, second), t = np.random.default_rng(0).random((2, 7, 6)), np.arange(7) % 4
+    if looked_before:
+        assert net.layers["Affine1"].x is None
+    net.gradient(first, t)
+    net.loss(second, t)
+    dout = getattr(net, last).backward(1)
+    assert net.layers["Affine1"].x is second
     for layer in reversed(net.layers.values()):
         dout = layer.backward(dout)
     found = {f"{p}{n}": getattr(net.layers[f"Affine{n}"], f"d{p}") for n in (1, 2) for p in "Wb"}
-    for name, array in net.gradient(x, t).items():
-        np.testing.assert_allclose(found[name], array, rtol=1e-12, atol=1e-15)
+    for name, array in net.gradient(second, t).items():
+        decay = net._decay * net.params[name] if name.startswith("W") else 0  # not the layers'
+        np.testing.assert_allclose(found[name], array - decay, rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("last", LAYERED)
+def test_layers_hold_the_last_pass_whenever_they_are_asked_for(last):
+    net, t = LAYERED[last](), np.arange(7) % 4
+    first, second, third, fourth = np.random.default_rng(0).random((4, 7, 6))
+    loss = net.loss(first, t)
+    net.predict(second)  # runs the layers, but for the last
+    assert getattr(net, last).loss == pytest.approx(loss - net._weight_decay())
+    assert net.layers["Affine1"].x is second
+    other = pickle.loads(pickle.dumps(net))
+    net.loss(third, t)
+    assert net.layers["Affine1"].x is third
+    assert other.loss(third, t) == pytest.approx(net.loss(third, t), rel=1e-14)
+    other.loss(fourth, t[:, None])
+    assert other.layers["Affine1"].x is fourth
+
+
+@pytest.mark.parametrize("last", LAYERED)
+def test_the_loss_is_the_same_before_and_after_a_look_at_the_layers(last):
+    net, x = LAYERED[last](), np.random.default_rng(0).random((7, 6))
+    for t in (np.arange(7) % 4, np.eye(4)[np.arange(7) % 4]):
+        net = copy.deepcopy(net)
+        before = net.loss(x, t), net.loss(x[0], t[0])
+        assert net.layers
+        assert (net.loss(x, t), net.loss(x[0], t[0])) == pytest.approx(before, rel=1e-14)
 
 
 def test_exchanged_layers_get_what_the_script_gives():

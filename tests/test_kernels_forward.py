@@ -142,9 +142,10 @@ def test_passes_and_perturbations_on_different_numbers_of_threads_in_turn(monkey
         for name, array in result.items():
             expected = want[name] if held is finite else np.full_like(array, np.nan)
             np.testing.assert_allclose(array, expected, rtol=1e-7, atol=1e-10)
-    assert len(spaces) == 3  # kept, as long as batches have the same size
-    engine.forward(x[:5], labels[:5], np.empty((0, 3)))
-    assert len(engine._spaces) == 1  # and dropped with another size
+    assert len(spaces) == 3  # one for each number of threads, and each of them kept
+    for n in range(1, 11):
+        engine.forward(x[:n], labels[:n], np.empty((0, 3)))
+    assert [n for n, *_ in engine._spaces] == list(range(11 - engine_module.KEPT, 11))
 
 
 def test_dense_and_sparse_batches_in_turn(chunks):
@@ -197,7 +198,7 @@ def test_a_small_batch_is_for_one_thread(sizes, dtype, call, threads_of, efforts
     for n in threads_of:
         x, labels = np.ones((n, sizes[0]), dtype), np.zeros(n, np.int64)
         getattr(engine, call)(x, labels, np.empty((0, sizes[-1]), dtype), *rest)
-        (space,) = engine._spaces.values()
+        *_, space = engine._spaces.values()
         found[n] = space.chunks
     assert found == threads_of
 

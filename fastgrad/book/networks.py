@@ -28,34 +28,57 @@ class _Layered(networks.Network):
     """A network with the book's layer objects, compiled for as long as they are left as they are.
 
     ``layers`` holds `Affine` and activation layers that read the network's own parameters. As in
-    the book `predict` runs them, and `loss` runs `predict` and the last layer. Gradients do not,
-    unless a script has exchanged, added or removed a layer or overridden one of the two methods:
-    then they do as the book's methods do, and are no faster.
+    the book `predict` runs them. `loss` does so only from when a script has first asked for them,
+    and then they run on the last batch before that, too: so nobody can tell the difference.
+    Gradients do not run them, unless a script has exchanged, added or removed a layer or overridden
+    `predict` or `loss`: then all methods do as the book's do, and are no faster.
     """
 
     _predicts_probabilities: ClassVar[bool] = False
-    #: The name of the attribute with the last layer, and of the hidden activations.
-    _last: ClassVar[str]
+    #: The name of the hidden activations.
     _activation_name: ClassVar[str]
 
-    layers: OrderedDict[str, Any]
-
     def _finish(self) -> None:
-        self.layers = OrderedDict()
+        self._layers: OrderedDict[str, Any] = OrderedDict()
         for number in range(1, len(self._sizes)):
-            self.layers[f"Affine{number}"] = BoundAffine(self, number)
+            self._layers[f"Affine{number}"] = BoundAffine(self, number)
             if number < len(self._sizes) - 1:
                 self._add_hidden_layers(number)
-        setattr(self, self._last, layers.SoftmaxWithLoss())
+        self._last_layer: Any = layers.SoftmaxWithLoss()
         self._own_layers = self._all_layers()
+        #: Whether a script has asked for the layers, and may look at what a pass leaves in them.
+        self._shown = False
+        #: Samples and targets of a pass that the layers have not seen.
+        self._batch: tuple[Any, Any] | None = None
+
+    @property
+    def layers(self) -> OrderedDict[str, Any]:
+        """The layers, but for the last one."""
+        self._show()
+        return self._layers
+
+    @layers.setter
+    def layers(self, value: OrderedDict[str, Any]) -> None:
+        self._show()
+        self._layers = value
+
+    def _show(self) -> None:
+        self._shown = True
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        """Have the layers run on the last batch, if they have not seen it."""
+        if self._batch is not None:
+            batch, self._batch = self._batch, None
+            self._loss_of_layers(*batch)
 
     def _add_hidden_layers(self, number: int) -> None:
         """Add what follows an affine layer that is not the last one."""
         activation = layers.Relu if self._activation == "relu" else layers.Sigmoid
-        self.layers[f"{self._activation_name}{number}"] = activation()
+        self._layers[f"{self._activation_name}{number}"] = activation()
 
     def _all_layers(self) -> list[Any]:
-        return [*self.layers.values(), getattr(self, self._last)]
+        return [*self._layers.values(), self._last_layer]
 
     @property
     def _exchanged(self) -> bool:
@@ -88,17 +111,26 @@ class _Layered(networks.Network):
         TypeError, ValueError
             If `x` or `params` does not fit.
         """
+        self._catch_up()
         if not self._exchanged:  # what other layers take is not known
             self.checked_params()
             rows, single = samples(_flattened(x), "x", self._sizes[0], self._dtype)
             x = rows[0] if single else rows
-        for layer in self.layers.values():
+        for layer in self._layers.values():
             x = layer.forward(x)
         return np.asarray(x)
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the loss, as `fastgrad.TwoLayerNet.loss` does."""
-        return float(getattr(self, self._last).forward(self.predict(x), t) + self._weight_decay())
+        if self._shown or self._changed:
+            return self._loss_of_layers(x, t)
+        loss = super().loss(x, t)
+        self._batch = x, t
+        return loss
+
+    def _loss_of_layers(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Compute the loss as the book does, by running the layers."""
+        return float(self._last_layer.forward(self.predict(x), t) + self._weight_decay())
 
     def _weight_decay(self) -> float:
         if not self._decay:
@@ -145,16 +177,18 @@ class _Layered(networks.Network):
         if self._changed:
             return self._backpropagate(x, t)
         grads = super().gradient(x, t)
+        if not self._shown:
+            self._batch = x, t
         for n in range(1, len(self._sizes)):
-            affine = self.layers[f"Affine{n}"]
+            affine = self._layers[f"Affine{n}"]
             affine.dW, affine.db = grads[f"W{n}"], grads[f"b{n}"]
         return grads
 
     def _backpropagate(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
         """Compute the gradient as the book does, by running the layers forward and backward."""
         self._training_loss(x, t)
-        dout = getattr(self, self._last).backward(1)
-        bottom, *above = self.layers.values()
+        dout = self._last_layer.backward(1)
+        bottom, *above = self._layers.values()
         for layer in reversed(above):
             dout = layer.backward(dout)
         if type(bottom) is BoundAffine:  # nobody asks for the gradient by the samples
@@ -163,7 +197,7 @@ class _Layered(networks.Network):
             bottom.backward(dout)
         grads = {}
         for n in range(1, len(self._sizes)):
-            affine = self.layers[f"Affine{n}"]
+            affine = self._layers[f"Affine{n}"]
             grads[f"W{n}"] = affine.dW
             if self._decay:
                 grads[f"W{n}"] = affine.dW + self._decay * np.asarray(self.params[f"W{n}"])
@@ -260,8 +294,9 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     params : dict of ndarray
         W1 (D, H), b1 (H,), W2 (H, C), b2 (C,). Edits and replaced arrays take effect.
     layers : OrderedDict
-        Affine1, Relu1 and Affine2. They read `params`. `predict` and `loss` run them, `gradient`
-        only after one of them has been exchanged; it sets their dW and db either way.
+        Affine1, Relu1 and Affine2. They read `params`, and hold what the last pass left in them.
+        `gradient` runs them only after one of them has been exchanged; it sets their dW and db
+        either way.
     lastLayer : SoftmaxWithLoss
 
     Raises
@@ -280,7 +315,6 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     ['Affine1', 'Relu1', 'Affine2']
     """
 
-    _last = "lastLayer"
     _activation_name = "Relu"
 
     def __init__(
@@ -288,6 +322,17 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     ) -> None:
         super().__init__(input_size, hidden_size, output_size, weight_init_std, activation="relu")
         self._finish()
+
+    @property
+    def lastLayer(self) -> Any:  # noqa: N802 - the book's name
+        """The layer of the loss."""
+        self._show()
+        return self._last_layer
+
+    @lastLayer.setter
+    def lastLayer(self, layer: Any) -> None:  # noqa: N802
+        self._show()
+        self._last_layer = layer
 
 
 class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
@@ -308,9 +353,9 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
     params : dict of ndarray
         W1, b1, W2, b2, ..
     layers : OrderedDict
-        Affine1, Activation_function1, Affine2, .. They read `params`. `predict` and `loss` run
-        them, `gradient` only after one of them has been exchanged; it sets their dW and db either
-        way.
+        Affine1, Activation_function1, Affine2, .. They read `params`, and hold what the last pass
+        left in them. `gradient` runs them only after one of them has been exchanged; it sets their
+        dW and db either way.
     last_layer : SoftmaxWithLoss
 
     Raises
@@ -329,7 +374,6 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
     (['Affine1', 'Activation_function1', 'Affine2'], 1)
     """
 
-    _last = "last_layer"
     _activation_name = "Activation_function"
 
     def __init__(
@@ -350,6 +394,17 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
             weight_decay_lambda,
         )
         self._finish()
+
+    @property
+    def last_layer(self) -> Any:
+        """The layer of the loss."""
+        self._show()
+        return self._last_layer
+
+    @last_layer.setter
+    def last_layer(self, layer: Any) -> None:
+        self._show()
+        self._last_layer = layer
 
     @property
     def input_size(self) -> int:
@@ -471,10 +526,10 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             for name, values in (("gamma", np.ones(units)), ("beta", np.zeros(units))):
                 self.params[f"{name}{number}"] = values
                 self._shapes[f"{name}{number}"] = values.shape
-            self.layers[f"BatchNorm{number}"] = _BoundNormalization(self, number)
+            self._layers[f"BatchNorm{number}"] = _BoundNormalization(self, number)
         super()._add_hidden_layers(number)
         if self.use_dropout:
-            self.layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
+            self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
     def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
         """Compute the raw scores of the last layer.
@@ -504,7 +559,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         if not self._exchanged:
             self.checked_params()
             x, single = samples(_flattened(x), "x", self._sizes[0], None)
-        for name, layer in self.layers.items():
+        for name, layer in self._layers.items():
             if "Dropout" in name or "BatchNorm" in name:
                 x = layer.forward(x, training)
             else:
@@ -534,8 +589,10 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         """
         if self._extended and not self._changed and not flag(train_flg, "train_flg"):
             return self._at_test_time().loss(_flattened(x), t) + self._weight_decay()
+        if not self._extended:
+            return super().loss(x, t)
         scores = self.predict(x, train_flg)
-        return float(getattr(self, self._last).forward(scores, t) + self._weight_decay())
+        return float(self._last_layer.forward(scores, t) + self._weight_decay())
 
     def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
         return self.loss(x, t, train_flg=True)
@@ -551,9 +608,9 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         for n in range(1, len(self._sizes)):
             W, b = params[f"W{n}"], params[f"b{n}"]
             if self.use_dropout and n > 1:
-                W = W * (1 - self.layers[f"Dropout{n - 1}"].dropout_ratio)
+                W = W * (1 - self._layers[f"Dropout{n - 1}"].dropout_ratio)
             if self.use_batchnorm and n < len(self._sizes) - 1:
-                scale, shift = self.layers[f"BatchNorm{n}"].at_test_time(len(b))
+                scale, shift = self._layers[f"BatchNorm{n}"].at_test_time(len(b))
                 W, b = W * scale, b * scale + shift
             self._plain.params[f"W{n}"], self._plain.params[f"b{n}"] = W, b
         return self._plain
@@ -565,7 +622,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         grads = self._backpropagate(x, t)
         if self.use_batchnorm:
             for n in range(1, len(self._sizes) - 1):
-                layer = self.layers[f"BatchNorm{n}"]
+                layer = self._layers[f"BatchNorm{n}"]
                 grads[f"gamma{n}"], grads[f"beta{n}"] = layer.dgamma, layer.dbeta
         return grads
 
@@ -587,7 +644,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         kept = np.ones((n_layers - 1, width, len(xs)))
         if self.use_dropout:  # as the layers draw them
             for n, size in enumerate(self._sizes[1:-1]):
-                ratio = self.layers[f"Dropout{n + 1}"].dropout_ratio
+                ratio = self._layers[f"Dropout{n + 1}"].dropout_ratio
                 kept[n, :size] = (np.random.rand(len(xs), size) > ratio).T  # noqa: NPY002
         activities = np.zeros((2, n_layers, width, len(xs)))
         net = central_difference_layers.Layers(
