@@ -137,8 +137,9 @@ class TestArguments:
         want = [7, -1.5, 2, 4, 3, 4, 5, other[1, 0, 2], other[2, 1, 0], other[1, 3, 4], 0, 1, 9]
         assert self.described(args, out) == want
         twice = 2 * other
-        runtime.pointing([(args, "cube"), (args, "integers")])([twice, np.empty(0, np.uint8)])
-        want[2] = 0
+        point = runtime.pointing([(args, "cube"), (args, "integers")])
+        point([twice, np.array([3, 4, 9], np.uint8)])
+        want[2:4] = 3, 9
         want[7:10] = [2 * value for value in want[7:10]]
         assert self.described(args, out) == want
 
