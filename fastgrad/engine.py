@@ -123,11 +123,15 @@ class Engine:
             space = self._spaces[key] = Workspace(self, *key)
         return space
 
-    def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> tuple[float, Workspace]:
-        """Run the forward pass over samples as one batch; return the loss, and all the rest."""
+    def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> Workspace:
+        """Run the forward pass over samples as one batch; return what it leaves."""
         space = self._pointed(x, labels, soft, PASS)
         self._run(space, is_sparse(x), "forward")
-        return self._loss(space), space
+        return space
+
+    def loss(self, x: Any, labels: IntArray, soft: FloatArray) -> float:
+        """Return the loss over samples as one batch."""
+        return self._loss(self.forward(x, labels, soft))
 
     def gradient(
         self, x: Any, labels: IntArray, soft: FloatArray
@@ -220,7 +224,9 @@ class Engine:
         """Return the mean of the samples' losses, and the penalty for large weights."""
         loss: float = sum(space.sums[:, 0].tolist()) / len(space.order)
         if self.decay:
-            loss += 0.5 * self.decay * sum(float(np.vdot(W, W)) for W in self._params[::2])
+            # `vdot` would start threads of its own, which are then in the way of ours.
+            squares = sum(float(np.einsum("ij,ij", W, W)) for W in self._params[::2])
+            loss += 0.5 * self.decay * squares
         return loss
 
     def _add_decay(self, result: dict[str, FloatArray]) -> None:

@@ -159,7 +159,7 @@ class Network:
         first = 0
         engine = self._lend()
         for block in _blocks(xs, *no_targets(self._sizes[-1], self._dtype)):
-            _, space = engine.forward(*block)
+            space = engine.forward(*block)
             found = space.probabilities if self._predicts_probabilities else space.logits
             result[first : first + len(found)] = found
             first += len(found)
@@ -189,8 +189,7 @@ class Network:
         engine = self._lend()
         total = 0.0
         for block in _blocks(xs, labels, soft):
-            mean, _ = engine.forward(*block)
-            total += mean * (len(block[0]) / len(xs))
+            total += engine.loss(*block) * (len(block[0]) / len(xs))
         self._take_back(engine)
         return total
 
@@ -356,7 +355,7 @@ class Network:
         marks = {name: np.zeros(shape, bool) for name, shape in self._shapes.items()}
         with self.engine() as engine:
             for n in range(len(xs)):
-                _, space = engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
+                space = engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
                 # How far each unit's input may move before it, or a unit that it feeds, has a kink.
                 room = [np.empty(0)] * len(self._sizes)
                 for layer in reversed(hidden):
