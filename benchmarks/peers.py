@@ -7,7 +7,8 @@ process and in turn (`measuring`):
 - one call of `gradient` from Python;
 - the numerical gradient of all parameters.
 
-One thread against many is in `scaling`, the dense products and single functions in `functions`.
+One thread against many is in `scaling`, the dense products and single functions in `functions`,
+convolutional networks are in `convolution`.
 
 Every candidate gets the same batches in the same dtype and must first reach the same weights and
 the same loss as the textbook in float64; one that does not is named and not timed, and the script
