@@ -41,13 +41,12 @@ def output_size(size: int, window: int, stride: int, pad: int) -> int:
 
 
 @helper
-def multiply(a: Any, b: Any, out: Any) -> None:
-    """Compute ``out = a[:, :K] @ b`` with the K rows of b.
+def add_product(a: Any, b: Any, out: Any) -> None:
+    """Add ``a[:, :K] @ b``, with the K rows of b, to ``out``.
 
     Rows of b and of out are whole tiles, see `padded_size`.
     """
     width = PANEL_VECTORS * (VECTOR_BYTES // b.itemsize)
-    out[:] = 0
     for column in range(0, b.shape[1], width):  # what stays in L1 while rows pass by
         panel, target = b[:, column : column + width], out[:, column : column + width]
         for row in range(0, a.shape[0], TILE_ROWS):
@@ -137,11 +136,11 @@ def forward_part(
     for n in range(begin, end):
         pad_image(x[n], pad, image)
         pack_columns(image, filter_h, filter_w, stride, out_w, columns)
-        multiply(weights, columns, planes)
+        for f in range(first, last):
+            planes[f - first] = b[f]
+        add_product(weights, columns, planes)
         for f in range(first, last):
             plane = planes[f - first, :n_positions]
-            for p in range(n_positions):
-                plane[p] += b[f]
             if pool[0] > 0:
                 target, places = out[n, f].reshape(-1), arg_max[n, f].reshape(-1)
                 pool_plane(plane, out_w, pool, out.shape[3], target, places)
@@ -278,7 +277,6 @@ def backward_part(
     columns = np.zeros((n_terms, pitch), x.dtype)
     planes = np.zeros((n_filters, pitch), x.dtype)
     turned = np.zeros((n_positions, padded_size(n_filters, x.itemsize)), x.dtype)
-    product = np.empty((n_terms, turned.shape[1]), x.dtype)
     sums = np.zeros((n_terms, turned.shape[1]), x.dtype)
     weights = np.empty((n_terms, n_filters), x.dtype)
     flat, dflat = W[first:last].reshape(n_filters, n_terms), dW[sample_part, first:last].reshape(-1)
@@ -299,12 +297,10 @@ def backward_part(
         for p in range(n_positions):
             for f in range(n_filters):
                 turned[p, f] = planes[f, p]
-        multiply(columns, turned, product)
-        for k in range(n_terms):
-            for f in range(n_filters):
-                sums[k, f] += product[k, f]
+        add_product(columns, turned, sums)
         if dx.size > 0:
-            multiply(weights, planes, columns)
+            columns[:] = 0
+            add_product(weights, planes, columns)
             add_columns(columns, filter_h, filter_w, stride, out_w, dimage)
             unpad_image(dimage, pad, dx[filter_part, n])
     for f in range(n_filters):
