@@ -31,6 +31,7 @@ results.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import importlib
@@ -257,7 +258,8 @@ def _without_entry(compiled: Any) -> Any:
     """
     if is_jitted(compiled):
         kind: Any = type(compiled)
-        compiled.__class__ = _helper_class(kind)
+        with contextlib.suppress(TypeError):  # without it only the message is lost
+            compiled.__class__ = _helper_class(kind)
     return compiled
 
 
