@@ -30,7 +30,7 @@ from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tile
 
-#: Vectors of a row of the right factor that are multiplied at a time.
+#: Vectors of a row of the right factor that are multiplied at a time; at its end up to five.
 PANEL_VECTORS = 3
 
 
@@ -44,19 +44,22 @@ def output_size(size: int, window: int, stride: int, pad: int) -> int:
 def add_product(a: Any, b: Any, out: Any) -> None:
     """Add ``a[:, :K] @ b``, with the K rows of b, to ``out``.
 
-    Rows of b and of out are whole tiles, see `padded_size`.
+    Rows of b and of out are whole vectors, see `padded_size`.
     """
     width = PANEL_VECTORS * (VECTOR_BYTES // b.itemsize)
-    for column in range(0, b.shape[1], width):  # what stays in L1 while rows pass by
-        panel, target = b[:, column : column + width], out[:, column : column + width]
+    begin, columns = 0, b.shape[1]
+    while begin < columns:  # what stays in L1 while rows pass by
+        end = begin + width if columns - begin >= 2 * width else columns
+        panel, target = b[:, begin:end], out[:, begin:end]
         for row in range(0, a.shape[0], TILE_ROWS):
-            add_tile(a, row, a.shape[0], panel, 0, b.shape[0], width, target)
+            add_tile(a, row, a.shape[0], panel, 0, b.shape[0], end - begin, target)
+        begin = end
 
 
 @helper
 def padded_size(size: int, itemsize: int) -> int:
-    """Return the number of entries, at least `size`, of a row of whole tiles."""
-    width = PANEL_VECTORS * (VECTOR_BYTES // itemsize)
+    """Return the number of entries, at least `size`, of a row of whole vectors."""
+    width = VECTOR_BYTES // itemsize
     return (size + width - 1) // width * width
 
 
