@@ -1002,8 +1002,9 @@ def test_the_extended_network_refuses_what_does_not_fit(tmp_path):
             call(x, t)
     with pytest.raises(ValueError, match=r"`x` must have shape \(N, 6\)"):
         net.loss(np.zeros((2, 5)), t, train_flg=True)
-    with pytest.raises(TypeError, match="`train_flg`"):
-        net.loss(x, t, train_flg="no")
+    for each in (net, book.MultiLayerNetExtend(6, [5], 3)):
+        with pytest.raises(TypeError, match="`train_flg`"):
+            each.loss(x, t, train_flg="no")
     net.params["gamma1"] = np.ones(4)
     with pytest.raises(ValueError, match=r"`params\['gamma1'\]` must have shape \(5,\)"):
         net.gradient(x, t)

@@ -28,8 +28,9 @@ class _Layered(networks.Network):
     """A network with the book's layer objects, compiled for as long as they are left as they are.
 
     ``layers`` holds `Affine` and activation layers that read the network's own parameters. As in
-    the book `predict` runs them. `loss` does so only from when a script has first asked for them,
-    and then they run on the last batch before that, too: so nobody can tell the difference.
+    the book `predict` runs them. `loss` does so only from when a script has first asked for them;
+    then they first run on the last batch, with the parameters as they are by then, so that they
+    hold what a pass leaves in them.
     Gradients do not run them, unless a script has exchanged, added or removed a layer or overridden
     `predict` or `loss`: then all methods do as the book's do, and are no faster.
     """
@@ -61,6 +62,17 @@ class _Layered(networks.Network):
     def layers(self, value: OrderedDict[str, Any]) -> None:
         self._show()
         self._layers = value
+
+    @property
+    def last_layer(self) -> Any:
+        """The layer of the loss."""
+        self._show()
+        return self._last_layer
+
+    @last_layer.setter
+    def last_layer(self, layer: Any) -> None:
+        self._show()
+        self._last_layer = layer
 
     def _show(self) -> None:
         self._shown = True
@@ -316,23 +328,13 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     """
 
     _activation_name = "Relu"
+    lastLayer = _Layered.last_layer  # noqa: N815 - the book's name
 
     def __init__(
         self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
     ) -> None:
         super().__init__(input_size, hidden_size, output_size, weight_init_std, activation="relu")
         self._finish()
-
-    @property
-    def lastLayer(self) -> Any:  # noqa: N802 - the book's name
-        """The layer of the loss."""
-        self._show()
-        return self._last_layer
-
-    @lastLayer.setter
-    def lastLayer(self, layer: Any) -> None:  # noqa: N802
-        self._show()
-        self._last_layer = layer
 
 
 class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
@@ -394,17 +396,6 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
             weight_decay_lambda,
         )
         self._finish()
-
-    @property
-    def last_layer(self) -> Any:
-        """The layer of the loss."""
-        self._show()
-        return self._last_layer
-
-    @last_layer.setter
-    def last_layer(self, layer: Any) -> None:
-        self._show()
-        self._last_layer = layer
 
     @property
     def input_size(self) -> int:
@@ -587,11 +578,12 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         TypeError, ValueError
             If `x`, `t` or `params` does not fit.
         """
-        if self._extended and not self._changed and not flag(train_flg, "train_flg"):
-            return self._at_test_time().loss(_flattened(x), t) + self._weight_decay()
+        training = flag(train_flg, "train_flg")
         if not self._extended:
             return super().loss(x, t)
-        scores = self.predict(x, train_flg)
+        if not training and not self._changed:
+            return self._at_test_time().loss(_flattened(x), t) + self._weight_decay()
+        scores = self.predict(x, training)
         return float(self._last_layer.forward(scores, t) + self._weight_decay())
 
     def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
