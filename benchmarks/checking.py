@@ -205,16 +205,16 @@ def right_case(number: int, seed: int = 0) -> tuple[str, Any, Any, Any, Any, int
     if kind == "scales":
         scales = 10.0 ** rng.uniform(-12, 12, 12)
         x = rng.normal(size=12)
-        f = lambda x: float(np.sum(scales * np.sin(x)))  # noqa: E731
-        return kind, f, scales * np.cos(x), x, h, order, 0.0
+        grads = scales * np.cos(x)
+        return kind, lambda x: float(np.sum(scales * np.sin(x))), grads, x, h, order, 0.0
     model = Model(rng, kind if kind in Model.ACTIVATIONS else "tanh", dtype)
     model.scale = 10.0 ** rng.uniform(-6, 6)
     size = 10.0 ** rng.uniform(-12, -4) * model.scale
-    f = model.loss
-    if kind == "noise":
-        f = lambda p: model.loss(p) + size * _hash_noise(p)  # noqa: E731
-    elif kind == "random":
-        f = lambda p: model.loss(p) + size * rng.normal()  # noqa: E731
+    noisy = {
+        "noise": lambda p: model.loss(p) + size * _hash_noise(p),
+        "random": lambda p: model.loss(p) + size * rng.normal(),
+    }
+    f = noisy.get(kind, model.loss)
     return kind, f, model.gradient(model.params), model.params, h, order, size
 
 
