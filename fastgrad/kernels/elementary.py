@@ -37,20 +37,14 @@ def _reduce64(x):
     shifted = x * _LOG2_E + _ROUND
     k = shifted - _ROUND
     r = (x - k * _LN2_HEAD) - k * _LN2_TAIL
-    # Taylor; the first term left out, r**14 / 14!, is below 5e-18.
-    p = 1 / 6227020800
-    p = p * r + 1 / 479001600
-    p = p * r + 1 / 39916800
-    p = p * r + 1 / 3628800
-    p = p * r + 1 / 362880
-    p = p * r + 1 / 40320
-    p = p * r + 1 / 5040
-    p = p * r + 1 / 720
-    p = p * r + 1 / 120
-    p = p * r + 1 / 24
-    p = p * r + 1 / 6
-    p = p * r + 1 / 2
-    p = p * (r * r) + r
+    # Taylor; the first term left out, r**14 / 14!, is below 5e-18. In pairs (G. Estrin's scheme)
+    # instead of one term after the other, each of which would wait for the one before.
+    r2 = r * r
+    r4 = r2 * r2
+    p = (1 / 2 + r * (1 / 6)) + r2 * (1 / 24 + r * (1 / 120))
+    p4 = (1 / 720 + r * (1 / 5040)) + r2 * (1 / 40320 + r * (1 / 362880))
+    p8 = (1 / 3628800 + r * (1 / 39916800)) + r2 * (1 / 479001600 + r * (1 / 6227020800))
+    p = r + r2 * (p + r4 * (p4 + r4 * p8))
     n = np.float64(shifted).view(np.int64) - np.float64(_ROUND).view(np.int64)
     half = n >> 1
     low = np.int64((half + 1023) << 52).view(np.float64)
@@ -65,13 +59,11 @@ def _reduce32(x):
     k = shifted - _ROUND_32
     r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
     # The first term left out, r**8 / 8!, is below 6e-9.
-    p = np.float32(1 / 5040)
-    p = p * r + np.float32(1 / 720)
-    p = p * r + np.float32(1 / 120)
-    p = p * r + np.float32(1 / 24)
-    p = p * r + np.float32(1 / 6)
-    p = p * r + np.float32(1 / 2)
-    p = p * (r * r) + r
+    one, r2 = np.float32(1), r * r
+    p = (one / np.float32(2) + r * (one / np.float32(6)))
+    p += r2 * (one / np.float32(24) + r * (one / np.float32(120)))
+    p += (r2 * r2) * (one / np.float32(720) + r * (one / np.float32(5040)))
+    p = r + r2 * p
     n = np.float32(shifted).view(np.int32) - np.float32(_ROUND_32).view(np.int32)
     half = n >> np.int32(1)
     low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
