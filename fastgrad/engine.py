@@ -61,7 +61,7 @@ def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
 def is_sparse(x: NDArray[Any]) -> bool:
     """Return whether it pays to leave out the zeros of samples, by a look at the first two."""
     first = x[:2]
-    return bool(np.count_nonzero(first) < SPARSE_BELOW * first.size)
+    return bool(np.count_nonzero(first != 0) < SPARSE_BELOW * first.size)
 
 
 class Engine:

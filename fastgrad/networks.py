@@ -35,6 +35,7 @@ from fastgrad.arrays import (
 from fastgrad.engine import ACTIVATIONS, Engine, parameter_shapes
 from fastgrad.gradients import GradientCheck, compare_gradients
 from fastgrad.training import History, fit
+from fastgrad.workspace import aligned
 
 __all__ = ["MultiLayerNet", "TwoLayerNet"]
 
@@ -67,8 +68,9 @@ class Network:
         normal = normal_source(rng)
         self.params = {}
         for scale, (name, shape) in zip(np.repeat(scales, 2), self._shapes.items(), strict=True):
-            values = scale * normal(shape) if name.startswith("W") else np.zeros(shape)
-            self.params[name] = values.astype(self._dtype)
+            self.params[name] = aligned(shape, self._dtype)
+            if name.startswith("W"):
+                self.params[name][...] = scale * normal(shape)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_idle": []}

@@ -34,7 +34,7 @@ LINE_BYTES = 64
 def aligned(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
     """Return zeros that begin at a cache line.
 
-    NumPy aligns to 16 bytes, and then every 64-byte vector load touches two lines: products with
+    NumPy aligns to 16 bytes, and then every other vector load touches two lines: products with
     non-zero entries took a third longer.
     """
     size = math.prod(shape) * np.dtype(dtype).itemsize

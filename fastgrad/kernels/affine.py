@@ -23,11 +23,12 @@ from fastgrad.kernels.compile import address, allocating_helper, helper, kernel,
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 from fastgrad.kernels.simd import TILE_ROWS, add_tile
 
-#: Terms of all sums that are added before the next ones: so many rows of the right factor stay in
-#: L1 while row after row of the product is added to.
+#: Terms of all sums that are added at most before the next ones: so many rows of the right factor
+#: stay in L1 while row after row of the product is added to. Sums are cut into even lengths, since
+#: a few terms left over cost more than their multiplications.
 TERMS = 84
-#: Pixels in a panel of the transposed weights.
-PANEL = 64
+#: Pixels in a panel of the transposed weights: whole tiles in both dtypes.
+PANEL = 48
 #: Multiplications that are worth a second thread.
 PARALLEL_WORK = 250_000
 
@@ -50,8 +51,9 @@ def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None
     for n in range(first, last):
         for j in range(n_units):
             out[n, j] = b[j]
-    for begin in range(0, n_terms, TERMS):
-        end = min(begin + TERMS, n_terms)
+    terms = n_terms // (n_terms // TERMS + 1) + 1
+    for begin in range(0, n_terms, terms):
+        end = min(begin + terms, n_terms)
         for n in range(first, last, TILE_ROWS):
             add_tile(x, n, last, W, begin, end, n_units, out)
 
@@ -64,8 +66,9 @@ def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -
     for i in range(first, last):
         for j in range(width):
             dW[i, j] = 0
-    for begin in range(0, n_samples, TERMS):
-        end = min(begin + TERMS, n_samples)
+    terms = n_samples // (n_samples // TERMS + 1) + 1
+    for begin in range(0, n_samples, terms):
+        end = min(begin + terms, n_samples)
         for i in range(first, last, TILE_ROWS):
             add_tile(turned, i, last, dout, begin, end, width, dW)
 

@@ -60,7 +60,7 @@ def _reduce32(x):
     r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
     # The first term left out, r**8 / 8!, is below 6e-9.
     one, r2 = np.float32(1), r * r
-    p = (one / np.float32(2) + r * (one / np.float32(6)))
+    p = one / np.float32(2) + r * (one / np.float32(6))
     p += r2 * (one / np.float32(24) + r * (one / np.float32(120)))
     p += (r2 * r2) * (one / np.float32(720) + r * (one / np.float32(5040)))
     p = r + r2 * p

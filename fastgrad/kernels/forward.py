@@ -53,6 +53,8 @@ sums : ndarray of float64, shape (chunks, cache lines)
 
 from __future__ import annotations
 
+import numpy as np
+
 from fastgrad.kernels.activations import activate_rows
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.bitmask import WORD, build_bitmask
@@ -60,7 +62,7 @@ from fastgrad.kernels.compile import step_kernel
 from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
 from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import masked_axpy
+from fastgrad.kernels.simd import PASS_BYTES, masked_axpy
 
 #: Samples that go through 64 rows of W together: L1 holds the rows, L2 the samples.
 GROUP = 64
@@ -73,17 +75,22 @@ def affine_sparse(args, chunk, chunks, number):
     Where a weight is not finite that would be NaN, so ``finite`` says whether all are.
     """
     x, W, b, out, bits, finite = args.x, args.W, args.b, args.out, args.bits, args.finite
-    turned, width = x.T, b.size
+    turned, columns = x.T, PASS_BYTES // W.itemsize
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     for first in range(begin, end, GROUP):
         last = min(first + GROUP, end)
         build_bitmask(x, bits, first, last)
         for n in range(first, last):
-            for j in range(width):
+            for j in range(b.size):
                 out[n, j] = b[j]
         for word in range(bits.shape[1]):
-            for n in range(first, last):
-                masked_axpy(bits[n, word], word * WORD, turned, n, W, width, out, n)
+            for left in range(0, b.size, columns):
+                right = min(left + columns, b.size)
+                weights, sums = W[:, left:right], out[:, left:right]
+                for n in range(first, last):
+                    masked_axpy(
+                        bits[n, word], word * WORD, turned, n, weights, right - left, sums, n
+                    )
     begin, end = chunk_range(W.size, chunk, chunks)
     finite[chunk, 0] = are_finite(W.reshape(-1)[begin:end])
 
@@ -140,5 +147,6 @@ def multiply_slopes(args, chunk, chunks, number):
     out, slopes = args.out, args.slopes
     errors, factors = out.reshape(-1), slopes.reshape(-1)
     begin, end = chunk_range(out.shape[0], chunk, chunks)
-    for k in range(begin * out.shape[1], end * out.shape[1]):
+    # Unsigned: no index counts from the end, so the loop becomes vector code.
+    for k in range(np.uint64(begin * out.shape[1]), np.uint64(end * out.shape[1])):
         errors[k] *= factors[k]

@@ -23,7 +23,7 @@ from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
 from fastgrad.kernels.compile import step_kernel
 from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import masked_axpy
+from fastgrad.kernels.simd import PASS_BYTES, masked_axpy
 
 
 @step_kernel
@@ -34,7 +34,7 @@ def weights_sparse(args, chunk, chunks, number):
     """
     x, bits, order, all_turned = args.x, args.bits, args.order, args.turned
     errors, dW, db, finite = args.errors, args.dW, args.db, args.finite
-    turned, width = all_turned[chunk], db.size
+    turned, width, columns = all_turned[chunk], db.size, PASS_BYTES // dW.itemsize
     begin, end = chunk_range(dW.shape[0], chunk, chunks)
     for word in range(begin // WORD, (end + WORD - 1) // WORD):
         first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
@@ -44,10 +44,13 @@ def weights_sparse(args, chunk, chunks, number):
                 dW[i, j] = 0
         # 64 samples at a time, whose errors L1 holds.
         for group in range(turned.shape[0]):
-            for i in range(first, last):
-                bits_of_row = turned[group, i % WORD]
-                if bits_of_row != NO_BITS:
-                    masked_axpy(bits_of_row, group * WORD, x, i, errors, width, dW, i)
+            for left in range(0, width, columns):
+                right = min(left + columns, width)
+                part, sums = errors[:, left:right], dW[:, left:right]
+                for i in range(first, last):
+                    bits_of_row = turned[group, i % WORD]
+                    if bits_of_row != NO_BITS:
+                        masked_axpy(bits_of_row, group * WORD, x, i, part, right - left, sums, i)
     if chunk == 0:
         sum_rows(errors, db)
         finite[0, 0] &= are_finite(db)

@@ -36,7 +36,9 @@ LINE_BYTES = 64
 #: Vectors of a row whose accumulators are held at the same time: the largest number that still
 #: fits, again and again. Every pass goes over the bits anew. 13 vectors hold 50 units, as
 #: chapter 4 has them in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
-_ROW_VECTORS = (13, 7, 4, 2, 1)
+_ROW_VECTORS = (13, 12, 7, 4, 2, 1)
+#: Bytes of a row that are added to in one pass over the bits. 64 rows of so many fit into L1.
+PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
 #: step. Two, or one, where three do not divide the row.
 _TILE_VECTORS = 3
