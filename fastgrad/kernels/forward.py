@@ -84,6 +84,7 @@ def affine_sparse(args, chunk, chunks, number):
             for j in range(b.size):
                 out[n, j] = b[j]
         for word in range(bits.shape[1]):
+            # In columns that one pass covers: so L1 holds the rows, however long they are.
             for left in range(0, b.size, columns):
                 right = min(left + columns, b.size)
                 weights, sums = W[:, left:right], out[:, left:right]

@@ -42,7 +42,7 @@ def weights_sparse(args, chunk, chunks, number):
         for i in range(first, last):
             for j in range(width):
                 dW[i, j] = 0
-        # 64 samples at a time, whose errors L1 holds.
+        # 64 samples at a time, in columns that one pass covers: so L1 holds their errors.
         for group in range(turned.shape[0]):
             for left in range(0, width, columns):
                 right = min(left + columns, width)
