@@ -29,15 +29,6 @@ from fastgrad.warmup import CALLS, compile_ahead, compile_everything
 
 __all__ = ["exercise", "info", "run", "train", "warmup"]
 
-#: By the names of ``--optimizer``.
-_OPTIMIZERS = {
-    optimizer.__name__.lower(): optimizer
-    for optimizer in (
-        optimizers.SGD, optimizers.Momentum, optimizers.Nesterov, optimizers.AdaGrad,
-        optimizers.RMSprop, optimizers.Adam,
-    )
-}  # fmt: skip
-
 #: Vector units worth a mention, of the many features that LLVM lists.
 _VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx10.1", "neon", "sve")
 
@@ -191,7 +182,7 @@ def train(options: argparse.Namespace) -> int:
     rate = options.learning_rate
     if rate is None and options.optimizer == "sgd":
         rate = SGD_RATE
-    optimizer = _OPTIMIZERS[options.optimizer](*([] if rate is None else [rate]))
+    optimizer = optimizers.BY_NAME[options.optimizer](*([] if rate is None else [rate]))
 
     (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
     # The book's own stream of numbers: initial weights, then batches.

@@ -438,3 +438,9 @@ class Adam(Optimizer):
         lr, beta1, beta2 = super().next_step()
         self.iter += 1
         return updates.adam_rate(lr, beta1, beta2, self.iter), beta1, beta2
+
+
+#: By the names of the command line and of the book's trainer.
+BY_NAME: dict[str, type[Optimizer]] = {
+    kind.__name__.lower(): kind for kind in (SGD, Momentum, Nesterov, AdaGrad, RMSprop, Adam)
+}

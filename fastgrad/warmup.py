@@ -23,6 +23,7 @@ from fastgrad.book.convnets import SimpleConvNet
 from fastgrad.book.networks import MultiLayerNetExtend
 from fastgrad.compile_time import Watch, say
 from fastgrad.kernels.compile import cache_folder
+from fastgrad.optimizers import BY_NAME
 
 __all__ = ["CALLS", "call", "compile_ahead", "compile_everything"]
 
@@ -185,10 +186,7 @@ def _networks_of_the_book(dtype: Any) -> None:
         net.numerical_gradient(images, t)
 
 
-_OPTIMIZERS: tuple[Any, ...] = (
-    fastgrad.SGD, fastgrad.Momentum, fastgrad.Nesterov, fastgrad.AdaGrad, fastgrad.RMSprop,
-    fastgrad.Adam,
-)  # fmt: skip
+_OPTIMIZERS = tuple(BY_NAME.values())
 
 #: Functions of a dtype, by name. Those that take long come first.
 CALLS: dict[str, Callable[[Any], object]] = {

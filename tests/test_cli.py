@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import fastgrad
-from fastgrad import cli, commands
+from fastgrad import cli, commands, optimizers
 
 
 def run(*arguments):
@@ -154,7 +154,7 @@ def test_a_first_line_before_the_imports(command):
 
 
 def test_the_optimizers_are_those_of_the_library():
-    assert tuple(commands._OPTIMIZERS) == cli.OPTIMIZERS
+    assert tuple(optimizers.BY_NAME) == cli.OPTIMIZERS
 
 
 def test_in_a_process_of_its_own_too():

@@ -12,8 +12,6 @@ from fastgrad.arrays import flag, one_of, whole_number
 
 __all__ = ["Trainer"]
 
-_OPTIMIZERS = {name.lower(): getattr(optimizers, name) for name in optimizers.__all__}
-
 
 class Trainer:
     """Trains a network on mini-batches, and prints how it goes, as the book's chapter 6 does.
@@ -93,7 +91,7 @@ class Trainer:
             whole_number(evaluate_sample_num_per_epoch, "evaluate_sample_num_per_epoch", minimum=1)
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
         name = optimizer.lower() if isinstance(optimizer, str) else optimizer
-        kind = _OPTIMIZERS[one_of(name, "optimizer", tuple(_OPTIMIZERS))]
+        kind = optimizers.BY_NAME[one_of(name, "optimizer", tuple(optimizers.BY_NAME))]
         self.optimizer = kind(**optimizer_param)
         self.train_size = self.x_train.shape[0]
         self.iter_per_epoch = max(self.train_size / self.batch_size, 1)
