@@ -6,12 +6,7 @@ a 1-D array. The derivatives of the sigmoid use e = exp(-|x|), which never overf
 digits where 1 - σ(x) loses them.
 """
 
-# Helpers take scalars of either dtype and Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
-
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -23,7 +18,7 @@ SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
 
 
 @helper
-def sigmoid_and_slope(x: Any) -> Any:
+def sigmoid_and_slope(x):
     """Return 1 / (1 + exp(-x)) of a scalar, and its derivative."""
     one = like(1.0, x)
     e = exp(-abs(x))
@@ -32,32 +27,32 @@ def sigmoid_and_slope(x: Any) -> Any:
 
 
 @helper
-def sigmoid(x: Any) -> Any:
+def sigmoid(x):
     """Return 1 / (1 + exp(-x)) of a scalar."""
     return sigmoid_and_slope(x)[0]
 
 
 @helper
-def sigmoid_grad(x: Any) -> Any:
+def sigmoid_grad(x):
     """Return the derivative of `sigmoid`."""
     return sigmoid_and_slope(x)[1]
 
 
 @helper
-def relu(x: Any) -> Any:
+def relu(x):
     """Return max(x, 0) of a scalar; NaN stays NaN."""
     zero = like(0.0, x)
     return zero if x <= zero else x
 
 
 @helper
-def relu_grad(x: Any) -> Any:
+def relu_grad(x):
     """Return 1 where x > 0 and 0 elsewhere."""
     return like(1.0, x) if x > like(0.0, x) else like(0.0, x)
 
 
 @kernel
-def activate(which: int, x: Any, out: Any) -> None:
+def activate(which, x, out):
     """Map an activation function or its derivative over a stretch of numbers.
 
     Parameters
@@ -83,7 +78,7 @@ def activate(which: int, x: Any, out: Any) -> None:
 
 
 @parallel_kernel
-def activate_parallel(which: int, x: Any, out: Any, chunks: int) -> None:
+def activate_parallel(which, x, out, chunks):
     """Map an activation function as `activate` does, on `chunks` threads."""
     for chunk in prange(chunks):
         first = chunk * x.size // chunks
@@ -92,7 +87,7 @@ def activate_parallel(which: int, x: Any, out: Any, chunks: int) -> None:
 
 
 @helper
-def activate_rows(which: int, x: Any, values: Any, slopes: Any, first: int, last: int) -> None:
+def activate_rows(which, x, values, slopes, first, last):
     """Compute an activation function and its derivative for rows first .. last - 1.
 
     Parameters
@@ -116,14 +111,14 @@ def activate_rows(which: int, x: Any, values: Any, slopes: Any, first: int, last
 
 
 @kernel
-def relu_backward(dout: Any, mask: Any, dx: Any) -> None:
+def relu_backward(dout, mask, dx):
     """Pass a gradient back through the ReLU: 0 where `mask` is set, `dout` elsewhere."""
     for i in range(dout.size):
         dx[i] = like(0.0, dout[i]) if mask[i] else dout[i]
 
 
 @kernel
-def sigmoid_backward(dout: Any, out: Any, dx: Any) -> None:
+def sigmoid_backward(dout, out, dx):
     """Pass a gradient back through the sigmoid with values `out`: dout (1 - out) out."""
     for i in range(dout.size):
         dx[i] = dout[i] * (like(1.0, out[i]) - out[i]) * out[i]

@@ -34,7 +34,7 @@ PARALLEL_WORK = 250_000
 
 
 @helper
-def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None:
+def affine_rows(x, W, b, out, first, last):
     """Compute rows first .. last - 1 of ``x @ W + b``.
 
     Parameters
@@ -59,7 +59,7 @@ def affine_rows(x: Any, W: Any, b: Any, out: Any, first: int, last: int) -> None
 
 
 @helper
-def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -> None:
+def weight_rows(x, dout, width, dW, first, last):
     """Compute rows first .. last - 1 of ``dW = x.T @ dout``, of so many columns."""
     n_samples = dout.shape[0]
     turned = x.T
@@ -74,7 +74,7 @@ def weight_rows(x: Any, dout: Any, width: int, dW: Any, first: int, last: int) -
 
 
 @helper
-def sum_rows(dout: Any, db: Any) -> None:
+def sum_rows(dout, db):
     """Add up the rows of ``dout``, which may be longer, into ``db``."""
     for j in range(db.size):
         db[j] = 0
@@ -84,7 +84,7 @@ def sum_rows(dout: Any, db: Any) -> None:
 
 
 @allocating_helper
-def input_columns(dout: Any, W: Any, dx: Any, first: int, last: int) -> None:
+def input_columns(dout, W, dx, first, last):
     """Compute columns first .. last - 1 of ``dx = dout @ W.T``."""
     n_samples, n_units = dout.shape
     panel, zeros = np.empty((n_units, PANEL), W.dtype), np.zeros(PANEL, W.dtype)
@@ -97,16 +97,14 @@ def input_columns(dout: Any, W: Any, dx: Any, first: int, last: int) -> None:
 
 
 @helper
-def forward_chunk(x: Any, W: Any, b: Any, out: Any, chunk: int, chunks: int) -> None:
+def forward_chunk(x, W, b, out, chunk, chunks):
     """Compute a chunk of what `affine_forward` does, by samples."""
     first, last = chunk_range(x.shape[0], chunk, chunks)
     affine_rows(x, W, b, out, first, last)
 
 
 @helper
-def backward_chunk(
-    dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any, chunk: int, chunks: int
-) -> None:
+def backward_chunk(dout, x, W, dx, dW, db, chunk, chunks):
     """Compute a chunk of what `affine_backward` does, by pixels, which no other thread needs."""
     first, last = chunk_range(x.shape[1], chunk, chunks)
     input_columns(dout, W, dx, first, last)
@@ -116,7 +114,7 @@ def backward_chunk(
 
 
 @kernel
-def affine_forward(body: Any, x: Any, W: Any, b: Any, out: Any) -> None:
+def affine_forward(body, x, W, b, out):
     """Compute the affine map ``out = x @ W + b``.
 
     Parameters
@@ -134,7 +132,7 @@ def affine_forward(body: Any, x: Any, W: Any, b: Any, out: Any) -> None:
 
 
 @parallel_kernel
-def affine_forward_parallel(body: Any, x: Any, W: Any, b: Any, out: Any, chunks: int) -> None:
+def affine_forward_parallel(body, x, W, b, out, chunks):
     """Compute the affine map as `affine_forward` does, on `chunks` threads."""
     for chunk in prange(chunks):
         call_pointer(body, (x, W, b, out, chunk, chunks))
@@ -148,7 +146,7 @@ def forward_pointer(dtype: Any) -> Any:
 
 
 @kernel
-def affine_backward(body: Any, dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any) -> None:
+def affine_backward(body, dout, x, W, dx, dW, db):
     """Compute the gradients of the affine map.
 
     Parameters
@@ -166,9 +164,7 @@ def affine_backward(body: Any, dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: 
 
 
 @parallel_kernel
-def affine_backward_parallel(
-    body: Any, dout: Any, x: Any, W: Any, dx: Any, dW: Any, db: Any, chunks: int
-) -> None:
+def affine_backward_parallel(body, dout, x, W, dx, dW, db, chunks):
     """Compute the gradients as `affine_backward` does, on `chunks` threads."""
     for chunk in prange(chunks):
         call_pointer(body, (dout, x, W, dx, dW, db, chunk, chunks))

@@ -6,10 +6,6 @@ times as long to make as it saves in a single call; a data set, of which every s
 times, also gets its non-zero entries packed one after the other, as in the CSR format.
 """
 
-# What kernels call carries no annotations: its arguments are Numba types for one reader, values for
-# the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import numpy as np

@@ -68,9 +68,6 @@ dW1, db1, dW2, db2 : ndarray
     Out: the central difference.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import numpy as np

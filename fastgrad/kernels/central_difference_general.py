@@ -26,9 +26,6 @@ result : ndarray, shape (parameters,)
     In and out: zeros become the central difference.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import math

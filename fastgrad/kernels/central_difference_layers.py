@@ -10,9 +10,6 @@ what it was.
 Activities are kept as (units, N), so that a unit's are contiguous. `Layers` describes a network.
 """
 
-# Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import math
@@ -64,9 +61,7 @@ class Layers(NamedTuple):
 
 
 @helper
-def unit_outputs(
-    net: Any, layer: int, gamma: float, beta: float, unit: int, a: Any, z: Any
-) -> None:
+def unit_outputs(net, layer, gamma, beta, unit, a, z):
     """Compute a hidden unit's outputs z over the batch from its affine outputs a."""
     n_samples = a.size
     if net.normalized:
@@ -88,7 +83,7 @@ def unit_outputs(
 
 
 @helper
-def all_outputs(net: Any, layer: int, a: Any, z: Any) -> None:
+def all_outputs(net, layer, a, z):
     """Compute all hidden units' outputs of a layer."""
     gamma, beta = net.at[layer, 2], net.at[layer, 3]
     for j in range(net.sizes[layer + 1]):
@@ -96,7 +91,7 @@ def all_outputs(net: Any, layer: int, a: Any, z: Any) -> None:
 
 
 @helper
-def affine_outputs(net: Any, layer: int, z: Any, a: Any) -> None:
+def affine_outputs(net, layer, z, a):
     """Compute a layer's affine outputs a from the outputs z of the layer below."""
     n_outputs, at, bias = net.sizes[layer + 1], net.at[layer, 0], net.at[layer, 1]
     for k in range(n_outputs):
@@ -109,7 +104,7 @@ def affine_outputs(net: Any, layer: int, z: Any, a: Any) -> None:
 
 
 @helper
-def mean_loss(net: Any, logits: Any) -> float:
+def mean_loss(net, logits):
     """Return the mean cross entropy of the softmax of logits, shape (C, N)."""
     n_classes, n_samples = net.soft.shape
     total = 0.0
@@ -128,7 +123,7 @@ def mean_loss(net: Any, logits: Any) -> float:
 
 
 @helper
-def forward(net: Any) -> float:
+def forward(net):
     """Fill a and z of all layers, and return the loss."""
     last = net.at.shape[0] - 1
     affine_outputs(net, 0, net.x, net.a[0])
@@ -139,7 +134,7 @@ def forward(net: Any) -> float:
 
 
 @helper
-def loss_from(net: Any, layer: int, unit: int, outputs: Any, loss: float, scratch: Any) -> float:
+def loss_from(net, layer, unit, outputs, loss, scratch):
     """Return the loss with other outputs (N,) of one unit; `loss` if they are no others."""
     last = net.at.shape[0] - 1
     a, z = scratch[0], scratch[1]
@@ -167,9 +162,7 @@ def loss_from(net: Any, layer: int, unit: int, outputs: Any, loss: float, scratc
 
 
 @helper
-def unit_slopes(
-    net: Any, layer: int, unit: int, h: float, loss: float, scratch: Any, grads: Any
-) -> None:
+def unit_slopes(net, layer, unit, h, loss, scratch, grads):
     """Write the central differences by all parameters of one unit."""
     n_samples, n_outputs = net.x.shape[1], net.sizes[layer + 1]
     hidden = layer < net.at.shape[0] - 1
@@ -209,7 +202,7 @@ def unit_slopes(
 
 
 @parallel_kernel
-def central_difference(net: Any, h: float, chunks: int, scratch: Any, grads: Any) -> None:
+def central_difference(net, h, chunks, scratch, grads):
     """Write the central differences by all parameters.
 
     Parameters

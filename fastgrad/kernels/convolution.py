@@ -35,13 +35,13 @@ PANEL_VECTORS = 3
 
 
 @helper
-def output_size(size: int, window: int, stride: int, pad: int) -> int:
+def output_size(size, window, stride, pad):
     """Return how many positions a window has along an axis."""
     return (size + 2 * pad - window) // stride + 1
 
 
 @helper
-def add_product(a: Any, b: Any, out: Any) -> None:
+def add_product(a, b, out):
     """Add ``a[:, :K] @ b``, with the K rows of b, to ``out``.
 
     Rows of b and of out are whole vectors, see `padded_size`.
@@ -57,14 +57,14 @@ def add_product(a: Any, b: Any, out: Any) -> None:
 
 
 @helper
-def padded_size(size: int, itemsize: int) -> int:
+def padded_size(size, itemsize):
     """Return the number of entries, at least `size`, of a row of whole vectors."""
     width = VECTOR_BYTES // itemsize
     return (size + width - 1) // width * width
 
 
 @helper
-def pad_image(image: Any, pad: int, padded: Any) -> None:
+def pad_image(image, pad, padded):
     """Copy an image, shape (C, H, W), into the middle of one of zeros."""
     channels, height, width = image.shape
     for c in range(channels):
@@ -74,7 +74,7 @@ def pad_image(image: Any, pad: int, padded: Any) -> None:
 
 
 @helper
-def unpad_image(padded: Any, pad: int, image: Any) -> None:
+def unpad_image(padded, pad, image):
     """Copy an image out of the middle of a padded one, and leave that full of zeros."""
     channels, height, width = image.shape
     for c in range(channels):
@@ -85,9 +85,7 @@ def unpad_image(padded: Any, pad: int, image: Any) -> None:
 
 
 @helper
-def pack_columns(
-    image: Any, filter_h: int, filter_w: int, stride: int, width: int, columns: Any
-) -> None:
+def pack_columns(image, filter_h, filter_w, stride, width, columns):
     """Write what each weight of a filter meets at every position into a row of `columns`.
 
     Parameters
@@ -118,10 +116,7 @@ def pack_columns(
 
 
 @allocating_helper
-def forward_part(
-    x: Any, W: Any, b: Any, stride: int, pad: int, rectify: int, pool: Any, out: Any,
-    arg_max: Any, parts: Any, index: int,
-) -> None:  # fmt: skip
+def forward_part(x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index):
     """Compute `convolution_forward` for a part of the samples and of the filters."""
     n_samples, channels, height, width = x.shape
     begin, end = chunk_range(n_samples, index // parts[1], parts[0])
@@ -163,10 +158,7 @@ def forward_part(
 
 
 @parallel_kernel
-def convolution_forward(
-    body: Any, x: Any, W: Any, b: Any, stride: int, pad: int, rectify: int, pool: Any, out: Any,
-    arg_max: Any, parts: Any,
-) -> None:  # fmt: skip
+def convolution_forward(body, x, W, b, stride, pad, rectify, pool, out, arg_max, parts):
     """Compute a convolution, and ReLU and max pooling of it if asked for.
 
     Parameters
@@ -211,7 +203,7 @@ def forward_pointer(dtype: Any) -> Any:
 
 
 @helper
-def spread_gradient(dout: Any, out: Any, arg_max: Any, rectify: int, plane: Any) -> None:
+def spread_gradient(dout, out, arg_max, rectify, plane):
     """Write the gradient by a plane of the convolution, given that by what came out behind it.
 
     Parameters
@@ -238,9 +230,7 @@ def spread_gradient(dout: Any, out: Any, arg_max: Any, rectify: int, plane: Any)
 
 
 @helper
-def add_columns(
-    columns: Any, filter_h: int, filter_w: int, stride: int, width: int, image: Any
-) -> None:
+def add_columns(columns, filter_h, filter_w, stride, width, image):
     """Add what `pack_columns` would have taken from an image to where it would have taken it."""
     channels = image.shape[0]
     height = (image.shape[1] - filter_h) // stride + 1
@@ -260,10 +250,7 @@ def add_columns(
 
 
 @allocating_helper
-def backward_part(
-    dout: Any, x: Any, W: Any, stride: int, pad: int, rectify: int, out: Any, arg_max: Any,
-    dx: Any, dW: Any, db: Any, parts: Any, index: int,
-) -> None:  # fmt: skip
+def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, index):
     """Compute `convolution_backward` for a part of the samples and of the filters."""
     n_samples, channels, height, width = x.shape
     sample_part, filter_part = index // parts[1], index % parts[1]
@@ -312,10 +299,7 @@ def backward_part(
 
 
 @parallel_kernel
-def convolution_backward(
-    body: Any, dout: Any, x: Any, W: Any, stride: int, pad: int, rectify: int, out: Any,
-    arg_max: Any, dx: Any, dW: Any, db: Any, parts: Any,
-) -> None:  # fmt: skip
+def convolution_backward(body, dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts):
     """Compute the gradients of a convolution, with what follows it as `convolution_forward` has it.
 
     Parameters

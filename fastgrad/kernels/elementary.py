@@ -10,10 +10,6 @@ Functions*, 1980, chapter 6): with x = k log 2 + r and |r| <= 0.35,
     exp(x) = 2**k * exp(r),    exp(x) - 1 = 2**k * (exp(r) - 1) + (2**k - 1).
 """
 
-# A function and its Numba overload must have like signatures to the letter, annotations included,
-# so these few carry none.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import numpy as np

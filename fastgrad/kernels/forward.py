@@ -48,9 +48,6 @@ sums : ndarray of float64, shape (chunks, cache lines)
     Column 0: the sum of the losses of a chunk's samples.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import numpy as np

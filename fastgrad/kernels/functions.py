@@ -9,9 +9,6 @@ An exception inside ``prange`` would vanish, so the evaluator hands back a statu
 caller evaluates the failing point once more from Python.
 """
 
-# Numba's type hints do not know intrinsics, and leave most of the code generator untyped.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, attr-defined"
-
 from __future__ import annotations
 
 import functools

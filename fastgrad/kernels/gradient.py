@@ -13,9 +13,6 @@ dW, db : ndarray, shapes (D, H) and (H,)
     Out.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 from fastgrad.kernels.affine import sum_rows, weight_rows

@@ -15,13 +15,9 @@ Targets come as labels or as soft targets, the array that does not apply having 
 `fastgrad.arrays.targets` returns them.
 """
 
-# Helpers take scalars of either dtype and Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import numpy as np
 from numba import prange
@@ -31,7 +27,7 @@ from fastgrad.kernels.elementary import exp, like, relative_to
 
 
 @kernel
-def softmax_rows(a: Any, y: Any, first: int, last: int) -> None:
+def softmax_rows(a, y, first, last):
     """Compute the softmax of rows first .. last - 1.
 
     Parameters
@@ -62,16 +58,14 @@ def softmax_rows(a: Any, y: Any, first: int, last: int) -> None:
 
 
 @parallel_kernel
-def softmax_parallel(a: Any, y: Any, chunks: int) -> None:
+def softmax_parallel(a, y, chunks):
     """Compute the softmax of every row, on `chunks` threads."""
     for chunk in prange(chunks):
         softmax_rows(a, y, chunk * a.shape[0] // chunks, (chunk + 1) * a.shape[0] // chunks)
 
 
 @helper
-def cross_entropy_sum(
-    a: Any, y: Any, labels: Any, soft: Any, delta: float, first: int, last: int
-) -> float:
+def cross_entropy_sum(a, y, labels, soft, delta, first, last):
     """Return the sum of -Σ t log(y + delta) over rows first .. last - 1.
 
     Without delta it is computed from the scores, and finite where probabilities vanish.
@@ -123,15 +117,13 @@ def cross_entropy_sum(
 
 
 @kernel
-def cross_entropy(a: Any, y: Any, labels: Any, soft: Any, delta: float) -> float:
+def cross_entropy(a, y, labels, soft, delta):
     """Return the mean of what `cross_entropy_sum` adds up."""
     return cross_entropy_sum(a, y, labels, soft, delta, 0, y.shape[0]) / y.shape[0]
 
 
 @kernel
-def logit_gradients(
-    y: Any, labels: Any, soft: Any, delta: float, rate: float, da: Any, first: int, last: int
-) -> None:
+def logit_gradients(y, labels, soft, delta, rate, da, first, last):
     """Compute the gradient of the loss with respect to the scores of rows first .. last - 1.
 
     Nothing cancels, also for probabilities near 1: where 1 - p occurs it is the sum of the other
@@ -191,7 +183,7 @@ def logit_gradients(
 
 
 @kernel
-def squared_error(y: Any, t: Any) -> Any:
+def squared_error(y, t):
     """Return half the sum of the squared differences of two 1-D arrays."""
     total = y.dtype.type(0.0)
     for i in range(y.size):

@@ -4,19 +4,14 @@ S. Ioffe and C. Szegedy (2015), arXiv:1502.03167. Loops run over samples first, 
 ones are contiguous and vectorise.
 """
 
-# Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
-
-from typing import Any
 
 from fastgrad.kernels.compile import kernel
 from fastgrad.kernels.elementary import like
 
 
 @kernel
-def batch_moments(x: Any, mean: Any, variance: Any) -> None:
+def batch_moments(x, mean, variance):
     """Compute the mean and the (biased) variance of each column.
 
     Parameters
@@ -40,7 +35,7 @@ def batch_moments(x: Any, mean: Any, variance: Any) -> None:
 
 
 @kernel
-def normalize(x: Any, gamma: Any, beta: Any, mean: Any, std: Any, xn: Any, out: Any) -> None:
+def normalize(x, gamma, beta, mean, std, xn, out):
     """Compute xn = (x - mean) / std and out = gamma xn + beta.
 
     Parameters
@@ -57,9 +52,7 @@ def normalize(x: Any, gamma: Any, beta: Any, mean: Any, std: Any, xn: Any, out: 
 
 
 @kernel
-def normalize_backward(
-    dout: Any, xn: Any, gamma: Any, std: Any, of_batch: bool, dx: Any, dgamma: Any, dbeta: Any
-) -> None:
+def normalize_backward(dout, xn, gamma, std, of_batch, dx, dgamma, dbeta):
     """Compute the gradients of `normalize`.
 
     Parameters

@@ -6,8 +6,6 @@ remembered by its place in the plane, so the way back is one addition for each w
 
 from __future__ import annotations
 
-from typing import Any
-
 from numba import prange
 
 from fastgrad.kernels.compile import helper, parallel_kernel
@@ -17,13 +15,13 @@ NOWHERE = -1
 
 
 @helper
-def larger_of(value: Any, place: int, largest: Any, largest_place: int) -> Any:
+def larger_of(value, place, largest, largest_place):
     """Return the larger of two entries and where it stands; the second one if they are equal."""
     return (value, place) if value > largest else (largest, largest_place)
 
 
 @helper
-def pool_plane(plane: Any, width: int, window: Any, columns: int, out: Any, arg_max: Any) -> None:
+def pool_plane(plane, width, window, columns, out, arg_max):
     """Take the largest entry of each window of a plane without padding.
 
     Parameters
@@ -68,9 +66,7 @@ def pool_plane(plane: Any, width: int, window: Any, columns: int, out: Any, arg_
 
 
 @parallel_kernel
-def max_pooling_forward(
-    planes: Any, width: int, window: Any, columns: int, out: Any, arg_max: Any, chunks: int
-) -> None:
+def max_pooling_forward(planes, width, window, columns, out, arg_max, chunks):
     """Take the largest entries of planes, as `pool_plane` does, a chunk of planes for each thread.
 
     Parameters
@@ -88,7 +84,7 @@ def max_pooling_forward(
 
 
 @parallel_kernel
-def max_pooling_backward(dout: Any, arg_max: Any, dplanes: Any, chunks: int) -> None:
+def max_pooling_backward(dout, arg_max, dplanes, chunks):
     """Add the gradient by each largest entry to where it came from.
 
     Parameters

@@ -20,10 +20,6 @@ all of them. (``number`` counts how often a program is run in one launch.)
 attributes. Without compilation it is a plain object.
 """
 
-# A function and its Numba twin must have like signatures to the letter, annotations included, so
-# some carry none.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, attr-defined"
-
 from __future__ import annotations
 
 import functools

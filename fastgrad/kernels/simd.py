@@ -13,10 +13,6 @@ Every function has a twin in plain Python, which says what it computes, and whic
 are not compiled.
 """
 
-# What kernels call carries no annotations: its arguments are Numba types for one reader, values for
-# the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return, attr-defined"
-
 from __future__ import annotations
 
 import llvmlite.binding

@@ -4,12 +4,7 @@ Four of five pixels are zero and add nothing; the weights are taken to be finite
 another dtype than the weights: an entry is converted where it is used.
 """
 
-# Numba overloads carry no annotations.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
-
-from typing import Any
 
 from numba import prange
 
@@ -17,7 +12,7 @@ from fastgrad.kernels.compile import parallel_kernel
 
 
 @parallel_kernel
-def sparse_affine_forward(x: Any, W: Any, b: Any, out: Any, chunks: int) -> None:
+def sparse_affine_forward(x, W, b, out, chunks):
     """Compute ``out = x @ W + b``, a chunk of the samples on each thread.
 
     Parameters
@@ -41,7 +36,7 @@ def sparse_affine_forward(x: Any, W: Any, b: Any, out: Any, chunks: int) -> None
 
 
 @parallel_kernel
-def sparse_affine_weights(x: Any, dout: Any, dW: Any, chunks: int) -> None:
+def sparse_affine_weights(x, dout, dW, chunks):
     """Compute ``dW = x.T @ dout``, a chunk of its rows on each thread.
 
     Parameters

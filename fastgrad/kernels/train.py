@@ -50,9 +50,6 @@ squares : ndarray of float64, shape (2, chunks, cache lines)
     write while another still reads.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 from fastgrad.kernels.affine import sum_rows

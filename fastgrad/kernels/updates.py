@@ -27,9 +27,6 @@ lr, a, b : float
     The rule's coefficients. Rounded to p's precision here, after the differences from 1.
 """
 
-# Arguments carry no annotations: they are Numba types for one reader, values for the other.
-# mypy: disable-error-code="no-untyped-def, no-untyped-call, no-any-return"
-
 from __future__ import annotations
 
 import functools
