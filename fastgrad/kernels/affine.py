@@ -15,11 +15,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, allocating_helper, helper, kernel, parallel_kernel
+from fastgrad.kernels.compile import (
+    address,
+    allocating_helper,
+    array_type,
+    helper,
+    kernel,
+    parallel_kernel,
+)
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 from fastgrad.kernels.simd import TILE_ROWS, add_tile
 
@@ -141,7 +147,7 @@ def affine_forward_parallel(body, x, W, b, out, chunks):
 @functools.cache
 def forward_pointer(dtype: Any) -> Any:
     """Return the address of `forward_chunk` for arrays of a dtype."""
-    matrix, vector = (types.Array(numba.from_dtype(np.dtype(dtype)), n, "C") for n in (2, 1))
+    matrix, vector = array_type(dtype, 2), array_type(dtype, 1)
     return address(forward_chunk, (matrix, matrix, vector, matrix, types.int64, types.int64))
 
 
@@ -173,5 +179,5 @@ def affine_backward_parallel(body, dout, x, W, dx, dW, db, chunks):
 @functools.cache
 def backward_pointer(dtype: Any) -> Any:
     """Return the address of `backward_chunk` for arrays of a dtype."""
-    matrix, vector = (types.Array(numba.from_dtype(np.dtype(dtype)), n, "C") for n in (2, 1))
+    matrix, vector = array_type(dtype, 2), array_type(dtype, 1)
     return address(backward_chunk, (*[matrix] * 5, vector, types.int64, types.int64))

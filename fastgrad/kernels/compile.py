@@ -1,19 +1,4 @@
-"""The compile policy: every kernel of the package is compiled by one of these decorators.
-
-`kernel`
-    A serial loop that Python calls; kernels may call it, too.
-`parallel_kernel`
-    A driver that spreads work over threads with ``prange``.
-`step_kernel`
-    One step of a larger computation, which `fastgrad.kernels.runtime` runs on all threads and
-    calls through a function pointer.
-`helper`
-    A loop or a formula that only kernels call.
-`exact_helper`
-    A formula whose rounding errors are part of the algorithm (argument reduction, two-term
-    constants): the compiler may fuse a multiply and an add, but never reorder.
-`allocating_helper`
-    A loop that creates arrays of its own. (So may an assignment of an array to a slice.)
+"""The compile policy: every kernel of the package is compiled by one of the decorators below.
 
 All share ``error_model="numpy"`` (a division checks nothing, so it vectorises), ``nogil`` (Python
 threads run side by side) and an on-disk cache that is never fatal and never stale.
@@ -22,11 +7,8 @@ What takes time to compile is left out: an entry from Python, with a copy of the
 needs one, and the counting of references to arrays, which all belong to the caller. Together that
 is a fifth of the time of a first numerical gradient.
 
-This file is also the one place for names of Numba that its documentation does not promise. Each has
-a fallback: without those of the cache kernels are compiled anew in every process, without the
-option of counting they take longer to compile, without those of events nobody is told of it, and
-without those of function pointers all run as plain Python functions, slowly and with the same
-results.
+This file is also the one place for names of Numba that its documentation does not promise: see
+`PRIVATE_NAMES`.
 """
 
 from __future__ import annotations
@@ -43,6 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numba
+import numpy as np
 from numba import types
 from numba.extending import intrinsic, is_jitted
 
@@ -53,8 +36,11 @@ FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
 #: Fast-math flags of `exact_helper`.
 EXACT_FASTMATH = {"contract"}
 
-#: What the package uses of Numba beyond its documented interface, as "module:name", by what is lost
-#: without it.
+#: What the package uses of Numba beyond its documented interface, as "module:name". If a name is
+#: missing, the package still works. Without one for the cache, kernels are compiled anew in every
+#: process; without that for counting references, compiling takes longer; without one for events,
+#: `follow_compilations` does nothing; and without one for function pointers, all kernels run as
+#: plain Python functions, slowly and with the same results.
 PRIVATE_NAMES = {
     "cache": (
         "numba.core.caching:FunctionCache",
@@ -76,7 +62,7 @@ PRIVATE_NAMES = {
 
 
 def private_name(text: str) -> Any:
-    """Return what a "module:name" of Numba stands for; None if it is missing."""
+    """Return what a "module:name" of Numba stands for, or None if it is missing."""
     module, name = text.split(":")
     try:
         return operator.attrgetter(name)(importlib.import_module(module))
@@ -84,49 +70,48 @@ def private_name(text: str) -> Any:
         return None
 
 
-#: Used by the files that write LLVM instructions.
+# The files that write LLVM instructions use the first two.
 cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
 _FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
 
-#: Whether kernels are compiled, or plain Python functions: a step needs function pointers.
+#: Whether kernels are compiled; otherwise they are plain Python functions.
 COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
 
 
-def _counting(counted: bool) -> dict[str, Any]:
-    """Return options with which Numba counts references to arrays, or does not."""
-    return {} if None in map(private_name, PRIVATE_NAMES["counting"]) else {"_nrt": counted}
-
-
 def kernel(function: Callable[..., Any]) -> Any:
-    """Compile a serial kernel."""
-    return _compile(function, **_counting(False))
+    """Compile a serial kernel, which Python or other kernels call."""
+    return _compile(function)
 
 
 def parallel_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a kernel whose ``prange`` loops run on several threads."""
-    return _compile(function, parallel=True)
+    """Compile a kernel that Python calls and whose ``prange`` loops run on several threads."""
+    return _compile(function, counts_references=True, parallel=True)
 
 
 def step_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a step, a serial kernel of ``(args, chunk, chunks, number)``."""
-    return helper(function)  # it is called by its address only
+    """Compile a step, a serial kernel of ``(args, chunk, chunks, number)``.
+
+    `fastgrad.kernels.runtime` runs it on all threads, and calls it by its address.
+    """
+    return helper(function)
 
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a serial function that only kernels call."""
-    return _without_entry(_compile(function, no_cpython_wrapper=True, **_counting(False)))
+    return _compile_helper(function)
 
 
 def exact_helper(function: Callable[..., Any]) -> Any:
-    """Compile a helper whose operations keep their order."""
-    options = {"fastmath": EXACT_FASTMATH, "no_cpython_wrapper": True, **_counting(False)}
-    return _without_entry(_compile(function, **options))
+    """Compile a helper whose rounding errors are part of the algorithm.
+
+    The compiler may fuse a multiplication and an addition, but not change the order of operations.
+    """
+    return _compile_helper(function, fastmath=EXACT_FASTMATH)
 
 
 def allocating_helper(function: Callable[..., Any]) -> Any:
-    """Compile a helper that creates arrays."""
-    # Said explicitly, since it would do as the kernel does that calls it.
-    return _without_entry(_compile(function, no_cpython_wrapper=True, **_counting(True)))
+    """Compile a helper that creates arrays, as an assignment of an array to a slice also may."""
+    return _compile_helper(function, counts_references=True)
 
 
 def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -161,8 +146,8 @@ class Call(NamedTuple):
 def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any = None) -> Any:
     """Return an intrinsic made of LLVM instructions, or its plain twin where nothing is compiled.
 
-    Kernels call the intrinsic itself. With ``numba.extending.overload`` between them it would come
-    in a function of its own, which takes a tenth of a second more to compile.
+    Kernels call the intrinsic itself. With ``numba.extending.overload`` it would be wrapped in a
+    function of its own, which takes a tenth of a second more to compile.
 
     Parameters
     ----------
@@ -175,7 +160,7 @@ def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any 
     """
     if not COMPILED:
         return plain
-    names = list(inspect.signature(plain).parameters)
+    names = inspect.signature(plain).parameters
 
     def typed(typing_context: Any, *kinds: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
@@ -186,11 +171,8 @@ def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any 
         return (result or types.void)(*kinds), generate
 
     # Numba reads the parameters from the signature.
-    parameter = inspect.Parameter
-    signature = inspect.Signature(
-        [parameter(name, parameter.POSITIONAL_OR_KEYWORD) for name in ["typing_context", *names]]
-    )
-    vars(typed)["__signature__"] = signature
+    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    vars(typed)["__signature__"] = inspect.Signature([first, *names.values()])
     typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
     typed.__doc__ = plain.__doc__
     return intrinsic(typed)
@@ -209,8 +191,39 @@ def address(function: Any, signature: tuple[Any, ...]) -> Any:
 
 def code_address(overload: Any) -> int:
     """Return where the code of a compiled function lies, for Numba's own calling convention."""
-    found: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
-    return found
+    place: int = overload.library.get_pointer_to_function(overload.fndesc.llvm_func_name)
+    return place
+
+
+def emit_call(
+    context: Any, builder: Any, place: Any, kinds: tuple[Any, ...], values: Any, result: Any
+) -> Any:
+    """Write a call of the code at an address, by Numba's calling convention.
+
+    Parameters
+    ----------
+    context, builder
+        Of Numba and of llvmlite.
+    place : LLVM value
+        The address, from `code_address`.
+    kinds, values : sequence
+        The Numba types of the arguments that the code was compiled for, and their LLVM values.
+    result : Numba type
+
+    Returns
+    -------
+    tuple
+        Numba's status, whose ``is_error`` says whether an exception was raised, and the result.
+    """
+    convention = context.call_conv
+    function_type = convention.get_function_type(result, kinds)
+    function = builder.inttoptr(place, function_type.as_pointer())
+    return convention.call_function(builder, function, result, kinds, values)
+
+
+def array_type(dtype: Any, n_dimensions: int) -> types.Array:
+    """Return the Numba type of C-contiguous arrays of a dtype."""
+    return types.Array(numba.from_dtype(np.dtype(dtype)), n_dimensions, "C")
 
 
 def users_overload(function: Any, signature: tuple[Any, ...]) -> Any:
@@ -236,9 +249,20 @@ def users_overload(function: Any, signature: tuple[Any, ...]) -> Any:
         return None
 
 
-def _compile(function: Callable[..., Any], **options: Any) -> Any:
+#: What `_KernelCache` raises where Numba finds no folder that it can write to (a read-only install,
+#: no home), or where Numba's cache has changed. Kernels are then compiled in memory.
+_NO_CACHE = (RuntimeError, OSError, AttributeError, TypeError)
+
+
+def _compile(
+    function: Callable[..., Any], *, counts_references: bool = False, **options: Any
+) -> Any:
+    """Compile a function with the options that all kernels share and with some of its own."""
     if not COMPILED:
         return function
+    if None not in map(private_name, PRIVATE_NAMES["counting"]):
+        # Always given: otherwise a function takes the option over from the first that calls it.
+        options["_nrt"] = counts_references
     options = {
         "fastmath": FASTMATH,
         "error_model": "numpy",
@@ -247,18 +271,20 @@ def _compile(function: Callable[..., Any], **options: Any) -> Any:
         **options,
     }
     compiled = numba.njit(function, **options)
-    _attach_cache(compiled)
+    with contextlib.suppress(*_NO_CACHE):
+        compiled._cache = _KernelCache(function)
     return compiled
 
 
-def _without_entry(compiled: Any) -> Any:
-    """Have a function that was compiled without an entry from Python say so.
+def _compile_helper(function: Callable[..., Any], **options: Any) -> Any:
+    """Compile a function without an entry from Python.
 
-    A call from there would end the process.
+    A call from there would end the process, so it is made to raise a `TypeError` instead.
     """
+    compiled = _compile(function, no_cpython_wrapper=True, **options)
     if is_jitted(compiled):
-        kind: Any = type(compiled)
         with contextlib.suppress(TypeError):  # without it only the message is lost
+            kind: Any = type(compiled)
             compiled.__class__ = _helper_class(kind)
     return compiled
 
@@ -269,16 +295,6 @@ def _helper_class(dispatcher: Any) -> Any:
         raise TypeError(f"`{self.__name__}` is for compiled code; Python cannot call it.")
 
     return type("Helper", (dispatcher,), {"__call__": refuse})
-
-
-def _attach_cache(dispatcher: Any) -> None:
-    """Give a kernel its on-disk cache, or none where no folder can be written."""
-    try:
-        dispatcher._cache = _KernelCache(dispatcher.py_func)
-    except (RuntimeError, OSError, AttributeError, TypeError):
-        # Numba found no writable folder (read-only install, no home), or its cache has changed:
-        # compile in memory.
-        return
 
 
 class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
@@ -307,14 +323,9 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
         try:
             super().save_overload(sig, data)
         except Exception:  # noqa: BLE001 - full disk, folder gone, index damaged
-            self._discard_index()
-
-    def _discard_index(self) -> None:
-        # A damaged index would be a miss in every process to come; without it the next one saves.
-        try:
-            os.unlink(self._cache_file._index_path)
-        except OSError:
-            return
+            # A damaged index would be a miss in every process to come. Without it the next saves.
+            with contextlib.suppress(OSError):
+                os.unlink(self._cache_file._index_path)
 
 
 @functools.cache
@@ -331,7 +342,7 @@ def cache_folder() -> Path | None:
     """Return the folder that compiled kernels are kept in, or None if none can be written."""
     try:
         return Path(_KernelCache(kernel).cache_path)
-    except (RuntimeError, OSError, AttributeError, TypeError):
+    except _NO_CACHE:
         return None
 
 

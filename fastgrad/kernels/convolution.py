@@ -1,15 +1,13 @@
-r"""Convolution, forward and backward, sample by sample.
+"""Convolution, forward and backward, sample by sample.
 
 Forward, a sample's *columns* are packed, one row for each weight of a filter with what it meets at
 every position, and one product of filters and columns gives all channels of the result. The
 columns of one sample are small enough for the cache; those of a whole batch, the book's ``im2col``,
 are not.
 
-Backward, the gradient by the result is mostly zeros where a ReLU or a max pooling stands behind the
-convolution. So it goes by its non-zero entries: each adds a multiple of what its filter saw, a row
-of numbers, to the gradient by the filter, and a multiple of the filter to the gradient by what it
-saw. Images have their channels last here: what a row of a filter sees is then one stretch of
-memory.
+Backward, the same columns, times the gradient by the result, give the gradient by the filters. The
+filters, times the gradient by the result, give the gradient by the columns, which is added to the
+image from where they were packed.
 
 ReLU and max pooling directly behind a convolution can be a part of it: the full-size result then
 stays in the cache.
@@ -20,17 +18,17 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import numba
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, allocating_helper, helper, parallel_kernel
+from fastgrad.kernels.compile import address, allocating_helper, array_type, helper, parallel_kernel
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.kernels.runtime import call_pointer, chunk_range
 from fastgrad.kernels.simd import TILE_ROWS, VECTOR_BYTES, add_tile
 
-#: Vectors of a row of the right factor that are multiplied at a time; at its end up to five.
+#: Vectors of a row of the right factor that are multiplied at a time. At the end of a row it is all
+#: that are left, fewer than twice as many.
 PANEL_VECTORS = 3
 
 
@@ -193,9 +191,8 @@ def convolution_forward(body, x, W, b, stride, pad, rectify, pool, out, arg_max,
 @functools.cache
 def forward_pointer(dtype: Any) -> Any:
     """Return the address of `forward_part` for arrays of a dtype."""
-    number, integer = numba.from_dtype(np.dtype(dtype)), types.int64
-    images, whole = types.Array(number, 4, "C"), types.Array(integer, 1, "C")
-    biases, places = types.Array(number, 1, "C"), types.Array(types.int32, 4, "C")
+    integer, biases, images = types.int64, array_type(dtype, 1), array_type(dtype, 4)
+    whole, places = array_type(np.int64, 1), array_type(np.int32, 4)
     return address(
         forward_part,
         (images, images, biases, *[integer] * 3, whole, images, places, whole, integer),
@@ -209,7 +206,7 @@ def spread_gradient(dout, out, arg_max, rectify, plane):
     Parameters
     ----------
     dout, out : ndarray, shape (M,)
-        `out` is looked at where a ReLU and no max pooling follows.
+        `out` is read where a ReLU and no max pooling follows.
     arg_max : ndarray of int32, shape (M,) or (0,)
         Empty without max pooling.
     rectify : int
@@ -333,10 +330,9 @@ def convolution_backward(body, dout, x, W, stride, pad, rectify, out, arg_max, d
 @functools.cache
 def backward_pointer(dtype: Any) -> Any:
     """Return the address of `backward_part` for arrays of a dtype."""
-    number, integer = numba.from_dtype(np.dtype(dtype)), types.int64
-    images, stacks = types.Array(number, 4, "C"), types.Array(number, 5, "C")
-    places, whole = types.Array(types.int32, 4, "C"), types.Array(integer, 1, "C")
-    sums = types.Array(number, 2, "C")
+    integer, sums = types.int64, array_type(dtype, 2)
+    images, stacks = array_type(dtype, 4), array_type(dtype, 5)
+    whole, places = array_type(np.int64, 1), array_type(np.int32, 4)
     return address(
         backward_part,
         (*[images] * 3, *[integer] * 3, images, places, stacks, stacks, sums, whole, integer),

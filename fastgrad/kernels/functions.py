@@ -20,9 +20,9 @@ from numba import prange, types
 from numba.extending import intrinsic
 
 from fastgrad.arrays import IntArray
-from fastgrad.kernels.compile import c_callable, cgutils, kernel, parallel_kernel
+from fastgrad.kernels.compile import c_callable, cgutils, emit_call, kernel, parallel_kernel
 
-#: What an evaluator answers.
+#: What an evaluator returns.
 DONE, RAISED, NOT_ONE_NUMBER = 0, 1, 2
 
 #: A block that `pack` wrote, and where the value goes.
@@ -52,9 +52,9 @@ def evaluate_nudged(
     values : ndarray of float64, shape (K, M)
         Receives the function's values for the columns from `start` to `stop`.
     failed : ndarray of int64, shape (threads,)
-        Holds -1, and receives for each thread where in `points` its evaluator answered something
-        else than `DONE`, in the order of evaluation, ``i * K + k``. A thread that failed does no
-        more work.
+        In: -1. Out: for each thread where in `points` its evaluator first returned something else
+        than `DONE`, in the order of evaluation, ``i * K + k``. A thread that failed does no more
+        work.
     start, stop : int
         Which columns to do.
     tolerant : bool
@@ -92,7 +92,7 @@ def pack(address: int, x: Any, args: tuple[Any, ...]) -> IntArray:
 
 
 def _words(values: tuple[Any, ...]) -> int:
-    """Count the 8-byte words that hold values, or a few more."""
+    """Return how many 8-byte words are enough to hold values."""
     return sum(
         _words(value) if isinstance(value, tuple) else 5 + 2 * np.ndim(value) for value in values
     )
@@ -140,8 +140,8 @@ def evaluator(x: types.Type, args: types.BaseTuple, result: types.Type) -> Any:
     return c_callable(_EVALUATOR)(array if isinstance(result, types.Array) else number)
 
 
-# What follows speaks to LLVM, because Numba has no word for it: a call through an address, and a
-# tuple of arrays that outlives the call it was handed to.
+# What follows writes LLVM instructions, because Numba has no way to say it: a call through an
+# address, and a tuple of arrays that outlives the call that it was an argument of.
 
 
 @intrinsic
@@ -193,7 +193,7 @@ def _store(typingctx, block, value):
 
 
 def _borrowed(context: Any, builder: Any, type_: types.Type, value: Any) -> Any:
-    """Cut the tie between arrays and their owners: nobody counts references to them any more."""
+    """Return a value whose arrays have no owner: nobody counts references to them any more."""
     if isinstance(type_, types.Array):
         array = context.make_array(type_)(context, builder, value)
         array.meminfo = cgutils.get_null_value(array.meminfo.type)
@@ -207,7 +207,7 @@ def _borrowed(context: Any, builder: Any, type_: types.Type, value: Any) -> Any:
 
 
 def _loader(type_: types.Type) -> Any:
-    """Make the counterpart of `_store` for one type."""
+    """Return an intrinsic that reads what `_store` wrote at an address, as one type."""
 
     @intrinsic
     def load(typingctx, address):
@@ -222,20 +222,13 @@ def _loader(type_: types.Type) -> Any:
 
 
 def _caller(argument_types: tuple[types.Type, ...], result_type: types.Type) -> Any:
-    """Make a call of a compiled function by its address; answers (whether it raised, result)."""
+    """Return an intrinsic that calls a function by its address: (whether it raised, result)."""
 
     @intrinsic
     def call(typingctx, address, arguments):
         def generate(context, builder, signature, values):
-            convention = context.call_conv
-            function_type = convention.get_function_type(result_type, argument_types)
-            status, result = convention.call_function(
-                builder,
-                builder.inttoptr(values[0], function_type.as_pointer()),
-                result_type,
-                argument_types,
-                cgutils.unpack_tuple(builder, values[1]),
-            )
+            place, given = values[0], cgutils.unpack_tuple(builder, values[1])
+            status, result = emit_call(context, builder, place, argument_types, given, result_type)
             return context.make_tuple(builder, signature.return_type, [status.is_error, result])
 
         return types.Tuple([types.boolean, result_type])(address, arguments), generate

@@ -11,13 +11,13 @@ Between two steps stands a barrier: the next one begins when all chunks of the o
 finished. Threads spin there, which takes half a microsecond, where a launch takes 3 to 13. So a
 whole training run is one launch of thousands of steps.
 
-Nobody may rely on as many threads as there are chunks: one of them may come late, or never. So a
-chunk belongs to the thread that wins the compare-and-swap for it. Every thread begins with its own,
-and steals those of others that are not begun when it has waited for a while; a thread alone runs
-all of them. (``number`` counts how often a program is run in one launch.)
+There may be fewer threads than chunks, since one of them may come late, or never. So each thread
+runs its own chunk of a step first. When it has waited for a while, it steals those of others that
+nobody has begun; a compare-and-swap decides which thread gets a chunk.
 
-``args`` is an `Arguments`: compiled code reads it as a pointer to packed arrays and numbers, with
-attributes. Without compilation it is a plain object.
+``args`` is an `Arguments`: compiled code reads its arrays and numbers as attributes, from packed
+memory. Without compilation it is a plain object. ``number`` counts the repetitions of a program in
+one launch.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from ctypes import addressof, c_char
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
@@ -42,7 +41,9 @@ from fastgrad.kernels.compile import (
     COMPILED,
     AttributeTemplate,
     address,
+    array_type,
     cgutils,
+    emit_call,
     emitted,
     helper,
     parallel_kernel,
@@ -54,9 +55,27 @@ ROW = 16
 #: Columns of ``progress``: how many steps of a chunk are started, how many are finished, and
 #: whether a kernel raised an exception.
 STARTED, FINISHED, FAILED = 0, 8, 9
-#: Spins after which a thread steals a chunk that nobody has begun, 2 to 4
-#: microseconds; and between two offers of its core to other threads, 10 or so.
+#: Spins after which a thread steals a chunk that nobody has begun, 2 to 4 microseconds; and spins
+#: between two offers of its core to other threads, some 10 microseconds.
 STEAL_AFTER, YIELD_AFTER = 100, 500
+
+
+class Field(NamedTuple):
+    """Where an array or a number of an `Arguments` lies, and what it is.
+
+    Attributes
+    ----------
+    word : int
+        Which of the memory's numbers of 64 bits: a number itself, or an array's address. The
+        lengths of an array's axes follow.
+    kind : Numba type
+    dtype : dtype or type
+        That of an array; ``float`` or ``int`` for a number.
+    """
+
+    word: int
+    kind: Any
+    dtype: Any
 
 
 class Arguments:
@@ -72,25 +91,26 @@ class Arguments:
 
     Attributes
     ----------
+    fields : dict of Field
     pointer : int
         Where the memory lies, which lives as long as this object.
     """
 
     def __init__(self, **values: Any) -> None:
-        self.fields: dict[str, tuple[types.Type, int]] = {}
-        self._words: dict[str, tuple[Any, int]] = {}
+        self.fields: dict[str, Field] = {}
         words = 0
         for name, value in values.items():
             if isinstance(value, np.ndarray):
-                kind = types.Array(numba.from_dtype(value.dtype), value.ndim, "C")
-                self._words[name] = value.dtype, words
+                field = Field(words, array_type(value.dtype, value.ndim), value.dtype)
+                words += value.ndim
+            elif isinstance(value, float):
+                field = Field(words, types.float64, float)
             else:
-                kind = types.float64 if isinstance(value, float) else types.int64
-                self._words[name] = type(value), words
-            self.fields[name] = kind, words
-            words += 1 + getattr(kind, "ndim", 0)
+                field = Field(words, types.int64, int)
+            self.fields[name] = field
+            words += 1
         memory = np.zeros(words, np.int64)
-        self._first = values
+        self._first = values  # keeps the arrays alive
         self._integers, self._floats = memory.data, memory.view(np.float64).data
         self.pointer: Any = memory.ctypes.data if COMPILED else SimpleNamespace()
         self.set(**values)
@@ -102,7 +122,7 @@ class Arguments:
             return
         integers = self._integers
         for name, value in values.items():
-            dtype, word = self._words[name]
+            word, _, dtype = self.fields[name]
             if dtype is float:
                 self._floats[word] = value
             elif dtype is int:
@@ -119,8 +139,8 @@ class Arguments:
         """Return the address of a step kernel for these arguments, compiling it if need be."""
         if not COMPILED:
             return body
-        # A kernel's type holds only what it reads, so that one that does not read the samples is
-        # compiled once for samples of every dtype.
+        # The type of `args` names only what the kernel reads, so that a kernel that does not read
+        # the samples is compiled once for samples of every dtype.
         names = body.py_func.__code__.co_names
         kind = ArgumentsType({name: self.fields[name] for name in names if name in self.fields})
         return _addresses(body, kind)
@@ -132,22 +152,18 @@ def pointing(places: Sequence[tuple[Arguments, str]]) -> Callable[[Iterable[Any]
     It checks nothing, not even the dtype, and takes a third of the time of `Arguments.set`. Of
     their shapes only the first length may change.
     """
-    if not COMPILED:
-
-        def replace(arrays: Iterable[Any]) -> None:
-            for (args, name), array in zip(places, arrays, strict=True):
-                setattr(args.pointer, name, array)
-
-        return replace
-    words = [(args._integers, args._words[name][1]) for args, name in places]
-    first_item = c_char.from_buffer
+    words = [(args._integers, args.fields[name].word) for args, name in places]
 
     def point(arrays: Iterable[Any]) -> None:
         for (integers, word), array in zip(words, arrays, strict=True):
             integers[word + 1] = length = len(array)
-            integers[word] = addressof(first_item(array)) if length else 0
+            integers[word] = addressof(c_char.from_buffer(array)) if length else 0
 
-    return point
+    def replace(arrays: Iterable[Any]) -> None:
+        for (args, name), array in zip(places, arrays, strict=True):
+            args.set(**{name: array})
+
+    return point if COMPILED else replace
 
 
 @functools.cache
@@ -211,23 +227,22 @@ def launch(steps: Program, progress: NDArray[np.int64], first: int = 0, repeats:
 
 @functools.cache
 def _thread_address() -> Any:
-    matrix, vector = (types.Array(types.int64, n, "C") for n in (2, 1))
-    number = types.int64
+    number, vector, matrix = types.int64, array_type(np.int64, 1), array_type(np.int64, 2)
     return address(run_thread, (number, matrix, vector, number, number, matrix, number))
 
 
-# What follows speaks to LLVM, because Numba has no word for it: attributes of what a pointer leads
-# to, calls through a pointer, and atomic operations on an array.
+# What follows writes LLVM instructions, because Numba has no way to say it: attributes of memory at
+# an address, calls through an address, and atomic operations on an array.
 
 if COMPILED:
 
     class ArgumentsType(types.Type):
-        """The Numba type of a pointer to an `Arguments`, by the fields that a kernel reads."""
+        """The Numba type of the address of an `Arguments`, with the fields that a kernel reads."""
 
-        def __init__(self, fields: dict[str, tuple[types.Type, int]]) -> None:
+        def __init__(self, fields: dict[str, Field]) -> None:
             self.fields = fields
-            described = ", ".join(f"{name}: {kind} @{at}" for name, (kind, at) in fields.items())
-            super().__init__(name=f"Arguments({described})")
+            described = (f"{name}: {field.kind} @{field.word}" for name, field in fields.items())
+            super().__init__(name=f"Arguments({', '.join(described)})")
 
         @property
         def mangling_args(self) -> tuple[str, tuple[Any, ...]]:
@@ -237,20 +252,20 @@ if COMPILED:
     @register_model(ArgumentsType)
     class _ArgumentsModel(models.PrimitiveModel):
         def __init__(self, manager, type_):
-            super().__init__(manager, type_, ir.IntType(8).as_pointer())
+            super().__init__(manager, type_, ir.IntType(64))
 
     @infer_getattr
     class _ArgumentsAttributes(AttributeTemplate):
         key = ArgumentsType
 
         def generic_resolve(self, type_, name):
-            return type_.fields[name][0] if name in type_.fields else None
+            return type_.fields[name].kind if name in type_.fields else None
 
     @lower_getattr_generic(ArgumentsType)
     def _load_field(context, builder, type_, value, name):
-        kind, at = type_.fields[name]
+        at, kind, _ = type_.fields[name]
         integer = ir.IntType(64)
-        words = builder.bitcast(value, integer.as_pointer())
+        words = builder.inttoptr(value, integer.as_pointer())
 
         def load(word, element):
             place = builder.gep(words, [ir.Constant(integer, word)])
@@ -294,18 +309,12 @@ def _plain_call(function, arguments):
 
 
 def _emit_call(call):
-    context, builder = call.context, call.builder
-    given = call.kinds["arguments"].types
+    context, builder, given = call.context, call.builder, call.kinds["arguments"].types
     taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
     values = cgutils.unpack_tuple(builder, call.values["arguments"])
-    function_type = context.call_conv.get_function_type(types.none, taken)
-    status, _ = context.call_conv.call_function(
-        builder,
-        builder.inttoptr(call.values["function"], function_type.as_pointer()),
-        types.none,
-        taken,
-        [context.cast(builder, *three) for three in zip(values, given, taken, strict=True)],
-    )
+    values = [context.cast(builder, *three) for three in zip(values, given, taken, strict=True)]
+    place = call.values["function"]
+    status, _ = emit_call(context, builder, place, taken, values, types.none)
     return status.is_error
 
 
@@ -373,33 +382,26 @@ def _emit_call_system(call):
     call.builder.call(call.builder.inttoptr(call.values["function"], kind), [])
 
 
-def _plain_as_arguments(pointer):
-    """Return the address of an `Arguments` as a pointer, which is what step kernels take."""
-    return pointer
-
-
-def _emit_as_arguments(call):
-    return call.builder.inttoptr(call.values["pointer"], ir.IntType(8).as_pointer())
-
-
 call_pointer = emitted(_plain_call, _emit_call, types.boolean)
 load = emitted(_plain_load, _emit_load, types.int64)
 store = emitted(_plain_store, _emit_store)
 compare_and_swap = emitted(_plain_compare_and_swap, _emit_compare_and_swap, types.boolean)
 pause = emitted(_plain_pause, _emit_pause)
 call_system = emitted(_plain_call_system, _emit_call_system)
-as_arguments = emitted(_plain_as_arguments, _emit_as_arguments, types.voidptr)
 
 
 @helper
 def chunk_range(size, chunk, chunks):
-    """Return where a chunk of `size` things begins and ends."""
+    """Return where a chunk of `size` things begins and ends.
+
+    Inside ``prange`` this is written out: a call takes a tenth of a second more to compile there.
+    """
     return size * chunk // chunks, size * (chunk + 1) // chunks
 
 
 @helper
 def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
-    """Run one thread's part of all steps: its own chunk of each, and those that nobody begins."""
+    """Run a thread's own chunk of every step, and chunks of others that nobody begins."""
     chunks = progress.shape[0]
     for count in range(repeats * ends.size):
         number, step = first + count // ends.size, count % ends.size
@@ -414,8 +416,7 @@ def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
                     and compare_and_swap(progress, chunk, STARTED, count, count + 1)
                 ):
                     for row in range(ends[step - 1] if step > 0 else 0, ends[step]):
-                        args = as_arguments(kernels[row, 1])
-                        if call_pointer(kernels[row, 0], (args, chunk, chunks, number)):
+                        if call_pointer(kernels[row, 0], (kernels[row, 1], chunk, chunks, number)):
                             progress[chunk, FAILED] = 1
                     store(progress, chunk, FINISHED, count + 1)
                 spins += 1
@@ -431,7 +432,7 @@ def run_steps(thread_address, kernels, ends, first, repeats, progress, yield_cor
     Parameters
     ----------
     thread_address : int
-        Of `run_thread`. Numba would compile three more copies of what it finds here.
+        Of `run_thread`. Called by name, it would be compiled three more times.
     kernels, ends
         See `Program`.
     first, repeats : int

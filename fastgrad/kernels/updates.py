@@ -32,12 +32,10 @@ from __future__ import annotations
 import functools
 import math
 
-import numba
-import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, kernel, parallel_kernel
-from fastgrad.kernels.runtime import call_pointer, chunk_range
+from fastgrad.kernels.compile import address, array_type, kernel, parallel_kernel
+from fastgrad.kernels.runtime import call_pointer
 
 #: Keeps the division by a root defined at the start; the book's number.
 EPSILON = 1e-7
@@ -117,13 +115,12 @@ def adam_rate(lr, beta1, beta2, step):
 @functools.cache
 def pointer(rule, dtype):
     """Return the address of a rule for parameters of a dtype."""
-    vector = types.Array(numba.from_dtype(np.dtype(dtype)), 1, "C")
-    return address(rule, (*[vector] * 4, *[types.float64] * 3))
+    return address(rule, (*[array_type(dtype, 1)] * 4, *[types.float64] * 3))
 
 
 @parallel_kernel
 def update_parallel(rule, p, g, first, second, lr, a, b, chunks):
     """Take one step of a rule, given by its `pointer`, on `chunks` threads."""
     for chunk in prange(chunks):
-        i, k = chunk_range(p.size, chunk, chunks)
+        i, k = chunk * p.size // chunks, (chunk + 1) * p.size // chunks
         call_pointer(rule, (p[i:k], g[i:k], first[i:k], second[i:k], lr, a, b))
