@@ -15,6 +15,8 @@ are not compiled.
 
 from __future__ import annotations
 
+from typing import Any, NamedTuple
+
 import llvmlite.binding
 import numpy as np
 from llvmlite import ir
@@ -29,9 +31,9 @@ VECTOR_BYTES = 64 if _WIDE else 32
 TILE_ROWS = 4
 #: Bytes of a cache line.
 LINE_BYTES = 64
-#: Vectors of a row whose accumulators are held at the same time: the largest number that still
-#: fits, again and again. Every pass goes over the bits anew. 13 vectors hold 50 units, as
-#: chapter 4 has them in float64, 7 in float32; they leave registers for factors, of 16 in AVX2.
+#: Vectors of a row whose accumulators are held at the same time: in each pass the largest number
+#: that still fits. Every pass goes over the bits anew. 13 vectors hold chapter 4's 50 units in
+#: float64, 7 in float32; of 16 registers of AVX2 that leaves some for factors.
 _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
 #: Bytes of a row that are added to in one pass over the bits. 64 rows of so many fit into L1.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
@@ -131,7 +133,7 @@ def _plain_masked_gemv(
         Entry i counts if it is set in bits[n] and in own[q]: bit i % 64 of number i // 64.
     n, q : int
     begin, end : int
-        Which numbers of bits[n] and own[q] to look at.
+        Which numbers of bits[n] and own[q] to read.
     values : ndarray, 1-D
         The entries that count are values[at], values[at + 1], ..
     at : int
@@ -190,7 +192,7 @@ def _emit_nonzero_bits(emit):
 
 
 def _emit_lowest_bit(emit):
-    return emit.builder.cttz(emit.values["bits"], ir.Constant(ir.IntType(1), 1))
+    return emit.lowest_bit(emit.values["bits"])
 
 
 def _emit_count_bits(emit):
@@ -215,69 +217,76 @@ def _emit_prefetch(emit):
 
 
 def _emit_masked_axpy(emit):
-    factors, gap = emit.address("factors", "begin", "column")
-    source, stride = emit.address("rows", "begin")
-    target, _ = emit.address("out", "o")
+    factors, (stride, _) = emit.address("factors", "begin", "column")
 
-    def factor(_, place, count):
-        return emit.number_at(emit.add(factors, emit.builder.mul(place, gap[0])), "factors")
-
-    def line(place):
-        return emit.add(source, emit.builder.mul(place, stride[0]))
+    def factor(_, step, count):
+        return emit.number_at(emit.moved(factors, step, stride), "factors")
 
     loop = emit.over_bits(emit.values["bits"])
-    emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=True)
+    lines = emit.lines("rows", "begin")
+    target, _ = emit.address("out", "o")
+    emit.passes(_ROW_VECTORS, _Products(loop, factor, lines, [target], adding=True))
 
 
 def _emit_masked_gemv(emit):
     words, _ = emit.address("bits", "n")
     owned, _ = emit.address("own", "q")
     numbers, _ = emit.address("values", "at")
-    scattered, _ = emit.address("copy", "c", "shift")
-    source, stride = emit.address("rows")
-    target, _ = emit.address("out", "v", "m")
+    copies, _ = emit.address("copy", "c", "shift")
 
-    def word(step):
-        offset = emit.times(step, 8)
-        pair = [emit.load(emit.add(place, offset), _INTEGER, 8) for place in (words, owned)]
-        return emit.builder.and_(*pair)
+    def word(number):
+        places = (emit.moved(place, number, 8) for place in (words, owned))
+        return emit.builder.and_(*(emit.load(place, _INTEGER, 8) for place in places))
 
-    def factor(_, place, count):
-        number = emit.number_at(emit.add(numbers, emit.times(count, emit.size)), "values")
-        emit.store(number, emit.add(scattered, emit.times(place, emit.size)))
+    def factor(_, step, count):
+        number = emit.number_at(emit.moved(numbers, count, emit.size), "values")
+        emit.store(number, emit.moved(copies, step, emit.size))
         return number
 
-    def line(place):
-        return emit.add(source, emit.builder.mul(place, stride[0]))
-
     loop = emit.over_words(emit.whole("begin"), emit.whole("end"), word)
-    emit.passes(_ROW_VECTORS, loop, factor, line, [target], adding=False)
+    target, _ = emit.address("out", "v", "m")
+    emit.passes(_ROW_VECTORS, _Products(loop, factor, emit.lines("rows"), [target], adding=False))
 
 
 def _emit_add_tile(emit):
-    builder = emit.builder
-    bottom = emit.add(emit.whole("last"), ir.Constant(_INTEGER, -1))
-    numbers = [emit.add(emit.whole("first"), ir.Constant(_INTEGER, r)) for r in range(TILE_ROWS)]
+    bottom = emit.add(emit.whole("last"), -1)
     # Rows below the last are that row once more.
-    numbers = [
-        builder.select(builder.icmp_signed("<", number, bottom), number, bottom)
-        for number in numbers
-    ]
-    places, strides = zip(*[emit.address("a", number) for number in numbers], strict=True)
-    targets = [emit.address("out", number)[0] for number in numbers]
-    source, stride = emit.address("b")
+    rows = [emit.least(emit.add(emit.whole("first"), r), bottom) for r in range(TILE_ROWS)]
+    places, strides = zip(*[emit.address("a", row) for row in rows], strict=True)
     step_bytes = strides[0][1]
     if emit.kinds["a"].layout == "C":
-        step_bytes = ir.Constant(_INTEGER, emit.kinds["a"].dtype.bitwidth // 8)
+        step_bytes = emit.kinds["a"].dtype.bitwidth // 8
 
     def factor(row, step, _):
-        return emit.number_at(emit.add(places[row], builder.mul(step, step_bytes)), "a")
-
-    def line(step):
-        return emit.add(source, builder.mul(step, stride[0]))
+        return emit.number_at(emit.moved(places[row], step, step_bytes), "a")
 
     loop = emit.counted(emit.whole("begin"), emit.whole("end"))
-    emit.passes(_TILE_VECTORS, loop, factor, line, targets, adding=True)
+    targets = [emit.address("out", row)[0] for row in rows]
+    emit.passes(_TILE_VECTORS, _Products(loop, factor, emit.lines("b"), targets, adding=True))
+
+
+class _Products(NamedTuple):
+    """A sum of products of numbers with rows, for some rows of the result.
+
+    Attributes
+    ----------
+    loop : callable
+        Writes a loop over the terms of the sum, see `_Emitter`.
+    factor : callable
+        Returns the number for (target, step, count of steps before).
+    line : callable
+        Returns the address of the row for a step.
+    targets : list
+        The addresses of the rows of the result.
+    adding : bool
+        Whether to add to what stands there.
+    """
+
+    loop: Any
+    factor: Any
+    line: Any
+    targets: Any
+    adding: bool
 
 
 class _Emitter:
@@ -294,10 +303,24 @@ class _Emitter:
             self.size = self.kinds["out"].dtype.bitwidth // 8
 
     def add(self, a, b):
-        return self.builder.add(a, b)
+        """Return a + b; b may be a constant."""
+        return self.builder.add(a, _constant(b))
 
-    def times(self, a, constant):
-        return self.builder.mul(a, ir.Constant(_INTEGER, constant))
+    def times(self, a, b):
+        """Return a * b; b may be a constant."""
+        return self.builder.mul(a, _constant(b))
+
+    def moved(self, place, steps, stride):
+        """Return the address that lies some steps of a length behind another."""
+        return self.add(place, self.times(steps, stride))
+
+    def least(self, a, b):
+        """Return the smaller one of two integers."""
+        return self.builder.select(self.builder.icmp_signed("<", a, b), a, b)
+
+    def lowest_bit(self, bits):
+        """Return the place of the lowest bit that is set."""
+        return self.builder.cttz(bits, ir.Constant(ir.IntType(1), 1))
 
     def address(self, name, *indices):
         """Return the address of an array's element, and the array's strides.
@@ -311,8 +334,13 @@ class _Emitter:
         place = self.builder.ptrtoint(array.data, _INTEGER)
         for index, stride in zip(indices, strides, strict=False):
             number = self.whole(index) if isinstance(index, str) else index
-            place = self.add(place, self.builder.mul(number, stride))
+            place = self.moved(place, number, stride)
         return place, strides
+
+    def lines(self, name, *indices):
+        """Return a function that returns the address of a row, counted from an element on."""
+        place, strides = self.address(name, *indices)
+        return lambda step: self.moved(place, step, strides[0])
 
     def load(self, place, kind, align):
         loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
@@ -344,17 +372,19 @@ class _Emitter:
         return loop
 
     def over_bits(self, bits, begin=_ZERO, count=_ZERO):
-        """Return a loop over the places of the bits that are set, counted from ``begin`` on."""
-        builder, one = self.builder, ir.Constant(_INTEGER, 1)
+        """Return a loop over the places of the bits that are set, counted from ``begin`` on.
+
+        It also carries, before all others, how many steps there were: ``count`` before it begins.
+        """
 
         def loop(carried, body):
             def step(bits, carried):
-                place = self.add(begin, builder.cttz(bits, ir.Constant(ir.IntType(1), 1)))
                 count, *values = carried
-                return [self.add(count, one), *body(place, count, values)]
+                place = self.add(begin, self.lowest_bit(bits))
+                return [self.add(count, 1), *body(place, count, values)]
 
             def following(bits):  # without its lowest bit
-                return builder.and_(bits, builder.sub(bits, one))
+                return self.builder.and_(bits, self.add(bits, -1))
 
             return self.loop(bits, _ZERO, following, [count, *carried], step)
 
@@ -368,16 +398,17 @@ class _Emitter:
                 inner = self.over_bits(word(number), self.times(number, 64), carried[0])
                 return inner(carried[1:], body)
 
-            return self.loop(begin, end, 1, [_ZERO, *carried], step)[1:]
+            return self.loop(begin, end, 1, [_ZERO, *carried], step)
 
         return loop
 
     def loop(self, start, end, following, carried, body):
         """Write a loop over start, following(start), .., up to ``end``, which it may pass.
 
-        ``following`` may be a number to add. Returns the last values carried.
+        ``following`` may be a number to add. The body gets the step and the values carried, and
+        returns the next ones. Returns the last ones.
         """
-        builder = self.builder
+        builder, is_sum = self.builder, isinstance(following, int)
         entry = builder.block
         head = builder.append_basic_block("loop.head")
         inside = builder.append_basic_block("loop.body")
@@ -387,17 +418,11 @@ class _Emitter:
         builder.position_at_end(head)
         step = builder.phi(_INTEGER)
         values = [builder.phi(value.type) for value in carried]
-        if isinstance(following, int):
-            goes_on = builder.icmp_signed("<", step, end)
-        else:
-            goes_on = builder.icmp_unsigned("!=", step, end)
-        builder.cbranch(goes_on, inside, done)
+        compare, sign = (builder.icmp_signed, "<") if is_sum else (builder.icmp_unsigned, "!=")
+        builder.cbranch(compare(sign, step, end), inside, done)
 
         builder.position_at_end(inside)
-        if isinstance(following, int):
-            after = self.add(step, ir.Constant(_INTEGER, following))
-        else:
-            after = following(step)
+        after = self.add(step, following) if is_sum else following(step)
         changed = [after, *body(step, values)]
         builder.branch(head)
         for phi, first, later in zip([step, *values], [start, *carried], changed, strict=True):
@@ -407,42 +432,21 @@ class _Emitter:
         builder.position_at_end(done)
         return values
 
-    def passes(self, counts, loop, factor, line, targets, *, adding):
+    def passes(self, counts, products):
         """Write the passes over the columns, up to the argument ``width``.
 
-        Each sums factor(row, step, number) * line(step) over a loop's steps, for every target row.
-        ``line`` returns an address, as the targets are; a vector lies as far behind it as its
-        column does. ``counts`` says how many vectors passes take: `_ROW_VECTORS` or
-        `_TILE_VECTORS`.
+        ``counts`` says how many vectors passes take: `_ROW_VECTORS` or `_TILE_VECTORS`.
         """
-        builder = self.builder
-        lanes = VECTOR_BYTES // self.size
         width = self.times(self.whole("width"), self.size)
-        vector = ir.VectorType(self.number, lanes)
-        last = builder.sub(width, ir.Constant(_INTEGER, VECTOR_BYTES))
-
-        def one_pass(count, column):
-            self.one_pass(count, column, vector, last, loop, factor, line, targets, adding)
-            return []
-
-        with builder.if_else(builder.icmp_signed(">=", last, _ZERO)) as (wide, narrow):
+        last = self.add(width, -VECTOR_BYTES)
+        with self.builder.if_else(self.builder.icmp_signed(">=", last, _ZERO)) as (wide, narrow):
             with wide:
                 begin = _ZERO
                 for count, end in self.pass_ends(counts, width):
-                    size = count * VECTOR_BYTES
-                    self.loop(begin, end, size, [], lambda at, _, count=count: one_pass(count, at))
+                    self.one_pass(begin, end, count, last, products)
                     begin = end
             with narrow:
-                self.loop(
-                    _ZERO,
-                    width,
-                    self.size,
-                    [],
-                    lambda at, _: (
-                        self.one_pass(1, at, self.number, None, loop, factor, line, targets, adding)
-                        or []
-                    ),
-                )
+                self.one_pass(_ZERO, width, 1, None, products)
 
     def pass_ends(self, counts, width):
         """Return numbers of vectors, each with the column where the passes with so many end.
@@ -451,62 +455,66 @@ class _Emitter:
         pass, and both add to the same numbers.
         """
         builder = self.builder
-        rest = builder.udiv(
-            self.add(width, ir.Constant(_INTEGER, VECTOR_BYTES - 1)),
-            ir.Constant(_INTEGER, VECTOR_BYTES),
-        )
-        found = []
+        rest = builder.udiv(self.add(width, VECTOR_BYTES - 1), _constant(VECTOR_BYTES))
         if counts == _TILE_VECTORS:  # 1 = 1, 2 = 2, 3 = 3, 4 = 2 + 2, 5 = 2 + 3, 6 = 3 + 3
-            three = ir.Constant(_INTEGER, 3)
-            missing = builder.urem(self.times(rest, 2), three)
-            is_one = builder.icmp_signed("==", rest, ir.Constant(_INTEGER, 1))
+            missing = builder.urem(self.times(rest, 2), _constant(3))
+            is_one = builder.icmp_signed("==", rest, _constant(1))
             twos = builder.select(is_one, _ZERO, self.times(missing, 2))
             ones = builder.select(is_one, rest, _ZERO)
-            found = [(3, builder.sub(rest, self.add(ones, twos))), (2, twos), (1, ones)]
+            vectors = [(3, builder.sub(rest, self.add(ones, twos))), (2, twos), (1, ones)]
         else:  # as many passes with the first number as fit, and so on
+            vectors = []
             for count in counts:
-                whole = self.times(builder.udiv(rest, ir.Constant(_INTEGER, count)), count)
+                whole = self.times(builder.udiv(rest, _constant(count)), count)
                 rest = builder.sub(rest, whole)
-                found.append((count, whole))
+                vectors.append((count, whole))
         end, ends = _ZERO, []
-        for count, vectors in reversed(found):
-            end = self.add(end, self.times(vectors, VECTOR_BYTES))
+        for count, number in reversed(vectors):
+            end = self.moved(end, number, VECTOR_BYTES)
             ends.append((count, end))
         return ends
 
-    def one_pass(self, count, column, kind, last, loop, factor, line, targets, adding):
-        """Write the loop over steps for ``count`` vectors of a kind from a column on.
+    def one_pass(self, begin, end, count, last, products):
+        """Write the passes over the columns from begin to end, of ``count`` vectors each.
 
-        The last of them begins at ``last`` at the latest, if that is given.
+        The last vector begins at ``last`` at the latest. Without ``last`` it is numbers instead.
         """
-        builder = self.builder
-        is_vector = last is not None
-        name = f"v{VECTOR_BYTES // self.size}f{8 * self.size}" if is_vector else f"f{8 * self.size}"
+        builder, bits = self.builder, 8 * self.size
+        lanes = 1 if last is None else VECTOR_BYTES // self.size
+        size = lanes * self.size
+        kind = self.number if last is None else ir.VectorType(self.number, lanes)
+        name = f"f{bits}" if last is None else f"v{lanes}f{bits}"
         fused = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(kind, [kind] * 3), f"llvm.fmuladd.{name}"
         )
-        size = VECTOR_BYTES if is_vector else self.size
-        offsets = [self.add(column, ir.Constant(_INTEGER, k * size)) for k in range(count)]
-        if is_vector:
-            beyond = builder.icmp_signed(">", offsets[-1], last)
-            offsets[-1] = builder.select(beyond, last, offsets[-1])
-        places = [self.add(target, offset) for target in targets for offset in offsets]
-        zero = ir.Constant(kind, [0.0] * (VECTOR_BYTES // self.size) if is_vector else 0.0)
-        before = [self.load(place, kind, self.size) if adding else zero for place in places]
+        zero = ir.Constant(kind, 0.0 if last is None else [0.0] * lanes)
+        loop, factor, line, targets, adding = products
 
-        def add_products(step, number, totals):
-            start = line(step)
-            terms = [self.load(self.add(start, offset), kind, self.size) for offset in offsets]
-            scales = [self.spread(factor(row, step, number), kind) for row in range(len(targets))]
-            pairs = [(scale, term) for scale in scales for term in terms]
-            return [
-                builder.call(fused, [*pair, total])
-                for pair, total in zip(pairs, totals, strict=True)
-            ]
+        def columns(column, _):
+            offsets = [self.add(column, k * size) for k in range(count)]
+            if last is not None:
+                offsets[-1] = self.least(offsets[-1], last)
+            places = [self.add(target, offset) for target in targets for offset in offsets]
+            before = [self.load(place, kind, self.size) if adding else zero for place in places]
 
-        results = loop(before, add_products)[-len(before) :]
-        for place, total in zip(places, results, strict=True):
-            self.store(total, place)
+            def add_products(step, number, totals):
+                start = line(step)
+                terms = [self.load(self.add(start, offset), kind, self.size) for offset in offsets]
+                scales = [
+                    self.spread(factor(row, step, number), kind) for row in range(len(targets))
+                ]
+                pairs = [(scale, term) for scale in scales for term in terms]
+                return [
+                    builder.call(fused, [*pair, total])
+                    for pair, total in zip(pairs, totals, strict=True)
+                ]
+
+            results = loop(before, add_products)[-len(before) :]
+            for place, total in zip(places, results, strict=True):
+                self.store(total, place)
+            return []
+
+        self.loop(begin, end, count * size, [], columns)
 
     def spread(self, scalar, kind):
         """Return a vector with the scalar in every lane, or the scalar where that is the kind."""
@@ -516,6 +524,11 @@ class _Emitter:
         first = self.builder.insert_element(undefined, scalar, ir.Constant(ir.IntType(32), 0))
         mask = ir.Constant(ir.VectorType(ir.IntType(32), kind.count), [0] * kind.count)
         return self.builder.shuffle_vector(first, undefined, mask)
+
+
+def _constant(number):
+    """Return a Python integer as an LLVM value of 64 bits, and an LLVM value as it is."""
+    return ir.Constant(_INTEGER, number) if isinstance(number, int) else number
 
 
 def _micro_kernel(plain, emit, result=None):
