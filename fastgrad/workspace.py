@@ -44,7 +44,7 @@ def aligned(shape: Sequence[int], dtype: DTypeLike) -> NDArray[Any]:
 
 
 def padded(size: int, dtype: DTypeLike) -> int:
-    """Return the length of a row of whole cache lines with room for `size` numbers."""
+    """Return the length of a row of whole cache lines that holds at least `size` numbers."""
     itemsize = np.dtype(dtype).itemsize
     return -(-size * itemsize // LINE_BYTES) * LINE_BYTES // itemsize
 
@@ -55,7 +55,7 @@ def rows_apart(chunks: int, columns: int, dtype: DTypeLike = np.int64) -> NDArra
 
 
 class Workspace:
-    """Scratch and programs for batches of one size and dtype, dealt out to some chunks.
+    """Scratch and programs for batches of one size and dtype, divided into some chunks.
 
     Attributes
     ----------
@@ -227,8 +227,6 @@ class Workspace:
             entries=entries,
             entry_bits=entries.view(f"u{number.itemsize}"),
             unique=np.zeros(rows, number),
-            up=np.zeros(rows, number),
-            down=np.zeros(rows, number),
             inverse=np.zeros(rows, np.uint32),
             table=np.zeros((self.chunks, cd.HASH_SLOTS + 1, 2), np.uint64),
             coefficients=aligned((self.chunks, cd.COEFFICIENTS, width), number),

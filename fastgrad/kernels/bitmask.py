@@ -26,6 +26,12 @@ def words(n: int) -> int:
 
 
 @helper
+def is_set(bits, i):
+    """Return whether bit i of a row of a bitmask is set."""
+    return (bits[i // WORD] >> np.uint64(i % WORD)) & ONE_BIT != NO_BITS
+
+
+@helper
 def build_bitmask(x, bits, begin, end):
     """Build the bitmask of samples begin .. end - 1.
 

@@ -18,8 +18,9 @@ Nothing here is a derivative: both nudged losses are evaluated, the one at +h an
 
 A soft target is a sum of hard ones, each class with its target as its weight; so is its series.
 
-This file is for networks of two layers and for h in *series range*, where every perturbation moves
-every logit by little. There S, and with it the change of the loss, is a short power series in
+This file is for networks of two layers and for h in *series range*, where no perturbation moves a
+logit by more than `LOGIT_MOVE_LIMIT`. There S, and with it the change of the loss, is a short power
+series in
 :math:`\Delta z`, exact to rounding, whose coefficients are the same for all pixels: the inner loop
 depends neither on the number of classes nor on a library function.
 `fastgrad.kernels.central_difference_general` is for all others.
@@ -49,8 +50,8 @@ positions : ndarray of uint32, shape (chunks, D + 1)
 entries : ndarray, shape (chunks, D + 1)
 entry_bits : ndarray of unsigned integers, as ``entries``
     Scratch: what stands there; the same memory.
-unique, up, down : ndarray, shape (chunks, D + 1)
-    Scratch: the unique values x among them; exp(+-h x) - 1 (sigmoid) or +-h x (ReLU).
+unique : ndarray, shape (chunks, D + 1)
+    Scratch: the unique values x among them, and then exp(h x) - 1 (sigmoid) or h x (ReLU).
 inverse : ndarray of uint32, shape (chunks, D + 1)
     Scratch: for each non-zero entry the number of its value among the unique ones.
 table : ndarray of uint64, shape (chunks, HASH_SLOTS + 1, 2)
@@ -73,7 +74,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgrad.kernels.activations import SIGMOID
-from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD
+from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD, is_set
 from fastgrad.kernels.compile import helper, step_kernel
 from fastgrad.kernels.elementary import are_finite, expm1, like
 from fastgrad.kernels.runtime import chunk_range
@@ -101,9 +102,10 @@ HASH_FACTOR, HASH_SHIFT = np.uint64(0x9E3779B97F4A7C15), np.uint64(54)
 def unique_values(values, bits, table, unique, inverse):
     """Find the unique values among a sample's entries; return how many there are.
 
-    A table finds the number of a value that was met before. It needs no clearing: what it holds is
-    counted on from sample to sample. Where two values share a slot, the later one gets a number
-    again: a detour, not an error.
+    A hash table holds the number of each value that was met before. It is not cleared between
+    samples: the numbers go on from sample to sample, and a smaller one is an old one. Where two
+    values fall into the same slot, a value that comes back gets a second number. That costs time,
+    and is no error.
 
     Parameters
     ----------
@@ -123,7 +125,7 @@ def unique_values(values, bits, table, unique, inverse):
         key = np.uint64(bits[e])
         slot = (key * HASH_FACTOR) >> HASH_SHIFT
         label = table[slot, 1]
-        # Without a branch: nobody could foretell it, and every wrong guess costs 20 cycles.
+        # Without a branch, which no processor could predict: a wrong prediction costs 20 cycles.
         is_known = (table[slot, 0] == key) & (first <= label)
         label = label if is_known else following
         following = following if is_known else following + one
@@ -138,8 +140,8 @@ def unique_values(values, bits, table, unique, inverse):
 
 
 @helper
-def target_share(p, delta):
-    """Return q: which part of p + delta, for the target of a sample, is the probability p."""
+def relative_probability(p, delta):
+    """Return q = p / (p + delta) for the probability p of a sample's target."""
     shift = like(delta, p)
     return p / (p + shift) if shift > 0 else like(1, p)
 
@@ -163,7 +165,7 @@ def add_coefficients(p, second, target, q, weight, width, out):
     second : ndarray, shape (C, P)
     target : int
     q, weight : float
-        From `target_share` and `target_weight`.
+        From `relative_probability` and `target_weight`.
     width : int
     out : ndarray, shape (COEFFICIENTS, P)
         In and out: rows 0 to 4, of the powers 1 to 5. Rows 5 to 9 are scratch.
@@ -213,13 +215,14 @@ def add_coefficients(p, second, target, q, weight, width, out):
 
 
 @helper
-def find_changes(activation, up, down, coefficients, width, changes):
+def find_changes(activation, unique, coefficients, width, changes):
     """Compute the changes of the loss at +h and -h for each of a sample's unique values.
 
     Parameters
     ----------
     activation : int
-    up, down : ndarray, shape (unique values,)
+    unique : ndarray, shape (unique values,)
+        How far each moves the input of a unit by +h: m, for the sigmoid as exp(m) - 1.
     coefficients : ndarray, shape (COEFFICIENTS, P)
         Rows 0 to 4 from `add_coefficients`; 5 to 7 of the unit itself: z, 1 - z and z (1 - z)
         (sigmoid), or the two bounds of a move in 5 and 7 (ReLU).
@@ -229,23 +232,22 @@ def find_changes(activation, up, down, coefficients, width, changes):
     """
     is_double = changes.itemsize == 8
     one = changes.dtype.type(1)
-    for value in range(up.size):
-        E1 = up[value]
-        E2 = down[value]
+    for value in range(unique.size):
+        E = unique[value]
         # Over hidden units, contiguous, without a branch or a call: 17 multiplications and
         # additions and one division for the two losses of one value and unit. In float32 the
         # highest terms would be lost in rounding.
         for j in range(width):
             if activation == SIGMOID:
-                # exp(-m) - 1 = -E1 / (1 + E1): so one division serves both moves.
-                a1 = one + coefficients[5, j] * E1
-                a2 = one + coefficients[6, j] * E1
-                r = coefficients[7, j] * E1 / (a1 * a2)
+                # exp(-m) - 1 = -E / (1 + E): so one division serves both moves.
+                a1 = one + coefficients[5, j] * E
+                a2 = one + coefficients[6, j] * E
+                r = coefficients[7, j] * E / (a1 * a2)
                 d1 = r * a2
                 d2 = -r * a1
             else:
-                d1 = max(coefficients[5, j] + E1, coefficients[7, j])
-                d2 = max(coefficients[5, j] + E2, coefficients[7, j])
+                d1 = max(coefficients[5, j] + E, coefficients[7, j])
+                d2 = max(coefficients[5, j] - E, coefficients[7, j])
             c1, c2, c3 = coefficients[0, j], coefficients[1, j], coefficients[2, j]
             c4, c5 = coefficients[3, j], coefficients[4, j]
             top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
@@ -269,8 +271,7 @@ def perturb_first_layer(args, chunk, chunks, number):
     state, W2 = args.state, args.W2
     used, positions, entries = args.used[chunk], args.positions[chunk], args.entries[chunk]
     entry_bits, unique, inverse = args.entry_bits[chunk], args.unique[chunk], args.inverse[chunk]
-    up, down, table = args.up[chunk], args.down[chunk], args.table[chunk]
-    coefficients = args.coefficients[chunk]
+    table, coefficients = args.table[chunk], args.coefficients[chunk]
     changes, sums = args.changes[chunk], args.sums[chunk]
     n_samples, n_inputs = x.shape
     width = sums.shape[1]
@@ -296,7 +297,7 @@ def perturb_first_layer(args, chunk, chunks, number):
         for word in range(bits.shape[1]):
             used[word] |= bits[n, word]
     for i in range(n_inputs + 1):
-        if is_marked(used, i):
+        if is_set(used, i):
             for j in range(width):
                 sums[i, j] = zero
 
@@ -318,9 +319,7 @@ def perturb_first_layer(args, chunk, chunks, number):
         for value in range(n_unique):
             move = step * unique[value]
             beyond |= abs(move) > limit
-            E = expm1(move) if activation == SIGMOID else move
-            up[value] = E
-            down[value] = -E / (one + E) if activation == SIGMOID else -move
+            unique[value] = expm1(move) if activation == SIGMOID else move
         if beyond != 0:
             state[chunk, IN_RANGE] = 0
             return
@@ -331,25 +330,19 @@ def perturb_first_layer(args, chunk, chunks, number):
             target = labels[n] if labels.size > 0 else k
             weight = target_weight(labels, soft, n, target, n_samples)
             if weight != zero:
-                q = target_share(probabilities[n, target], delta)
+                q = relative_probability(probabilities[n, target], delta)
                 add_coefficients(probabilities[n], second, target, q, weight, width, coefficients)
         for j in range(width):
             z, a, slope = values[n, j], inputs[n, j], slopes[n, j]
             coefficients[5, j] = z if activation == SIGMOID else a - z
             coefficients[6, j] = one - z
             coefficients[7, j] = slope if activation == SIGMOID else -z
-        find_changes(activation, up[:n_unique], down[:n_unique], coefficients, width, changes)
+        find_changes(activation, unique[:n_unique], coefficients, width, changes)
         for e in range(count):
             i = positions[e]
             value = inverse[e]
             for j in range(width):
                 sums[i, j] += changes[value, j]
-
-
-@helper
-def is_marked(bits, i):
-    """Return whether bit i is set."""
-    return (bits[i // WORD] >> np.uint64(i % WORD)) & ONE_BIT != NO_BITS
 
 
 @step_kernel
@@ -389,7 +382,7 @@ def perturb_second_layer(args, chunk, chunks, number):
             if weight == zero:
                 continue
             twice = two * weight  # log((1 + s) / (1 - s)) is 2 artanh(s)
-            share = target_share(probabilities[n, target], delta)
+            relative = relative_probability(probabilities[n, target], delta)
             for k in range(n_classes):
                 p = probabilities[n, k]
                 factor = -p
@@ -397,7 +390,7 @@ def perturb_second_layer(args, chunk, chunks, number):
                     factor = zero
                     for m in range(n_classes):
                         factor += zero if m == k else probabilities[n, m]
-                q = share * factor
+                q = relative * factor
                 p += p + q
                 for j in range(width):
                     m1 = two + p * moves[0, j]
@@ -431,7 +424,7 @@ def collect(args, chunk, chunks, number):
         for j in range(n_hidden):
             row[j] = 0
         for other in range(chunks):
-            if is_marked(used[other], i):
+            if is_set(used[other], i):
                 for j in range(n_hidden):
                     row[j] += sums[other, i, j] * scale
     begin, end = chunk_range(n_hidden + 1, chunk, chunks)
