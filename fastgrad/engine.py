@@ -19,8 +19,8 @@ from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.kernels import activations, central_difference
 from fastgrad.workspace import Workspace
 
-#: Share of non-zero entries below which products over them alone beat dense products (measured: at
-#: 0.5 both take the same time with 50 hidden units, at 0.2 the former take less than half).
+#: The fraction of non-zero entries below which products over them alone beat dense products.
+#: Measured with 50 hidden units: at 0.5 both take the same time, at 0.2 the former less than half.
 SPARSE_BELOW = 0.4
 #: Workspaces that an engine keeps: those of mini-batches, of the blocks of a larger set and of the
 #: rest of it, while training is watched.
@@ -34,10 +34,10 @@ class Effort(NamedTuple):
     Attributes
     ----------
     enough : int
-        How much pays for a launch on two threads.
+        The least cost that is worth a second thread.
     overhead : int
-        The cost that does not depend on the batch, for parameters are read and gradients are
-        written, in samples.
+        How many samples cost as much as what does not depend on the batch: reading parameters and
+        writing gradients.
     """
 
     enough: int

@@ -211,7 +211,7 @@ def central_difference(net, h, chunks, scratch, grads):
     h : float
         The step.
     chunks : int
-        The units are dealt out to that many chunks, one by one.
+        Into how many chunks the units are divided, one by one.
     scratch : ndarray, shape (chunks, 3, max(H, 2), N)
     grads : ndarray, shape (P,)
         Out.

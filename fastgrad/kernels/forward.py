@@ -1,8 +1,9 @@
 """Forward and backward pass of a fully connected network, layer by layer and sample by sample.
 
 Each thread takes its own samples through all layers, from the pixels to the loss and back, on the
-arrays as the user has them; so no thread waits for another. `fastgrad.kernels.gradient` goes by
-rows of the weights instead.
+arrays as the user has them. So threads wait for each other only once, before the way back, which
+needs all rows of the transposed weights. `fastgrad.kernels.gradient` goes by rows of the weights
+instead.
 
 The arguments of a layer
 ------------------------

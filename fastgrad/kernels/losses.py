@@ -73,7 +73,7 @@ def cross_entropy_sum(a, y, labels, soft, delta, first, last):
     Parameters
     ----------
     a : ndarray, shape (N, C)
-        Scores; looked at only where delta is 0.
+        Scores; read only where delta is 0.
     y : ndarray of a's dtype, shape (N, C)
         Probabilities, the softmax of ``a`` where delta is 0.
     labels : ndarray of int64, shape (N,) or (0,)

@@ -7,7 +7,6 @@ ones are contiguous and vectorise.
 from __future__ import annotations
 
 from fastgrad.kernels.compile import kernel
-from fastgrad.kernels.elementary import like
 
 
 @kernel
@@ -75,10 +74,8 @@ def normalize_backward(dout, xn, gamma, std, of_batch, dx, dgamma, dbeta):
         for j in range(dout.shape[1]):
             dgamma[j] += dout[n, j] * xn[n, j]
             dbeta[j] += dout[n, j]
-    share = like(0.0, dout[0, 0])
-    if of_batch:
-        share = like(1.0, share) / dout.dtype.type(dout.shape[0])
+    weight = dout.dtype.type(1.0 / dout.shape[0] if of_batch else 0.0)
     for n in range(dout.shape[0]):
         for j in range(dout.shape[1]):
-            through = dout[n, j] - share * (dbeta[j] + xn[n, j] * dgamma[j])
+            through = dout[n, j] - weight * (dbeta[j] + xn[n, j] * dgamma[j])
             dx[n, j] = gamma[j] / std[j] * through

@@ -23,6 +23,8 @@ own : ndarray of uint64, shape (chunks, words)
     The same as bits.
 batches : ndarray of int64, shape (iterations, N)
     Which samples an iteration takes.
+layer : int
+    The number of the layer, from 0.
 W, b, dW, db, transposed
     Parameters, in place; their gradient; the weights transposed. See `fastgrad.kernels.forward`.
 W_first, W_second, b_first, b_second : ndarray
@@ -32,8 +34,8 @@ errors : ndarray, shape (N, P)
 partial : ndarray, shape (chunks, N, P)
     Out: what each chunk's rows add to the first layer's inputs.
 copy : ndarray, shape (N, columns)
-    Scratch: the batch's entries where they are not zero. Those of chunk c are moved by
-    c `false_sharing_gap`, so that no two threads write to one cache line.
+    Scratch: the batch's entries where they are not zero. Those of chunk c stand c times two cache
+    lines further to the right, so that no two threads write to one cache line.
 block : ndarray, shape (chunks, 64, P)
 turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
     Scratch: the gradient by 64 rows, and the bitmask by entry.
@@ -46,8 +48,8 @@ coefficients : ndarray of float64, shape (2,)
 decay : float
     Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
 squares : ndarray of float64, shape (2, chunks, cache lines)
-    Column of each layer: the sum of the squares of a chunk's weights; in turn, since one thread may
-    write while another still reads.
+    Out, with weight decay: in the column of a layer the sum of the squares of a chunk's weights.
+    Even and odd iterations take turns, since a thread may write while another still reads.
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ AHEAD = 2
 
 @helper
 def update_rows(rule, W, dW, first, second, begin, end, rate, coefficients, decay):
-    """Update some rows of a matrix; return the sum of their squares if there is weight decay."""
+    """Update rows begin .. end - 1 of a matrix W, whose gradient is dW; weight decay adds to it."""
     w, g = W[begin:end].reshape(-1), dW.reshape(-1)
     if decay != 0:
         factor = w.dtype.type(decay)
@@ -176,6 +178,15 @@ def update_sparse(args, chunk, chunks, number):
 #     Those of the batch.
 # out
 #     The first layer's inputs.
+#
+# And those of the last step, `record_loss`:
+#
+# sums
+#     See `fastgrad.kernels.forward`.
+# layers
+#     How many layers there are.
+# losses, done
+#     Out: the loss of each iteration of a launch, and in done[0] the count of all iterations.
 
 
 @helper
