@@ -33,12 +33,6 @@ def sigmoid(x):
 
 
 @helper
-def sigmoid_grad(x):
-    """Return the derivative of `sigmoid`."""
-    return sigmoid_and_slope(x)[1]
-
-
-@helper
 def relu(x):
     """Return max(x, 0) of a scalar; NaN stays NaN."""
     zero = like(0.0, x)
@@ -68,7 +62,7 @@ def activate(which, x, out):
             out[i] = sigmoid(x[i])
     elif which == SIGMOID_GRAD:
         for i in range(x.size):
-            out[i] = sigmoid_grad(x[i])
+            out[i] = sigmoid_and_slope(x[i])[1]
     elif which == RELU:
         for i in range(x.size):
             out[i] = relu(x[i])

@@ -198,22 +198,9 @@ def code_address(overload: Any) -> int:
 def emit_call(
     context: Any, builder: Any, place: Any, kinds: tuple[Any, ...], values: Any, result: Any
 ) -> Any:
-    """Write a call of the code at an address, by Numba's calling convention.
+    """Write a call of the code at a `code_address`; return Numba's status, and the result.
 
-    Parameters
-    ----------
-    context, builder
-        Of Numba and of llvmlite.
-    place : LLVM value
-        The address, from `code_address`.
-    kinds, values : sequence
-        The Numba types of the arguments that the code was compiled for, and their LLVM values.
-    result : Numba type
-
-    Returns
-    -------
-    tuple
-        Numba's status, whose ``is_error`` says whether an exception was raised, and the result.
+    The code was compiled for arguments of these `kinds`, and a result of that one.
     """
     convention = context.call_conv
     function_type = convention.get_function_type(result, kinds)
