@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from fastgrad import functions
 from fastgrad.archives import load_arrays, save_arrays
 from fastgrad.arrays import (
     FloatArray,
@@ -33,7 +34,7 @@ from fastgrad.arrays import (
     whole_number,
 )
 from fastgrad.engine import ACTIVATIONS, Engine, parameter_shapes
-from fastgrad.gradients import GradientCheck, compare_gradients
+from fastgrad.gradients import GradientCheck, compare_gradients, numerical_gradient
 from fastgrad.training import History, fit
 from fastgrad.workspace import aligned
 
@@ -187,13 +188,26 @@ class Network:
         TypeError, ValueError
             If `x`, `t` or `params` does not fit.
         """
+        if has_own(self, "predict"):
+            return self._loss_of(self.predict(x), t)
         xs, labels, soft = self.checked_batch(x, t)
         engine = self._lend()
         total = 0.0
         for block in _blocks(xs, labels, soft):
             total += engine.loss(*block) * (len(block[0]) / len(xs))
         self._take_back(engine)
-        return total
+        return np.float64(total)
+
+    def _loss_of(self, predictions: Any, t: Any) -> float:
+        """Return the loss of what a user's own `predict` returns, penalty included."""
+        if self._predicts_probabilities:
+            loss = functions.cross_entropy_error(predictions, t)
+        else:
+            loss, _ = functions.softmax_cross_entropy(predictions, t, delta=self._delta)
+        if self._decay:
+            weights = (np.asarray(self.params[name]) for name in self._shapes if name[0] == "W")
+            loss += 0.5 * self._decay * sum(float(np.sum(W * W)) for W in weights)
+        return np.float64(loss)
 
     def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the share of samples whose largest score is that of the target's class.
@@ -217,7 +231,7 @@ class Network:
         """
         xs, labels, soft = self.checked_batch(x, t)
         wanted = labels if labels.size else soft.argmax(axis=1)
-        return float(np.mean(self.predict(xs).argmax(axis=1) == wanted))
+        return np.float64(np.mean(np.asarray(self.predict(xs)).argmax(axis=1) == wanted))
 
     def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
         """Compute the derivative of `loss` by every parameter, by backpropagation.
@@ -293,10 +307,13 @@ class Network:
         Notes
         -----
         (L(w + h) − L(w − h)) / 2h, section 4.4 of the book; the arithmetic is described in
-        `fastgrad.kernels.central_difference`.
+        `fastgrad.kernels.central_difference`. A subclass with a `predict` or `loss` of its own has
+        that evaluated, twice for each parameter, as the book does.
         """
-        xs, labels, soft = self.checked_batch(x, t)
         h = step_size(h)
+        if has_own(self, "predict", "loss"):
+            return {name: self._difference(name, x, t, h) for name in self._shapes}
+        xs, labels, soft = self.checked_batch(x, t)
         limits = np.finfo(self._dtype)
         if not limits.tiny <= h <= limits.max:
             raise ValueError(
@@ -307,6 +324,24 @@ class Network:
         found = self._mean_over_blocks(compute, xs, labels, soft)
         self._take_back(engine)
         return found
+
+    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
+        """Return the central difference of `loss` by one parameter, by evaluating it."""
+        held = self.params[name]
+
+        def loss(nudged: FloatArray) -> float:
+            self.params[name] = nudged  # a copy, if what the user put there is no array to write in
+            return self._training_loss(x, t)
+
+        try:
+            difference: FloatArray = numerical_gradient(loss, held, h)
+            return difference
+        finally:
+            self.params[name] = held
+
+    def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
+        """Return the loss that gradients are of."""
+        return self.loss(x, t)
 
     def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`.
@@ -567,8 +602,9 @@ class TwoLayerNet(Network):
 
     Notes
     -----
-    The methods do not call one another: a subclass with a `predict` of its own needs its own
-    `loss` and gradients.
+    In a subclass with a `predict` of its own, `loss`, `accuracy` and `numerical_gradient` go by
+    that, and with a `loss` of its own `numerical_gradient` does; they take as long as the book's
+    then. `gradient`, which derives what the network itself computes, needs to be written anew.
 
     Examples
     --------
@@ -708,6 +744,18 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
     if isinstance(rng, np.random.Generator):
         return rng.standard_normal
     return np.random.default_rng(whole_number(rng, "rng", minimum=0)).standard_normal
+
+
+def has_own(network: object, *names: str) -> bool:
+    """Return whether some methods of a network are its user's own: a subclass's, or the object's.
+
+    All others were written in this package, and know how to do without one another.
+    """
+    return any(
+        name in vars(network)
+        or not str(getattr(type(network), name).__module__).startswith("fastgrad.")
+        for name in names
+    )
 
 
 def _blocks(

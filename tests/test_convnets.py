@@ -203,6 +203,15 @@ def test_parameters_of_another_network_are_refused(simple, tmp_path):
 
 
 def test_filters_that_do_not_fit():
+    for argument in ((28, 28), 3, (1, 0, 9), (1.0, 9, 9)):
+        with pytest.raises(ValueError, match="`input_dim` must be channels, height and width"):
+            SimpleConvNet(argument)
+    good = {"filter_num": 3, "filter_size": 3, "pad": 0, "stride": 1}
+    for wrong in (3, {"filter_num": 3}, {**good, "dilation": 2}):
+        with pytest.raises(ValueError, match="`conv_param` must be a dict with the keys"):
+            SimpleConvNet((1, 9, 9), wrong)
+    with pytest.raises(ValueError, match=r"`conv_param_2\['stride'\]` must be at least 1. Got 0."):
+        DeepConvNet((1, 9, 9), conv_param_2={**good, "stride": 0})
     with pytest.raises(ValueError, match="`conv_param` must leave"):
         SimpleConvNet((1, 3, 3), SMALL)
     with pytest.raises(ValueError, match="`conv_param_6` must leave"):
@@ -300,3 +309,26 @@ def test_check_gradient(name, h, request, monkeypatch):
 
     monkeypatch.setattr(type(net), "gradient", wrong)
     assert not net.check_gradient(x, t, h).ok
+
+
+def test_a_predict_or_loss_of_a_subclass_counts():
+    class Tempered(SimpleConvNet):
+        def predict(self, x):  # the book's has no further parameter
+            return super().predict(x) / 2
+
+    class Penalized(SimpleConvNet):
+        def loss(self, x, t):
+            return super().loss(x, t) + 0.1 * np.sum(self.params["W3"] ** 2)
+
+    rng = np.random.default_rng(0)
+    x, t = rng.random((2, 1, 8, 8)), np.array([1, 0])
+    small = {"filter_num": 2, "filter_size": 3, "pad": 0, "stride": 1}
+    for kind in (Tempered, Penalized):
+        net = kind((1, 8, 8), small, hidden_size=3, output_size=2, weight_init_std=0.3)
+        numerical = net.numerical_gradient(x, t)
+        for name in ("W1", "W3"):
+            array = net.params[name]
+            loop = fastgrad.numerical_gradient(lambda _, net=net: net.loss(x, t), array)
+            np.testing.assert_allclose(numerical[name], loop, rtol=1e-6, atol=1e-8)
+        with pytest.raises(ValueError, match="must be the book's for `check_gradient`"):
+            net.check_gradient(x, t)

@@ -22,6 +22,7 @@ from reference import (
     rows,
 )
 
+import fastgrad
 from fastgrad import GradientCheck, MultiLayerNet, TwoLayerNet, engine
 
 KINDS = {"two": (6, 5, 4), "one": (6, 4), "three": (6, 5, 3, 4), "four": (6, 3, 5, 3, 4)}
@@ -657,3 +658,46 @@ def test_a_network_shows_itself_in_a_line():
     assert "784-50-10" in repr(net)
     deep = MultiLayerNet(7, [5, 4], 3, weight_decay_lambda=0.1)
     assert repr(deep) == "MultiLayerNet 7-5-4-3, relu, float64, weight decay 0.1: 79 parameters"
+
+
+class Rectified(TwoLayerNet):
+    """A network with a forward pass of its own, as a reader of the book writes one."""
+
+    def predict(self, x):
+        hidden = fastgrad.relu(x @ self.params["W1"] + self.params["b1"])
+        return fastgrad.softmax(hidden @ self.params["W2"] + self.params["b2"])
+
+
+class Penalized(MultiLayerNet):
+    def loss(self, x, t):
+        return super().loss(x, t) + float(np.sum(self.params["W2"] ** 2))
+
+
+def test_a_predict_or_loss_of_a_subclass_or_of_the_object_counts():
+    rng = np.random.default_rng(0)
+    x, t = rng.random((4, 6)), np.array([0, 1, 2, 0])
+    tempered = MultiLayerNet(6, [5], 3, rng=1, weight_decay_lambda=0.5)
+    tempered.predict = lambda x: MultiLayerNet.predict(tempered, x) / 2
+    for net in (Rectified(6, 5, 3, 1.0, rng=1), Penalized(6, [5], 3, rng=1), tempered):
+        numerical = net.numerical_gradient(x, t)
+        for name, array in net.params.items():
+            kept = array.copy()
+            loop = fastgrad.numerical_gradient(lambda _, net=net: net.loss(x, t), array)
+            np.testing.assert_allclose(numerical[name], loop, rtol=1e-6, atol=1e-8)
+            np.testing.assert_array_equal(array, kept)
+    rectified = Rectified(6, 5, 3, 1.0, rng=1)
+    expected = fastgrad.cross_entropy_error(rectified.predict(x), t)
+    assert rectified.loss(x, t) == pytest.approx(expected, rel=1e-12)
+    assert rectified.accuracy(x, rectified.predict(x).argmax(axis=1)) == 1
+    penalty = sum(0.25 * np.sum(tempered.params[name] ** 2) for name in ("W1", "W2"))
+    expected, _ = fastgrad.softmax_cross_entropy(tempered.predict(x), t)
+    assert tempered.loss(x, t) == pytest.approx(float(expected) + penalty, rel=1e-12)
+
+
+def test_losses_and_accuracies_are_numbers_of_numpy():
+    """As the book's: scripts round them by their methods."""
+    net = TwoLayerNet(6, 5, 3, rng=1)
+    x, t = np.ones((4, 6)), np.array([0, 1, 2, 0])
+    assert net.loss(x, t).round(3) == round(float(net.loss(x, t)), 3)
+    assert isinstance(net.loss(x, t), float)
+    assert net.accuracy(x, t).item() in (0.25, 0.5)

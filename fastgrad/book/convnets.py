@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -16,6 +16,7 @@ from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_num
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
 from fastgrad.gradients import GradientCheck, compare_gradients
+from fastgrad.networks import has_own
 from fastgrad.training import History, progress_bar
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
@@ -94,6 +95,8 @@ class _ConvolutionalNet:
 
     params: dict[str, Any]
     layers: Any
+    #: Whether there are dropout layers, and so a training pass of its own.
+    _drops: ClassVar[bool] = False
 
     def _finish(self, arrays: Iterable[FloatArray]) -> None:
         """Set weights, and biases of zeros, from the first layer to the last."""
@@ -159,7 +162,8 @@ class _ConvolutionalNet:
         TypeError, ValueError
             If `x`, `t` or `params` does not fit.
         """
-        return float(self.last_layer.forward(self.predict(x, True), t))
+        scores = self.predict(x, True) if self._drops else self.predict(x)
+        return np.float64(self.last_layer.forward(scores, t))
 
     def accuracy(self, x: ArrayLike, t: ArrayLike, batch_size: int = 100) -> float:
         """Compute the share of images whose class the network finds, batch by batch.
@@ -200,7 +204,7 @@ class _ConvolutionalNet:
         for begin in range(0, len(images), batch_size):
             batch = slice(begin, begin + batch_size)
             right += int(np.sum(self.predict(images[batch]).argmax(axis=1) == labels[batch]))
-        return right / len(images)
+        return np.float64(right / len(images))
 
     def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
         """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too.
@@ -348,11 +352,12 @@ class _ConvolutionalNet:
         -----
         The loss is evaluated at both perturbed points of every parameter, but what a perturbation
         cannot change is computed once: the layers below, and the other channels. With layers of
-        other kinds than the book's the whole network is, each time. Dropout layers drop the same
+        other kinds than the book's, or a `predict` or `loss` of a subclass, the whole network is,
+        each time. Dropout layers drop the same
         entries in all losses; the book's draw new ones for each.
         """
         h = step_size(h)
-        if not layer_differences.knows(self._all_layers()):
+        if has_own(self, "predict", "loss") or not layer_differences.knows(self._all_layers()):
             return {name: self._difference(name, x, t, h) for name in self.params}
         found = layer_differences.LayerDifferences(self._all_layers(), x, t).central_differences(h)
         return {
@@ -380,11 +385,14 @@ class _ConvolutionalNet:
         Raises
         ------
         TypeError, ValueError
-            If an argument or `params` does not fit, or a layer is of another kind than the book's.
+            If an argument or `params` does not fit, or a layer, `predict` or `loss` is not the
+            book's.
         """
         h = step_size(h)
         if not layer_differences.knows(self._all_layers()):
             raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
+        if has_own(self, "predict", "loss"):
+            raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")
         state = np.random.get_state()  # noqa: NPY002 - dropout layers draw from it
         analytic = self.gradient(x, t)
         np.random.set_state(state)  # noqa: NPY002
@@ -459,6 +467,25 @@ class _ConvolutionalNet:
             self.params[name] = real_array(found[name], name)
 
 
+def _image_shape(value: Any) -> tuple[int, int, int]:
+    """Return channels, height and width of images, checked."""
+    numbers = tuple(value) if isinstance(value, Sequence) else ()
+    if len(numbers) != 3 or not all(isinstance(n, int | np.integer) and n > 0 for n in numbers):
+        raise ValueError(
+            f"`input_dim` must be channels, height and width, whole numbers above 0. Got {value!r}."
+        )
+    return numbers[0], numbers[1], numbers[2]
+
+
+def _convolution_param(value: Any, name: str) -> dict[str, int]:
+    """Return the numbers of a convolution, checked."""
+    least = {"filter_num": 1, "filter_size": 1, "pad": 0, "stride": 1}
+    if not isinstance(value, Mapping) or set(value) != set(least):
+        keys = ", ".join(least)
+        raise ValueError(f"`{name}` must be a dict with the keys {keys}. Got {value!r}.")
+    return {key: whole_number(value[key], f"{name}[{key!r}]", minimum=least[key]) for key in least}
+
+
 def _convolution_size(size: int, param: Mapping[str, int]) -> int:
     """Return the height or width of what a convolution makes of images."""
     return (size + 2 * param["pad"] - param["filter_size"]) // param["stride"] + 1
@@ -495,10 +522,8 @@ class SimpleConvNet(_ConvolutionalNet):
 
     Raises
     ------
-    KeyError
-        If `conv_param` lacks an entry.
-    ValueError
-        If the filters do not fit into the images.
+    TypeError, ValueError
+        If `input_dim` or `conv_param` does not fit, or the filters do not fit into the images.
 
     Notes
     -----
@@ -524,8 +549,10 @@ class SimpleConvNet(_ConvolutionalNet):
         output_size: int = 10,
         weight_init_std: float = 0.01,
     ) -> None:
-        param = dict(conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1})
-        channels, *size = input_dim
+        param = _convolution_param(
+            conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}, "conv_param"
+        )
+        channels, *size = _image_shape(input_dim)
         number, side = param["filter_num"], param["filter_size"]
         sides = [_convolution_size(length, param) // 2 for length in size]
         if min(sides) < 1:
@@ -577,10 +604,8 @@ class DeepConvNet(_ConvolutionalNet):
 
     Raises
     ------
-    KeyError
-        If a dict lacks an entry.
-    ValueError
-        If filters do not fit into what they get.
+    TypeError, ValueError
+        If `input_dim` or a dict does not fit, or filters do not fit into what they get.
 
     Notes
     -----
@@ -599,6 +624,8 @@ class DeepConvNet(_ConvolutionalNet):
 
     layers: list[Any]
 
+    _drops = True
+
     def __init__(
         self,
         input_dim: tuple[int, int, int] = (1, 28, 28),
@@ -611,10 +638,12 @@ class DeepConvNet(_ConvolutionalNet):
         hidden_size: int = 50,
         output_size: int = 10,
     ) -> None:
-        conv_params = (
-            conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
-        )  # fmt: skip
-        channels, *sides = input_dim
+        given = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
+        conv_params = [
+            _convolution_param(param, f"conv_param_{number}")
+            for number, param in enumerate(given, 1)
+        ]
+        channels, *sides = _image_shape(input_dim)
         shapes: list[tuple[int, ...]] = []
         for number, param in enumerate(conv_params, 1):
             shapes.append(

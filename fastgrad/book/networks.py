@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import functions, gradients, layers, networks, threads
+from fastgrad import functions, layers, networks, threads
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
@@ -98,9 +98,7 @@ class _Layered(networks.Network):
 
     @property
     def _changed(self) -> bool:
-        methods = type(self).predict, type(self).loss
-        overridden = any(method.__module__ != __name__ for method in methods)
-        return overridden or self._exchanged
+        return networks.has_own(self, "predict", "loss") or self._exchanged
 
     def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
         """Return samples, labels and soft targets; images of any shape are flattened."""
@@ -142,17 +140,13 @@ class _Layered(networks.Network):
 
     def _loss_of_layers(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the loss as the book does, by running the layers."""
-        return float(self._last_layer.forward(self.predict(x), t) + self._weight_decay())
+        return np.float64(self._last_layer.forward(self.predict(x), t) + self._weight_decay())
 
     def _weight_decay(self) -> float:
         if not self._decay:
             return 0.0
         weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
         return float(0.5 * self._decay * sum(np.sum(W**2) for W in weights))
-
-    def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
-        """Return the loss that gradients are of."""
-        return self.loss(x, t)
 
     def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the share of samples whose largest score is that of the target's class.
@@ -223,20 +217,6 @@ class _Layered(networks.Network):
         if not self._changed:
             return super().numerical_gradient(x, t, h)
         return {name: self._difference(name, x, t, h) for name in self.params}
-
-    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
-        """Return the central difference by one parameter, with the layers as they are."""
-        held = self.params[name]
-
-        def loss(nudged: FloatArray) -> float:
-            self.params[name] = nudged  # a copy, if what the user put there is no array to write in
-            return self._training_loss(x, t)
-
-        try:
-            difference: FloatArray = gradients.numerical_gradient(loss, held, h)
-            return difference
-        finally:
-            self.params[name] = held
 
     def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
         if not self._changed:
