@@ -116,3 +116,12 @@ def _after_fork_in_child() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_after_fork_in_child)
+
+# On a single core nobody but the thread that starts oneTBB can finish what it begins with. If that
+# thread ends before the process does, the process waits for ever: so the main thread starts it.
+if (
+    hasattr(os, "sched_getaffinity")
+    and len(os.sched_getaffinity(0)) == 1
+    and threading.current_thread() is threading.main_thread()
+):
+    layer()

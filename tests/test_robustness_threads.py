@@ -1,5 +1,7 @@
 """Eight Python threads at once, on every threading layer; results do not depend on threads."""
 
+import os
+
 import numba
 import numpy as np
 import pytest
@@ -231,3 +233,23 @@ def test_a_launch_beside_products_and_busy_cores_is_short():
     # processes, because other tests may run meanwhile.
     medians = [float(answer(run(LAUNCHES, NUMBA_NUM_THREADS="2"))) for _ in range(3)]
     assert min(medians) < 100e-6
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")
+def test_a_first_launch_in_a_thread_on_one_core_lets_the_process_end():
+    process = run(
+        """
+import os, threading
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+import numpy as np
+from fastgrad import TwoLayerNet, threads
+
+def job():
+    print(threads.layer(), TwoLayerNet(10, 8, 3, rng=0).loss(np.zeros((6, 10)), [0, 1, 2, 0, 1, 2]))
+
+thread = threading.Thread(target=job)
+thread.start()
+thread.join()
+"""
+    )
+    assert answer(process).startswith("tbb 1.")
