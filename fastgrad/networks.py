@@ -604,7 +604,7 @@ class TwoLayerNet(Network):
     -----
     In a subclass with a `predict` of its own, `loss`, `accuracy` and `numerical_gradient` go by
     that, and with a `loss` of its own `numerical_gradient` does; they take as long as the book's
-    then. `gradient`, which derives what the network itself computes, needs to be written anew.
+    then. `gradient` and `fit` go by what the network itself computes in any case.
 
     Examples
     --------
