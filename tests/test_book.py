@@ -92,6 +92,15 @@ def test_every_served_name_can_be_imported(installed):
     assert common.optimizer.Adam is fastgrad.Adam
 
 
+def test_the_sizes_of_mnist(installed):
+    from dataset.mnist import img_dim, img_size, test_num, train_num
+
+    (x_train, _), (x_test, _) = fastgrad.load_mnist(flatten=False)
+    assert (train_num, *img_dim) == x_train.shape
+    assert (test_num, *img_dim) == x_test.shape
+    assert img_size == np.prod(img_dim)
+
+
 def test_what_nobody_has_is_not_found(installed):
     with pytest.raises(ModuleNotFoundError, match=r"common\.pace"):
         importlib.import_module("common.pace")
