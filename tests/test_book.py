@@ -246,8 +246,30 @@ def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):
     assert util.smooth_curve is book.smooth_curve
 
 
+@pytest.mark.parametrize(
+    ("addition", "name"),
+    [
+        ("EPS = 3", "EPS"),
+        ("EPS: int = 3", "EPS"),
+        ("low, (EPS, high) = 2, (3, 4)", "EPS"),
+        ("try:\n    EPS = 1 / 0\nexcept ZeroDivisionError:\n    EPS = 3", "EPS"),
+        ("def three(): return 3\nif True:\n    EPS = three()", "EPS"),
+        ("import math\nact = math.tanh", "act"),
+    ],
+)
+def test_a_constant_of_the_readers_own(folder, capfd, addition, name):
+    folder("common/functions.py", f"def relu(x): return 'mine'\nnp = 'mine'\n{addition}\n")
+    script = folder(
+        "a.py",
+        f"from common.functions import *\nfrom common.functions import {name} as named\n"
+        f"print(named is {name}, {name}(0.0) if {name!r} == 'act' else {name}, relu(np.zeros(1)))",
+    )
+    assert book.run_script(script) == 0
+    assert capfd.readouterr().out == f"True {'0.0' if name == 'act' else '3'} [0.]\n"
+
+
 def test_a_file_with_nothing_new_is_not_run(folder, tmp_path, monkeypatch):
-    folder("two_layer_net.py", "1 / 0\nclass TwoLayerNet: pass")
+    folder("two_layer_net.py", "import os\n1 / 0\n_x = 3\nclass TwoLayerNet: pass")
     monkeypatch.syspath_prepend(tmp_path)
     book.install()
     assert importlib.import_module("two_layer_net").TwoLayerNet is fastgrad.TwoLayerNet

@@ -3,9 +3,9 @@
 A script or a notebook of the book's chapters 2 to 8 imports ``common.functions``,
 ``dataset.mnist`` or ``two_layer_net``. After `install` those names lead here, also where files of
 these names lie about; `run_script` does that for one script. Everything else still comes from the
-book's own folder, and a served module also hands on the functions and classes that only the book's
-own file defines. A network that the reader wrote is recognised by `numerical_gradient` as
-``common.gradient`` serves it, see `fastgrad.book.recognition`; `report` tells.
+book's own folder, and a served module also hands on the functions, classes and constants that only
+the book's own file defines. A network that the reader wrote is recognised by `numerical_gradient`
+as ``common.gradient`` serves it, see `fastgrad.book.recognition`; `report` tells.
 
 Examples
 --------

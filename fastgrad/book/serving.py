@@ -9,6 +9,7 @@ import importlib.abc
 import importlib.machinery
 import os
 import re
+import symtable
 import sys
 import time
 import tokenize
@@ -148,19 +149,17 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def _add_own(self, module: types.ModuleType, file: str, contents: Mapping[str, Any]) -> None:
         """Run the book's own file in the module if it defines what fastgrad does not.
 
-        The layers of chapters 7 and 8 and ``im2col`` come in this way, and whatever else a reader
-        has added. Ours then takes the place of what they share.
+        What a reader has added comes in this way: functions, classes and constants. Ours then takes
+        the place of what they share.
         """
         try:
-            tree = ast.parse(_source(file), file)
-            defined = {
-                node.name
-                for node in tree.body
-                if isinstance(node, ast.FunctionDef | ast.ClassDef) and node.name[0] != "_"
-            }
-            if defined - set(contents):
+            source = _source(file)
+            symbols = symtable.symtable(source, file, "exec").get_symbols()
+            # Functions and classes count as assigned, imports do not.
+            defined = {symbol.get_name() for symbol in symbols if symbol.is_assigned()}
+            if any(name[0] != "_" for name in defined - set(contents)):
                 module.__file__ = file
-                exec(compile(tree, file, "exec", dont_inherit=True), module.__dict__)
+                exec(compile(source, file, "exec", dont_inherit=True), module.__dict__)
         except Exception as error:  # noqa: BLE001 - whatever a file of the reader's may raise
             warnings.warn(
                 f"{module.__name__} hands on fastgrad's names only: {file} failed with "
