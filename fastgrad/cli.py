@@ -11,6 +11,7 @@ one line on stderr and exit status 2. Ctrl-C gives 130.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib.metadata
 import math
 import os
@@ -67,7 +68,9 @@ def main(argv: Sequence[str] | None = None) -> int:
                 return 0
             return int(options.run(options))
         finally:
-            sys.stdout.flush()
+            # A script that was run may have closed it or put something else in its place.
+            with contextlib.suppress(AttributeError, ValueError):
+                sys.stdout.flush()
     except BrokenPipeError:
         # Whoever read our output (head, say) has gone. Python flushes once more when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -130,8 +133,9 @@ def _add_command(subparsers: Any, name: str, text: str) -> Any:
 
 def _say_that_it_runs(options: argparse.Namespace) -> None:
     """Write a line before the imports, which somebody may be waiting for."""
-    if options.command == "run":  # stdout belongs to the script
-        print(f"fastgrad: running {options.script}", file=sys.stderr, flush=True)
+    if options.command == "run":  # stdout belongs to the script, also where there is no stderr
+        if sys.stderr is not None:
+            print(f"fastgrad: running {options.script}", file=sys.stderr, flush=True)
     elif options.command != "info":
         print(
             f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, "

@@ -14,6 +14,7 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from processes import environment_of
 
 import fastgrad
 from fastgrad import book, layers
@@ -583,6 +584,44 @@ def test_from_the_command_line(tmp_path):
     )
     assert result.returncode == 7, result.stderr
     assert "The script took" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("code", "status"),
+    [
+        ("sys.stdout = open('log.txt', 'w')\nsys.stdout.close()", 0),
+        ("sys.stdout = None", 0),
+        ("del sys.stdout", 0),
+        ("sys.stderr = open('log.txt', 'w')\nsys.stderr.close()", 0),
+        ("sys.stderr = None", 0),
+        ("sys.stderr.close()", 0),
+        ("sys.stdout.close()\n1 / 0", 1),
+        ("sys.stderr.close()\n1 / 0", 1),
+        ("sys.stderr = None\n1 / 0", 1),
+        ("sys.stderr.close()\nsys.exit('goodbye')", 1),
+        ("sys.stdout = sys.stderr = None\nsys.exit(7)", 7),
+    ],
+)
+def test_streams_that_a_script_closes(folder, code, status):
+    """In a process of its own, whose end flushes the streams once more."""
+    script = folder("a.py", f"import sys\n{code}\n")
+    plain, served = (
+        subprocess.run(
+            [sys.executable, *how, str(script)],
+            cwd=script.parent,
+            env=environment_of(),
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=300,
+        )
+        for how in ([], ["-m", "fastgrad", "run"])
+    )
+    assert plain.returncode == served.returncode == status, served.stderr
+    assert plain.stdout == served.stdout == ""
+    assert ("Traceback" in plain.stderr) == ("Traceback" in served.stderr)
+    if "stderr.close" not in code or "log" in code:  # the report goes to the first stderr
+        assert "The script took" in served.stderr
 
 
 def test_compared_with_its_own_way(folder, capfd):

@@ -13,13 +13,12 @@ import symtable
 import sys
 import time
 import tokenize
-import traceback
 import types
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
@@ -418,17 +417,31 @@ def run_script(
     limit = None if compare is None else step_size(compare, "compare")
     with open(path, "rb") as stream:
         source = stream.read()
+    stderr = sys.stderr
     with _as_main(finder, args) as main, comparison.lines_timed(limit is not None) as lines:
         begin = time.perf_counter()
         status = _execute(source, str(script), main)
         seconds = time.perf_counter() - begin
-    sys.stdout.flush()
-    print("", finder.report(), f"The script took {seconds:.2f} s.", sep="\n", file=sys.stderr)
+    _flush_stdout()
+    _say(f"\n{finder.report()}\nThe script took {seconds:.2f} s.", stderr)
     if limit is not None:
         own = comparison.run_own_way(script, args, limit)
         ours = comparison.Timing([at - begin for at in lines], seconds, status)
-        print(comparison.verdict(own, ours), file=sys.stderr)
+        _say(comparison.verdict(own, ours), stderr)
     return status
+
+
+def _flush_stdout() -> None:
+    """Flush stdout, unless the script has closed it or put something else in its place."""
+    with suppress(AttributeError, ValueError):
+        sys.stdout.flush()
+
+
+def _say(text: str, stderr: TextIO | None) -> None:
+    """Write a line to what was stderr before the script, unless nothing can be written there."""
+    if stderr is not None:  # which print would take for stdout
+        with suppress(OSError, ValueError):
+            print(text, file=stderr, flush=True)
 
 
 def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
@@ -438,7 +451,7 @@ def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
     except SystemExit as request:
         if request.code is None or isinstance(request.code, int):
             return request.code or 0
-        print(request.code, file=sys.stderr)
+        _say(str(request.code), sys.stderr)
         return 1
     except KeyboardInterrupt as error:
         _print_traceback(error)
@@ -451,11 +464,11 @@ def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
 
 def _print_traceback(error: BaseException) -> None:
     """Print an exception as Python would have, without the frame that ran the script."""
-    sys.stdout.flush()
+    _flush_stdout()
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
-    traceback.print_exception(type(error), error.with_traceback(frames), frames)
+    sys.__excepthook__(type(error), error.with_traceback(frames), frames)
 
 
 @contextmanager
