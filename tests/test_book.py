@@ -5,6 +5,7 @@ import importlib
 import itertools
 import os
 import pickle
+import re
 import subprocess
 import sys
 import warnings
@@ -354,6 +355,32 @@ def test_a_script_that_is_no_python(folder, capfd):
     assert book.run_script(folder("bad.py", "def f(:\n")) == 1
     err = capfd.readouterr().err
     assert "SyntaxError" in err
+    assert os.path.join("fastgrad", "book") not in err
+
+
+@pytest.mark.parametrize(
+    ("in_the_hook", "status", "shown"),
+    [
+        ("", 1, ""),
+        ("sys.exit(5)", 5, ""),
+        ("{}['key']", 1, "Error in sys.excepthook:"),
+    ],
+)
+def test_a_scripts_own_hook_for_exceptions(folder, capfd, in_the_hook, status, shown):
+    script = folder(
+        "a.py",
+        "import sys\n\ndef hook(kind, value, frames):\n"
+        "    print('hook:', kind.__name__, value, frames.tb_frame.f_code.co_filename == __file__)\n"
+        f"    {in_the_hook}\n\nsys.excepthook = hook\nraise ValueError('x')\n",
+    )
+    before = sys.excepthook
+    assert book.run_script(script) == status
+    assert sys.excepthook is before
+    out, err = capfd.readouterr()
+    assert out == "hook: ValueError x True\n"
+    assert err.startswith(shown or "\nfastgrad served")
+    if shown:
+        assert re.search(r"KeyError: 'key'\n\nOriginal exception was:\nTrace(?s:.*)Error: x\n", err)
     assert os.path.join("fastgrad", "book") not in err
 
 

@@ -448,27 +448,40 @@ def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
     """Run code in a module; return the exit status."""
     try:
         exec(compile(source, file, "exec", dont_inherit=True), main.__dict__)
-    except SystemExit as request:
-        if request.code is None or isinstance(request.code, int):
-            return request.code or 0
-        _say(str(request.code), sys.stderr)
-        return 1
-    except KeyboardInterrupt as error:
-        _print_traceback(error)
-        return 130
     except BaseException as error:  # noqa: BLE001 - whatever the script raises
-        _print_traceback(error)
-        return 1
+        return _end_by(error)
     return 0
 
 
-def _print_traceback(error: BaseException) -> None:
-    """Print an exception as Python would have, without the frame that ran the script."""
+def _end_by(error: BaseException) -> int:
+    """Do with an uncaught exception what Python would; return the exit status."""
+    if isinstance(error, SystemExit):
+        if error.code is None or isinstance(error.code, int):
+            return error.code or 0
+        _say(str(error.code), sys.stderr)
+        return 1
     _flush_stdout()
+    shown = _without_our_frames(error)
+    try:
+        sys.excepthook(*shown)
+    except SystemExit as request:
+        return _end_by(request)
+    except BaseException as another:  # noqa: BLE001 - whatever the script's own hook raises
+        _say("Error in sys.excepthook:", sys.stderr)
+        sys.__excepthook__(*_without_our_frames(another))
+        _say("\nOriginal exception was:", sys.stderr)
+        sys.__excepthook__(*shown)
+    return 130 if isinstance(error, KeyboardInterrupt) else 1
+
+
+def _without_our_frames(
+    error: BaseException,
+) -> tuple[type[BaseException], BaseException, types.TracebackType | None]:
+    """Return what an exception hook takes, without the frames that ran the script."""
     frames = error.__traceback__
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
-    sys.__excepthook__(type(error), error.with_traceback(frames), frames)
+    return type(error), error.with_traceback(frames), frames
 
 
 @contextmanager
@@ -484,7 +497,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
     main.__file__ = script
     main.__dict__["__builtins__"] = __builtins__
     known = set(sys.modules)
-    before = sys.modules["__main__"], sys.argv, sys.path
+    before = sys.modules["__main__"], sys.argv, sys.path, sys.excepthook
     path = list(sys.path)
     if path and path[0] in ("", _current_folder()):  # `python -m` put it there, not the script
         del path[0]
@@ -501,6 +514,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
         sys.modules["__main__"] = main
         sys.argv = [script, *args]
         sys.path = [here, *path]
+        sys.excepthook = sys.__excepthook__  # a notebook's own does not show what a script raises
         for name in lent:
             setattr(np, name, getattr(builtins, name))
         try:
@@ -508,7 +522,7 @@ def _as_main(finder: _Finder, args: Sequence[str]) -> Iterator[types.ModuleType]
         finally:
             for name in lent:
                 delattr(np, name)
-            sys.modules["__main__"], sys.argv, sys.path = before
+            sys.modules["__main__"], sys.argv, sys.path, sys.excepthook = before
             sys.meta_path.remove(finder)
             recognition.use(recognised_before)
             if _installed is not None:
