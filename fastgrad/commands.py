@@ -11,6 +11,7 @@ import platform
 import re
 import statistics
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -23,6 +24,7 @@ import numpy as np
 import fastgrad
 from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
+from fastgrad.book import serving
 from fastgrad.cli import INTERRUPTED, SGD_RATE, version
 from fastgrad.kernels.compile import cache_folder
 from fastgrad.warmup import CALLS, compile_ahead, compile_everything
@@ -314,9 +316,16 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
         serve[name] = module
     _compile_for(Path(options.script))
-    return book.run_script(
+    before = threading.enumerate()
+    status = book.run_script(
         options.script, options.args, options.keep, serve=serve, compare=options.compare
     )
+    if serving.outliving(before):
+        # Ctrl-C has ended the waiting for these threads, which Python would begin once more.
+        with contextlib.suppress(AttributeError, OSError, ValueError):
+            sys.stdout.flush()
+        os._exit(status)
+    return status
 
 
 def _compile_for(script: Path) -> None:

@@ -6,8 +6,10 @@ import itertools
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
+import time
 import warnings
 from collections import OrderedDict
 from pathlib import Path
@@ -356,6 +358,57 @@ def test_a_script_that_is_no_python(folder, capfd):
     err = capfd.readouterr().err
     assert "SyntaxError" in err
     assert os.path.join("fastgrad", "book") not in err
+
+
+LATE = """
+import concurrent.futures, sys, threading, time
+
+def work():
+    time.sleep(0.3)
+    from common.functions import relu
+    print("late", relu(-1.0), sys.argv[1:], flush=True)
+    threading.Thread(target=print, args=("later",)).start()
+
+threading.Thread(target=work).start()
+executor = concurrent.futures.ThreadPoolExecutor(1)  # never shut down
+executor.submit(print, "submitted").result()
+print("end")
+"""
+
+
+def test_threads_that_outlive_the_script(folder, capfd):
+    assert book.run_script(folder("a.py", LATE + "1 / 0\n"), ["x"]) == 1
+    out, err = capfd.readouterr()
+    assert out == "submitted\nend\nlate 0.0 ['x']\nlater\n"
+    assert "served common.functions.\nThe script took 0.3" in err
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+def test_ctrl_c_ends_the_waiting_for_threads(folder):
+    script = folder(
+        "a.py",
+        "import signal, threading, time\n"  # what starts the tests may ignore the signal
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "threading.Thread(target=time.sleep, args=(600,)).start()\n"
+        "print('end', flush=True)\n",
+    )
+    with subprocess.Popen(
+        [sys.executable, "-m", "fastgrad", "run", str(script)],
+        env=environment_of(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            assert process.stdout.readline() == "end\n"
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err
+    assert "The script took" in err
 
 
 @pytest.mark.parametrize(

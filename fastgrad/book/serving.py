@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import concurrent.futures.thread
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -11,6 +12,7 @@ import os
 import re
 import symtable
 import sys
+import threading
 import time
 import tokenize
 import types
@@ -370,8 +372,8 @@ def run_script(
 
     It runs as ``python SCRIPT ARGS`` would in its own folder: as ``__main__``, with that folder as
     the current one and first on the path. ``np.int`` and ``np.float``, which the book uses, are
-    lent to it where NumPy no longer has them. At the end the modules served, the networks
-    recognised and the time taken are written to stderr.
+    lent to it where NumPy no longer has them. At the end, when its threads have ended too, the
+    modules served, the networks recognised and the time taken are written to stderr.
 
     Parameters
     ----------
@@ -445,12 +447,26 @@ def _say(text: str, stderr: TextIO | None) -> None:
 
 
 def _execute(source: bytes, file: str, main: types.ModuleType) -> int:
-    """Run code in a module; return the exit status."""
+    """Run code in a module; return the exit status once its threads have ended as well."""
+    before = threading.enumerate()
+    status = 0
     try:
         exec(compile(source, file, "exec", dont_inherit=True), main.__dict__)
     except BaseException as error:  # noqa: BLE001 - whatever the script raises
-        return _end_by(error)
-    return 0
+        status = _end_by(error)
+    with suppress(KeyboardInterrupt):  # ends the waiting, as at Python's own end
+        while threads := outliving(before):
+            threads[0].join()
+    return status
+
+
+def outliving(before: Sequence[threading.Thread]) -> list[threading.Thread]:
+    """Return the threads that Python waits for at its end, without those that were there before.
+
+    Threads of an executor are left out: they wait for work until Python tells them that it ends.
+    """
+    leave = {*before, threading.current_thread(), *concurrent.futures.thread._threads_queues}
+    return [thread for thread in threading.enumerate() if not (thread.daemon or thread in leave)]
 
 
 def _end_by(error: BaseException) -> int:
