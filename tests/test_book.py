@@ -732,7 +732,20 @@ def test_its_own_way_is_stopped(folder):
     ("own", "ours", "words"),
     [
         (([], 4.0, 0), ([], 0.5, 0), "In its own way it takes 4.00 s: 8 times faster here."),
-        (([], 2.0, 1), ([], 0.5, 0), "In its own way the script failed, with exit status 1."),
+        (([], 0.5, 0), ([], 1.6, 0), "In its own way it takes 0.50 s: 3.2 times slower here."),
+        (([], 0.5, 0), ([], 60.0, 0), "In its own way it takes 0.50 s: 120 times slower here."),
+        (([], 2.0, 1), ([], 0.5, 1), "In its own way the script failed, with exit status 1."),
+        (
+            ([], 2.0, 1),
+            ([], 0.5, 0),
+            "In its own way the script failed, with exit status 1. It gets no input there.",
+        ),
+        (
+            ([0.2], 4.0, None),
+            ([0.5], 9.0, 0),
+            "In its own way the first line of output comes after 0.20 s, here after 0.50 s: "
+            "2.5 times slower here.",
+        ),
         (
             ([1.0, 3.0], 4.0, None),
             ([0.1, 0.2, 0.3], 9.0, 0),

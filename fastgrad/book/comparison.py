@@ -117,15 +117,16 @@ def run_own_way(script: Path, args: Sequence[str], limit: float) -> Timing:
 
 
 def verdict(own: Timing, ours: Timing) -> str:
-    """Say how many times faster the script was here."""
+    """Say how many times faster, or slower, the script was here."""
     if own.status not in (None, 0):
-        return f"In its own way the script failed, with exit status {own.status}."
+        failed = f"In its own way the script failed, with exit status {own.status}"
+        return f"{failed}. It gets no input there." if ours.status == 0 else f"{failed}."
     if own.status == 0:
         how = f"{own.seconds:.2f} s"
         return f"In its own way it takes {how}: {_factor(own.seconds / ours.seconds)}."
     common = min(len(own.lines), len(ours.lines))
     if common:
-        took, takes = own.lines[common - 1], max(ours.lines[common - 1], 1e-6)
+        took, takes = (max(run.lines[common - 1], 1e-6) for run in (own, ours))
         what = "line of output comes" if common == 1 else f"{common} lines of output come"
         return (
             f"In its own way the first {what} after {took:.2f} s, here after {takes:.2f} s: "
@@ -141,4 +142,6 @@ def verdict(own: Timing, ours: Timing) -> str:
 
 def _factor(factor: float) -> str:
     """Return a factor as a few words."""
-    return f"{factor:.2g} times faster here" if factor < 100 else f"{factor:,.0f} times faster here"
+    word = "faster" if factor >= 1 else "slower"
+    factor = max(factor, 1 / factor)
+    return f"{factor:.2g} times {word} here" if factor < 100 else f"{factor:,.0f} times {word} here"

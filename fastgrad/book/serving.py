@@ -386,8 +386,9 @@ def run_script(
     serve : dict of str to str, optional
         As for `install`.
     compare : float, optional
-        Afterwards run the script's own way as well, for that many seconds at most, and say how many
-        times faster it was here: by the time that it took, or that its lines of output took.
+        Afterwards run the script's own way as well, without input, for that many seconds at most,
+        and say how many times faster it was here: by the time that it took, or that its lines of
+        output took.
 
     Returns
     -------
