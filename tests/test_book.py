@@ -142,7 +142,7 @@ def test_install_replaces_what_has_been_imported_and_uninstall_brings_it_back(
     assert sys.modules["common"].functions.sigmoid(0) == "mine"
 
 
-@pytest.mark.parametrize("keep", ["common.functions", ["common"], ("two_layer_net", "common")])
+@pytest.mark.parametrize("keep", [["common.functions"], {"common"}, ("two_layer_net", "common")])
 def test_what_is_kept_is_not_served(keep, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     book.install(keep)
@@ -239,6 +239,30 @@ def test_serve_must_name_what_there_is():
             book.install(serve=serve)
         with pytest.raises(ValueError, match=match):
             book.run_script(SCRIPTS / "surroundings.py", serve=serve)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"keep": 3}, r"`keep` must be a sequence of str, such as a list\. Got 3\."),
+        ({"keep": "common"}, r"`keep` must be a sequence of str, .* Got 'common'\."),
+        ({"keep": None}, r"`keep` must be a sequence of str, .* Got None\."),
+        ({"keep": ["common", 3]}, r"`keep` must be a sequence of str, .* Got \['common', 3\]\."),
+        ({"serve": "a"}, r"`serve` must be a dict of str to str\. Got 'a'\."),
+        ({"serve": {1: "x"}}, r"`serve` must be a dict of str to str\. Got \{1: 'x'\}\."),
+        ({"serve": {"a": ["x"]}}, r"`serve` must be a dict of str to str\. Got \{'a': \['x'\]\}\."),
+        ({"args": "none"}, r"`args` must be a sequence of str, .* Got 'none'\."),
+        ({"args": None}, r"`args` must be a sequence of str, .* Got None\."),
+        ({"args": [1]}, r"`args` must be a sequence of str, .* Got \[1\]\."),
+    ],
+)
+def test_arguments_of_another_type(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        book.run_script(SCRIPTS / "surroundings.py", **arguments)
+    if "args" not in arguments:
+        with pytest.raises(TypeError, match=message):
+            book.install(**arguments)
+    assert not any(isinstance(finder, serving._Finder) for finder in sys.meta_path)
 
 
 def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):

@@ -17,7 +17,7 @@ import time
 import tokenize
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
@@ -255,6 +255,8 @@ def install(
 
     Raises
     ------
+    TypeError
+        If `keep` is no sequence of str, a single str included, or `serve` no dict of str to str.
     ValueError
         If fastgrad does not serve a name of `keep` anyway, or has no module of a name in `serve`.
 
@@ -320,11 +322,19 @@ def report() -> str:
     return _installed.report()
 
 
+def _strings(value: Sequence[str], name: str) -> list[str]:
+    """Return a sequence of str as a list. A string would pass as one of its letters."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        strings = list(value)
+        if all(isinstance(string, str) for string in strings):
+            return strings
+    raise TypeError(f"`{name}` must be a sequence of str, such as a list. Got {value!r}.")
+
+
 def _kept(keep: Sequence[str]) -> frozenset[str]:
     """Return the served names that `keep` names, itself or by their package."""
-    names = [keep] if isinstance(keep, str) else list(keep)
     kept: set[str] = set()
-    for name in names:
+    for name in _strings(keep, "keep"):
         found = {served for served in SERVED if served == name or served.startswith(f"{name}.")}
         if not found:
             raise ValueError(f"`keep` must name modules among {', '.join(SERVED)}. Got {name!r}.")
@@ -334,6 +344,10 @@ def _kept(keep: Sequence[str]) -> frozenset[str]:
 
 def _renamed(serve: Mapping[str, str]) -> dict[str, str]:
     """Return the modules of other names, and what they are in the book."""
+    if not isinstance(serve, Mapping) or not all(
+        isinstance(text, str) for pair in serve.items() for text in pair
+    ):
+        raise TypeError(f"`serve` must be a dict of str to str. Got {serve!r}.")
     for name, title in serve.items():
         if not all(part.isidentifier() for part in name.split(".")):
             raise ValueError(f"`serve` must have names of modules as keys. Got {name!r}.")
@@ -400,6 +414,9 @@ def run_script(
     ------
     OSError
         If the script cannot be read.
+    TypeError
+        If `args` or `keep` is no sequence of str, a single str included, `serve` no dict of str to
+        str, or `compare` no number.
     ValueError
         If fastgrad does not serve a name of `keep` anyway, has no module of a name in `serve`, or
         `compare` is not above 0.
@@ -417,6 +434,7 @@ def run_script(
     """
     script = Path(path).absolute()
     finder = _Finder(_kept(keep), _renamed(serve), script)
+    args = _strings(args, "args")
     limit = None if compare is None else step_size(compare, "compare")
     with open(path, "rb") as stream:
         source = stream.read()
