@@ -120,7 +120,6 @@ def test_options_of_compiling_have_one_place(path):
 
 #: What is not promised by its owner, by the modules that may use it.
 PRIVATE_ATTRIBUTES = {
-    "book.serving": {"_threads_queues"},
     "kernels.compile": {
         "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path",
     },

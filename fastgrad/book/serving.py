@@ -484,7 +484,8 @@ def outliving(before: Sequence[threading.Thread]) -> list[threading.Thread]:
 
     Threads of an executor are left out: they wait for work until Python tells them that it ends.
     """
-    leave = {*before, threading.current_thread(), *concurrent.futures.thread._threads_queues}
+    executors = getattr(concurrent.futures.thread, "_threads_queues", ())
+    leave = {*before, threading.current_thread(), *executors}
     return [thread for thread in threading.enumerate() if not (thread.daemon or thread in leave)]
 
 
