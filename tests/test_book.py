@@ -551,8 +551,9 @@ def numerical_gradient(f, x):
 """
 
 
-def test_chapter_4_with_a_network_written_by_hand(folder, capfd):
+def test_chapter_4_with_a_network_written_by_hand(folder, capfd, monkeypatch):
     """Recognised, and with the reader's own numerical gradient the same numbers."""
+    monkeypatch.setattr(recognition, "_SHARE", 1e9)  # of a loop that takes a moment only
     assert run("ch04/by_hand.py") == 0
     out, err = capfd.readouterr()
     assert (

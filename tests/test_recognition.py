@@ -20,8 +20,10 @@ from fastgrad.book.recognition import numerical_gradient
 
 
 @pytest.fixture(autouse=True)
-def recognised():
-    """Begin with nothing recognised; the value says what has been."""
+def recognised(monkeypatch):
+    """Begin with nothing recognised; the value says what has been. Tiny networks are tried, too."""
+    monkeypatch.setattr(recognition, "_FEW", 0)
+    monkeypatch.setattr(recognition, "_SHARE", 1e9)
     now = recognition.Recognition()
     before = recognition.use(now)
     yield now
@@ -573,6 +575,68 @@ def test_not_in_use(recognised):
     net = Net(6, 5, 4)
     net.numerical_gradient(x, t)
     assert net.calls >= 2 * sum(W.size for W in net.params.values())
+
+
+# --- what a trial may cost
+
+
+class Sized(Net):
+    """Sees how often its loss is evaluated while f looks at all of x, and how long that takes."""
+
+    def seen(self, name, x, t):
+        self.calls = 0
+        got = numerical_gradient(lambda W: self.loss(x, t), self.params[name])
+        assert got.shape == self.params[name].shape
+        return self.calls
+
+
+def test_few_entries_are_left_to_the_loop_unless_the_network_is_known(recognised, monkeypatch):
+    monkeypatch.setattr(recognition, "_FEW", 30)
+    monkeypatch.setattr(recognition, "_reachable", pytest.fail)
+    x, t = make_batch()
+    net = Sized(6, 5, 4)
+    assert net.seen("b2", x, t) == 8
+    monkeypatch.undo()
+    monkeypatch.setattr(recognition, "_SHARE", 1e9)
+    monkeypatch.setattr(recognition, "_FEW", 30)
+    recognition.use(recognised)
+    assert net.seen("W1", x, t) < 60
+    assert net.seen("b2", x, t) == 5
+    assert recognised.lines == []
+
+
+def test_a_trial_stops_when_it_costs_more_than_a_part_of_the_loop(recognised, monkeypatch):
+    monkeypatch.setattr(recognition, "_SHARE", 0.0)
+    x, t = make_batch()
+    net = Sized(6, 5, 4)
+    assert net.seen("W1", x, t) == 1 + 60
+    assert net.seen("W1", x, t) == 60  # nothing is tried before the loop has run for long enough
+    assert recognised.report() == []
+    monkeypatch.setattr(recognition, "_SHARE", 1e9)
+    assert net.seen("W1", x, t) < 60
+    assert "recognised" in recognised.report()[0]
+
+
+def test_a_batch_that_f_cannot_have_looked_at_is_not_tried(recognised, monkeypatch):
+    x, t = make_batch()
+    net, everything = Net(6, 5, 4), np.zeros((10**6, 6))
+    labels = np.zeros(10**6, int)
+    predicted = recognition._Network.predicted
+
+    def of_few(self, hypothesis, arrays, batch):
+        assert batch.size < 10**6
+        return predicted(self, hypothesis, arrays, batch)
+
+    monkeypatch.setattr(recognition._Network, "predicted", of_few)
+    monkeypatch.setattr(recognition, "_FASTEST", 1e9)
+    chosen = [0, 1, 2]
+
+    def f(W):
+        everything[chosen], labels[chosen] = x[:3], t[:3]
+        return net.loss(everything[chosen], labels[chosen])
+
+    want = gradients.numerical_gradient(f, net.params["W1"])
+    np.testing.assert_array_equal(numerical_gradient(f, net.params["W1"]), want)
 
 
 # --- near misses: what differs from a network by little. The campaign of the nightly profile, which

@@ -26,6 +26,7 @@ import itertools
 import random
 import sys
 import threading
+import time
 import types
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
@@ -53,6 +54,10 @@ _INPUTS, _POINTS = 600, 24
 #: Objects that are looked at in search of a network and its batch, pairs of arrays that are tried
 #: as batch and targets, and functions that are remembered.
 _REACH, _PAIRS, _MEMORY = 300, 12, 8
+#: The loop is left alone where it is cheap: an array of fewer entries than this is no reason to try
+#: anything, and trials may take this part of the time that the loop takes. No processor multiplies
+#: more than this many numbers in a second, so f cannot have looked at a batch that asks for it.
+_FEW, _SHARE, _FASTEST = 50, 0.25, 2e12
 
 
 def numerical_gradient(f: Any, x: Any, h: Any = 1e-4, **options: Any) -> Any:
@@ -91,8 +96,9 @@ def numerical_gradient(f: Any, x: Any, h: Any = 1e-4, **options: Any) -> Any:
     What is **inferred** is that it agrees at the other nudged points as well. The loss may be the
     mean or the sum over the batch of −Σ t log(y + delta), delta being 1e-7 or 0 and t labels,
     one-hot or soft targets, or the largest of them as in the book. A function that does not agree,
-    raises, prints, changes a parameter or draws random numbers is evaluated at every point, as is
-    everything if ``common.gradient`` is kept (``run --keep common.gradient``).
+    raises, prints, changes a parameter or draws random numbers is evaluated at every point. So is
+    one of few parameters, where that takes no time, and everything if ``common.gradient`` is kept
+    (``run --keep common.gradient``).
 
     Examples
     --------
@@ -135,6 +141,10 @@ class _Refused(Exception):  # noqa: N818 - no error of the reader's
     """Why a function is left to the loop."""
 
 
+class _NotNow(_Refused):
+    """Why a function is left to the loop in this call; nothing is remembered."""
+
+
 class _Batch(NamedTuple):
     """Arrays of the reader's that may be samples and targets, in the two forms of a hypothesis."""
 
@@ -168,6 +178,10 @@ class _Network:
         self.hypotheses = list(_HYPOTHESES)
         self.points = 0
         self.refusal = ""
+        #: Seconds that an evaluation of f takes, that the loop has taken, and that trials have, as
+        #: long as nothing is recognised; and when a trial has to stop.
+        self.seconds = self.looped = self.tried = 0.0
+        self._deadline = np.inf
         #: What the last gradients belong to, and those that have not been asked for yet.
         self._state: tuple[Any, ...] = ()
         self._slopes: dict[str, FloatArray] = {}
@@ -178,6 +192,22 @@ class _Network:
         """Units of each layer."""
         weights = [self.params[name] for name in self.names[::2]]
         return [weights[0].shape[0], *(W.shape[1] for W in weights)]
+
+    def is_worth_a_trial(self, size: int) -> bool:
+        """Return whether to compare now; the more trials have failed, the longer the loop runs."""
+        self.looped += 2 * size * self.seconds
+        return bool(self.arrays) or self.tried <= 0.5 * _SHARE * self.looped
+
+    def begin_trial(self, start: float, seconds: float, size: int) -> None:
+        """Note what an evaluation takes, and so when a trial that began at `start` has to stop."""
+        self.seconds = seconds
+        self.looped = self.looped or 2 * size * seconds
+        self._deadline = start + _SHARE * self.looped - self.tried
+
+    def end_trial(self, start: float) -> None:
+        """Note what a trial took."""
+        self.tried += time.perf_counter() - start
+        self._deadline = np.inf
 
     def compiled(
         self, hypothesis: Hypothesis, arrays: Sequence[FloatArray]
@@ -211,6 +241,8 @@ class _Network:
         """Keep the hypotheses that predict a value; change nothing if none does."""
         kept = []
         for hypothesis in self.hypotheses:
+            if time.perf_counter() > self._deadline:
+                raise _NotNow("trying it costs more than the loop may")
             scale = batch.size if hypothesis.summed else 1
             error = abs(self.predicted(hypothesis, arrays, batch) - value)
             if error <= tolerance * (abs(value) + scale):
@@ -267,6 +299,8 @@ class Recognition:
         """Return the gradient of a recognised network's loss, or None if f is to be evaluated."""
         if type(x) is not np.ndarray or x.ndim not in (1, 2) or not isinstance(f, _FUNCTIONS):
             return None
+        if x.size < _FEW and not self._knows(x):
+            return None
         reached = list(_reachable(f))
         found = _network_of(reached, x)
         if found is None:
@@ -279,15 +313,18 @@ class Recognition:
                 self._known[code, id(net.params)] = net
                 if len(self._known) > _MEMORY:
                     self._known.popitem(last=False)
-            if net.refusal:
+            if net.refusal or not net.is_worth_a_trial(x.size):
                 return None
             title = _title(f)
+            start = time.perf_counter()
             try:
                 with _Watched() as watch:
                     try:
                         slopes = self._verified(f, x, h, net, reached)
                     finally:
                         watch.check()
+            except _NotNow:
+                return None
             except _Refused as reason:
                 net.refusal = str(reason)
                 line = f"fastgrad left {title} to the loop: {reason}."
@@ -295,22 +332,35 @@ class Recognition:
                     self.lines.append(line)
                 self._met.pop(title, None)
                 return None
+            finally:
+                net.end_trial(start)
             self._met[title] = net
         out = np.empty_like(x)
         out[...] = slopes
         return out
+
+    def _knows(self, x: FloatArray) -> bool:
+        """Return whether x is a parameter of a recognised network."""
+        with self._lock:
+            nets = [net for net in self._known.values() if net.arrays]
+            return any(x is array for net in nets for array in list(net.params.values()))
 
     def _verified(
         self, f: Any, x: FloatArray, h: float, net: _Network, reached: Sequence[Any]
     ) -> FloatArray:
         """Return the compiled slopes after comparing f with the compiled network."""
         arrays = _arrays(net)
+        start = time.perf_counter()
         value = _value(f, x, arrays)
+        seconds = time.perf_counter() - start
+        if not net.arrays:
+            net.begin_trial(start, seconds, x.size)
+        largest = _FASTEST * seconds / sum(W.size for W in arrays[::2])
         batch = next(
             (
                 pair
                 for pair in _batches(reached, arrays)
-                if net.keep_what_agrees(value, arrays, pair, _HERE)
+                if pair.size <= largest and net.keep_what_agrees(value, arrays, pair, _HERE)
             ),
             None,
         )
