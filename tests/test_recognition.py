@@ -8,6 +8,7 @@ import signal
 import sys
 import threading
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -444,6 +445,32 @@ def test_a_loss_that_raises_far_away(recognised):
 
     x, t = make_batch()
     assert_left_to_the_loop(recognised, Careful(6, 5, 4), x, t, "it raised ValueError")
+
+
+def test_a_guard_that_only_a_far_point_meets(recognised):
+    class Guarded(Net):
+        def loss(self, x, t):
+            if self.params["W1"].std() > 1:
+                warnings.warn("weights explode", stacklevel=1)
+            if np.abs(self.params["W1"]).max() > 3:
+                raise SystemExit("exploded")
+            return super().loss(x, t)
+
+    x, t = make_batch()
+    with warnings.catch_warnings(record=True) as shown:
+        warnings.simplefilter("always")
+        assert_left_to_the_loop(recognised, Guarded(6, 5, 4), x, t, "it raised SystemExit")
+    assert shown == []
+
+
+def test_a_guard_that_is_met_here(recognised):
+    class Stopping(Net):
+        def loss(self, x, t):
+            raise SystemExit("stop")
+
+    x, t = make_batch()
+    with pytest.raises(SystemExit, match="stop"):
+        Stopping(6, 5, 4).numerical_gradient(x, t)
 
 
 def test_a_loss_that_raises_everywhere(recognised):

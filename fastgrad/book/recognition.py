@@ -28,6 +28,7 @@ import sys
 import threading
 import time
 import types
+import warnings
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -405,7 +406,9 @@ class Recognition:
         count = min(max(len(_SPREADS), -(-_INPUTS // inputs)), _POINTS)
         for spread in itertools.islice(itertools.cycle(_SPREADS), count):
             points = self._far_point(arrays, batch.x, spread)
-            with np.errstate(all="ignore"):  # the reader's own overflows belong to their own points
+            # What the reader is to be warned of belongs to the points of the loop.
+            with np.errstate(all="ignore"), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
                 value = _value(f, x, arrays, points)
             if not net.keep_what_agrees(value, points, batch, _FAR):
                 raise _Refused("its loss differs from that of its network at other parameters")
@@ -589,7 +592,8 @@ def _value(
             _put_back(arrays, before)
     except BaseException as error:
         _put_back(arrays, before)
-        if isinstance(error, Exception) and not isinstance(error, _Refused):
+        # A guard of the reader's may end the script, but at a point of the loop only.
+        if isinstance(error, Exception | SystemExit) and not isinstance(error, _Refused):
             raise _Refused(f"it raised {type(error).__name__} when it was tried") from error
         raise
 
