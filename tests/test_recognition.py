@@ -566,6 +566,53 @@ def test_an_interrupt_leaves_every_parameter_as_it_was(recognised, call):
     assert_recognised(recognised, net, x, t)
 
 
+@pytest.mark.parametrize("method", ["__enter__", "check", "__exit__"])
+@pytest.mark.parametrize("done", [False, True], ids=["before", "after"])
+def test_an_interrupt_within_the_watch_leaves_the_stream(recognised, monkeypatch, method, done):
+    meant = getattr(recognition._Watched, method)
+
+    def interrupted(self, *arguments):
+        if done:
+            meant(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(recognition._Watched, method, interrupted)
+    x, t = make_batch()
+    stream = sys.stdout
+    with pytest.raises(KeyboardInterrupt):
+        Net(6, 5, 4).numerical_gradient(x, t)
+    left, sys.stdout = sys.stdout, stream
+    assert left is stream
+
+
+def test_an_interrupt_is_not_lost_when_the_loss_has_printed(recognised):
+    class Interrupted(Net):
+        def loss(self, x, t):
+            print("loss")
+            raise KeyboardInterrupt
+
+    x, t = make_batch()
+    with pytest.raises(KeyboardInterrupt):
+        recognised.gradient(
+            lambda W: net.loss(x, t), (net := Interrupted(6, 5, 4)).params["W1"], 1e-4
+        )
+
+
+def test_a_stream_that_the_loss_keeps_prints_afterwards(recognised, capsys):
+    streams = []
+
+    class Keeping(Net):
+        def loss(self, x, t):
+            streams[:] = [sys.stdout]
+            return super().loss(x, t)
+
+    x, t = make_batch()
+    net = Keeping(6, 5, 4)
+    net.numerical_gradient(x, t)
+    print("heard", file=streams[0])
+    assert capsys.readouterr().out == "heard\n"
+
+
 @pytest.mark.parametrize("place", range(12))
 def test_an_interrupt_while_parameters_are_put_back(recognised, monkeypatch, place):
     put_back, calls = recognition._put_back, []

@@ -318,12 +318,15 @@ class Recognition:
                 return None
             title = _title(f)
             start = time.perf_counter()
+            watch = _Watched()
             try:
-                with _Watched() as watch:
+                with watch:
                     try:
                         slopes = self._verified(f, x, h, net, reached)
-                    finally:
+                    except _Refused:
                         watch.check()
+                        raise
+                    watch.check()
             except _NotNow:
                 return None
             except _Refused as reason:
@@ -334,6 +337,11 @@ class Recognition:
                 self._met.pop(title, None)
                 return None
             finally:
+                # An interrupt may have come within a method of the watch. None comes between these
+                # statements, which call nothing.
+                watch.active = False
+                if sys.stdout is watch:
+                    sys.stdout = watch.stream
                 net.end_trial(start)
             self._met[title] = net
         out = np.empty_like(x)
@@ -612,19 +620,20 @@ class _Watched:
 
     def __init__(self) -> None:
         self._thread = threading.get_ident()
-        self._active = True
         self._heard = False
+        self.active = True
+        self.stream = sys.stdout
 
     def __enter__(self) -> _Watched:
         self._numpy = np.random.get_state()  # noqa: NPY002 - the book draws from it
         self._python = random.getstate()
-        self._stream, sys.stdout = sys.stdout, self
+        sys.stdout = self
         return self
 
     def __exit__(self, *exception: object) -> None:
-        self._active = False
+        self.active = False
         if sys.stdout is self:
-            sys.stdout = self._stream
+            sys.stdout = self.stream
         if self._drew():
             np.random.set_state(self._numpy)  # noqa: NPY002
             random.setstate(self._python)
@@ -643,10 +652,10 @@ class _Watched:
 
     def write(self, text: str) -> int:
         """Take what is printed, or hand it on if another thread prints it."""
-        if self._active and threading.get_ident() == self._thread:
+        if self.active and threading.get_ident() == self._thread:
             self._heard = True
             return len(text)
-        return int(self._stream.write(text))
+        return int(self.stream.write(text))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)
