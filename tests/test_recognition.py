@@ -483,6 +483,26 @@ def test_a_loss_that_raises_everywhere(recognised):
         Broken(6, 5, 4).numerical_gradient(x, t)
 
 
+def test_a_mistake_that_is_corrected_as_in_a_notebook(recognised, monkeypatch):
+    x, t = make_batch()
+    net = Net(6, 5, 4)
+    with monkeypatch.context() as mistaken:
+        mistaken.setattr(Net, "loss", lambda self, x, t: undefined_name)  # noqa: F821
+        with pytest.raises(NameError, match="undefined_name"):
+            net.numerical_gradient(x, t)
+    assert recognised.report() == []
+    assert_recognised(recognised, net, x, t)
+
+
+def test_a_refusal_leaves_the_line_of_another_function_of_that_name(recognised):
+    x, t = make_batch()
+    Net(6, 5, 4).numerical_gradient(x, t)
+    Net(6, 5, 4, activation=np.tanh).numerical_gradient(x, t)
+    found, left = recognised.report()
+    assert "recognised Net.numerical_gradient" in found
+    assert "left Net.numerical_gradient" in left
+
+
 def test_a_loss_without_return(recognised):
     class Forgetful(Net):
         def loss(self, x, t):

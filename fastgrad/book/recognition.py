@@ -334,7 +334,8 @@ class Recognition:
                 line = f"fastgrad left {title} to the loop: {reason}."
                 if line not in self.lines:
                     self.lines.append(line)
-                self._met.pop(title, None)
+                if self._met.get(title) is net:
+                    del self._met[title]
                 return None
             finally:
                 # An interrupt may have come within a method of the watch. None comes between these
@@ -602,7 +603,9 @@ def _value(
         _put_back(arrays, before)
         # A guard of the reader's may end the script, but at a point of the loop only.
         if isinstance(error, Exception | SystemExit) and not isinstance(error, _Refused):
-            raise _Refused(f"it raised {type(error).__name__} when it was tried") from error
+            # An error at the present parameters is the reader's to see, in the loop, and to mend.
+            kind = _NotNow if points is None else _Refused
+            raise kind(f"it raised {type(error).__name__} when it was tried") from error
         raise
 
 
