@@ -9,6 +9,7 @@ import sys
 import threading
 import types
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastgrad import GradientCheckWarning, gradients, layers
-from fastgrad.book import recognition
+from fastgrad.book import closures, recognition
 from fastgrad.book.recognition import numerical_gradient
 
 
@@ -58,16 +59,22 @@ def cross_entropy_error(y, t, delta=1e-7, summed=False, largest=True):
     return total if summed else total / len(y)
 
 
+#: How often the losses of networks have been evaluated, out of reach of what finds records.
+CALLS = weakref.WeakKeyDictionary()
+
+
 class Net:
     """The exercise as it is typed from chapter 4, with some freedom."""
 
     def __init__(self, *sizes, activation=sigmoid, scale=0.5, seed=0, **loss):
         rng = np.random.default_rng(seed)
         self.params = {}
-        self.activation, self.how, self.calls = activation, loss, 0
+        self.activation, self.how = activation, loss
         for n, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
             self.params[f"W{n}"] = scale * rng.standard_normal((n_in, n_out))
             self.params[f"b{n}"] = 0.1 * rng.standard_normal(n_out)
+
+    calls = property(lambda self: CALLS.get(self, 0), lambda self, n: CALLS.update({self: n}))
 
     def predict(self, x):
         last = len(self.params) // 2
@@ -447,6 +454,126 @@ def test_a_loss_that_raises_far_away(recognised):
     assert_left_to_the_loop(recognised, Careful(6, 5, 4), x, t, "it raised ValueError")
 
 
+class Counting(Net):
+    count = 0
+
+    def loss(self, x, t):
+        self.count += 1
+        return super().loss(x, t)
+
+    def record(self):
+        return self.count
+
+
+class Noting(Net):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.curve = []
+
+    def loss(self, x, t):
+        self.curve.append(super().loss(x, t))
+        return self.curve[-1]
+
+    def record(self):
+        return self.curve
+
+
+class KeepingTheBest(Net):
+    best = np.inf
+
+    def loss(self, x, t):
+        value = super().loss(x, t)
+        self.best = min(self.best, value)
+        return value
+
+    def record(self):
+        return self.best
+
+
+LOSSES = []
+
+
+class NotingInAGlobal(Net):
+    def loss(self, x, t):
+        LOSSES.append(super().loss(x, t))
+        return LOSSES[-1]
+
+    def record(self):
+        kept, LOSSES[:] = LOSSES.copy(), []
+        return kept
+
+
+class CountingByKeys(Net):
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.seen = {}
+
+    def loss(self, x, t):
+        self.seen[len(self.seen)] = 1
+        return super().loss(x, t)
+
+    def record(self):
+        return self.seen
+
+
+@pytest.mark.parametrize(
+    "kind", [Counting, Noting, KeepingTheBest, NotingInAGlobal, CountingByKeys]
+)
+def test_a_loss_that_keeps_a_record(recognised, kind):
+    x, t = make_batch()
+    want, net = kind(6, 5, 4), kind(6, 5, 4)
+    loop(want, x, t)
+    kept = want.record()
+    assert net.numerical_gradient(x, t)["W1"].any()
+    assert "it keeps a record" in recognised.lines[0]
+    assert net.record() == kept
+
+
+def test_a_closure_that_counts(recognised):
+    x, t = make_batch()
+    net, count = Net(6, 5, 4), 0
+
+    def f(W):
+        nonlocal count
+        count += 1
+        return net.loss(x, t)
+
+    numerical_gradient(f, net.params["W1"])
+    assert count == 60
+    assert "it keeps a record" in recognised.lines[0]
+
+
+def test_a_loss_that_remembers_its_last_value_keeps_no_record(recognised):
+    class Remembering(Net):
+        def loss(self, x, t):
+            self.last = super().loss(x, t)
+            return self.last
+
+    x, t = make_batch()
+    assert_recognised(recognised, Remembering(6, 5, 4), x, t)
+
+
+def test_what_methods_and_slots_hold(recognised):
+    class Slotted:
+        __slots__ = ("net", "unset")
+
+    x, t = make_batch()
+    holder = Slotted()
+    holder.net = Net(6, 5, 4)
+    numerical_gradient(lambda W: holder.net.loss(x, t), holder.net.params["W1"])
+    net = Net(6, 5, 4)
+
+    class Model:
+        def value(self):
+            return net.loss(self.x, self.t)
+
+    model = Model()
+    model.x, model.t = x, t
+    numerical_gradient(lambda W: model.value(), net.params["W1"])
+    assert recognised.lines == []
+    assert net.calls < 40
+
+
 def test_a_guard_that_only_a_far_point_meets(recognised):
     class Guarded(Net):
         def loss(self, x, t):
@@ -686,7 +813,7 @@ class Sized(Net):
 
 def test_few_entries_are_left_to_the_loop_unless_the_network_is_known(recognised, monkeypatch):
     monkeypatch.setattr(recognition, "_FEW", 30)
-    monkeypatch.setattr(recognition, "_reachable", pytest.fail)
+    monkeypatch.setattr(closures, "reachable", pytest.fail)
     x, t = make_batch()
     net = Sized(6, 5, 4)
     assert net.seen("b2", x, t) == 8
@@ -703,7 +830,7 @@ def test_a_trial_stops_when_it_costs_more_than_a_part_of_the_loop(recognised, mo
     monkeypatch.setattr(recognition, "_SHARE", 0.0)
     x, t = make_batch()
     net = Sized(6, 5, 4)
-    assert net.seen("W1", x, t) == 1 + 60
+    assert net.seen("W1", x, t) == 3 + 60
     assert net.seen("W1", x, t) == 60  # nothing is tried before the loop has run for long enough
     assert recognised.report() == []
     monkeypatch.setattr(recognition, "_SHARE", 1e9)

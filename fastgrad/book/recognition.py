@@ -14,13 +14,12 @@ cannot be read from it, but it can be *tried*:
    the function is evaluated again, at the present parameters and at both nudged points of two
    entries, one of them the entry with the largest slope.
 
-Whatever disagrees, raises, prints or draws random numbers is left to the loop for good. Every
-parameter is put back to the last bit, also after Ctrl-C.
+Whatever disagrees, raises, prints, keeps a record or draws random numbers is left to the loop for
+good. Every parameter is put back to the last bit, also after Ctrl-C.
 """
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import itertools
 import random
@@ -29,7 +28,7 @@ import threading
 import time
 import types
 import warnings
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -37,6 +36,7 @@ import numpy as np
 
 from fastgrad import gradients, networks
 from fastgrad.arrays import FloatArray
+from fastgrad.book import closures
 from fastgrad.evaluation import one_number
 from fastgrad.functions import DELTA
 
@@ -52,9 +52,8 @@ _SPREADS = (1.0, 8.0, 30.0)
 #: The inputs of a layer's units that are met there, together, at least; but no more points than
 #: that. A small network needs more points, for it to meet every part of its activation's curve.
 _INPUTS, _POINTS = 600, 24
-#: Objects that are looked at in search of a network and its batch, pairs of arrays that are tried
-#: as batch and targets, and functions that are remembered.
-_REACH, _PAIRS, _MEMORY = 300, 12, 8
+#: Pairs of arrays that are tried as batch and targets, and functions that are remembered.
+_PAIRS, _MEMORY = 12, 8
 #: The loop is left alone where it is cheap: an array of fewer entries than this is no reason to try
 #: anything, and trials may take this part of the time that the loop takes. No processor multiplies
 #: more than this many numbers in a second, so f cannot have looked at a batch that asks for it.
@@ -97,9 +96,10 @@ def numerical_gradient(f: Any, x: Any, h: Any = 1e-4, **options: Any) -> Any:
     What is **inferred** is that it agrees at the other nudged points as well. The loss may be the
     mean or the sum over the batch of −Σ t log(y + delta), delta being 1e-7 or 0 and t labels,
     one-hot or soft targets, or the largest of them as in the book. A function that does not agree,
-    raises, prints, changes a parameter or draws random numbers is evaluated at every point. So is
-    one of few parameters, where that takes no time, and everything if ``common.gradient`` is kept
-    (``run --keep common.gradient``).
+    raises, prints, changes a parameter, draws random numbers or keeps a record (counts its calls,
+    say, or notes its values) is evaluated at every point. So is one of few parameters, where that
+    takes no time, and everything if ``common.gradient`` is kept (``run --keep common.gradient``).
+    What f writes to a file or into an array is not noticed, and happens fewer times.
 
     Examples
     --------
@@ -302,7 +302,7 @@ class Recognition:
             return None
         if x.size < _FEW and not self._knows(x):
             return None
-        reached = list(_reachable(f))
+        reached = list(closures.reachable(f))
         found = _network_of(reached, x)
         if found is None:
             return None
@@ -322,7 +322,7 @@ class Recognition:
             try:
                 with watch:
                     try:
-                        slopes = self._verified(f, x, h, net, reached)
+                        slopes = self._tried(f, x, h, net, reached)
                     except _Refused:
                         watch.check()
                         raise
@@ -354,6 +354,31 @@ class Recognition:
         with self._lock:
             nets = [net for net in self._known.values() if net.arrays]
             return any(x is array for net in nets for array in list(net.params.values()))
+
+    def _tried(
+        self, f: Any, x: FloatArray, h: float, net: _Network, reached: Sequence[Any]
+    ) -> FloatArray:
+        """Return the compiled slopes; refuse a function that keeps a record, and put that back."""
+        if net.arrays:
+            return self._verified(f, x, h, net, reached)
+        arrays = _arrays(net)
+        record = closures.Record(f)
+        try:
+            _value(f, x, arrays)
+            # What is stored at the first evaluation for the first time is no record.
+            picture = record.picture()
+            _value(f, x, arrays)
+            if record.picture() != picture:
+                raise _Refused("it keeps a record of its evaluations")
+            slopes = self._verified(f, x, h, net, reached)
+            # The best value so far changes at other points only.
+            _value(f, x, arrays)
+            if record.picture() != picture:
+                raise _Refused("it keeps a record of its evaluations")
+        except _Refused:
+            record.put_back()
+            raise
+        return slopes
 
     def _verified(
         self, f: Any, x: FloatArray, h: float, net: _Network, reached: Sequence[Any]
@@ -458,47 +483,6 @@ def _title(f: Any) -> str:
     return name.partition(".<locals>")[0].replace("<lambda>", "a lambda")
 
 
-def _reachable(f: Any) -> Iterator[Any]:
-    """Yield what a function can reach by name, the nearest first: objects, dicts and arrays."""
-    queue: deque[Any] = deque([f])
-    seen: set[int] = set()
-    while queue and len(seen) < _REACH:
-        value = queue.popleft()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, types.FunctionType):
-            if not value.__module__ or value.__module__.partition(".")[0] not in _CLOSED:
-                queue.extend(_named(value))
-        elif isinstance(value, types.MethodType):
-            queue.extend((value.__self__, value.__func__))
-        elif isinstance(value, functools.partial):
-            queue.extend((value.func, *value.args, *value.keywords.values()))
-        elif isinstance(value, np.ndarray | int | np.integer | dict):
-            yield value
-        elif not isinstance(value, type | types.ModuleType | types.BuiltinFunctionType):
-            attributes = getattr(value, "__dict__", None)
-            if type(attributes) is dict:
-                yield attributes
-                queue.extend(attributes.values())
-
-
-#: Packages whose functions hold no network of the reader's.
-_CLOSED = ("fastgrad", "numpy")
-
-
-def _named(function: types.FunctionType) -> Iterator[Any]:
-    """Yield what a function's code names: its closure, its defaults, globals."""
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not bound yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    for name in function.__code__.co_names:
-        if name in function.__globals__:
-            yield function.__globals__[name]
-
-
 def _network_of(reached: Sequence[Any], x: FloatArray) -> _Network | None:
     """Find the dict that holds x among the parameters of a fully connected network."""
     for params in reached:
@@ -541,7 +525,10 @@ def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[_
     data = [
         value
         for value in reached
-        if not isinstance(value, dict | bool) and id(value) not in own and np.size(value)
+        if isinstance(value, np.ndarray | int | np.integer)
+        and not isinstance(value, bool)
+        and id(value) not in own
+        and np.size(value)
     ]
     pairs = 0
     for x in data:
