@@ -619,6 +619,7 @@ def test_a_mistake_that_is_corrected_as_in_a_notebook(recognised, monkeypatch):
             net.numerical_gradient(x, t)
     assert recognised.report() == []
     assert_recognised(recognised, net, x, t)
+    assert "recognised" in recognised.report()[0]
 
 
 def test_a_refusal_leaves_the_line_of_another_function_of_that_name(recognised):

@@ -206,8 +206,9 @@ class _Network:
         self._deadline = start + _SHARE * self.looped - self.tried
 
     def end_trial(self, start: float) -> None:
-        """Note what a trial took."""
-        self.tried += time.perf_counter() - start
+        """Note what a trial took; one that never began is no reason to wait."""
+        if self.seconds:
+            self.tried += time.perf_counter() - start
         self._deadline = np.inf
 
     def compiled(
