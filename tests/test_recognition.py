@@ -791,6 +791,46 @@ def test_without_a_network_nothing_is_said(recognised):
     assert recognised.report() == []
 
 
+def test_a_network_that_is_kept_in_another_way(recognised):
+    x, t = make_batch()
+    W1, b1, W2, b2 = Net(6, 5, 4).params.values()
+    biasless = {"W1": W1, "W2": W2}
+    named = types.SimpleNamespace(w1=W1, b1=b1, w2=W2, b2=b2)
+    listed = [W1, b1, W2, b2]
+
+    def of(p, q, r, s):
+        return cross_entropy_error(softmax(sigmoid(x @ p + q) @ r + s), t)
+
+    def without_biases(W):
+        return of(biasless["W1"], 0, biasless["W2"], 0)
+
+    def by_other_names(W):
+        return of(named.w1, named.b1, named.w2, named.b2)
+
+    def of_a_list(W):
+        return of(*listed)
+
+    def of_variables(W):
+        return of(W1, b1, W2, b2)
+
+    for f in (without_biases, by_other_names, of_a_list, of_variables):
+        want = gradients.numerical_gradient(f, W1)
+        np.testing.assert_array_equal(numerical_gradient(f, W1), want)
+        numerical_gradient(f, W1)
+        line = recognised.lines.pop()
+        assert line.endswith("no dict of W1, b1, W2, b2, .. holds the array that is nudged.")
+        assert recognised.report() == []
+
+
+def test_a_fit_is_no_network(recognised):
+    rng = np.random.default_rng(0)
+    A, b, w = rng.random((7, 3)), rng.random(7), rng.random(3)
+    assert numerical_gradient(lambda _: np.sum((A @ w - b) ** 2), w).any()
+    assert numerical_gradient(lambda w: np.sum((A @ w - b) ** 2), w).any()
+    assert numerical_gradient(lambda x: x[0] ** 2 + x[1] ** 2, np.array([3.0, 4.0])).any()
+    assert recognised.report() == []
+
+
 def test_not_in_use(recognised):
     recognition.use(None)
     x, t = make_batch()

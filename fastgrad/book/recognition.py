@@ -306,6 +306,10 @@ class Recognition:
         reached = list(closures.reachable(f))
         found = _network_of(reached, x)
         if found is None:
+            if _is_a_layers(reached, x):
+                self._say_why(
+                    _title(f), "no dict of W1, b1, W2, b2, .. holds the array that is nudged"
+                )
             return None
         code = getattr(getattr(f, "func", f), "__code__", None)
         with self._lock:
@@ -332,9 +336,7 @@ class Recognition:
                 return None
             except _Refused as reason:
                 net.refusal = str(reason)
-                line = f"fastgrad left {title} to the loop: {reason}."
-                if line not in self.lines:
-                    self.lines.append(line)
+                self._say_why(title, net.refusal)
                 if self._met.get(title) is net:
                     del self._met[title]
                 return None
@@ -349,6 +351,12 @@ class Recognition:
         out = np.empty_like(x)
         out[...] = slopes
         return out
+
+    def _say_why(self, title: str, reason: str) -> None:
+        line = f"fastgrad left {title} to the loop: {reason}."
+        with self._lock:
+            if line not in self.lines:
+                self.lines.append(line)
 
     def _knows(self, x: FloatArray) -> bool:
         """Return whether x is a parameter of a recognised network."""
@@ -492,6 +500,18 @@ def _network_of(reached: Sequence[Any], x: FloatArray) -> _Network | None:
             if len(names) >= 4 and any(params[name] is x for name in names):
                 return _Network(params, names)
     return None
+
+
+def _is_a_layers(reached: Sequence[Any], x: FloatArray) -> bool:
+    """Return whether x is within reach beside the weights of a layer that may follow its own."""
+    arrays = [value for value in reached if type(value) is np.ndarray]
+    for value in reached:
+        if isinstance(value, dict | list):
+            arrays += value.values() if isinstance(value, dict) else value[:_PAIRS]
+    return any(array is x for array in arrays) and any(
+        type(W) is np.ndarray and W.dtype.kind == "f" and W.ndim == 2 and len(W) == x.shape[-1]
+        for W in arrays
+    )
 
 
 def _names(params: dict[str, Any]) -> tuple[str, ...]:
