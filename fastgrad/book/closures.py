@@ -112,8 +112,12 @@ class Record:
         return [marks, [len(value) for value, _ in self._growing]]
 
     def put_back(self) -> None:
-        """Undo what has changed the picture; not while other threads may be changing it."""
-        if threading.active_count() > 1:
+        """Undo what has changed the picture; not while other threads may be changing it.
+
+        Daemon threads are left out: those of progress bars and libraries change nothing there.
+        """
+        others = set(threading.enumerate()) - {threading.current_thread()}
+        if not all(thread.daemon for thread in others):
             return
         for value, copy in self._growing:
             if len(value) != len(copy):
