@@ -204,10 +204,14 @@ class Network:
             loss = functions.cross_entropy_error(predictions, t)
         else:
             loss, _ = functions.softmax_cross_entropy(predictions, t, delta=self._delta)
-        if self._decay:
-            weights = (np.asarray(self.params[name]) for name in self._shapes if name[0] == "W")
-            loss += 0.5 * self._decay * sum(float(np.sum(W * W)) for W in weights)
-        return np.float64(loss)
+        return np.float64(loss + self._weight_decay())
+
+    def _weight_decay(self) -> float:
+        """Return the penalty for large weights."""
+        if not self._decay:
+            return 0.0
+        weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
+        return float(0.5 * self._decay * sum(np.sum(W**2) for W in weights))
 
     def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the share of samples whose largest score is that of the target's class.

@@ -283,21 +283,20 @@ from numba.extending import is_jitted
 import fastgrad, fastgrad.kernels
 from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet
 
-def counts():
-    found = {}
-    for module in pkgutil.iter_modules(fastgrad.kernels.__path__):
-        for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items():
-            if is_jitted(thing) and thing.__module__.endswith("." + module.name):
-                found[name] = len(thing.signatures)
-    return found
-
-step_kernels = {
-    name
+kernels = {
+    name: thing
     for module in pkgutil.iter_modules(fastgrad.kernels.__path__)
     for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items()
-    if is_jitted(thing)
-    and thing.py_func.__code__.co_varnames[:4] == ("args", "chunk", "chunks", "number")
+    if is_jitted(thing) and thing.__module__.endswith("." + module.name)
 }
+step_kernels = {
+    name
+    for name, thing in kernels.items()
+    if thing.py_func.__code__.co_varnames[:4] == ("args", "chunk", "chunks", "number")
+}
+
+def counts():
+    return {name: len(thing.signatures) for name, thing in kernels.items()}
 
 def added(before):
     return sorted(name for name, count in counts().items() if count > before[name])

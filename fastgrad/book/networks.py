@@ -142,12 +142,6 @@ class _Layered(networks.Network):
         """Compute the loss as the book does, by running the layers."""
         return np.float64(self._last_layer.forward(self.predict(x), t) + self._weight_decay())
 
-    def _weight_decay(self) -> float:
-        if not self._decay:
-            return 0.0
-        weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
-        return float(0.5 * self._decay * sum(np.sum(W**2) for W in weights))
-
     def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
         """Compute the share of samples whose largest score is that of the target's class.
 

@@ -195,7 +195,7 @@ class _Network:
         return [weights[0].shape[0], *(W.shape[1] for W in weights)]
 
     def is_worth_a_trial(self, size: int) -> bool:
-        """Return whether to compare now; the more trials have failed, the longer the loop runs."""
+        """Count the loop of this call, and return whether loops have taken enough for a trial."""
         self.looped += 2 * size * self.seconds
         return bool(self.arrays) or self.tried <= 0.5 * _SHARE * self.looped
 

@@ -20,9 +20,8 @@ A soft target is a sum of hard ones, each class with its target as its weight; s
 
 This file is for networks of two layers and for h in *series range*, where no perturbation moves a
 logit by more than `LOGIT_MOVE_LIMIT`. There S, and with it the change of the loss, is a short power
-series in
-:math:`\Delta z`, exact to rounding, whose coefficients are the same for all pixels: the inner loop
-depends neither on the number of classes nor on a library function.
+series in :math:`\Delta z`, exact to rounding, whose coefficients are the same for all pixels: the
+inner loop depends neither on the number of classes nor on a library function.
 `fastgrad.kernels.central_difference_general` is for all others.
 
 The steps follow a forward pass of `fastgrad.kernels.forward`, and each thread goes on with its own
