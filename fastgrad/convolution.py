@@ -16,7 +16,7 @@ from fastgrad import threads
 from fastgrad.arrays import FloatArray, real_array, require_shape, whole_number
 from fastgrad.kernels import convolution as kernels
 from fastgrad.kernels import pooling
-from fastgrad.layers import _backward_too_early
+from fastgrad.layers import Layer
 
 __all__ = [
     "Convolution",
@@ -349,7 +349,7 @@ def col2im(
     return padded[:, :, pad : pad + height, pad : pad + width]
 
 
-class Convolution:
+class Convolution(Layer):
     """A convolution as a layer (section 7.4.4 of the book).
 
     Parameters
@@ -391,49 +391,20 @@ class Convolution:
     def forward(self, x: Any) -> FloatArray:
         """Return the convolution of images, as `convolution_forward` does.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-
-        Returns
-        -------
-        ndarray, shape (N, F, OH, OW)
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `convolution_forward` does.
+        `x` has shape (N, C, H, W), the output (N, F, OH, OW).
         """
         out = convolution_forward(x, self.W, self.b, self.stride, self.pad)
         self.x = x
         return out
 
     def backward(self, dout: Any) -> FloatArray:
-        """Set `dW` and `db`, and return the gradient with respect to the images.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the output
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape (N, C, H, W)
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `convolution_backward` does.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.x is None:
-            raise _backward_too_early(self)
+        """Set `dW` and `db`, and return the gradient with respect to the images."""
+        self._require_forward(self.x)
         dx, self.dW, self.db = convolution_backward(dout, self.x, self.W, self.stride, self.pad)
         return dx
 
 
-class Pooling:
+class Pooling(Layer):
     """Max pooling as a layer (section 7.4.5 of the book).
 
     Parameters
@@ -470,44 +441,15 @@ class Pooling:
     def forward(self, x: Any) -> FloatArray:
         """Return the largest entries, as `max_pooling_forward` does.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-
-        Returns
-        -------
-        ndarray, shape (N, C, OH, OW)
-
-        Raises
-        ------
-        TypeError, ValueError
-            As `max_pooling_forward` does.
+        `x` has shape (N, C, H, W), the output (N, C, OH, OW).
         """
         out, self.arg_max = max_pooling_forward(x, self.pool_h, self.pool_w, self.stride, self.pad)
         self.x = x
         return out
 
     def backward(self, dout: Any) -> FloatArray:
-        """Return the gradient with respect to the images.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the output
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape (N, C, H, W)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `dout` does not fit.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.x is None:
-            raise _backward_too_early(self)
+        """Return the gradient with respect to the images."""
+        self._require_forward(self.x)
         dout = real_array(dout, "dout", dtype=_dtype(dout), shape=self.arg_max.shape)
         return _unpool(dout, self.arg_max, np.shape(self.x))
 

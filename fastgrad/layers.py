@@ -1,7 +1,6 @@
 """The layers of *Deep Learning from Scratch*, chapters 5 and 6: ``forward`` and ``backward``.
 
-A layer keeps what its backward pass needs from the forward pass before it; a ``backward`` without
-one raises a RuntimeError. Arguments are never changed.
+What all of them share is documented in `Layer`.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ __all__ = [
     "Affine",
     "BatchNormalization",
     "Dropout",
+    "Layer",
     "MulLayer",
     "Relu",
     "Sigmoid",
@@ -37,7 +37,78 @@ __all__ = [
 EPSILON = 1e-6
 
 
-class MulLayer:
+class Layer:
+    """A layer: a forward pass, and a backward pass that takes a gradient back through it.
+
+    The conventions that all layers share are documented here; a class says what is particular to
+    it.
+
+    Notes
+    -----
+    A layer keeps what its backward pass needs from the last forward pass. Arguments are never
+    changed. Parameters, such as `Affine.W`, are held by reference: an optimizer that updates them
+    in place updates the layer. Their gradients, such as `Affine.dW`, are attributes that the
+    backward pass sets.
+    """
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Compute the output, and keep what the backward pass needs.
+
+        Parameters
+        ----------
+        x : array_like
+            The input, of any shape unless the layer says otherwise. An arithmetic layer takes a
+            second one, `y`; a loss takes the targets, `t`; a layer that does something else while
+            training takes `train_flg`, a bool that is True by default.
+
+        Returns
+        -------
+        ndarray
+            Of the input's shape unless the layer says otherwise; float32 if all arrays are float32,
+            else float64.
+
+        Raises
+        ------
+        TypeError
+            If an array does not hold real numbers, labels are not integers, or `train_flg` is not a
+            bool.
+        ValueError
+            If shapes do not fit together, or a label is out of range.
+        """
+        raise NotImplementedError
+
+    def backward(self, dout: Any) -> Any:
+        """Compute the gradient with respect to the input of the last forward pass.
+
+        Parameters
+        ----------
+        dout : array_like, shape of the output
+            The gradient with respect to the output.
+
+        Returns
+        -------
+        ndarray, shape of the input
+            A pair of them if there were two inputs.
+
+        Raises
+        ------
+        TypeError
+            If `dout` does not hold real numbers.
+        ValueError
+            If its shape is not that of the output.
+        RuntimeError
+            If no forward pass came before.
+        """
+        raise NotImplementedError
+
+    def _require_forward(self, kept: Any) -> None:
+        """Raise if there is nothing to go back over."""
+        if kept is None:
+            name = type(self).__name__
+            raise RuntimeError(f"{name}.backward needs a forward pass first. Call {name}.forward.")
+
+
+class MulLayer(Layer):
     """Multiplication of two numbers or arrays (section 5.4.1 of the book).
 
     Attributes
@@ -59,54 +130,20 @@ class MulLayer:
     def forward(self, x: Any, y: Any) -> Any:
         """Return the product.
 
-        Parameters
-        ----------
-        x, y : number or array_like
-            Of the same shape.
-
-        Returns
-        -------
-        number or ndarray
-
-        Raises
-        ------
-        TypeError
-            If an argument does not hold real numbers.
-        ValueError
-            If the shapes differ.
+        `x` and `y` are numbers or arrays of the same shape.
         """
         self.x, self.y = _operands(x, y)
         return self.x * self.y
 
     def backward(self, dout: Any) -> tuple[Any, Any]:
-        """Return the gradients with respect to both factors.
-
-        Parameters
-        ----------
-        dout : number or array_like, shape of the product
-            Gradient with respect to the product.
-
-        Returns
-        -------
-        dx, dy : number or ndarray
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the product.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.x is None:
-            raise _backward_too_early(self)
+        """Return the gradients with respect to both factors."""
+        self._require_forward(self.x)
         dout = _operand(dout, "dout")
         require_shape(np.asarray(dout), "dout", np.shape(self.x))
         return dout * self.y, dout * self.x
 
 
-class AddLayer:
+class AddLayer(Layer):
     """Addition of two numbers or arrays (section 5.4.2 of the book).
 
     Examples
@@ -119,47 +156,18 @@ class AddLayer:
     def forward(self, x: Any, y: Any) -> Any:
         """Return the sum.
 
-        Parameters
-        ----------
-        x, y : number or array_like
-            Of the same shape.
-
-        Returns
-        -------
-        number or ndarray
-
-        Raises
-        ------
-        TypeError
-            If an argument does not hold real numbers.
-        ValueError
-            If the shapes differ.
+        `x` and `y` are numbers or arrays of the same shape.
         """
         x, y = _operands(x, y)
         return x + y
 
     def backward(self, dout: Any) -> tuple[Any, Any]:
-        """Return the gradients with respect to both terms, which do not depend on them.
-
-        Parameters
-        ----------
-        dout : number or array_like
-            Gradient with respect to the sum.
-
-        Returns
-        -------
-        dx, dy : number or ndarray
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        """
+        """Return the gradients with respect to both terms, which do not depend on them."""
         dout = _operand(dout, "dout")
         return dout * 1, dout * 1
 
 
-class Relu:
+class Relu(Layer):
     """The rectified linear unit as a layer (section 5.5.1 of the book).
 
     Attributes
@@ -184,56 +192,22 @@ class Relu:
         self.mask: Any = None
 
     def forward(self, x: Any) -> FloatArray:
-        """Return `x` where it is above zero, else 0.
-
-        Parameters
-        ----------
-        x : array_like, any shape
-
-        Returns
-        -------
-        ndarray, shape of x
-
-        Raises
-        ------
-        TypeError
-            If `x` does not hold real numbers.
-        """
+        """Return `x` where it is above zero, else 0."""
         array = real_array(x, "x")
         zero = ZERO[array.dtype.char]
         self.mask = np.asarray(array <= zero)
         return np.asarray(np.maximum(array, zero))
 
     def backward(self, dout: Any) -> FloatArray:
-        """Return the gradient with respect to the input.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the input
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape of the input
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the input.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.mask is None:
-            raise _backward_too_early(self)
+        """Return the gradient with respect to the input."""
+        self._require_forward(self.mask)
         dout = real_array(dout, "dout", shape=self.mask.shape)
         dx = np.empty(dout.shape, dout.dtype)
         activations.relu_backward(dout.reshape(-1), self.mask.reshape(-1), dx.reshape(-1))
         return dx
 
 
-class Sigmoid:
+class Sigmoid(Layer):
     """The sigmoid function as a layer (section 5.5.2 of the book).
 
     Attributes
@@ -252,48 +226,14 @@ class Sigmoid:
         self.out: Any = None
 
     def forward(self, x: Any) -> FloatArray:
-        """Return the sigmoid of `x`.
-
-        Parameters
-        ----------
-        x : array_like, any shape
-
-        Returns
-        -------
-        ndarray, shape of x
-
-        Raises
-        ------
-        TypeError
-            If `x` does not hold real numbers.
-        """
+        """Return the sigmoid of `x`."""
         out: FloatArray = np.asarray(functions.sigmoid(x))
         self.out = out
         return out
 
     def backward(self, dout: Any) -> FloatArray:
-        """Return the gradient with respect to the input.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the input
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape of the input
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the input.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.out is None:
-            raise _backward_too_early(self)
+        """Return the gradient with respect to the input."""
+        self._require_forward(self.out)
         dout = real_array(dout, "dout", shape=self.out.shape)
         out = self.out
         if dout.dtype is not out.dtype:
@@ -303,7 +243,7 @@ class Sigmoid:
         return dx
 
 
-class Affine:
+class Affine(Layer):
     """The affine map ``x @ W + b`` as a layer (section 5.6 of the book).
 
     Parameters
@@ -342,21 +282,8 @@ class Affine:
     def forward(self, x: Any) -> FloatArray:
         """Return ``x @ W + b``.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, ...) or (D,)
-            All axes but the first together have D entries.
-
-        Returns
-        -------
-        ndarray, shape (N, H) or (H,)
-
-        Raises
-        ------
-        TypeError
-            If an array does not hold real numbers.
-        ValueError
-            If shapes do not fit together.
+        `x` has shape (N, ...) or (D,); all axes but the first together have D entries. The output
+        has shape (N, H) or (H,).
         """
         array = real_array(x, "x")
         out = functions.affine_forward(array, self.W, self.b)
@@ -367,28 +294,8 @@ class Affine:
         return out
 
     def backward(self, dout: Any) -> FloatArray:
-        """Set `dW` and `db`, and return the gradient with respect to the input.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the output
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape of the input
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the output.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self.x is None:
-            raise _backward_too_early(self)
+        """Set `dW` and `db`, and return the gradient with respect to the input."""
+        self._require_forward(self.x)
         if len(self.original_x_shape) == 1:
             dx, self.dW, self.db = functions.affine_backward(dout, self.x[0], self.W)
         else:
@@ -396,7 +303,7 @@ class Affine:
         return dx.reshape(self.original_x_shape)
 
 
-class SoftmaxWithLoss:
+class SoftmaxWithLoss(Layer):
     """Softmax and cross entropy together as a network's last layer (section 5.6.3 of the book).
 
     Attributes
@@ -432,24 +339,9 @@ class SoftmaxWithLoss:
     def forward(self, x: Any, t: Any) -> Any:
         """Return the mean loss.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C) or (C,)
-            Scores.
-        t : array_like
-            Integer labels, shape (N,) or (N, 1); or one-hot or soft targets, shape of x.
-
-        Returns
-        -------
-        float
-            A NumPy float32 if `x` is float32, else a float64.
-
-        Raises
-        ------
-        TypeError
-            If `x` does not hold real numbers, or labels are not integers.
-        ValueError
-            If a shape does not fit, the batch is empty, or a label is out of range.
+        `x` holds scores, shape (N, C) or (C,); `t` integer labels, shape (N,) or (N, 1), or one-hot
+        or soft targets of the shape of `x`. The loss is a NumPy float32 if `x` is float32, else a
+        float64.
         """
         scores, labels, soft = scores_and_targets(x, "x", t)
         self.loss, y = functions._softmax_cross_entropy(scores, labels, soft, functions.DELTA)
@@ -460,26 +352,9 @@ class SoftmaxWithLoss:
     def backward(self, dout: float = 1) -> FloatArray:
         """Return the gradient of the mean loss, times `dout`, with respect to the scores.
 
-        Parameters
-        ----------
-        dout : float, optional
-            Gradient with respect to the loss.
-
-        Returns
-        -------
-        ndarray, shape of the scores
-
-        Raises
-        ------
-        TypeError
-            If `dout` is not a real number.
-        ValueError
-            If it is not finite.
-        RuntimeError
-            If no forward pass came before.
+        `dout` is the gradient with respect to the loss, a finite number.
         """
-        if self._checked is None:
-            raise _backward_too_early(self)
+        self._require_forward(self._checked)
         dout = real_number(dout, "dout")
         y, labels, soft = self._checked
         da = np.empty(y.shape, y.dtype)
@@ -487,7 +362,7 @@ class SoftmaxWithLoss:
         return da if self.y is y else da.reshape(self.y.shape)
 
 
-class Dropout:
+class Dropout(Layer):
     """Dropout: random entries set to zero while training (section 6.4.3 of the book).
 
     Parameters
@@ -538,20 +413,7 @@ class Dropout:
     def forward(self, x: Any, train_flg: bool = True) -> FloatArray:
         """Return `x` with random entries set to zero, or scaled.
 
-        Parameters
-        ----------
-        x : array_like, any shape
-        train_flg : bool, optional
-            Whether this pass is for training.
-
-        Returns
-        -------
-        ndarray, shape of x
-
-        Raises
-        ------
-        TypeError
-            If `x` does not hold real numbers, or `train_flg` is not a bool.
+        `train_flg` says whether this pass is for training.
         """
         array = real_array(x, "x")
         training = flag(train_flg, "train_flg")
@@ -564,32 +426,12 @@ class Dropout:
         return np.asarray(array * self._scale)
 
     def backward(self, dout: Any) -> FloatArray:
-        """Return the gradient with respect to the input.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the input
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape of the input
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the input.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self._shape is None:
-            raise _backward_too_early(self)
+        """Return the gradient with respect to the input."""
+        self._require_forward(self._shape)
         return np.asarray(real_array(dout, "dout", shape=self._shape) * self._scale)
 
 
-class BatchNormalization:
+class BatchNormalization(Layer):
     """Batch normalisation: a unit's inputs with mean 0 and variance 1 (section 6.3 of the book).
 
     Parameters
@@ -656,24 +498,10 @@ class BatchNormalization:
     def forward(self, x: Any, train_flg: bool = True) -> FloatArray:
         """Return the normalised input.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, D), or (N, C, H, W) with C H W = D
-        train_flg : bool, optional
-            Whether this pass is for training: by the batch's own mean and variance, which go into
-            the moving averages. Otherwise these are used.
-
-        Returns
-        -------
-        ndarray, shape of x
-            float32 if `x`, `gamma` and `beta` are float32, else float64.
-
-        Raises
-        ------
-        TypeError
-            If an array does not hold real numbers, or `train_flg` is not a bool.
-        ValueError
-            If shapes do not fit together, or the batch is empty.
+        `x` has shape (N, D), or (N, C, H, W) with C H W = D, and is not empty. A pass for training,
+        with `train_flg`, goes by the batch's own mean and variance, which go into the moving
+        averages. Otherwise these are used. The output is float32 if `x`, `gamma` and `beta` are,
+        else float64.
         """
         array = real_array(x, "x")
         training = flag(train_flg, "train_flg")
@@ -704,28 +532,8 @@ class BatchNormalization:
         return out.reshape(array.shape)
 
     def backward(self, dout: Any) -> FloatArray:
-        """Set `dgamma` and `dbeta`, and return the gradient with respect to the input.
-
-        Parameters
-        ----------
-        dout : array_like, shape of the input
-            Gradient with respect to the output.
-
-        Returns
-        -------
-        ndarray, shape of the input
-
-        Raises
-        ------
-        TypeError
-            If `dout` does not hold real numbers.
-        ValueError
-            If its shape is not that of the input.
-        RuntimeError
-            If no forward pass came before.
-        """
-        if self._pass is None:
-            raise _backward_too_early(self)
+        """Set `dgamma` and `dbeta`, and return the gradient with respect to the input."""
+        self._require_forward(self._pass)
         shape, xn, gamma, std, training = self._pass
         rows = real_array(dout, "dout", shape=shape).reshape(xn.shape)
         rows, xn, gamma, std = functions._same_dtype(rows, xn, gamma, std)
@@ -763,12 +571,6 @@ class BatchNormalization:
         if value is None:
             return np.zeros(width)
         return real_array(value, name, shape=(width,))
-
-
-def _backward_too_early(layer: object) -> RuntimeError:
-    """Return the error for a backward pass that has nothing to go back over."""
-    name = type(layer).__name__
-    return RuntimeError(f"{name}.backward needs a forward pass first. Call {name}.forward.")
 
 
 def _operands(x: Any, y: Any) -> tuple[Any, Any]:
