@@ -6,9 +6,8 @@ samples, where they are. An `Engine` serves one call at a time: load parameters,
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from fastgrad import threads
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.kernels import activations, central_difference
-from fastgrad.workspace import Workspace
+from fastgrad.kernels.runtime import Program
+from fastgrad.workspace import Architecture, Workspace
 
 #: The fraction of non-zero entries below which products over them alone beat dense products.
 #: Measured with 50 hidden units: at 0.5 both take the same time, at 0.2 the former less than half.
@@ -49,13 +49,15 @@ class Effort(NamedTuple):
 PASS, SERIES, GENERAL = Effort(11_000_000, 24), Effort(1_700_000, 4), Effort(2_500, 4)
 
 
-def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every parameter, W1, b1, W2, b2, .., of a network with these sizes."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
-        shapes[f"W{layer}"] = (n_in, n_out)
-        shapes[f"b{layer}"] = (n_out,)
-    return shapes
+class Programs(NamedTuple):
+    """Two programs of one purpose; each is compiled when it is first asked for."""
+
+    sparse: Callable[[Workspace], Program]
+    dense: Callable[[Workspace], Program]
+
+
+FORWARD = Programs(lambda space: space.forward_sparse, lambda space: space.forward_dense)
+GRADIENT = Programs(lambda space: space.gradient_sparse, lambda space: space.gradient_dense)
 
 
 def is_sparse(x: NDArray[Any]) -> bool:
@@ -86,15 +88,12 @@ class Engine:
         dtype: np.dtype[Any],
         decay: float = 0.0,
     ) -> None:
-        self.sizes, self.dtype = sizes, dtype
-        self.activation = ACTIVATIONS[activation]
-        self.delta, self.decay = float(delta), decay
-        shapes = parameter_shapes(sizes)
-        self.placeholders = [np.empty(shape, dtype) for shape in shapes.values()]
+        self.sizes, self.dtype, self.decay = sizes, dtype, decay
+        self.net = Architecture(sizes, ACTIVATIONS[activation], float(delta), decay, dtype)
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
         self.n_parameters = 0
-        for name, shape in shapes.items():
+        for name, shape in self.net.shapes().items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
         self._params: list[FloatArray] = []
@@ -120,13 +119,13 @@ class Engine:
         if space is None:
             if len(self._spaces) == KEPT:
                 del self._spaces[next(iter(self._spaces))]  # the oldest
-            space = self._spaces[key] = Workspace(self, *key)
+            space = self._spaces[key] = Workspace(self.net, *key)
         return space
 
     def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> Workspace:
         """Run the forward pass over samples as one batch; return what it leaves."""
         space = self._pointed(x, labels, soft, PASS)
-        self._run(space, is_sparse(x), "forward")
+        self._run(space, is_sparse(x), FORWARD)
         return space
 
     def loss(self, x: Any, labels: IntArray, soft: FloatArray) -> float:
@@ -144,7 +143,7 @@ class Engine:
         flat = np.empty(self.n_parameters, self.dtype)
         result = self.split(flat)
         space.point_result(result.values())
-        self._run(space, is_sparse(x), "gradient")
+        self._run(space, is_sparse(x), GRADIENT)
         loss = self._loss(space)
         self._add_decay(result)
         if math.isnan(loss):
@@ -195,7 +194,7 @@ class Engine:
     ) -> float:
         """Compute it for any number of layers, and h of any size; return the loss."""
         space = self._pointed(x, labels, soft, GENERAL)
-        self._run(space, False, "forward")
+        self._run(space, False, FORWARD)
         parameters = np.concatenate([array.reshape(-1) for array in self._params])
         loss = self._loss(space) if np.isfinite(parameters).all() else math.nan
         if math.isfinite(loss):
@@ -211,14 +210,14 @@ class Engine:
         space.point(self._params, x, labels, soft)
         return space
 
-    def _run(self, space: Workspace, sparse: bool, aim: str) -> None:
-        """Run one of the programs ``forward`` and ``gradient``."""
+    def _run(self, space: Workspace, sparse: bool, programs: Programs) -> None:
+        """Run a program, that for sparse samples or the other one."""
         if sparse:
-            space.launch(getattr(space, f"{aim}_sparse"))
+            space.launch(programs.sparse(space))
             if space.is_finite:
                 return
         # Otherwise a product that was left out may have been infinity times zero.
-        space.launch(getattr(space, f"{aim}_dense"))
+        space.launch(programs.dense(space))
 
     def _loss(self, space: Workspace) -> float:
         """Return the mean of the samples' losses, and the penalty for large weights."""

@@ -33,10 +33,10 @@ from fastgrad.arrays import (
     targets,
     whole_number,
 )
-from fastgrad.engine import ACTIVATIONS, Engine, parameter_shapes
+from fastgrad.engine import ACTIVATIONS, Engine
 from fastgrad.gradients import GradientCheck, compare_gradients, numerical_gradient
 from fastgrad.training import History, fit
-from fastgrad.workspace import aligned
+from fastgrad.workspace import aligned, parameter_shapes
 
 __all__ = ["MultiLayerNet", "TwoLayerNet"]
 

@@ -364,7 +364,7 @@ class _GradientRun(_Run):
         optimizer, (x, labels, soft, batch_size) = self.optimizer, data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
         data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
-        space = self._space = Workspace(engine, batch_size, chunks, dtype)
+        space = self._space = Workspace(engine.net, batch_size, chunks, dtype)
         # Rows of W1 are padded where threads read and write them all the time.
         self._row = padded(sizes[1], dtype) if data_set else sizes[1]
         self._params = self._copies(params)
@@ -477,7 +477,7 @@ class _GradientRun(_Run):
         return self._trimmed(self._states[name])
 
     def _trimmed(self, copies: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        width = self._space.engine.sizes[1]
+        width = self._space.net.sizes[1]
         return {key: a[:, :width] if key == "W1" else a for key, a in copies.items()}
 
 

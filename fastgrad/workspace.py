@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -23,9 +23,6 @@ from fastgrad.kernels.runtime import (
     program,
     progress_rows,
 )
-
-if TYPE_CHECKING:
-    from fastgrad.engine import Engine
 
 #: Bytes that arrays, and rows of scratch, are aligned to: a cache line.
 LINE_BYTES = 64
@@ -54,8 +51,53 @@ def rows_apart(chunks: int, columns: int, dtype: DTypeLike = np.int64) -> NDArra
     return aligned((chunks, -(-columns // ROW) * ROW), dtype)
 
 
+class Architecture(NamedTuple):
+    """What the kernels know of a network before they read its parameters.
+
+    Attributes
+    ----------
+    sizes : tuple of int
+        Units of every layer, the input first.
+    activation : int
+        ``SIGMOID`` or ``RELU`` of `fastgrad.kernels.activations`.
+    delta : float
+    decay : float
+        Weight decay.
+    dtype : dtype
+        Of the parameters.
+    """
+
+    sizes: tuple[int, ...]
+    activation: int
+    delta: float
+    decay: float
+    dtype: np.dtype[Any]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shape of every parameter, W1, b1, W2, b2, .."""
+        return parameter_shapes(self.sizes)
+
+
+def parameter_shapes(sizes: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every parameter, W1, b1, W2, b2, .., of a network with these sizes."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
+        shapes[f"W{layer}"] = (n_in, n_out)
+        shapes[f"b{layer}"] = (n_out,)
+    return shapes
+
+
 class Workspace:
     """Scratch and programs for batches of one size and dtype, divided into some chunks.
+
+    Parameters
+    ----------
+    net : Architecture
+    n : int
+        Samples.
+    chunks : int
+    dtype : dtype
+        Of the samples.
 
     Attributes
     ----------
@@ -67,10 +109,12 @@ class Workspace:
     logits, probabilities, logit_errors : ndarray, shape (N, C)
     """
 
-    def __init__(self, engine: Engine, n: int, chunks: int, dtype: np.dtype[Any]) -> None:
-        sizes, number = engine.sizes, engine.dtype
+    def __init__(self, net: Architecture, n: int, chunks: int, dtype: np.dtype[Any]) -> None:
+        sizes, number = net.sizes, net.dtype
         hidden, n_classes = sizes[1:-1], sizes[-1]
-        self.engine, self.chunks = engine, chunks
+        self.net, self.chunks = net, chunks
+        #: In the place of the parameters, until some are bound.
+        self.placeholders = [np.empty(shape, number) for shape in net.shapes().values()]
         self.width = padded(max(hidden, default=0) + 1, number)
         self.progress = progress_rows(chunks)
         self.x = np.empty((n, sizes[0]), dtype)  # in place of the samples to come
@@ -95,7 +139,7 @@ class Workspace:
             errors=self.logit_errors,
             labels=self.labels,
             soft=self.soft,
-            delta=engine.delta,
+            delta=net.delta,
             sums=self.sums,
         )
         self.layers = [self._layer(k) for k in range(len(sizes) - 1)]
@@ -109,7 +153,7 @@ class Workspace:
         self.point_result = pointing([(layer, d) for layer in self.layers for d in ("dW", "db")])
 
     def _layer(self, k: int) -> Arguments:
-        W, b = self.engine.placeholders[2 * k : 2 * k + 2]
+        W, b = self.placeholders[2 * k : 2 * k + 2]
         is_last = k == len(self.inputs)
         return Arguments(
             x=self.values[k - 1] if k else self.x,
@@ -119,7 +163,7 @@ class Workspace:
             values=self.logits if is_last else self.values[k],  # the last has none
             slopes=self.logits if is_last else self.slopes[k],
             errors=self.logit_errors if is_last else self.errors[k],
-            activation=self.engine.activation,
+            activation=self.net.activation,
             dW=W,
             db=b,
             bits=self.bits,
@@ -133,9 +177,9 @@ class Workspace:
             # These first, as in a layer: so `affine_dense` is compiled once for both.
             x=self.logit_errors if k == len(self.inputs) else self.errors[k],
             W=self.transposed[k - 1],
-            b=self.zeros[: self.engine.sizes[k]],
+            b=self.zeros[: self.net.sizes[k]],
             out=self.errors[k - 1],
-            weights=self.engine.placeholders[2 * k],
+            weights=self.placeholders[2 * k],
             slopes=self.slopes[k - 1],
         )
 
@@ -200,9 +244,9 @@ class Workspace:
     @functools.cached_property
     def series(self) -> tuple[Arguments, Program]:
         """The central difference of a network of two layers, and the arguments of its own steps."""
-        cd, number = central_difference, self.engine.dtype
+        cd, number = central_difference, self.net.dtype
         rows, width = (self.chunks, self.x.shape[1] + 1), self.width
-        W1, b1, W2, b2 = self.engine.placeholders
+        W1, b1, W2, b2 = self.placeholders
         entries = np.zeros(rows, number)
         args = Arguments(
             x=self.x,
@@ -217,8 +261,8 @@ class Workspace:
             probabilities=self.probabilities,
             labels=self.labels,
             soft=self.soft,
-            activation=self.engine.activation,
-            delta=self.engine.delta,
+            activation=self.net.activation,
+            delta=self.net.delta,
             h=0.0,
             logit_limit=0.0,
             state=self.state,
@@ -233,7 +277,7 @@ class Workspace:
             moves=aligned((self.chunks, 2, width), number),
             changes=aligned((*rows, width), number),
             sums=aligned((*rows, width), number),
-            columns=aligned((self.chunks, self.engine.sizes[2], width), number),
+            columns=aligned((self.chunks, self.net.sizes[2], width), number),
             dW1=W1,
             db1=b1,
             dW2=W2,
@@ -248,10 +292,11 @@ class Workspace:
     @functools.cached_property
     def general(self) -> tuple[Arguments, Program]:
         """The central difference of any network, and its arguments; after a forward pass."""
-        number, flat = self.engine.dtype, np.empty(self.engine.n_parameters, self.engine.dtype)
-        width = padded(max(self.engine.sizes[1:]), number)
+        number = self.net.dtype
+        flat = np.empty(sum(array.size for array in self.placeholders), number)
+        width = padded(max(self.net.sizes[1:]), number)
         args = Arguments(
-            sizes=np.array(self.engine.sizes),
+            sizes=np.array(self.net.sizes),
             parameters=flat,
             x=self.x,
             inputs=self.inputs,
@@ -261,8 +306,8 @@ class Workspace:
             probabilities=self.probabilities,
             labels=self.labels,
             soft=self.soft,
-            activation=self.engine.activation,
-            delta=self.engine.delta,
+            activation=self.net.activation,
+            delta=self.net.delta,
             h=0.0,
             moves=np.zeros((self.chunks, 2, 2 * width, width), number),
             zeros=np.zeros(width, number),

@@ -245,7 +245,7 @@ sizes = (6, 4, 3)
 rng = np.random.default_rng(0)
 net = engine.Engine(sizes, "sigmoid", 1e-7, np.dtype("d"))
 params = {name: rng.standard_normal(shape)
-          for name, shape in engine.parameter_shapes(sizes).items()}
+          for name, shape in net.net.shapes().items()}
 net.load(params)
 x, soft = rng.random((5, 6)), np.empty((0, 3))
 good, bad = np.zeros(5, np.int64), np.array([0, 1, 2, 10**6, 0])
