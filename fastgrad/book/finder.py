@@ -397,5 +397,3 @@ def _forget(finder: Finder) -> None:
 def made_here(module: types.ModuleType) -> bool:
     """Return whether a module is served, or a package found without its folder."""
     return isinstance(getattr(getattr(module, "__spec__", None), "loader", None), Finder)
-
-

@@ -12,7 +12,13 @@ from typing import Any
 __all__ = ["CONTENTS", "FORMULAS", "SERVED", "TWO_LAYER_NETS", "found"]
 
 #: Where the book's own formulas in NumPy are: what a reader has of these is as good, and stays.
-FORMULAS = ("fastgrad.book.functions", "fastgrad.book.layers", "numpy", "collections")
+FORMULAS = (
+    "fastgrad.book.functions",
+    "fastgrad.book.layers",
+    "fastgrad.book.training",
+    "numpy",
+    "collections",
+)
 
 
 def _from(module: str, *names: str) -> dict[str, str]:
@@ -82,8 +88,8 @@ CONTENTS: dict[str, Mapping[str, str]] = {
     ),
     "deep_convnet": _LAYERS
     | _from("collections", "OrderedDict")
-    | _from("fastgrad.book.convnets", "DeepConvNet"),
-    "simple_convnet": _LAYERED | _from("fastgrad.book.convnets", "SimpleConvNet"),
+    | {"DeepConvNet": "fastgrad.book.convnets:BookDeepConvNet"},
+    "simple_convnet": _LAYERED | {"SimpleConvNet": "fastgrad.book.convnets:BookSimpleConvNet"},
     "two_layer_net": {},  # by its chapter, see below
 }
 #: The contents of ``two_layer_net`` by chapter.

@@ -96,7 +96,8 @@ def _the_books(
     alike = {
         name
         for name, node in definitions.items()
-        if fingerprint(node) in published.get(name, ()) or _returns_the_same(name, definitions, names)
+        if fingerprint(node) in published.get(name, ())
+        or _returns_the_same(name, definitions, names)
     }
     while True:
         left = {
@@ -111,14 +112,14 @@ def _the_books(
 
 def _used(node: ast.AST) -> set[str]:
     """Return the names of others that code reads."""
-    stored = {item.id for item in ast.walk(node) if _is_stored(item)}
+    stored = {item.id for item in ast.walk(node) if isinstance(item, ast.Name) and _is_stored(item)}
     stored |= {item.arg for item in ast.walk(node) if isinstance(item, ast.arg)}
     read = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
     return read - stored
 
 
-def _is_stored(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+def _is_stored(node: ast.Name) -> bool:
+    return isinstance(node.ctx, ast.Store)
 
 
 def _is_known(
@@ -127,8 +128,8 @@ def _is_known(
     """Return whether a name that code of the book's uses stands for what it does in the book."""
     if name in definitions:
         return name in alike
-    if name not in names:
-        return hasattr(builtins, name)
+    if name not in names or name == "__file__":
+        return hasattr(builtins, name) or name == "__file__"
     value = names[name]
     if isinstance(value, types.ModuleType):
         return value is np if name == "np" else value.__name__.split(".")[0] == name
@@ -153,7 +154,7 @@ def _published() -> dict[str, dict[str, set[str]]]:
 
 
 def fingerprint(node: ast.AST) -> str:
-    """Return a hash of code by what it does.
+    r"""Return a hash of code by what it does.
 
     Parameters
     ----------
@@ -167,8 +168,8 @@ def fingerprint(node: ast.AST) -> str:
 
     Examples
     --------
-    >>> one = ast.parse("def f(x):\\n    y = x + 1  # more\\n    return y").body[0]
-    >>> two = ast.parse("def f(x: float):\\n    'Add 1.'\\n    z = x + 1\\n    return z").body[0]
+    >>> one = ast.parse("def f(x):\n    y = x + 1  # more\n    return y").body[0]
+    >>> two = ast.parse("def f(x: float):\n    'Add 1.'\n    z = x + 1\n    return z").body[0]
     >>> fingerprint(one) == fingerprint(two)
     True
     """
@@ -183,7 +184,7 @@ def _plain(node: Any, local: Mapping[str, str]) -> Any:
         return repr(node)
     if isinstance(node, _FUNCTION):
         local = {**local, **_locals(node, len(local))}
-    fields = []
+    fields: list[Any] = []
     for field, value in ast.iter_fields(node):
         if field in ("annotation", "returns", "type_comment", "type_params", "kind", "ctx"):
             continue
@@ -218,12 +219,13 @@ def _locals(function: _FUNCTION, known: int) -> dict[str, str]:
 # ----------------------------------------------------- functions that are compared by values
 
 #: What a function may call that is called to be compared: these compute, and do nothing else.
-_NUMPY = frozenset(
-    "abs absolute arange argmax array asarray clip divide dot exp expm1 log log1p max maximum mean "
-    "min minimum multiply negative ones ones_like power reciprocal square sqrt subtract sum tanh "
-    "where zeros zeros_like add float64 float32 int64 int32 newaxis int float".split()
-)
-_METHODS = frozenset("argmax astype copy max mean min ndim reshape shape size sum T dot".split())
+_NUMPY = """
+    abs absolute add arange argmax array asarray clip divide dot exp expm1 float float32 float64
+    int int32 int64 log log1p max maximum mean min minimum multiply negative newaxis ones ones_like
+    power reciprocal sqrt square subtract sum tanh where zeros zeros_like
+""".split()  # noqa: SIM905 - two lines instead of forty
+_METHODS = ("argmax", "astype", "copy", "dot", "max", "mean", "min", "ndim", "reshape")
+_METHODS += ("shape", "size", "sum", "T")
 _BUILTINS = frozenset({"float", "int", "len", "max", "min", "abs", "sum"})
 _ALLOWED = (
     ast.FunctionDef | ast.arguments | ast.arg | ast.Return | ast.Assign | ast.AugAssign | ast.If

@@ -68,7 +68,8 @@ def tree_of(source: bytes | str, file: str) -> ast.Module:
     >>> len(tree_of("a = 1; b = 2", "two.py").body)
     2
     """
-    tree: ast.Module = compile(source, file, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    tree = compile(source, file, "exec", ast.PyCF_ONLY_AST, dont_inherit=True)
+    assert isinstance(tree, ast.Module)
     return tree
 
 
