@@ -17,14 +17,12 @@ import numpy as np
 
 from fastgrad import gradients, networks, threads
 from fastgrad import layers as compiled_layers
-from fastgrad.arrays import FloatArray, IntArray, is_canonical, step_size
+from fastgrad.arrays import FloatArray, IntArray, step_size
 from fastgrad.book import layers
 from fastgrad.book.functions import cross_entropy_error, sigmoid, sigmoid_grad, softmax
 from fastgrad.kernels import central_difference_layers
 
 __all__ = ["BookTwoLayerNet", "LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
-
-_FLOAT64 = np.dtype(np.float64)
 
 
 class _Book(networks.Network):
@@ -50,7 +48,7 @@ class _Book(networks.Network):
             and len(x) > 0
             and x.dtype.char in "dfB"
             and params.keys() == shapes.keys()
-            and all(is_canonical(params[name], _FLOAT64, shapes[name]) for name in shapes)
+            and all(_is_usual_array(params[name], shapes[name]) for name in shapes)
             and (t is None or _is_usual_target(t, len(x), self._sizes[-1]))
             and not networks.has_own(self, "predict", "loss")
         )
@@ -90,6 +88,16 @@ class _Book(networks.Network):
     def _in_the_books_order(self) -> list[tuple[str, Any]]:
         """Return the parameters in the order in which gradients are returned."""
         return list(self.params.items())
+
+
+def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:
+    """Return whether a parameter is as it was made."""
+    return (
+        type(array) is np.ndarray
+        and array.dtype == np.float64
+        and array.shape == shape
+        and bool(array.flags.carray)
+    )
 
 
 def _is_usual_target(t: Any, n: int, classes: int) -> bool:
@@ -292,6 +300,12 @@ class _Layered(_Book):
             affine.db = grads[f"b{n}"]
         return grads
 
+    def fit(self, *args: Any, **options: Any) -> Any:
+        """Train, as `fastgrad.TwoLayerNet.fit` does; only with the layers that came with it."""
+        if self._all_layers() != self._own_layers:
+            raise ValueError("`layers` must be as they were made for `fit`. Got other layers.")
+        return super().fit(*args, **options)
+
     def _backpropagate(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient as the book does, by running the layers forward and backward."""
         self._training_loss(x, t)
@@ -396,10 +410,12 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
             input_size, hidden_size_list, output_size, activation, weight_init_std,
             weight_decay_lambda,
         )  # fmt: skip
-        self.input_size, self.output_size = input_size, output_size
-        self.hidden_size_list = hidden_size_list
-        self.hidden_layer_num = len(hidden_size_list)
         self._finish()
+
+    def _finish(self) -> None:
+        self.input_size, *self.hidden_size_list, self.output_size = self._sizes
+        self.hidden_layer_num = len(self.hidden_size_list)
+        super()._finish()
 
     @property
     def weight_decay_lambda(self) -> float:
@@ -494,6 +510,11 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         super()._add_hidden_layers(number)
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
+
+    def _lend(self) -> Any:
+        if self._extended:
+            raise ValueError("The network must be without batch normalisation and dropout.")
+        return super()._lend()
 
     def _layers_arrays(self) -> list[tuple[str, Any]]:
         found = super()._layers_arrays()

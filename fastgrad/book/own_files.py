@@ -224,8 +224,9 @@ _NUMPY = """
     int int32 int64 log log1p max maximum mean min minimum multiply negative newaxis ones ones_like
     power reciprocal sqrt square subtract sum tanh where zeros zeros_like
 """.split()  # noqa: SIM905 - two lines instead of forty
-_METHODS = ("argmax", "astype", "copy", "dot", "max", "mean", "min", "ndim", "reshape")
-_METHODS += ("shape", "size", "sum", "T")
+_METHODS = """
+    argmax astype copy dot max mean min ndim reshape shape size sum T
+""".split()  # noqa: SIM905
 _BUILTINS = frozenset({"float", "int", "len", "max", "min", "abs", "sum"})
 _ALLOWED = (
     ast.FunctionDef | ast.arguments | ast.arg | ast.Return | ast.Assign | ast.AugAssign | ast.If

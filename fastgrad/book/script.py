@@ -93,7 +93,8 @@ def run_script(
     served = Finder(finder.kept(keep), finder.renamed(serve), script)
     args = finder.strings(args, "args")
     limit = None if compare is None else comparison.time_limit(compare)
-    code = script.read_bytes()
+    with open(path, "rb") as stream:
+        code = stream.read()
     stderr = sys.stderr
     with (
         _as_main(served, [os.fspath(path), *args]) as main,
