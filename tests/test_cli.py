@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from processes import environment_of
 
 import fastgrad
 from fastgrad import cli, commands, optimizers

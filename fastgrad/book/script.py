@@ -248,7 +248,7 @@ def _serving(served: Finder) -> Iterator[None]:
             "multiprocessing.spawn": functools.partial(_serve_children, undo, served),
         }
         for name, action in served.afterwards.items():
-            if name in sys.modules:
+            if sys.modules.get(name) is not None:
                 action(sys.modules[name])
         try:
             yield
