@@ -9,6 +9,7 @@ compared with those of the function itself. Whatever cannot be carried, or does 
 from __future__ import annotations
 
 import functools
+import operator
 import sys
 import time
 import types
@@ -25,6 +26,7 @@ from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooL
 __all__ = ["NotCarried", "evaluate"]
 
 Array = NDArray[Any]
+_Put = Callable[[Any], None]
 
 #: Bytes of all arrays of one evaluation: what fits the second-level cache, and what is the limit.
 _WANTED, _LIMIT = 4 << 20, 32 << 20
@@ -48,6 +50,7 @@ def evaluate(
     args: tuple[Any, ...] = (),
     *,
     insist: bool = True,
+    alone: Callable[..., float] | None = None,
 ) -> FloatArray:
     """Evaluate f with one entry of an array at a time elsewhere, at many points at once.
 
@@ -67,6 +70,8 @@ def evaluate(
         Further arguments of f.
     insist : bool
         Whether to go on although the loop would be as fast.
+    alone : callable, optional
+        What evaluates f at a point where its value is not finite, instead of f.
 
     Returns
     -------
@@ -79,16 +84,23 @@ def evaluate(
     """
     if array.dtype not in (np.float32, np.float64):
         raise NotCarried("the array must be of float32 or float64")
-    return _Evaluation(f, root, array, args, insist=insist).at(entries, points)
+    return _Evaluation(f, root, array, args, alone or f, insist=insist).at(entries, points)
 
 
 class _Evaluation:
     """A function, and the array whose entries are nudged."""
 
     def __init__(
-        self, f: Callable[..., Any], root: Any, array: Array, args: tuple[Any, ...], *, insist: bool
+        self,
+        f: Callable[..., Any],
+        root: Any,
+        array: Array,
+        args: tuple[Any, ...],
+        alone: Callable[..., Any],
+        *,
+        insist: bool,
     ) -> None:
-        self.f, self.root, self.array, self.args = f, root, array, args
+        self.f, self.root, self.array, self.args, self.alone = f, root, array, args, alone
         self.insist = insist
         began = time.perf_counter()
         self.here = _number(f(root, *args))
@@ -97,10 +109,11 @@ class _Evaluation:
             raise NotCarried("f(x) is not a finite number")
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
+        self.places = _Places(f, root, args, array)
 
     def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Evaluate f at all points, in batches of about the size of a cache."""
-        places = self._places(entries)
+        places = self._indices(entries)
         values = np.empty(points.shape)
         count = min(_MOST, 4 * _ROW)
         start, size = 0, len(entries)
@@ -129,7 +142,7 @@ class _Evaluation:
             count = int(min(_MOST, max(1, _WANTED * batch.count // max(1, batch.nbytes))))
         return values
 
-    def _places(self, entries: IntArray) -> list[IntArray]:
+    def _indices(self, entries: IntArray) -> list[IntArray]:
         """Return the index along each axis of entries that are counted in memory order."""
         order = sorted(range(self.array.ndim), key=lambda a: -abs(self.array.strides[a]))
         if self.array.flags.c_contiguous:
@@ -154,9 +167,8 @@ class _Evaluation:
             self.array, nudged.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
         )
         try:
-            with _replaced(self.f, self.root, self.args, self.array, stand_in) as (f, root, args):
-                with np.errstate(**_quiet()):
-                    result = f(root, *args)
+            with self.places.taken_by(stand_in) as (f, root, args), np.errstate(**_quiet()):
+                result = f(root, *args)
         except NotCarried:
             raise
         except Exception as error:
@@ -209,11 +221,11 @@ class _Evaluation:
 
     def _looped(self, entry: int, point: float) -> float:
         """Evaluate f itself at one point."""
-        index = tuple(int(place[0]) for place in self._places(np.array([entry])))
+        index = tuple(int(place[0]) for place in self._indices(np.array([entry])))
         kept = self.array[index]
         try:
             self.array[index] = point
-            return _number(self.f(self.root, *self.args))
+            return _number(self.alone(self.root, *self.args))
         finally:
             self.array[index] = kept
 
@@ -247,119 +259,96 @@ def _quiet() -> dict[str, Any]:
 # ------------------------------------------------------------------------------------ replacing
 
 
-@contextmanager
-def _replaced(
-    f: Any, root: Any, args: tuple[Any, ...], array: Array, stand_in: BatchedArray
-) -> Iterator[tuple[Any, Any, Any]]:
-    """Put another object in an array's place wherever a function finds it, for a while."""
-    search = _Search(array, stand_in)
-    start = [f, root, args]
-    try:
-        for i, value in enumerate(start):
-            search.visit(value, functools.partial(start.__setitem__, i))
-        search.run()
-        yield start[0], start[1], start[2]
-    finally:
-        search.undo()
+class _Places:
+    """Where a function finds an array: its arguments, closures, attributes, dicts and lists.
 
+    Raises
+    ------
+    NotCarried
+        If the array cannot be replaced there, or the function finds a view of it.
+    """
 
-class _Search:
-    """A walk over what a function can reach."""
+    def __init__(self, f: Any, root: Any, args: tuple[Any, ...], array: Array) -> None:
+        self._array = array
+        self._call = [f, root, args]
+        self._puts: list[_Put] = []
+        self._seen: set[int] = set()
+        self._names: set[str] = set()
+        self._waiting: list[tuple[Any, _Put]] = [
+            (value, functools.partial(self._call.__setitem__, i))
+            for i, value in enumerate(self._call)
+        ]
+        self._walk()
 
-    def __init__(self, array: Array, stand_in: BatchedArray) -> None:
-        self.array, self.stand_in = array, stand_in
-        self.seen: set[int] = set()
-        self.waiting: list[tuple[Any, Callable[[Any], None]]] = []
-        self.undone: list[Callable[[], None]] = []
-        self.names: set[str] = set()
+    @contextmanager
+    def taken_by(self, stand_in: BatchedArray) -> Iterator[tuple[Any, Any, Any]]:
+        """Put another object there, and the array back whatever happens."""
+        try:
+            for put in self._puts:
+                put(stand_in)
+            yield self._call[0], self._call[1], self._call[2]
+        finally:
+            for put in self._puts:
+                put(self._array)
 
-    def visit(self, value: Any, put: Callable[[Any], None]) -> None:
-        """Look at a value later; `put` replaces it where it stands."""
-        self.waiting.append((value, put))
-
-    def undo(self) -> None:
-        """Put everything back."""
-        while self.undone:
-            self.undone[-1]()
-            self.undone.pop()
-
-    def run(self) -> None:
-        """Walk until nothing is left."""
-        while self.waiting:
-            value, put = self.waiting.pop()
-            if value is self.array:
-                put(self.stand_in)
+    def _walk(self) -> None:
+        while self._waiting:
+            value, put = self._waiting.pop()
+            if value is self._array:
+                if put is _cannot_put:
+                    raise NotCarried("f finds the array where it cannot be replaced")
+                self._puts.append(put)
                 continue
             if isinstance(value, np.ndarray):
-                if np.may_share_memory(value, self.array) and np.shares_memory(value, self.array):
+                if np.may_share_memory(value, self._array):
                     raise NotCarried("f reads a view of the array")
                 continue
-            if id(value) in self.seen or isinstance(value, _PLAIN):
+            if id(value) in self._seen or isinstance(value, _PLAIN):
                 continue
-            self.seen.add(id(value))
-            if len(self.seen) > _REACH:
+            self._seen.add(id(value))
+            if len(self._seen) > _REACH:
                 raise NotCarried("f can reach too many objects")
             self._children(value, put)
 
-    def _put_item(self, container: Any, key: Any) -> Callable[[Any], None]:
-        def put(new: Any) -> None:
-            old = container[key]
-            self.undone.append(lambda: container.__setitem__(key, old))
-            container[key] = new
-
-        return put
-
-    def _put_attribute(self, owner: Any, name: str) -> Callable[[Any], None]:
-        def put(new: Any) -> None:
-            old = getattr(owner, name)
-            self.undone.append(lambda: object.__setattr__(owner, name, old))
-            object.__setattr__(owner, name, new)
-
-        return put
-
-    def _put_in_tuple(self, value: Any, i: int, put: Callable[[Any], None]) -> Any:
-        def put_element(new: Any) -> None:
-            elements = list(value)
-            elements[i] = new
-            put(type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements))
-
-        return put_element
+    def _visit(self, value: Any, put: _Put) -> None:
+        self._waiting.append((value, put))
 
     def _children(self, value: Any, put: Callable[[Any], None]) -> None:
         if isinstance(value, dict):
             for key, child in list(value.items()):
-                self.visit(child, self._put_item(value, key))
+                self._visit(child, functools.partial(operator.setitem, value, key))
         elif isinstance(value, list):
             for i, child in enumerate(value):
-                self.visit(child, self._put_item(value, i))
+                self._visit(child, functools.partial(operator.setitem, value, i))
         elif isinstance(value, tuple):
             for i, child in enumerate(value):
-                self.visit(child, self._put_in_tuple(value, i, put))
+                self._visit(child, _element_put(value, i, put))
         elif isinstance(value, types.FunctionType):
             self._function(value)
         elif isinstance(value, types.MethodType):
-            self.visit(value.__self__, _cannot_put)
-            self.visit(value.__func__, _cannot_put)
+            self._visit(value.__self__, _cannot_put)
+            self._visit(value.__func__, _cannot_put)
         elif isinstance(value, functools.partial):
-            self.visit(value.func, _cannot_put)
-            self.visit(value.args, _cannot_put)
-            self.visit(value.keywords, _cannot_put)
+            self._visit(value.func, _cannot_put)
+            self._visit(value.args, _cannot_put)
+            self._visit(value.keywords, _cannot_put)
         elif isinstance(value, types.ModuleType):
             if not _is_library(value.__name__):
-                for name in self.names & set(vars(value)):
-                    self.visit(vars(value)[name], self._put_item(vars(value), name))
+                for name in self._names & set(vars(value)):
+                    self._visit(vars(value)[name], functools.partial(operator.setitem, vars(value), name))
         elif isinstance(value, type):
             if not _is_library(value.__module__):
                 for base in value.__mro__[:-1]:
                     for child in vars(base).values():
-                        self.visit(_unwrapped(child), _cannot_put)
+                        self._visit(_unwrapped(child), _cannot_put)
         else:
-            self.visit(type(value), _cannot_put)
+            self._visit(type(value), _cannot_put)
             for name, child in list(getattr(value, "__dict__", {}).items()):
-                self.visit(child, self._put_attribute(value, name))
+                self._visit(child, functools.partial(object.__setattr__, value, name))
             for name in _slots(type(value)):
                 if hasattr(value, name):
-                    self.visit(getattr(value, name), self._put_attribute(value, name))
+                    put_slot = functools.partial(object.__setattr__, value, name)
+                    self._visit(getattr(value, name), put_slot)
 
     def _function(self, function: types.FunctionType) -> None:
         if _is_library(function.__globals__.get("__name__", "")):
@@ -369,13 +358,14 @@ class _Search:
                 child = cell.cell_contents
             except ValueError:  # not yet bound
                 continue
-            self.visit(child, self._put_attribute(cell, "cell_contents"))
-        self.visit(function.__defaults__, _cannot_put)
-        self.visit(function.__kwdefaults__, _cannot_put)
+            self._visit(child, functools.partial(setattr, cell, "cell_contents"))
+        self._visit(function.__defaults__, _cannot_put)
+        self._visit(function.__kwdefaults__, _cannot_put)
         names = _names(function.__code__)
-        self.names |= names
-        for name in names & function.__globals__.keys():
-            self.visit(function.__globals__[name], self._put_item(function.__globals__, name))
+        self._names |= names
+        found = function.__globals__
+        for name in names & found.keys():
+            self._visit(found[name], functools.partial(operator.setitem, found, name))
 
 
 #: Types of values that hold nothing else.
@@ -384,7 +374,22 @@ _PLAIN = (int, float, complex, str, bytes, np.generic, np.ufunc, types.BuiltinFu
 
 
 def _cannot_put(_: Any) -> None:
-    raise NotCarried("f finds the array where it cannot be replaced")
+    """Stand for a place that cannot be written to."""
+
+
+def _element_put(value: tuple[Any, ...], i: int, put: _Put) -> _Put:
+    """Return how to replace an element of a tuple: with the tuple, in its own place."""
+    if put is _cannot_put:
+        return _cannot_put
+
+    def put_element(new: Any) -> None:
+        if new is value[i]:
+            put(value)
+            return
+        elements = [new if element is value[i] else element for element in value]
+        put(type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements))
+
+    return put_element
 
 
 def _unwrapped(value: Any) -> Any:
