@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
-from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
 
 __all__ = ["NotCarried", "evaluate"]
 
@@ -116,12 +116,12 @@ class _Evaluation:
         places = self._indices(entries)
         values = np.empty(points.shape)
         count = min(_MOST, 4 * _ROW)
-        start, size = 0, len(entries)
+        start, size, bases = 0, len(entries), Bases()
         original = self.array.tobytes()
         while start < size:
             stop = _stop(places, start, max(1, count // max(1, len(points))), len(points))
             part = slice(start, stop)
-            batch = Batch((stop - start) * len(points), _LIMIT)
+            batch = Batch((stop - start) * len(points), _LIMIT, bases)
             began = time.perf_counter()
             try:
                 found = self._run(batch, [place[part] for place in places], points[:, part])
@@ -138,7 +138,7 @@ class _Evaluation:
             if start == 0 and not self.insist and took > self.seconds:
                 raise NotCarried("it would not be faster than the loop")
             values[:, part] = found
-            start = stop
+            start, bases.is_first = stop, False
             count = int(min(_MOST, max(1, _WANTED * batch.count // max(1, batch.nbytes))))
         return values
 
@@ -279,6 +279,8 @@ class _Places:
             for i, value in enumerate(self._call)
         ]
         self._walk()
+        if not self._puts:
+            raise NotCarried("f does not find the array where it could be replaced")
 
     @contextmanager
     def taken_by(self, stand_in: BatchedArray) -> Iterator[tuple[Any, Any, Any]]:
@@ -335,13 +337,13 @@ class _Places:
         elif isinstance(value, types.ModuleType):
             if not _is_library(value.__name__):
                 for name in self._names & set(vars(value)):
-                    self._visit(vars(value)[name], functools.partial(operator.setitem, vars(value), name))
+                    self._visit(vars(value)[name], functools.partial(setattr, value, name))
         elif isinstance(value, type):
             if not _is_library(value.__module__):
                 for base in value.__mro__[:-1]:
                     for child in vars(base).values():
                         self._visit(_unwrapped(child), _cannot_put)
-        else:
+        elif not _is_library(type(value).__module__) or isinstance(value, types.SimpleNamespace):
             self._visit(type(value), _cannot_put)
             for name, child in list(getattr(value, "__dict__", {}).items()):
                 self._visit(child, functools.partial(object.__setattr__, value, name))
@@ -371,6 +373,9 @@ class _Places:
 #: Types of values that hold nothing else.
 _PLAIN = (int, float, complex, str, bytes, np.generic, np.ufunc, types.BuiltinFunctionType,
           type(None), np.dtype, BatchedArray)  # fmt: skip
+
+
+_LIBRARIES = sys.stdlib_module_names | {"numpy", "scipy", "numba"}
 
 
 def _cannot_put(_: Any) -> None:
@@ -415,6 +420,5 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _is_library(module: str | None) -> bool:
-    """Return whether a module is of Python, NumPy or this package: it holds no array of f's."""
-    top = (module or "").partition(".")[0]
-    return top in sys.stdlib_module_names - {"__main__"} or top in {"numpy", "scipy", "fastgrad"}
+    """Return whether a module is of Python or of a library: what is in it holds no array of f's."""
+    return (module or "").partition(".")[0] in _LIBRARIES

@@ -24,10 +24,13 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-__all__ = ["Batch", "BatchedArray", "NotCarried", "TooLarge"]
+__all__ = ["Bases", "Batch", "BatchedArray", "NotCarried", "TooLarge"]
 
 Array = NDArray[Any]
 Support = tuple[Any, ...]
+
+#: Bytes of results at x that are kept.
+_KEPT = 16 << 20
 
 #: The indices of a box that is empty.
 _NONE = np.empty((0, 1), np.intp)
@@ -41,8 +44,40 @@ class TooLarge(NotCarried):
     """The arrays of so many points need too much memory; fewer points may do."""
 
 
+class Bases:
+    """What operations give at x: it is the same in every run, so the first one computes it.
+
+    A result is known by the operation and by the very objects that went in.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[Any, tuple[Any, Any]] = {}
+        self._nbytes = 0
+        self.is_first = True
+
+    def compute(self, function: Any, inputs: tuple[Any, ...], **kwargs: Any) -> Any:
+        """Return ``function(*inputs, **kwargs)``, computed once; it must not be written to."""
+        key = (
+            function,
+            *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in inputs),
+            *kwargs.items(),
+        )
+        try:
+            found = self._known.get(key)
+        except TypeError:  # not hashable
+            return function(*inputs, **kwargs)
+        if found is not None:
+            return found[1]
+        result = function(*inputs, **kwargs)
+        if self.is_first and self._nbytes < _KEPT:
+            # The inputs are kept too, so that no other object gets the number of one.
+            self._known[key] = (inputs, result)
+            self._nbytes += getattr(result, "nbytes", 0)
+        return result
+
+
 class Batch:
-    """What the arrays of one evaluation have in common.
+    """What the arrays of one run of the function have in common.
 
     Parameters
     ----------
@@ -50,6 +85,8 @@ class Batch:
         The number of points, K.
     budget : int
         The number of bytes that all values together may take.
+    bases : Bases
+        What is known from other runs.
 
     Attributes
     ----------
@@ -59,9 +96,10 @@ class Batch:
         The first refusal, which the function may have caught.
     """
 
-    def __init__(self, count: int, budget: int) -> None:
+    def __init__(self, count: int, budget: int, bases: Bases) -> None:
         self.count = count
         self.budget = budget
+        self.bases = bases
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
@@ -108,7 +146,8 @@ class BatchedArray(NDArrayOperatorsMixin):
         )
         self._batch = batch
         self._is_fixed = is_fixed
-        self._is_shared = False
+        #: Whether memory may be that of other arrays, so that it must be copied to be written to.
+        self._is_shared = True
 
     # ------------------------------------------------------------------------ as an array
 
@@ -225,16 +264,14 @@ class BatchedArray(NDArrayOperatorsMixin):
     def _is_changed(self) -> bool:
         return self._values.size > 0
 
-    def _fresh(self, base: Any, values: Array, support: Support) -> Any:
-        return wrapped(base, values, support, self._batch)
-
     def _view(self, base: Any, values: Array, support: Support) -> Any:
         """Return an array that may share memory with this one."""
-        if values.size == 0:
-            return base
-        result = BatchedArray(base, values, support, self._batch)
-        result._is_shared = self._is_shared = True
-        return result
+        self._is_shared = True
+        return wrapped(base, values, support, self._batch)
+
+    def _at_x(self, function: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return a function of the base and of plain arguments."""
+        return at_x(self._batch, function, (self, *args), **kwargs)
 
     def _full(self, *axes: int) -> BatchedArray:
         """Return the array with a box that covers the given axes, or all."""
@@ -249,8 +286,7 @@ class BatchedArray(NDArrayOperatorsMixin):
     def __getitem__(self, key: Any) -> Any:
         """Return entries at all points."""
         base = self._base[_plain_key(self, key)]
-        values, support, is_view = _taken(self, _expanded_key(self, key))
-        return (self._view if is_view else self._fresh)(base, values, support)
+        return self._view(base, *_taken(self, _expanded_key(self, key)))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
@@ -312,7 +348,7 @@ class BatchedArray(NDArrayOperatorsMixin):
             axes = axes[0] or ()
         order = [operator.index(a) % self.ndim for a in axes] or list(range(self.ndim))[::-1]
         return self._view(
-            self._base.transpose(order),
+            self._at_x(np.transpose, tuple(order)),
             self._values.transpose(*order, self.ndim),
             tuple(self._support[a] for a in order),
         )
@@ -329,7 +365,9 @@ class BatchedArray(NDArrayOperatorsMixin):
             raise self._batch.refuse("an order of memory other than C cannot be carried")
         if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
             shape = tuple(shape[0])
-        base = self._base.reshape(shape)
+        if shape == self.shape:
+            return self._view(self._base, self._values, self._support)
+        base = self._at_x(np.reshape, shape)
         array, support = _reshaped_support(self, base.shape)
         box = tuple(
             size if index is None else len(index)
@@ -353,12 +391,15 @@ class BatchedArray(NDArrayOperatorsMixin):
     def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:
         """Return a copy of another dtype."""
         self._batch.spend(self._values.nbytes)
-        return self._fresh(self._base.astype(dtype), self._values.astype(dtype), self._support)
+        base, values = self._base.astype(dtype), self._values.astype(dtype)
+        return wrapped(base, values, self._support, self._batch)
 
     def copy(self, *_: Any, **__: Any) -> BatchedArray:
         """Return a copy."""
         self._batch.spend(self._values.nbytes)
-        return BatchedArray(self._base.copy(), self._values.copy(), self._support, self._batch)
+        result = BatchedArray(self._base.copy(), self._values.copy(), self._support, self._batch)
+        result._is_shared = False
+        return result
 
     __copy__ = __deepcopy__ = copy
 
@@ -437,13 +478,14 @@ def wrapped(base: Any, values: Array, support: Support, batch: Batch) -> Any:
 
 
 def unchanged(base: Array, batch: Batch) -> BatchedArray:
-    """Return a plain array as one that can take values which differ between points."""
-    shape = (0,) * base.ndim if base.ndim else ()
-    if base.ndim == 0:
-        values = np.broadcast_to(base, (batch.count,)).copy()
-        return BatchedArray(base, values, (), batch)
-    return BatchedArray(base, np.empty((*shape, batch.count), base.dtype), (_NONE,) * base.ndim,
-                        batch)  # fmt: skip
+    """Return a new plain array as one that can take values which differ between points."""
+    support: Support = (_NONE,) * base.ndim
+    values = np.empty((*(0,) * base.ndim, batch.count), base.dtype)
+    if base.ndim == 0:  # has no box that is empty
+        values[...] = base
+    result = BatchedArray(base, values, support, batch)
+    result._is_shared = False
+    return result
 
 
 def _same(one: Support, other: Support) -> bool:
@@ -584,10 +626,25 @@ def _base_of(array: Any) -> Any:
     return array._base if isinstance(array, BatchedArray) else array
 
 
+def at_x(batch: Batch, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
+    """Return what a function gives at x, from an earlier run if that is known."""
+    bases = tuple(map(_base_of, inputs))
+    if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
+        return function(*bases, **kwargs)  # it may be written to
+    return batch.bases.compute(function, bases, **kwargs)
+
+
 def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Evaluate a function of single entries within the smallest box that changes."""
     batch = _batch_of(inputs)
-    base = np.asarray(function(*map(_base_of, inputs), **kwargs))
+    base = at_x(batch, function, inputs, **kwargs)
+    if len(inputs) == 1 or all(np.ndim(x) == 0 for x in inputs if not isinstance(x, BatchedArray)):
+        array, *others = (x for x in inputs if isinstance(x, BatchedArray))
+        if not others and array._is_changed():
+            batch.spend(array._values.nbytes)
+            operands = (x._values if x is array else x for x in inputs)
+            return wrapped(base, function(*operands, **kwargs), array._support, batch)
+    base = np.asarray(base)
     support = common_support(inputs, base.shape)
     if any(index is _NONE for index in support):
         return base[()]
@@ -637,11 +694,11 @@ def _expanded_key(array: BatchedArray, key: Any) -> list[Any]:
     return result[:where_rest] + rest + result[where_rest + 1 :]
 
 
-def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support, bool]:
-    """Return values and box of ``array[parts]``, and whether they are a view."""
+def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
+    """Return values and box of ``array[parts]``."""
     arrays = [part for part in parts if isinstance(part, np.ndarray)]
     if arrays:
-        return (*_gathered(array, parts), False)
+        return _gathered(array, parts)
     values, axis = array._values, 0
     support: list[Any] = []
     key: list[Any] = []
@@ -670,7 +727,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support, bool]
             else:
                 found = (rows == numbers).nonzero()[0]
                 if len(found) == 0:
-                    return np.empty(0), (_NONE,) * _ndim_after(parts), True
+                    return np.empty(0), (_NONE,) * _ndim_after(parts)
                 key.append(int(found[0]))
             continue
         # One index at each point: where it is cut off, the point has the base's value.
@@ -679,7 +736,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support, bool]
         place = place[index[0]]
         lost = place < 0
         if lost.all():
-            return np.empty(0), (_NONE,) * _ndim_after(parts), True
+            return np.empty(0), (_NONE,) * _ndim_after(parts)
         if lost.any():
             rest = list(array._support)
             rest[axis - 1] = np.where(lost, np.ravel(numbers)[0], index[0])[None, :]
@@ -698,7 +755,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support, bool]
             before = sum(other is not None for other in key[:place_in_key])
             values = values.take(part, axis=before)
             key[place_in_key] = slice(None)
-    return values[(*key, slice(None))], tuple(support), True
+    return values[(*key, slice(None))], tuple(support)
 
 
 def _ndim_after(parts: list[Any]) -> int:
@@ -821,9 +878,12 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
 
 def _without(array: Any, axes: tuple[int, ...], keepdims: Any) -> Any:
     """Drop reduced axes, which have length 1."""
-    if keepdims or not isinstance(array, BatchedArray):
-        return array if keepdims else np.squeeze(array, axes)[()]
-    return array.reshape([size for a, size in enumerate(array.shape) if a not in axes])
+    if keepdims:
+        return array
+    if not isinstance(array, BatchedArray):
+        return np.squeeze(array, axes)[()]
+    support = tuple(index for a, index in enumerate(array._support) if a not in axes)
+    return array._view(array._at_x(np.squeeze, axes), array._values.squeeze(axes), support)
 
 
 def total(
@@ -834,7 +894,7 @@ def total(
     if out is not None:
         raise batch.refuse("`np.sum` writes into an array, `out`")
     axes = _axes(axis, array.ndim)
-    base = np.asarray(array._base.sum(axes, dtype=dtype, keepdims=True))
+    base = array._at_x(np.sum, axes, dtype=dtype, keepdims=True)
     if not array._is_changed():
         return _without(base, axes, keepdims)
     support = tuple(None if a in axes else index for a, index in enumerate(array._support))
@@ -882,7 +942,7 @@ def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any
         array, axis = array.reshape(-1), 0
     axes = _axes(axis, array.ndim)
     argument = axes[0] if function in (np.argmax, np.argmin) else axes
-    base = np.asarray(function(array._base, axis=argument, keepdims=True))
+    base = array._at_x(function, axis=argument, keepdims=True)
     full = array._full(*axes) if axes else array
     values = function(full._values, axis=argument, keepdims=True)
     support = tuple(None if a in axes else index for a, index in enumerate(full._support))
@@ -905,9 +965,8 @@ def _along(function: Any, array: Any, axis: int | None) -> Any:
     axis = operator.index(axis) % array.ndim
     full = array._full(axis)
     array._batch.spend(full._values.nbytes)
-    return array._fresh(
-        function(array._base, axis=axis), function(full._values, axis=axis), full._support
-    )
+    base, values = function(array._base, axis=axis), function(full._values, axis=axis)
+    return wrapped(base, values, full._support, array._batch)
 
 
 # ------------------------------------------------------------------------------------ products
@@ -929,6 +988,8 @@ def matmul(a: Any, b: Any) -> Any:
     a, b = (x if isinstance(x, BatchedArray) else np.asarray(x) for x in (a, b))
     if b.ndim > 2 or (a.ndim > 2 and b.ndim == 0):
         return _stacked_matmul(a, b)
+    if a.ndim == b.ndim == 2:
+        return _product(a, b)
     rows = a.shape[:-1]
     columns = b.shape[1:]
     left = a.reshape(-1, a.shape[-1])
@@ -957,7 +1018,7 @@ def _product(a: Any, b: Any) -> Any:
     if a_changed and b_changed:
         return _stacked_matmul(a, b)
     batch = _batch_of((a, b))
-    base = _base_of(a) @ _base_of(b)
+    base = at_x(batch, np.matmul, (a, b))
     if not a_changed and not b_changed:
         return base
     values, support = (
