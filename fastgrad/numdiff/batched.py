@@ -29,7 +29,7 @@ Array = NDArray[Any]
 _Put = Callable[[Any], None]
 
 #: Bytes of all arrays of one evaluation: what fits the second-level cache, and what is the limit.
-_WANTED, _LIMIT = 4 << 20, 32 << 20
+_WANTED, _LIMIT = 8 << 20, 32 << 20
 
 #: The most points that are evaluated together.
 _MOST = 2048
