@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.rewriting import Rewriting
 
 __all__ = ["NotCarried", "evaluate"]
 
@@ -110,9 +111,19 @@ class _Evaluation:
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
         self.places = _Places(f, root, args, array)
+        self.rewriting = Rewriting()
 
     def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Evaluate f at all points, in batches of about the size of a cache."""
+        try:
+            values = self._batches(entries, points)
+        finally:
+            stored = self.places.restore()
+        if stored and values.size:  # as the loop would leave it
+            self._looped(int(entries[-1]), points[-1, -1])
+        return values
+
+    def _batches(self, entries: IntArray, points: FloatArray) -> FloatArray:
         places = self._indices(entries)
         values = np.empty(points.shape)
         count = min(_MOST, 4 * _ROW)
@@ -167,14 +178,28 @@ class _Evaluation:
             self.array, nudged.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
         )
         try:
-            with self.places.taken_by(stand_in) as (f, root, args), np.errstate(**_quiet()):
+            with (
+                self.places.taken_by(stand_in) as (f, root, args),
+                self.rewriting.in_place(batch),
+                np.errstate(**_quiet()),
+            ):
                 result = f(root, *args)
-        except NotCarried:
+            if batch.refusal is not None:
+                raise batch.refusal
+        except TooLarge:
             raise
         except Exception as error:
-            raise NotCarried(f"{type(error).__name__}: {error}") from error
-        if batch.refusal is not None:
-            raise batch.refusal
+            if not batch.bases.is_first or not self.rewriting.extend(error):
+                if isinstance(error, NotCarried):
+                    raise
+                raise NotCarried(f"{type(error).__name__}: {error}") from error
+        else:
+            return self._values(batch, result).reshape(-1, k).T
+        again = Batch(batch.count, _LIMIT, Bases())
+        return self._run(again, places, points)
+
+    def _values(self, batch: Batch, result: Any) -> FloatArray:
+        """Return the values of f at the points of a batch."""
         if not isinstance(result, BatchedArray):
             base, values = _number(result), np.full(batch.count, _number(result))
         else:
@@ -185,7 +210,7 @@ class _Evaluation:
             values = full.astype(np.float64)
         if not self._agrees(base, self.here):
             raise NotCarried("f(x) does not agree with the value that was carried")
-        return values.reshape(-1, k).T
+        return values
 
     def _agrees(self, one: float, other: float) -> bool:
         if np.isnan(one) or np.isnan(other):
@@ -272,6 +297,8 @@ class _Places:
         self._array = array
         self._call = [f, root, args]
         self._puts: list[_Put] = []
+        self._views: list[tuple[_Put, Array]] = []
+        self._kept: list[tuple[Any, Any]] = []
         self._seen: set[int] = set()
         self._names: set[str] = set()
         self._waiting: list[tuple[Any, _Put]] = [
@@ -288,10 +315,30 @@ class _Places:
         try:
             for put in self._puts:
                 put(stand_in)
+            for put, _ in self._views:
+                put(_Stale())
             yield self._call[0], self._call[1], self._call[2]
         finally:
             for put in self._puts:
                 put(self._array)
+            for put, view in self._views:
+                put(view)
+
+    def restore(self) -> bool:
+        """Undo what the function has stored; return whether there was anything."""
+        changed = False
+        for container, content in self._kept:
+            if len(container) == len(content) and all(
+                map(operator.is_, _values(container), _values(content))
+            ):
+                continue
+            changed = True
+            if isinstance(container, list):
+                container[:] = content
+            else:
+                container.clear()
+                container.update(content)
+        return changed
 
     def _walk(self) -> None:
         while self._waiting:
@@ -303,7 +350,7 @@ class _Places:
                 continue
             if isinstance(value, np.ndarray):
                 if np.may_share_memory(value, self._array):
-                    raise NotCarried("f reads a view of the array")
+                    self._views.append((put, value))
                 continue
             if id(value) in self._seen or isinstance(value, _PLAIN):
                 continue
@@ -316,6 +363,8 @@ class _Places:
         self._waiting.append((value, put))
 
     def _children(self, value: Any, put: Callable[[Any], None]) -> None:
+        if isinstance(value, dict | list):
+            self._kept.append((value, value.copy()))
         if isinstance(value, dict):
             for key, child in list(value.items()):
                 self._visit(child, functools.partial(operator.setitem, value, key))
@@ -345,7 +394,9 @@ class _Places:
                         self._visit(_unwrapped(child), _cannot_put)
         elif not _is_library(type(value).__module__) or isinstance(value, types.SimpleNamespace):
             self._visit(type(value), _cannot_put)
-            for name, child in list(getattr(value, "__dict__", {}).items()):
+            attributes = getattr(value, "__dict__", {})
+            self._kept.append((attributes, attributes.copy()))
+            for name, child in attributes.copy().items():
                 self._visit(child, functools.partial(object.__setattr__, value, name))
             for name in _slots(type(value)):
                 if hasattr(value, name):
@@ -368,6 +419,22 @@ class _Places:
         found = function.__globals__
         for name in names & found.keys():
             self._visit(found[name], functools.partial(operator.setitem, found, name))
+
+
+class _Stale:
+    """What stands for a view of the array that the function has stored, and may store anew."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise NotCarried("it reads a view of the array")
+
+    def __bool__(self) -> bool:
+        raise NotCarried("it reads a view of the array")
+
+    __array_ufunc__ = __array_function__ = __array__ = __getattr__
+
+
+def _values(container: Any) -> Any:
+    return container.values() if isinstance(container, dict) else container
 
 
 #: Types of values that hold nothing else.
