@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
+from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
@@ -192,7 +193,8 @@ class _Evaluation:
             if not batch.bases.is_first or not self.rewriting.extend(error):
                 if isinstance(error, NotCarried):
                     raise
-                raise NotCarried(f"{type(error).__name__}: {error}") from error
+                what = f"{type(error).__name__}: {error}".rstrip(".")
+                raise NotCarried(what) from error
         else:
             return self._values(batch, result).reshape(-1, k).T
         again = Batch(batch.count, _LIMIT, Bases())
@@ -421,16 +423,14 @@ class _Places:
             self._visit(found[name], functools.partial(operator.setitem, found, name))
 
 
-class _Stale:
+class _Stale(NDArrayOperatorsMixin):
     """What stands for a view of the array that the function has stored, and may store anew."""
 
-    def __getattr__(self, name: str) -> Any:
+    def _refuse(self, *_: Any, **__: Any) -> Any:
         raise NotCarried("it reads a view of the array")
 
-    def __bool__(self) -> bool:
-        raise NotCarried("it reads a view of the array")
-
-    __array_ufunc__ = __array_function__ = __array__ = __getattr__
+    __array_ufunc__ = __array_function__ = __array__ = _refuse
+    __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __float__ = _refuse
 
 
 def _values(container: Any) -> Any:

@@ -714,7 +714,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
             if isinstance(part, slice):
                 support.append(None)
             continue
-        numbers = np.arange(size)[part]
+        numbers = np.asarray(np.arange(size)[part])
         if index.shape[1] == 1:
             rows = index[:, 0]
             if isinstance(part, slice):
@@ -732,7 +732,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
             continue
         # One index at each point: where it is cut off, the point has the base's value.
         place = np.full(size, -1)
-        place[numbers] = np.arange(np.size(numbers))
+        place[numbers] = np.arange(np.size(numbers)).reshape(numbers.shape)
         place = place[index[0]]
         lost = place < 0
         if lost.all():
