@@ -329,9 +329,10 @@ def _evaluate_python(
                 continue
             for done, (i, nudged) in enumerate(columns):
                 if time.perf_counter() > until:
+                    rest = slice(part.start + done, part.stop)
                     try:
                         found = at_once.evaluate(
-                            itself, root, leaf.array, places[done:], points[:, part][:, done:], args,
+                            itself, root, leaf.array, places[done:], points[:, rest], args,
                             insist=batched is True, alone=f,
                         )  # fmt: skip
                     except at_once.NotCarried as reason:

@@ -228,8 +228,8 @@ def numerical_gradient(
     TypeError
         If an argument has the wrong type, or f returns something else than a real number.
     ValueError
-        If `order` or a step is out of range, `batched` is True and cannot be, f returns more than one number, f changes its
-        argument, or entries of x share memory.
+        If `order` or a step is out of range, f returns more than one number, f changes its
+        argument, or entries of x share memory; if `batched` is True and f cannot be evaluated so.
     Exception
         Whatever f raises. From a worker it comes with a `WorkerTraceback` as its cause.
 

@@ -4,12 +4,12 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from fastgrad import check_gradient, gradient_descent, numerical_gradient
 from fastgrad.numdiff import batched
-from fastgrad.numdiff.batched_array import Batch, BatchedArray, Bases, NotCarried
+from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
 
 H = 1e-4
 
@@ -264,7 +264,7 @@ class TestRewriting:
 
     def test_code_without_its_source(self):
         space = {"A": A, "np": np}
-        exec("def f(W): return np.sum(A.dot(W))", space)  # noqa: S102
+        exec("def f(W): return np.sum(A.dot(W))", space)
         W = normal(4, 3)
         with pytest.raises(NotCarried, match="plain number or array"):
             batched.evaluate(space["f"], W, W, *points_around(W))
@@ -387,7 +387,8 @@ class TestRefusals:
 # ------------------------------------------------------------------------------------ any function
 
 UNARY = [
-    np.sin, np.tanh, np.negative, np.abs, np.square, lambda a: a**3, lambda a: np.exp(np.minimum(a, 2)),
+    np.sin, np.tanh, np.negative, np.abs, np.square, lambda a: a**3,
+    lambda a: np.exp(np.minimum(a, 2)),
     lambda a: np.maximum(a, 0.1), lambda a: a.copy(), lambda a: a[::-1], lambda a: a.T.T,
     lambda a: np.where(a > 0, a, -0.5 * a), lambda a: np.clip(a, -1, 1), lambda a: a.astype(float),
     lambda a: a.reshape(-1).reshape(a.shape), lambda a: a / (1 + np.sum(a**2)),
@@ -406,7 +407,7 @@ BINARY = [
 FINAL = [
     np.sum, np.mean, np.max, np.std, np.linalg.norm, lambda a: np.sum(a[0]),
     lambda a: (a * a).sum(axis=0).mean(), lambda a: np.log(np.sum(np.exp(np.clip(a, -9, 9)))),
-    lambda a: a.reshape(-1)[-1] + a.min(), lambda a: np.sum(a @ a.T if a.ndim == 2 else a @ a),
+    lambda a: a.reshape(-1)[-1] + a.min(), lambda a: np.sum(a.T @ a if a.ndim < 3 else a),
     lambda a: np.einsum("ij->", a) if a.ndim == 2 else np.var(a),
     lambda a: np.sum(a.argmax(axis=0)) + np.sum(a),
 ]  # fmt: skip
@@ -422,6 +423,7 @@ def functions(draw):
     steps = draw(st.lists(st.tuples(st.sampled_from(["unary", "x", "plain", "dot"]),
                                     st.integers(0, 99)), max_size=5))  # fmt: skip
     final = draw(st.sampled_from(FINAL))
+    note(f"{steps}, {FINAL.index(final)}")
 
     def f(x):
         a = x
@@ -446,9 +448,12 @@ def test_functions_of_numpy(case):
     f, x = case
     entries, points = points_around(x)
     expected = looped(f, x, entries, points)
-    found = batched.evaluate(f, x, x, entries, points)
-    scale = max(np.abs(expected).max(), 1e-300)
-    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12 * scale)
+    try:
+        found = batched.evaluate(f, x, x, entries, points)
+    except NotCarried:
+        assert np.abs(expected).max() < 1e-12, "f is not mere rounding"
+        return
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
 
 
 def test_arrays_are_not_larger_than_the_budget(monkeypatch):
@@ -467,8 +472,8 @@ def test_arrays_are_not_larger_than_the_budget(monkeypatch):
     expected = looped(lambda W: np.sum(np.tanh(W / W.sum())), W, entries, points)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
     assert max(largest) <= 1 << 20
+    x = np.ones(200_000)
     with pytest.raises(NotCarried, match="memory"):
-        x = np.ones(200_000)
         batched.evaluate(lambda x: np.sum(x / x.sum()), x, x, *points_around(x, np.arange(4)))
 
 
@@ -493,8 +498,12 @@ class TestOption:
         with pytest.raises(ValueError, match="workers"):
             numerical_gradient(np.sum, np.ones(2), batched=True, workers=map)
 
-    @pytest.mark.parametrize("options", [{"h": "auto"}, {"order": 4}, {"bounds": (-9.0, 9.0)},
-                                         {"error": True}, {"sample": 5, "rng": 0}], ids=str)  # fmt: skip
+    @pytest.mark.parametrize(
+        "options",
+        [{"h": "auto"}, {"order": 4}, {"bounds": (-9.0, 9.0)}, {"error": True},
+         {"sample": 5, "rng": 0}],
+        ids=str,
+    )  # fmt: skip
     def test_other_options(self, options):
         W = normal(4, 3)
         found = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W, batched=True, **options)

@@ -222,7 +222,7 @@ class _Evaluation:
     def _by_loop_if_not_finite(
         self, found: FloatArray, entries: IntArray, points: FloatArray
     ) -> FloatArray:
-        """Evaluate f itself where it is infinite or not a number: differences do not carry these."""
+        """Evaluate f itself where it is not finite: differences do not carry infinities."""
         rows, columns = np.nonzero(~np.isfinite(found))
         if len(rows) > max(4, found.size // 16):
             raise NotCarried("f is infinite or not a number at many points")
@@ -232,19 +232,20 @@ class _Evaluation:
         return found
 
     def _compare(self, found: FloatArray, entries: IntArray, points: FloatArray) -> None:
-        """Compare values with those of f itself: where f changes most, and, once, at more points."""
+        """Compare values with those of f itself: where f changes most, and at a few more points."""
         change = np.abs(found - self.here).reshape(-1)
         chosen = [int(np.argmax(change))]
-        if not self.compared:
-            chosen += [0, change.size // 2, change.size - 1]
-        elif self.compared:
+        if self.compared:
             return
+        chosen += [0, change.size // 2, change.size - 1]
         self.compared = bool(change.any())
         for flat in sorted(set(chosen)):
             row, column = divmod(flat, len(entries))
             value = self._looped(int(entries[column]), points[row, column])
             if not self._agrees(float(found[row, column]), value):
-                raise NotCarried("the value at a point does not agree with the one that was carried")
+                raise NotCarried(
+                    "the value at a point does not agree with the one that was carried"
+                )
 
     def _looped(self, entry: int, point: float) -> float:
         """Evaluate f itself at one point."""
@@ -278,9 +279,7 @@ def _number(value: Any) -> float:
 
 def _quiet() -> dict[str, Any]:
     """Return how to treat floating-point errors: without warnings, which f gives by itself."""
-    return {
-        name: "ignore" if how == "warn" else how for name, how in np.geterr().items()
-    }
+    return {name: "ignore" if how == "warn" else how for name, how in np.geterr().items()}
 
 
 # ------------------------------------------------------------------------------------ replacing

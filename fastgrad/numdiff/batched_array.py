@@ -319,8 +319,8 @@ class BatchedArray(NDArrayOperatorsMixin):
                     if i >= 0 and changed.shape[i] == self.shape[a]:
                         other = changed._support[i]
                 mine = self._support[a] if self._is_changed() else _NONE
-                support[a] = other if mine is _NONE else mine if other is _NONE else _union(
-                    mine, other
+                support[a] = (
+                    other if mine is _NONE else mine if other is _NONE else _union(mine, other)
                 )
         target = tuple(support)
         if not self._is_changed() or not _same(target, self._support):
@@ -544,7 +544,8 @@ def at(array: Array, support: Support) -> Array:
         else:
             array = array.take(index[:, 0], axis=a)
     if not each:
-        return array[..., None]
+        whole: Array = array[..., None]
+        return whole
     if len(each) == 1:
         a = each[0]
         if array.ndim == 1:
@@ -606,8 +607,7 @@ def _operand(array: Any, support: Support, ndim: int, batch: Batch) -> Any:
             return within(
                 array,
                 tuple(
-                    None if size == 1 else index
-                    for size, index in zip(sizes, support, strict=True)
+                    None if size == 1 else index for size, index in zip(sizes, support, strict=True)
                 ),
                 ndim,
             )
@@ -749,8 +749,6 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
             key.append(0)
     for place_in_key, part in enumerate(key):
         if isinstance(part, np.ndarray):
-            one = [slice(None)] * len(key)
-            one[place_in_key] = part
             # Axes that vanish or appear are not yet counted: take one axis after the other.
             before = sum(other is not None for other in key[:place_in_key])
             values = values.take(part, axis=before)
@@ -767,12 +765,11 @@ def _gathered(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
     if any(part is None for part in parts):
         raise array._batch.refuse("an index of this kind cannot be carried")
     hit = [a for a, part in enumerate(parts) if not isinstance(part, slice)]
-    each = [
-        a for a in range(array.ndim)
-        if array._support[a] is not None
-        and (parts[a] != slice(None) if isinstance(parts[a], slice)
-             else array._support[a].shape[1] > 1)
-    ]  # fmt: skip
+    each = []
+    for a, (index, part) in enumerate(zip(array._support, parts, strict=True)):
+        is_cut = part != slice(None) if isinstance(part, slice) else None
+        if index is not None and (index.shape[1] > 1 if is_cut is None else is_cut):
+            each.append(a)
     if each:
         array = array._full(*each)
     picks = np.broadcast_arrays(*(np.asarray(parts[a]) for a in hit))
@@ -810,9 +807,7 @@ def _gathered(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
     return values, (*kept[:first], rows, *kept[first:])
 
 
-def _reshaped_support(
-    array: BatchedArray, shape: tuple[int, ...]
-) -> tuple[BatchedArray, Support]:
+def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[BatchedArray, Support]:
     """Return the box after a reshape, and the array with a box that a reshape can carry."""
     if not array._is_changed():
         return array, (_NONE,) * len(shape)
@@ -860,9 +855,11 @@ def _flat_index(indices: list[Any], sizes: list[int]) -> Any:
         return None
     flat = np.zeros((1, 1), np.intp)
     for index, size in zip(indices, sizes, strict=True):
-        flat = flat * size + index if index.shape[1] > 1 or len(index) == 1 else (
-            flat.reshape(-1, 1) * size + index.reshape(1, -1)
-        ).reshape(-1, 1)
+        flat = (
+            flat * size + index
+            if index.shape[1] > 1 or len(index) == 1
+            else (flat.reshape(-1, 1) * size + index.reshape(1, -1)).reshape(-1, 1)
+        )
     return flat
 
 
@@ -1055,7 +1052,7 @@ def _product_right(a: Array, b: BatchedArray, base: Array) -> tuple[Array, Suppo
         values = a @ b._values.reshape(b._values.shape[0], -1)
         return values.reshape(len(a), p, count), (None, columns)
     factors = a[:, terms[0] if terms.shape[1] > 1 else terms[:, 0]]
-    chosen = factors.any(axis=1).nonzero()[0]
+    chosen = np.flatnonzero(factors.any(axis=1))
     rows = None
     if len(chosen) < len(a):
         rows, factors = chosen[:, None], factors[chosen]
@@ -1147,7 +1144,7 @@ def moveaxis(a: Any, source: Any, destination: Any) -> Any:
     return a.transpose(places)
 
 
-def pad(array: Any, pad_width: Any, mode: str = "constant", constant_values: Any = 0) -> Any:
+def pad(array: Any, pad_width: Any, mode: Any = "constant", constant_values: Any = 0) -> Any:
     """Return ``np.pad`` with constants."""
     if mode != "constant":
         raise array._batch.refuse(f"`np.pad` with mode {mode!r} cannot be carried")
@@ -1191,7 +1188,7 @@ def outer(a: Any, b: Any) -> Any:
     return np.ravel(a)[:, None] * np.ravel(b)[None, :]
 
 
-def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:  # noqa: A002
+def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
     """Return ``np.linalg.norm``, the root of the sum of squares."""
     if ord not in (None, 2, "fro") or (ord == 2 and x.ndim > 1 and not isinstance(axis, int)):
         raise x._batch.refuse("`np.linalg.norm` cannot be carried in this form")

@@ -15,7 +15,6 @@ slow every operation down.
 """
 
 from __future__ import annotations
-
 import __future__
 
 import ast
@@ -122,11 +121,11 @@ def to_float(function: Any, *args: Any) -> Any:
 def to_be_filled(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Return a new array as one that can take values which differ between points."""
     result = function(*args, **kwargs)
+    if type(result) is not np.ndarray or result.dtype.kind != "f" or _batch is None:
+        return result
     is_maker = getattr(np, getattr(function, "__name__", ""), None) is function
-    if is_maker or isinstance(getattr(function, "__self__", None), np.ndarray):
-        if type(result) is np.ndarray and result.dtype.kind == "f" and _batch is not None:
-            return unchanged(result, _batch)
-    return result
+    is_method = isinstance(getattr(function, "__self__", None), np.ndarray)
+    return unchanged(result, _batch) if is_maker or is_method else result
 
 
 _HELPERS: dict[str, Callable[..., Any]] = {
@@ -188,7 +187,8 @@ def _compiled(tree: ast.Module, like: types.CodeType) -> types.CodeType:
     future = like.co_flags & functools.reduce(operator.or_, _FUTURE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # a string is called, until the helper is put in
-        return compile(tree, like.co_filename, "exec", future, dont_inherit=True)
+        code: types.CodeType = compile(tree, like.co_filename, "exec", future, dont_inherit=True)
+        return code
 
 
 def _alike(code: types.CodeType, like: types.CodeType) -> list[types.CodeType]:
