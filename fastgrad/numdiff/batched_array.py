@@ -544,8 +544,8 @@ def at(array: Array, support: Support) -> Array:
         else:
             array = array.take(index[:, 0], axis=a)
     if not each:
-        whole: Array = array[..., None]
-        return whole
+        column: Array = array[..., None]
+        return column
     if len(each) == 1:
         a = each[0]
         if array.ndim == 1:
