@@ -30,12 +30,16 @@ from fastgrad import threads
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.kernels import functions
 from fastgrad.kernels.compile import code_address, users_overload
+from fastgrad.numdiff import batched as at_once
 from fastgrad.trees import Leaf, Tree, rebuild
 
 Function = Callable[..., Any]
 
 #: Ctrl-C is noticed between two compiled stretches of about this many seconds.
 _STRETCH = 0.05
+
+#: After so many seconds the loop is left for an evaluation of f at all points at once.
+_MOMENT = 0.05
 
 #: Blocks sent to each worker: one would do if all were equally fast and idle.
 _BLOCKS_PER_WORKER = 4
@@ -65,6 +69,9 @@ class Objective:
         A map-like callable that evaluates f elsewhere.
     progress : bool
         Whether to show a progress bar.
+    batched : bool or "auto"
+        Whether a Python f is evaluated at all points at once: where it can be and the loop would
+        take longer than a moment ("auto"), always, or never.
 
     Attributes
     ----------
@@ -90,14 +97,20 @@ class Objective:
         workers: Callable[..., Iterable[Any]] | None = None,
         *,
         progress: bool = False,
+        batched: Any = "auto",
     ) -> None:
         if not callable(f):
             raise TypeError(f"`f` must be callable. Got {f!r}.")
         if workers is not None and not callable(workers):
             raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
+        if not (batched is True or batched is False or batched == "auto"):
+            raise ValueError(f'`batched` must be "auto", True or False. Got {batched!r}.')
+        if batched is True and workers is not None:
+            raise ValueError("`batched` must not be True where `workers` evaluate f.")
         self.f = f
         self.x = x
         self.args = further_arguments(args)
+        self._batched = batched
         self._workers = workers
         self._bar = _progress_bar() if progress else None
         self.update()
@@ -167,15 +180,18 @@ class Objective:
         if self._workers is not None:
             return self._shared_out(entries, points, tolerant)
         if self._bar is None:
-            return _evaluate_block(self.f, self.x, self.args, entries, points, tolerant)
+            return self._block(entries, points, tolerant)
         values = np.empty(points.shape)
         for start, stop in _blocks(len(entries), _BLOCKS_SHOWN):
             part = slice(start, stop)
-            values[:, part] = _evaluate_block(
-                self.f, self.x, self.args, entries[part], points[:, part], tolerant
-            )
+            values[:, part] = self._block(entries[part], points[:, part], tolerant)
             self.bar(values[:, part].size)
         return values
+
+    def _block(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
+        return _evaluate_block(
+            self.f, self.x, self.args, entries, points, tolerant, batched=self._batched
+        )
 
     def _shared_out(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
         """Evaluate f in blocks of entries, through a map-like callable."""
@@ -272,13 +288,14 @@ def _evaluate_block(
     entries: IntArray,
     points: FloatArray,
     tolerant: bool,
+    batched: Any = False,
 ) -> FloatArray:
     if is_jitted(f) and _Copies.fit(x):
         copies = _Copies(x, min(numba.get_num_threads(), max(1, len(entries))))
         compiled = _compiled(f, copies.trees[0], args)
         if compiled is not None:
             return _evaluate_compiled(compiled, f, x, args, copies, entries, points, tolerant)
-    return _evaluate_python(f, x, args, entries, points, tolerant)
+    return _evaluate_python(f, x, args, entries, points, tolerant, batched)
 
 
 def _evaluate_python(
@@ -288,9 +305,12 @@ def _evaluate_python(
     entries: IntArray,
     points: FloatArray,
     tolerant: bool,
+    batched: Any,
 ) -> FloatArray:
-    """Evaluate f in a loop, with x nudged in place."""
+    """Evaluate f in a loop, with x nudged in place, or at all points at once."""
+    itself = f
     quietly: Any = contextlib.nullcontext()
+    until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[batched]
     if tolerant:
         f, quietly = functools.partial(_tolerant_number, f), np.errstate(all="ignore")
     values: list[float] = []
@@ -307,7 +327,24 @@ def _evaluate_python(
                     leaf.put(float(leaf.array))
                     root = x.root
                 continue
-            for i, nudged in columns:
+            for done, (i, nudged) in enumerate(columns):
+                if time.perf_counter() > until:
+                    rest = slice(part.start + done, part.stop)
+                    try:
+                        found = at_once.evaluate(
+                            itself, root, leaf.array, places[done:], points[:, rest], args,
+                            insist=batched is True, alone=f,
+                        )  # fmt: skip
+                    except at_once.NotCarried as reason:
+                        if batched is True:
+                            raise ValueError(
+                                f"`f` cannot be evaluated at all points at once: {reason}. "
+                                'Use `batched="auto"`.'
+                            ) from reason
+                        until = math.inf
+                    else:
+                        values.extend(found.T.reshape(-1).tolist())
+                        break
                 kept = live[i]
                 for number in nudged:
                     live[i] = number

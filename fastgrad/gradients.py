@@ -53,6 +53,7 @@ __all__ = [
 
 Step = float | ArrayLike | Literal["auto"]
 Workers = Callable[..., Iterable[Any]]
+Batched = Literal["auto"] | bool
 
 
 # ------------------------------------------------------------------------------------ public
@@ -160,6 +161,7 @@ def numerical_gradient(
     bounds: tuple[Any, Any] | None = None,
     progress: bool = False,
     rng: Any = None,
+    batched: Batched = "auto",
 ) -> Any:
     r"""Compute the gradient of a function of an array by central differences.
 
@@ -205,6 +207,10 @@ def numerical_gradient(
         Whether to show a progress bar.
     rng : int or numpy.random.Generator, optional
         Where `sample` draws from.
+    batched : {"auto", True, False}
+        Whether a Python f is evaluated at all points at once, in a single run of its code: where
+        that is possible and the loop would take longer than a moment; always, or a ValueError says
+        why not; or never.
 
     Returns
     -------
@@ -223,7 +229,7 @@ def numerical_gradient(
         If an argument has the wrong type, or f returns something else than a real number.
     ValueError
         If `order` or a step is out of range, f returns more than one number, f changes its
-        argument, or entries of x share memory.
+        argument, or entries of x share memory; if `batched` is True and f cannot be evaluated so.
     Exception
         Whatever f raises. From a worker it comes with a `WorkerTraceback` as its cause.
 
@@ -274,7 +280,7 @@ def numerical_gradient(
     """
     order = _order(order)
     tree = Tree(x, "x")
-    with _objective(f, tree, args, workers, progress) as objective:
+    with _objective(f, tree, args, workers, progress, batched) as objective:
         entries = _drawn(objective, sample, rng)
         limits = _limits(bounds, objective, entries)
         if directions is not None:
@@ -313,6 +319,7 @@ def gradient_descent(
     step_num: int = 100,
     *,
     return_history: bool = False,
+    batched: Batched = "auto",
 ) -> Any:
     r"""Minimise a function by gradient descent on its numerical gradient.
 
@@ -328,6 +335,8 @@ def gradient_descent(
         The number of steps.
     return_history : bool
         Whether to return the path as well.
+    batched : {"auto", True, False}
+        As for `numerical_gradient`.
 
     Returns
     -------
@@ -367,7 +376,7 @@ def gradient_descent(
     step_num = whole_number(step_num, "step_num", minimum=0)
     tree = Tree(init_x, "init_x").copied()
     history = [[leaf.array.copy(order="K")] for leaf in tree.leaves]
-    objective = Objective(f, tree, ())
+    objective = Objective(f, tree, (), batched=batched)
     relative = np.sqrt(objective.eps)
     for step in range(step_num):
         # A descent that diverges goes on to diverge: no step is lost beside a huge x.
@@ -402,6 +411,7 @@ def check_gradient(
     bounds: tuple[Any, Any] | None = None,
     progress: bool = False,
     rng: Any = None,
+    batched: Batched = "auto",
 ) -> GradientCheck:
     """Compare a gradient with the numerical gradient of the function.
 
@@ -421,7 +431,7 @@ def check_gradient(
         Check the derivatives along so many random directions of each array as well, or, without
         `sample`, instead of the entries. It takes about ten evaluations each, whatever the number
         of entries, and shows mistakes of the whole array; that of a single entry may be lost.
-    workers, order, sample, bounds, progress, rng
+    workers, order, sample, bounds, progress, rng, batched
         As for `numerical_gradient`. f is evaluated at twice as many points, all within ±h for order
         2 (one and a half times as many for the others), and at a few more.
 
@@ -471,7 +481,7 @@ def check_gradient(
     """
     order = _order(order)
     tree = Tree(x, "x")
-    with _objective(f, tree, args, workers, progress) as objective:
+    with _objective(f, tree, args, workers, progress, batched) as objective:
         if callable(grad):
             grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
         claimed = leaves_like(grad, tree, "grad")
@@ -616,8 +626,8 @@ def check_backward(
             f"Got {type(found).__name__}."
         )
 
-    def weighted(nudged: Any) -> float:
-        return float(np.sum(np.asarray(forward(nudged["x"])) * dout))
+    def weighted(nudged: Any) -> Any:
+        return np.sum(np.multiply(forward(nudged["x"]), dout))
 
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
@@ -627,9 +637,11 @@ def check_backward(
 
 @contextmanager
 def _objective(
-    f: Function, tree: Tree, args: Any, workers: Workers | None, progress: Any
+    f: Function, tree: Tree, args: Any, workers: Workers | None, progress: Any, batched: Any
 ) -> Iterator[Objective]:
-    objective = Objective(f, tree, args, workers, progress=flag(progress, "progress"))
+    objective = Objective(
+        f, tree, args, workers, progress=flag(progress, "progress"), batched=batched
+    )
     try:
         yield objective
     finally:

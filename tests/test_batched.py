@@ -1,0 +1,585 @@
+"""Functions evaluated at all points at once, against the loop."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, note, settings
+from hypothesis import strategies as st
+
+from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
+from fastgrad.numdiff import batched
+from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
+from fastgrad.numdiff.reading import Reading
+
+H = 1e-4
+
+
+def points_around(x, entries=None):
+    entries = np.arange(x.size) if entries is None else entries
+    center = x.reshape(-1)[entries]
+    return entries, np.stack([center + H, center - H])
+
+
+def looped(f, x, entries, points, root=None, args=()):
+    """Return the values of f, one point after the other."""
+    flat = x.reshape(-1)
+    values = np.empty(points.shape)
+    for i, entry in enumerate(entries):
+        kept = flat[entry]
+        for k, point in enumerate(points[:, i]):
+            flat[entry] = point
+            values[k, i] = f(x if root is None else root, *args)
+        flat[entry] = kept
+    return values
+
+
+def assert_carried(f, x, root=None, args=()):
+    """Compare the values at all points with those of the loop."""
+    entries, points = points_around(x)
+    before = x.copy()
+    found = batched.evaluate(f, x if root is None else root, x, entries, points, args)
+    np.testing.assert_array_equal(x, before)
+    expected = looped(f, x, entries, points, root, args)
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * scale)
+    return found
+
+
+def harmless(*_):
+    """Stand for a reading that finds no obstacle."""
+    return Reading("", stores=False)
+
+
+def normal(*shape, seed=0):
+    return np.random.default_rng(seed).normal(size=shape)
+
+
+A = normal(6, 4, seed=1)
+A[A < -0.3] = 0  # as the pixels of an image
+
+
+def softmax(a):
+    e = np.exp(a - np.max(a, axis=-1, keepdims=True))
+    return e / np.sum(e, axis=-1, keepdims=True)
+
+
+def cross_entropy(y, t):
+    if y.ndim == 1:
+        y = y.reshape(1, y.size)
+    return -np.sum(np.log(y[np.arange(len(y)), t] + 1e-7)) / len(y)
+
+
+T = np.array([0, 2, 1, 1, 0, 2])
+
+
+class Net:
+    """Two layers, as a reader of the book types them."""
+
+    def __init__(self, act):
+        self.params = {
+            "W1": normal(4, 5), "b1": normal(5, seed=3), "W2": normal(5, 3, seed=4),
+            "b2": normal(3, seed=5),
+        }  # fmt: skip
+        self.act = act
+
+    def loss(self, x, t):
+        p = self.params
+        z = self.act(np.dot(x, p["W1"]) + p["b1"])
+        return cross_entropy(softmax(np.dot(z, p["W2"]) + p["b2"]), t)
+
+
+def masked(a):
+    out = a.copy()
+    out[a <= 0] = 0
+    return out
+
+
+def batch_norm(a):
+    centered = a - a.mean(axis=0)
+    return centered / np.sqrt(np.mean(centered**2, axis=0) + 1e-6)
+
+
+ACTIVATIONS = {
+    "sigmoid": lambda a: 1 / (1 + np.exp(-a)),
+    "tanh": np.tanh,
+    "relu": lambda a: np.maximum(0, a),
+    "mask": masked,
+    "where": lambda a: np.where(a > 0, a, 0.1 * a),
+    "softplus": lambda a: np.log1p(np.exp(a)),
+    "batch_norm": batch_norm,
+    "variance": lambda a: (a - np.mean(a, 0)) / (np.std(a, axis=0) + np.var(a)),
+}
+
+
+class TestNetworks:
+    @pytest.mark.parametrize("act", ACTIVATIONS.values(), ids=ACTIVATIONS)
+    @pytest.mark.parametrize("key", ["W1", "b1", "W2", "b2"])
+    def test_two_layers(self, key, act):
+        net = Net(act)
+        assert_carried(lambda _: net.loss(A, T), net.params[key])
+
+    def test_one_hot_labels_and_decay(self):
+        net, t = Net(np.tanh), np.eye(3)[T]
+
+        def loss(_):
+            y = softmax(np.tanh(A @ net.params["W1"]) @ net.params["W2"])
+            decay = 0
+            for W in net.params.values():
+                decay += 0.05 * np.sum(W**2)
+            return -np.sum(t * np.log(y)) / t.shape[0] + decay
+
+        for W in net.params.values():
+            assert_carried(loss, W)
+
+    def test_inputs(self):
+        net, x = Net(np.tanh), A.copy()
+        assert_carried(lambda x: net.loss(x, T), x)
+
+    def test_a_single_sample(self):
+        net = Net(np.tanh)
+        assert_carried(lambda _: net.loss(A[0], T[:1]), net.params["W1"])
+
+    def test_weights_of_units_in_rows(self):
+        W, V = normal(5, 4), normal(3, 5, seed=2)
+        assert_carried(lambda _: cross_entropy(softmax(np.tanh(A @ W.T) @ V.T), T), W)
+        assert_carried(lambda _: cross_entropy(softmax((V @ np.tanh(W @ A.T)).T), T), W)
+
+    def test_float32(self):
+        W = normal(4, 3).astype(np.float32)
+        entries, points = points_around(W)
+        found = batched.evaluate(lambda W: np.sum(np.tanh(A @ W)), W, W, entries, points)
+        expected = looped(lambda W: np.sum(np.tanh(A @ W)), W, entries, points)
+        np.testing.assert_allclose(found, expected, rtol=1e-14)
+
+
+def im2col(images, size, stride=1, pad=0):
+    n, channels, height, width = images.shape
+    rows, columns = (height + 2 * pad - size) // stride + 1, (width + 2 * pad - size) // stride + 1
+    img = np.pad(images, [(0, 0), (0, 0), (pad, pad), (pad, pad)], "constant")
+    col = np.zeros((n, channels, size, size, rows, columns))
+    for y in range(size):
+        for x in range(size):
+            col[:, :, y, x, :, :] = img[
+                :, :, y : y + stride * rows : stride, x : x + stride * columns : stride
+            ]
+    return col.transpose(0, 4, 5, 1, 2, 3).reshape(n * rows * columns, -1), rows, columns
+
+
+class Convolution:
+    """The book's, which stores what its backward pass needs, a view of W among it."""
+
+    def __init__(self, W, b, pad):
+        self.W, self.b, self.pad = W, b, pad
+
+    def forward(self, x):
+        self.x = x
+        self.col, rows, columns = im2col(x, self.W.shape[2], pad=self.pad)
+        self.col_W = self.W.reshape(len(self.W), -1).T
+        out = np.dot(self.col, self.col_W) + self.b
+        return out.reshape(len(x), rows, columns, -1).transpose(0, 3, 1, 2)
+
+
+class ConvNet:
+    def __init__(self):
+        self.images = normal(2, 2, 6, 6)
+        self.conv = Convolution(normal(3, 2, 3, 3, seed=1), normal(3, seed=2), 1)
+        self.W = normal(27, 3, seed=3) / 9
+
+    def loss(self, _):
+        out = self.conv.forward(self.images)
+        self.mask = out <= 0
+        out[self.mask] = 0
+        col, rows, columns = im2col(out, 2, 2)
+        col = col.reshape(-1, 4)
+        self.winners = np.argmax(col, axis=1)
+        out = np.max(col, axis=1).reshape(2, rows, columns, 3).transpose(0, 3, 1, 2)
+        return cross_entropy(softmax(np.dot(out.reshape(2, -1), self.W)), T[:2])
+
+
+class TestConvolution:
+    @pytest.mark.parametrize("name", ["W", "b"])
+    def test_filters(self, name):
+        net = ConvNet()
+        assert_carried(net.loss, getattr(net.conv, name))
+
+    def test_images_and_what_lies_above(self):
+        net = ConvNet()
+        assert_carried(net.loss, net.images)
+        assert_carried(net.loss, net.W)
+
+    def test_what_is_stored_is_as_the_loop_leaves_it(self):
+        net, expected = ConvNet(), ConvNet()
+        assert_carried(net.loss, net.conv.W)
+        entries, points = points_around(expected.conv.W)
+        looped(expected.loss, expected.conv.W, entries, points)
+        for name in ("x", "col", "col_W"):
+            found = getattr(net.conv, name)
+            assert type(found) is np.ndarray, name
+            np.testing.assert_array_equal(found, getattr(expected.conv, name))
+        assert np.shares_memory(net.conv.col_W, net.conv.W)
+        np.testing.assert_array_equal(net.winners, expected.winners)
+
+
+def by_method(W):
+    return float(np.sum(A.dot(W) ** 2))
+
+
+def filled(W):
+    out = np.zeros((2, 6, 3))
+    out[0] = np.sin(A.dot(W))
+    out[1, :, 1:] = out[0, :, :2] + 1
+    return np.sum(out[:, ::2] * np.arange(3))
+
+
+class Method:
+    def __init__(self):
+        self.__W = normal(4, 3)
+
+    def array(self):
+        return self.__W
+
+    def loss(self, _):
+        return float(A.dot(self.__W).max(axis=1).mean())
+
+
+class Derived(Method):
+    def loss(self, x):
+        return super().loss(x) + float(A.dot(x).min())
+
+
+class TestRewriting:
+    def test_methods_of_plain_arrays(self):
+        assert_carried(by_method, normal(4, 3))
+
+    def test_arrays_that_are_filled(self):
+        assert_carried(filled, normal(4, 3))
+
+    def test_closures_lambdas_and_methods(self):
+        W, scale = normal(4, 3), 2.0
+        assert_carried(lambda _: float(A.dot(W).sum() * scale), W)
+        net = Method()
+        assert_carried(net.loss, net.array())
+        net = Derived()
+        assert_carried(net.loss, net.array())
+
+    def test_code_is_restored(self):
+        code = by_method.__code__
+        assert_carried(by_method, normal(4, 3))
+        assert by_method.__code__ is code
+
+    def test_code_without_its_source(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
+        space = {"A": A, "np": np}
+        exec("def f(W): return np.sum(A.dot(W))", space)
+        W = normal(4, 3)
+        with pytest.raises(NotCarried, match="plain number or array"):
+            batched.evaluate(space["f"], W, W, *points_around(W))
+
+
+GLOBAL = {"W": normal(4, 3)}
+
+
+class Slots:
+    __slots__ = ("W",)
+
+    def __init__(self, W):
+        self.W = W
+
+
+class TestPlaces:
+    def test_where_the_function_finds_it(self):
+        W = normal(4, 3)
+
+        slots, nested = Slots(W), {"layers": [(W, 1.0)]}
+        assert_carried(lambda W: np.sum(A @ W), W)
+        assert_carried(lambda _: np.sum(A @ W), W)
+        assert_carried(lambda _: np.sum(A @ slots.W), W)
+        assert_carried(lambda _: np.sum(A @ nested["layers"][0][0]), W)
+        assert_carried(lambda _: np.sum(A @ GLOBAL["W"]), GLOBAL["W"])
+        assert_carried(lambda root: np.sum(A @ root["W"] + root["b"]), W, root={"W": W, "b": 1})
+        assert nested["layers"][0][0] is W
+        assert slots.W is W
+
+    def test_further_arguments(self):
+        W = normal(4, 3)
+        assert_carried(lambda W, c, other: c * np.sum(A @ W + other.sum()), W, args=(3.0, W))
+
+    def test_where_it_cannot_be_replaced(self):
+        W = normal(4, 3)
+        with pytest.raises(NotCarried, match="where it cannot be replaced"):
+            batched.evaluate(lambda _, V=W: np.sum(V), W, W, *points_around(W))
+
+    def test_views_are_not_missed(self):
+        W = normal(4, 3)
+        V = W.T
+        with pytest.raises(NotCarried, match="view"):
+            batched.evaluate(lambda W: np.sum(W) + np.sum(V**2), W, W, *points_around(W))
+
+    def test_everything_is_restored_after_an_interruption(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
+        W = normal(4, 3)
+        params = {"W": W}
+
+        def loss(_):
+            if isinstance(params["W"], BatchedArray):
+                params["stored"] = 1
+                raise KeyboardInterrupt
+            return np.sum(params["W"])
+
+        before = W.copy()
+        with pytest.raises(KeyboardInterrupt):
+            batched.evaluate(loss, W, W, *points_around(W))
+        assert params == {"W": W}
+        assert params["W"] is W
+        np.testing.assert_array_equal(W, before)
+
+
+REFUSED = {
+    "condition": lambda W: np.sum(W) if W[0, 0] > 0 else np.sum(W**2),
+    "float": lambda W: math.exp(W[0, 0]),
+    "asarray": lambda W: np.asarray(W).sum(),
+    "unknown": lambda W: np.sum(np.linalg.svd(W)[1]),
+    "index": lambda W: A[0, np.argmax(W, axis=0)].sum() + np.sum(W),
+    "sort": lambda W: np.sort(W, axis=0)[0].sum(),
+    "swallowed": lambda W: swallowed(W),
+    "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
+    "more than one number": lambda W: W[0],
+}
+
+
+def swallowed(W):
+    try:
+        return np.sum(W) * math.exp(W[0, 0])
+    except Exception:  # noqa: BLE001
+        return np.sum(W)
+
+
+class TestRefusals:
+    @pytest.mark.parametrize("name", REFUSED)
+    def test_refused(self, name):
+        W = np.full((4, 3), 0.25)
+        W[0, 0] = 1e-5  # within h of zero
+        with pytest.raises(NotCarried):
+            batched.evaluate(REFUSED[name], W, W, *points_around(W))
+
+    def test_a_condition_that_all_points_share(self):
+        assert_carried(lambda W: np.sum(W) if W.sum() < 100 else 0.0, normal(4, 3))
+
+    def test_a_function_that_disagrees(self):
+        def loss(W):
+            return np.sum(W) if type(W) is np.ndarray else np.sum(W) * (1 + 1e-9)
+
+        W = normal(4, 3)
+        with pytest.raises(NotCarried, match="agree"):
+            batched.evaluate(loss, W, W, *points_around(W))
+
+    def test_what_is_not_finite_is_evaluated_alone(self):
+        W = np.array([H / 2, 1.0, 2.0, 3.0, *np.ones(30)])
+        with np.errstate(invalid="ignore"):
+            found = batched.evaluate(lambda W: np.sum(np.log(W)), W, W, *points_around(W))
+        assert np.isnan(found[1, 0])
+        assert np.isfinite(np.delete(found, 0, axis=1)).all()
+
+    def test_a_function_that_changes_x(self):
+        def loss(W):
+            W += 1
+            return np.sum(W)
+
+        W = normal(4, 3)
+        with pytest.raises(NotCarried):
+            batched.evaluate(loss, W, W, *points_around(W))
+
+
+# ------------------------------------------------------------------------------------ any function
+
+UNARY = [
+    np.sin, np.tanh, np.negative, np.abs, np.square, lambda a: a**3,
+    lambda a: np.exp(np.minimum(a, 2)),
+    lambda a: np.maximum(a, 0.1), lambda a: a.copy(), lambda a: a[::-1], lambda a: a.T.T,
+    lambda a: np.where(a > 0, a, -0.5 * a), lambda a: np.clip(a, -1, 1), lambda a: a.astype(float),
+    lambda a: a.reshape(-1).reshape(a.shape), lambda a: a / (1 + np.sum(a**2)),
+    lambda a: a - a.max(axis=0), lambda a: a - np.mean(a, axis=-1, keepdims=True),
+    lambda a: np.cumsum(a, axis=0), lambda a: np.concatenate([a[1:], a[:1]]),
+    lambda a: a.swapaxes(0, -1).swapaxes(0, -1), lambda a: a * (a > 0.2),
+    lambda a: np.pad(a, 1)[tuple(slice(1, -1) for _ in a.shape)],
+    lambda a: np.stack([a, 2 * a]).sum(axis=0), lambda a: a + a[[0] * len(a)],
+    lambda a: a[np.arange(len(a))], lambda a: np.prod(a, axis=0, keepdims=True) + a,
+    lambda a: np.expand_dims(a, 0)[0], lambda a: np.moveaxis(a, 0, -1).T.T.sum() + a,
+]  # fmt: skip
+BINARY = [
+    np.add, np.subtract, np.multiply, np.maximum, lambda a, b: a / (2 + b**2), np.arctan2,
+    lambda a, b: np.where(a > b, a, b),
+]  # fmt: skip
+FINAL = [
+    np.sum, np.mean, np.max, np.std, np.linalg.norm, lambda a: np.sum(a[0]),
+    lambda a: (a * a).sum(axis=0).mean(), lambda a: np.log(np.sum(np.exp(np.clip(a, -9, 9)))),
+    lambda a: a.reshape(-1)[-1] + a.min(), lambda a: np.sum(a.T @ a if a.ndim < 3 else a),
+    lambda a: np.einsum("ij->", a) if a.ndim == 2 else np.var(a),
+    lambda a: np.sum(a.argmax(axis=0)) + np.sum(a),
+]  # fmt: skip
+
+
+@st.composite
+def functions(draw):
+    """Return a function of an array, composed of NumPy's operations, and the array."""
+    shape = tuple(draw(st.lists(st.integers(1, 5), min_size=1, max_size=3)))
+    x = normal(*shape, seed=draw(st.integers(0, 99)))
+    other = normal(*shape, seed=7)
+    sparse = np.where(normal(6, shape[0], seed=8) > 0.3, 1.5, 0.0)
+    steps = draw(st.lists(st.tuples(st.sampled_from(["unary", "x", "plain", "dot"]),
+                                    st.integers(0, 99)), max_size=5))  # fmt: skip
+    final = draw(st.sampled_from(FINAL))
+    note(f"{steps}, {FINAL.index(final)}")
+
+    def f(x):
+        a = x
+        for kind, number in steps:
+            if kind == "unary":
+                a = UNARY[number % len(UNARY)](a)
+            elif kind == "dot":
+                if a.ndim == 2 and len(a) == sparse.shape[1]:
+                    a = sparse @ a
+                elif a.ndim == 2:
+                    a = a @ normal(a.shape[1], 3, seed=number)
+            elif a.shape == x.shape:
+                a = BINARY[number % len(BINARY)](a, x if kind == "x" else other)
+        return final(a)
+
+    return f, x
+
+
+@settings(max_examples=1000, deadline=None)
+@given(functions())
+def test_functions_of_numpy(case):
+    f, x = case
+    entries, points = points_around(x)
+    expected = looped(f, x, entries, points)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batched, "read", harmless)
+            found = batched.evaluate(f, x, x, entries, points)
+    except NotCarried:
+        assert np.abs(expected).max() < 1e-12, "f is not mere rounding"
+        return
+    np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_arrays_are_not_larger_than_the_budget(monkeypatch):
+    monkeypatch.setattr(batched, "_LIMIT", 1 << 20)
+    W = normal(40, 50)
+    largest = []
+    spend = Batch.spend
+
+    def noted(batch, nbytes):
+        spend(batch, nbytes)
+        largest.append(batch.nbytes)
+
+    monkeypatch.setattr(Batch, "spend", noted)
+    entries, points = points_around(W, np.arange(300))
+    found = batched.evaluate(lambda W: np.sum(np.tanh(W / W.sum())), W, W, entries, points)
+    expected = looped(lambda W: np.sum(np.tanh(W / W.sum())), W, entries, points)
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+    assert max(largest) <= 1 << 20
+    x = np.ones(200_000)
+    with pytest.raises(NotCarried, match="memory"):
+        batched.evaluate(lambda x: np.sum(x / x.sum()), x, x, *points_around(x, np.arange(4)))
+
+
+class TestOption:
+    def test_insisting(self):
+        net = Net(np.tanh)
+        expected = numerical_gradient(lambda p: net.loss(A, T), net.params, batched=False)
+        found = numerical_gradient(lambda p: net.loss(A, T), net.params, batched=True)
+        for key, gradient in expected.items():
+            np.testing.assert_allclose(found[key], gradient, atol=1e-10)
+
+    def test_the_reason_of_a_refusal(self):
+        with pytest.raises(ValueError, match=r"all points at once: .*plain number"):
+            numerical_gradient(lambda x: math.exp(x[0]), np.ones(2), batched=True)
+
+    @pytest.mark.parametrize("value", ["yes", 2, None])
+    def test_other_values(self, value):
+        with pytest.raises(ValueError, match='`batched` must be "auto", True or False'):
+            numerical_gradient(np.sum, np.ones(2), batched=value)
+
+    def test_workers(self):
+        with pytest.raises(ValueError, match="workers"):
+            numerical_gradient(np.sum, np.ones(2), batched=True, workers=map)
+
+    @pytest.mark.parametrize(
+        "options",
+        [{"h": "auto"}, {"order": 4}, {"bounds": (-9.0, 9.0)}, {"error": True},
+         {"sample": 5, "rng": 0}],
+        ids=str,
+    )  # fmt: skip
+    def test_other_options(self, options):
+        W = normal(4, 3)
+        found = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W, batched=True, **options)
+        expected = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W, batched=False, **options)
+        for one, other in zip(np.atleast_3d(found), np.atleast_3d(expected), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-9)
+
+    def test_gradient_descent_and_check_gradient(self):
+        x = gradient_descent(lambda x: np.sum(x**2), [-3.0, 4.0], lr=0.1, batched=True)
+        np.testing.assert_allclose(x, 0, atol=1e-9)
+        W = normal(4, 3)
+        exact = A.T @ np.cos(A @ W)
+        assert check_gradient(lambda W: np.sum(np.sin(A @ W)), exact, W, batched=True)
+        wrong = exact.copy()
+        wrong[1, 2] *= 1.001
+        assert not check_gradient(lambda W: np.sum(np.sin(A @ W)), wrong, W, batched=True)
+
+    def test_where_the_loop_takes_longer(self, monkeypatch):
+        monkeypatch.setattr("fastgrad.evaluation._MOMENT", 0.0)
+        calls, evaluate = [], batched.evaluate
+
+        def noted(*args, **kwargs):
+            calls.append(args)
+            return evaluate(*args, **kwargs)
+
+        monkeypatch.setattr(batched, "evaluate", noted)
+        W = normal(4, 3)
+        expected = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W, batched=False)
+        assert calls == []
+        found = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W)
+        assert len(calls) == 1
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+    def test_what_somebody_could_notice(self):
+        calls = []
+
+        def loss(W):
+            calls.append(1)
+            return np.sum(W)
+
+        with pytest.raises(ValueError, match="calls"):
+            numerical_gradient(loss, np.ones(2), batched=True)
+        assert calls == []
+
+    def test_layers(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
+        W = normal(4, 3)
+        check = check_backward(
+            lambda x: np.tanh(A @ W) * x,
+            lambda dout: (
+                np.sum(dout * np.tanh(A @ W), 0),
+                A.T @ (dout * np.ones(3) / np.cosh(A @ W) ** 2),
+            ),
+            np.ones(3),
+            W,
+            batched=True,
+        )
+        assert check
+
+
+def test_an_array_at_many_points_is_used_as_an_array():
+    base = normal(2, 3)
+    values = base[..., None] + np.arange(4.0)
+    array = BatchedArray(base, values, (None, None), Batch(4, 1 << 20, Bases()))
+    assert (array.shape, array.ndim, array.size, len(array)) == ((2, 3), 2, 6, 2)
+    assert array.dtype == np.float64
+    assert array.nbytes == 48
+    assert [row.shape for row in array] == [(3,), (3,)]
+    assert "points=4" in repr(array)
+    assert np.zeros_like(array).shape == (2, 3)
