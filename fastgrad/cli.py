@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import importlib
 import importlib.metadata
 import math
 import os
@@ -29,6 +30,9 @@ OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
 
 #: Of plain gradient descent, as in the book's run; the other optimizers have their own defaults.
 SGD_RATE = 0.1
+
+#: Where commands are, but for `run`.
+_COMMANDS = "fastgrad.commands"
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -104,7 +108,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_command(subparsers: Any, name: str, text: str) -> Any:
-    """Add a command, a function of `fastgrad.commands`.
+    """Add a command, a function of `fastgrad.commands`; that of `run` is in `fastgrad.run`.
 
     Its errors of input and of files end in one line.
     """
@@ -112,9 +116,9 @@ def _add_command(subparsers: Any, name: str, text: str) -> Any:
     def guarded(options: argparse.Namespace) -> int:
         try:
             _say_that_it_runs(options)
-            from fastgrad import commands
-
-            run: Callable[[argparse.Namespace], int] = getattr(commands, name)
+            # A script that is run may need neither NumPy nor Numba.
+            module = importlib.import_module("fastgrad.run" if name == "run" else _COMMANDS)
+            run: Callable[[argparse.Namespace], int] = getattr(module, name)
             return run(options)
         except BrokenPipeError:
             raise
@@ -305,7 +309,7 @@ def _add_run(subparsers: Any) -> None:
     parser = _add_command(
         subparsers,
         "run",
-        "run a script of the book, unmodified, with its modules served by fastgrad",
+        "run a script as python does, with the book's modules and your networks computed faster",
     )
     parser.add_argument(
         "--keep", action="append", default=[], metavar="NAME",
@@ -319,7 +323,7 @@ def _add_run(subparsers: Any) -> None:
         "--compare", type=float, metavar="SECONDS",
         help="run the script's own way as well, that long at most, and say how much faster it was",
     )  # fmt: skip
-    parser.add_argument("script", metavar="SCRIPT", help="runs in its own folder, as __main__")
+    parser.add_argument("script", metavar="SCRIPT", help="runs as by python SCRIPT ARGS")
     args = parser.add_argument(
         "args", nargs=argparse.REMAINDER, metavar="ARGS", help="what the script finds in sys.argv"
     )

@@ -8,10 +8,8 @@ import importlib.util
 import math
 import os
 import platform
-import re
 import statistics
 import sys
-import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,12 +22,11 @@ import numpy as np
 import fastgrad
 from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
-from fastgrad.book import serving
 from fastgrad.cli import INTERRUPTED, SGD_RATE, version
 from fastgrad.kernels.compile import cache_folder
 from fastgrad.warmup import CALLS, compile_ahead, compile_everything
 
-__all__ = ["exercise", "info", "run", "train", "warmup"]
+__all__ = ["exercise", "info", "train", "warmup"]
 
 #: Vector units worth a mention, of the many features that LLVM lists.
 _VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx10.1", "neon", "sve")
@@ -302,38 +299,6 @@ def _warnings_in_one_line() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.showwarning = show
         yield
-
-
-# run -------------------------------------------------------------------------------------------
-
-
-def run(options: argparse.Namespace) -> int:
-    """Run a script of the book."""
-    serve = {}
-    for pair in options.serve:
-        name, equals, module = pair.partition("=")
-        if not (name and equals and module):
-            raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
-        serve[name] = module
-    _compile_for(Path(options.script))
-    before = threading.enumerate()
-    status = book.run_script(
-        options.script, options.args, options.keep, serve=serve, compare=options.compare
-    )
-    if serving.outliving(before):
-        # Ctrl-C has ended the waiting for these threads, which Python would begin once more.
-        with contextlib.suppress(AttributeError, OSError, ValueError):
-            sys.stdout.flush()
-        os._exit(status)
-    return status
-
-
-def _compile_for(script: Path) -> None:
-    """Compile ahead what a script names; what it will call is not known."""
-    words = set(re.findall(r"\w+", script.read_text(errors="replace"))) if script.is_file() else ()
-    if "TwoLayerNet" in words:
-        calls = ("numerical_gradient", "gradient", "accuracy")
-        compile_ahead([name for name in calls if name in words], "float64")
 
 
 # warmup ----------------------------------------------------------------------------------------

@@ -1,17 +1,12 @@
 """The book's module names: who serves them, what they hand on, and how scripts are run."""
 
-import copy
 import importlib
-import itertools
 import os
-import pickle
 import re
 import signal
 import subprocess
 import sys
 import time
-import warnings
-from collections import OrderedDict
 from pathlib import Path
 
 import matplotlib
@@ -20,8 +15,10 @@ import pytest
 from processes import environment_of
 
 import fastgrad
-from fastgrad import book, layers
-from fastgrad.book import comparison, recognition, serving
+from fastgrad import book
+from fastgrad.book import comparison, finder, layers, recognition
+from fastgrad.book import functions as book_functions
+from fastgrad.book import script as running
 
 SCRIPTS = Path(__file__).parent / "book_scripts"
 
@@ -30,11 +27,11 @@ SCRIPTS = Path(__file__).parent / "book_scripts"
 def _isolated():
     """No window opens, and neither figures nor modules of the book's names outlive a test."""
     matplotlib.use("agg")
-    before = {name: sys.modules.pop(name) for name in list(sys.modules) if serving._is_book(name)}
+    before = {name: sys.modules.pop(name) for name in list(sys.modules) if running.is_book(name)}
     yield
     book.uninstall()
     for name in list(sys.modules):
-        if serving._is_book(name):
+        if running.is_book(name):
             del sys.modules[name]
     sys.modules.update(before)
     from matplotlib import pyplot
@@ -74,15 +71,17 @@ def test_star_import_hands_on_the_functions_and_np(installed):
     exec("from common.functions import *", names)
     assert names["np"] is np
     for name in ("sigmoid", "softmax", "relu_grad", "cross_entropy_error", "step_function"):
-        assert names[name] is getattr(fastgrad, name)
-    assert names["softmax_loss"](np.zeros((1, 4)), [2]) == pytest.approx(np.log(4), abs=1e-6)
+        assert names[name] is getattr(book_functions, name)
+    assert names["softmax_loss"](np.zeros((1, 4)), np.array([2])) == pytest.approx(
+        np.log(4), abs=1e-6
+    )
 
 
 def test_layers_hand_on_the_functions_too(installed):
     names = {}
     exec("from common.layers import *", names)
-    assert names["Affine"] is fastgrad.Affine
-    assert names["softmax"] is fastgrad.softmax
+    assert names["Affine"] is layers.Affine
+    assert names["softmax"] is book_functions.softmax
     assert names["im2col"] is fastgrad.im2col
 
 
@@ -125,21 +124,21 @@ def test_uninstall_leaves_nothing(tmp_path, monkeypatch):
         importlib.import_module("common.util")
 
 
-def test_install_replaces_what_has_been_imported_and_uninstall_brings_it_back(
+def test_install_forgets_what_has_been_imported_and_uninstall_brings_it_back(
     folder, tmp_path, monkeypatch
 ):
     folder("common/__init__.py", "NUMBER = 3")
     folder("common/functions.py", "def sigmoid(x): return 'mine'")
     monkeypatch.syspath_prepend(tmp_path)
-    functions = importlib.import_module("common.functions")
-    assert functions.sigmoid(0) == "mine"
+    first = importlib.import_module("common.functions")
     book.install()
-    assert importlib.import_module("common.functions").sigmoid(0) == 0.5
+    second = importlib.import_module("common.functions")
+    assert second is not first
+    assert second.sigmoid(0) == "mine"
     assert sys.modules["common"].NUMBER == 3
-    assert sys.modules["common"].functions.sigmoid(0) == 0.5
+    assert book.report() == ("fastgrad served no module.\ncommon/functions.py: your own sigmoid")
     book.uninstall()
-    assert importlib.import_module("common.functions").sigmoid(0) == "mine"
-    assert sys.modules["common"].functions.sigmoid(0) == "mine"
+    assert importlib.import_module("common.functions") is not second
 
 
 @pytest.mark.parametrize("keep", [["common.functions"], {"common"}, ("two_layer_net", "common")])
@@ -156,7 +155,7 @@ def test_keep_must_name_what_is_served():
         book.install(["common.functon"])
     with pytest.raises(ValueError, match=r"Got 'trainer'"):
         run("surroundings.py", keep=["trainer"])
-    assert not any(isinstance(finder, serving._Finder) for finder in sys.meta_path)
+    assert not any(isinstance(other, finder.Finder) for other in sys.meta_path)
 
 
 @pytest.mark.parametrize("there", [True, False])
@@ -175,16 +174,19 @@ def test_modules_of_other_names(folder, capfd, there):
     before = set(sys.modules)
     assert book.run_script(script, serve=serve) == 0
     out, err = capfd.readouterr()
-    net = "<class 'fastgrad.networks.TwoLayerNet'>"
-    assert out == f"{net} fastgrad.book.recognition\n" + (f"{net} 7\n" if there else "")
-    assert "lib.two_layer_net (as two_layer_net) (chapter 4's), numerical (as common.grad" in err
-    assert set(sys.modules) <= before | {"fastgrad.book.recognition"}
+    own, ours = "lib.two_layer_net.TwoLayerNet", "fastgrad.book.networks.BookTwoLayerNet"
+    net = f"<class '{own if there else ours}'>"
+    assert out == f"{net} fastgrad.book.gradients\n" + (f"{net} 7\n" if there else "")
+    assert "numerical (as common.gradient)" in err
+    assert ("lib/two_layer_net.py: your own TwoLayerNet" in err) == there
+    assert ("lib.two_layer_net (as two_layer_net) (chapter 4's)" in err) != there
+    assert not {"lib", "numerical"} & set(sys.modules) - before
 
 
 def test_modules_of_other_names_in_a_notebook(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     book.install(serve={"ch4.functions": "common.functions"})
-    assert importlib.import_module("ch4.functions").softmax is fastgrad.softmax
+    assert importlib.import_module("ch4.functions").softmax is book_functions.softmax
     book.uninstall()
     assert not {"ch4", "ch4.functions"} & set(sys.modules)
 
@@ -193,9 +195,7 @@ def test_modules_of_other_names_in_a_notebook(tmp_path, monkeypatch):
 def test_the_books_names_inside_a_package(folder, capfd, there):
     """As with a submodule, which may not have been fetched."""
     if there == "folder":
-        folder("scratch/common/functions.py", "1 / 0")
         folder("scratch/common/tools.py", "from .functions import relu")
-        folder("scratch/dataset/mnist.py")
     elif there == "empty":
         folder("scratch/.git").unlink()
     script = folder(
@@ -208,13 +208,12 @@ def test_the_books_names_inside_a_package(folder, capfd, there):
         + ("from scratch.common.tools import relu\nprint(relu.__module__)\n"
            if there == "folder" else ""),
     )  # fmt: skip
-    before = set(sys.modules)
     assert book.run_script(script) == 0
     out, err = capfd.readouterr()
-    assert out.splitlines()[:2] == ["[0.5] fastgrad.datasets", "fastgrad.book.recognition"]
-    assert out.splitlines()[2:] == (["fastgrad.functions"] if there == "folder" else [])
+    assert out.splitlines()[:2] == ["[0.5] fastgrad.datasets", "fastgrad.book.gradients"]
+    assert out.splitlines()[2:] == (["fastgrad.book.functions"] if there == "folder" else [])
     assert "scratch.common.functions (as common.functions), scratch.dataset.mnist (as" in err
-    assert set(sys.modules) <= before
+    assert not any(name.startswith("scratch") for name in sys.modules)
 
 
 def test_packages_that_are_installed_are_left_alone(folder, tmp_path, monkeypatch):
@@ -262,74 +261,34 @@ def test_arguments_of_another_type(arguments, message):
     if "args" not in arguments:
         with pytest.raises(TypeError, match=message):
             book.install(**arguments)
-    assert not any(isinstance(finder, serving._Finder) for finder in sys.meta_path)
+    assert not any(isinstance(other, finder.Finder) for other in sys.meta_path)
 
 
-def test_a_file_that_fails_leaves_our_names(folder, tmp_path, monkeypatch):
+def test_a_file_of_the_readers_that_fails(folder, tmp_path, monkeypatch):
     folder("common/util.py", "assert __file__\ndef pad_image(x): pass\n1 / 0")
     monkeypatch.syspath_prepend(tmp_path)
     book.install()
-    with pytest.warns(RuntimeWarning, match=r"common\.util hands on .* ZeroDivisionError"):
-        util = importlib.import_module("common.util")
-    assert util.smooth_curve is book.smooth_curve
-
-
-@pytest.mark.parametrize(
-    ("addition", "name"),
-    [
-        ("EPS = 3", "EPS"),
-        ("EPS: int = 3", "EPS"),
-        ("low, (EPS, high) = 2, (3, 4)", "EPS"),
-        ("try:\n    EPS = 1 / 0\nexcept ZeroDivisionError:\n    EPS = 3", "EPS"),
-        ("def three(): return 3\nif True:\n    EPS = three()", "EPS"),
-        ("import math\nact = math.tanh", "act"),
-    ],
-)
-def test_a_constant_of_the_readers_own(folder, capfd, addition, name):
-    folder("common/functions.py", f"def relu(x): return 'mine'\nnp = 'mine'\n{addition}\n")
-    script = folder(
-        "a.py",
-        f"from common.functions import *\nfrom common.functions import {name} as named\n"
-        f"print(named is {name}, {name}(0.0) if {name!r} == 'act' else {name}, relu(np.zeros(1)))",
-    )
-    assert book.run_script(script) == 0
-    assert capfd.readouterr().out == f"True {'0.0' if name == 'act' else '3'} [0.]\n"
-
-
-def test_a_file_with_nothing_new_is_not_run(folder, tmp_path, monkeypatch):
-    folder("two_layer_net.py", "import os\n1 / 0\n_x = 3\nclass TwoLayerNet: pass")
-    monkeypatch.syspath_prepend(tmp_path)
-    book.install()
-    assert importlib.import_module("two_layer_net").TwoLayerNet is fastgrad.TwoLayerNet
+    with pytest.raises(ZeroDivisionError):
+        importlib.import_module("common.util")
 
 
 # --- chapter 4's network or chapter 5's
 
-LAYERED = "class TwoLayerNet:\n    def __init__(self):\n        self.lastLayer = None\n"
-PLAIN = "class TwoLayerNet:  # no layers here\n    pass\n"
-
 
 @pytest.mark.parametrize(
-    ("place", "own", "script", "chapter"),
+    ("place", "script", "chapter"),
     [
-        ("ch04", LAYERED, "", 5),  # the reader's file decides before the folder's name does
-        ("ch05", PLAIN, "", 4),
-        ("ch04", None, "", 4),
-        ("ch05", None, "", 5),
-        ("Chapter_5", None, "", 5),
-        ("ch051", None, "", 4),
-        ("notes", None, "", 4),
-        ("notes", None, "print(TwoLayerNet(2, 2, 2).layers)", 5),
-        ("ch05", "this is no Python", "", 4),
+        ("ch04", "", 4),
+        ("ch05", "", 5),
+        ("Chapter_5", "", 5),
+        ("ch051", "", 4),
+        ("notes", "", 4),
+        ("notes", "print(TwoLayerNet(2, 2, 2).layers)", 5),
     ],
 )
-def test_which_two_layer_net(folder, capfd, place, own, script, chapter):
+def test_which_two_layer_net(folder, capfd, place, script, chapter):
     path = folder(f"{place}/train.py", f"from two_layer_net import TwoLayerNet\n{script}")
-    if own is not None:
-        folder(f"{place}/two_layer_net.py", own)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        assert book.run_script(path) == 0
+    assert book.run_script(path) == 0
     assert f"two_layer_net (chapter {chapter}'s)" in capfd.readouterr().err
 
 
@@ -527,14 +486,6 @@ def test_chapter_4_training_gives_the_books_numbers(capfd):
     assert "Warning" not in err
 
 
-def test_chapter_4_keeping_the_readers_network(capfd):
-    # Its numerical gradient reads a live array, and it has no W2.
-    assert run("ch04/train_neuralnet.py", 0, keep=["two_layer_net"]) == 1
-    out, err = capfd.readouterr()
-    assert "own TwoLayerNet" in out
-    assert "served dataset.mnist, common.functions, common.gradient." in err
-
-
 OWN_LOOP = """
 import numpy as np
 
@@ -576,8 +527,8 @@ def test_chapter_4_with_a_network_written_by_hand(folder, capfd, monkeypatch):
 def test_a_notebook_recognises_until_it_is_uninstalled(installed):
     from common.gradient import numerical_gradient
 
-    assert numerical_gradient is recognition.numerical_gradient
-    assert recognition.use(None) is serving._installed.recognition
+    assert numerical_gradient.__module__ == "fastgrad.book.gradients"
+    assert recognition.use(None) is finder._installed.recognition
     book.install(keep=["common.gradient"])
     assert recognition.use(None) is None
     from common.layers import sigmoid  # noqa: F401 - served as before
@@ -596,7 +547,7 @@ def test_chapter_5_gradient_check(capfd):
     lines = out.splitlines()
     assert lines[-1] == "['Affine1', 'Relu1', 'Affine2'] SoftmaxWithLoss"
     differences = [float(line.split(":")[1]) for line in lines[:4]]
-    assert 0 < max(differences) < 1e-9
+    assert 0 < max(differences) < 1e-6  # the book's backward pass leaves out the 1e-7
     assert "two_layer_net (chapter 5's)" in err
 
 
@@ -676,7 +627,9 @@ def test_a_script_leaves_an_installed_notebook_as_it_was(installed, folder, capf
     assert capfd.readouterr().out == "3 mine\n"
     assert not {"helper", "two_layer_net"} & set(sys.modules)
     assert sys.modules["common.functions"] is common.functions
-    assert importlib.import_module("two_layer_net").TwoLayerNet is fastgrad.TwoLayerNet
+    assert (
+        importlib.import_module("two_layer_net").TwoLayerNet.__module__ == "fastgrad.book.networks"
+    )
 
 
 def test_from_the_command_line(tmp_path):
@@ -730,7 +683,9 @@ def test_streams_that_a_script_closes(folder, code, status):
 
 
 def test_compared_with_its_own_way(folder, capfd):
-    folder("common/functions.py", "import time\ntime.sleep(0.5)\ndef relu(x): return max(x, 0)\n")
+    folder(
+        "ch03/common/functions.py", "import time\ntime.sleep(0.5)\ndef relu(x): return max(x, 0)\n"
+    )
     script = folder(
         "ch03/a.py",
         "import os, sys\nsys.path.append(os.pardir)\n"
@@ -741,7 +696,7 @@ def test_compared_with_its_own_way(folder, capfd):
     assert out == "3.0 -x __main__\n"
     took = float(err.split("In its own way it takes ")[1].split()[0])
     assert took >= 0.5
-    assert err.endswith("times faster here.\n")
+    assert " here.\n" in err
 
 
 def test_its_own_way_is_stopped(folder):
@@ -818,496 +773,3 @@ def test_show_passes_without_a_display(folder, tmp_path):
     assert script.exists()
     assert (result.returncode, result.stdout) == (0, "shown\n"), result.stderr
     assert "Warning" not in result.stderr
-
-
-# --- the networks with layers
-
-
-def plain_gradient(params, x, t, activation, decay=0.0):
-    """Loss and gradient in plain NumPy, the small number under the logarithm included."""
-    depth = len(params) // 2
-    values = [x]
-    for n in range(1, depth + 1):
-        a = values[-1] @ params[f"W{n}"] + params[f"b{n}"]
-        if n < depth:
-            a = np.maximum(a, 0) if activation == "relu" else 1 / (1 + np.exp(-a))
-        values.append(a)
-    y = np.exp(values[-1] - values[-1].max(axis=1, keepdims=True))
-    y /= y.sum(axis=1, keepdims=True)
-    picked = y[np.arange(len(x)), t]
-    penalty = decay / 2 * sum(np.sum(params[f"W{n}"] ** 2) for n in range(1, depth + 1))
-    loss = -np.mean(np.log(picked + 1e-7)) + penalty
-    da = (y - np.eye(y.shape[1])[t]) * (picked / (picked + 1e-7))[:, None] / len(x)
-    grads = {}
-    for n in range(depth, 0, -1):
-        grads[f"W{n}"] = values[n - 1].T @ da + decay * params[f"W{n}"]
-        grads[f"b{n}"] = da.sum(axis=0)
-        z = values[n - 1]
-        da = da @ params[f"W{n}"].T * ((z > 0) if activation == "relu" else z * (1 - z))
-    return loss, grads
-
-
-@pytest.fixture(params=["chapter 5", "relu", "sigmoid"])
-def network(request):
-    """A network with layers, its activation, and its weight decay."""
-    np.random.seed(1)
-    if request.param == "chapter 5":
-        return book.LayeredTwoLayerNet(6, 5, 4, 0.5), "relu", 0.0
-    net = book.LayeredMultiLayerNet(6, [5, 3], 4, request.param, 0.7, weight_decay_lambda=0.2)
-    return net, request.param, 0.2
-
-
-@pytest.fixture
-def batch():
-    rng = np.random.default_rng(2)
-    return rng.normal(size=(7, 6)), rng.integers(0, 4, 7)
-
-
-def exchange_a_layer(net):
-    """Put in an equal layer of the book's kind, so that the layers are what is computed with."""
-    name = list(net.layers)[1]
-    net.layers[name] = type(net.layers[name])()
-
-
-@pytest.mark.parametrize("exchanged", [False, True])
-def test_layered_networks_against_numpy(network, batch, exchanged):
-    net, activation, decay = network
-    x, t = batch
-    if exchanged:
-        exchange_a_layer(net)
-        assert net._changed
-    loss, grads = plain_gradient(net.params, x, t, activation, decay)
-    assert net.loss(x, t) == pytest.approx(loss, rel=1e-12)
-    found = net.gradient(x, t)
-    numerical = net.numerical_gradient(x, t)
-    assert list(found) == list(net.params)
-    for name, expected in grads.items():
-        np.testing.assert_allclose(found[name], expected, rtol=1e-10, atol=1e-14)
-        np.testing.assert_allclose(numerical[name], expected, rtol=1e-5, atol=1e-8)
-    for n in range(1, len(net.params) // 2 + 1):
-        np.testing.assert_allclose(
-            net.layers[f"Affine{n}"].dW + (decay * net.params[f"W{n}"] if exchanged else 0),
-            grads[f"W{n}"],
-            rtol=1e-10,
-            atol=1e-14,
-        )
-    assert net.check_gradient(x, t).ok
-
-
-def test_layers_read_the_parameters_also_after_these_are_replaced(network, batch):
-    net, *_ = network
-    x, _ = batch
-
-    def through_the_layers():
-        z = x
-        for layer in net.layers.values():
-            z = layer.forward(z)
-        return z
-
-    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
-    net.params["W1"] = np.ones((6, 5))
-    net.params["b2"][...] = 3
-    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
-    net.layers["Affine2"].W = np.zeros_like(net.params["W2"])
-    assert not net.params["W2"].any()
-    np.testing.assert_allclose(through_the_layers(), net.predict(x), rtol=1e-12)
-
-
-def test_an_exchanged_layer_takes_effect(batch):
-    x, t = batch
-    net = book.LayeredTwoLayerNet(6, 5, 4, 0.5)
-    expected, _ = plain_gradient(net.params, x, t, "sigmoid")
-    net.layers["Relu1"] = layers.Sigmoid()
-    assert net.loss(x, t) == pytest.approx(expected, rel=1e-12)
-    assert 0 <= net.accuracy(x, t) <= 1
-    with pytest.raises(ValueError, match="`layers` must be as they were made"):
-        net.fit(x, t, iterations=1)
-
-
-def test_scores_are_raw_and_images_are_flattened(batch):
-    x, t = batch
-    net = book.LayeredTwoLayerNet(6, 5, 4, 0.5)
-    scores = np.maximum(x @ net.params["W1"], 0) @ net.params["W2"]
-    np.testing.assert_allclose(net.predict(x), scores, rtol=1e-12)
-    np.testing.assert_allclose(net.predict(x.reshape(7, 1, 2, 3)), scores, rtol=1e-12)
-    assert net.loss(x.reshape(7, 1, 2, 3), t) == net.loss(x, t)
-    assert net.accuracy(x, np.eye(4)[t]) == net.accuracy(x, t) == np.mean(scores.argmax(1) == t)
-
-
-def test_the_books_numbers_come_from_its_generator():
-    np.random.seed(5)
-    net = book.LayeredTwoLayerNet(6, 5, 4)
-    np.random.seed(5)
-    assert (net.params["W1"] == 0.01 * np.random.randn(6, 5)).all()
-    assert (net.params["W2"] == 0.01 * np.random.randn(5, 4)).all()
-
-
-def test_copies_pickles_and_files(network, batch, tmp_path):
-    net, *_ = network
-    x, t = batch
-    for other in (
-        copy.deepcopy(net),
-        pickle.loads(pickle.dumps(net)),
-        type(net).load(net.save(tmp_path / "net")),
-    ):
-        assert not other._changed
-        assert other.loss(x, t) == net.loss(x, t)
-        assert isinstance(other.layers, OrderedDict)
-        other.params["W1"] += 1
-        assert other.layers["Affine1"].W is other.params["W1"]
-        assert other.params["W1"] is not net.params["W1"]
-
-
-def test_attributes_of_the_multi_layer_net():
-    net = book.LayeredMultiLayerNet(6, [5, 3], 4, weight_decay_lambda=0.2)
-    assert (net.input_size, net.hidden_size_list, net.output_size) == (6, [5, 3], 4)
-    assert (net.hidden_layer_num, net.weight_decay_lambda) == (2, 0.2)
-    x, t = np.random.default_rng(0).random((5, 6)), np.arange(5) % 4
-    before = net.loss(x, t), net.gradient(x, t)["W1"]
-    net.weight_decay_lambda = 0.4
-    squares = sum(np.sum(net.params[f"W{n}"] ** 2) for n in (1, 2, 3))
-    assert net.loss(x, t) == pytest.approx(before[0] + 0.1 * squares)
-    np.testing.assert_allclose(net.gradient(x, t)["W1"], before[1] + 0.2 * net.params["W1"])
-    with pytest.raises(ValueError, match="weight_decay_lambda"):
-        net.weight_decay_lambda = -0.1
-
-
-LAYERED = {
-    "lastLayer": lambda: book.LayeredTwoLayerNet(6, 5, 4),
-    "last_layer": lambda: book.LayeredMultiLayerNet(6, [5], 4, weight_decay_lambda=0.1),
-}
-
-
-@pytest.mark.parametrize("last", LAYERED)
-@pytest.mark.parametrize("looked_before", [False, True])
-def test_going_back_by_hand_after_the_loss(last, looked_before):
-    net = LAYERED[last]()
-    (first, second), t = np.random.default_rng(0).random((2, 7, 6)), np.arange(7) % 4
-    if looked_before:
-        assert net.layers["Affine1"].x is None
-    net.gradient(first, t)
-    net.loss(second, t)
-    dout = getattr(net, last).backward(1)
-    assert net.layers["Affine1"].x is second
-    for layer in reversed(net.layers.values()):
-        dout = layer.backward(dout)
-    found = {f"{p}{n}": getattr(net.layers[f"Affine{n}"], f"d{p}") for n in (1, 2) for p in "Wb"}
-    for name, array in net.gradient(second, t).items():
-        decay = net._decay * net.params[name] if name.startswith("W") else 0  # not the layers'
-        np.testing.assert_allclose(found[name], array - decay, rtol=1e-12, atol=1e-15)
-
-
-@pytest.mark.parametrize("last", LAYERED)
-def test_layers_hold_the_last_pass_whenever_they_are_asked_for(last):
-    net, t = LAYERED[last](), np.arange(7) % 4
-    first, second, third, fourth = np.random.default_rng(0).random((4, 7, 6))
-    loss = net.loss(first, t)
-    net.predict(second)  # runs the layers, but for the last
-    assert getattr(net, last).loss == pytest.approx(loss - net._weight_decay())
-    assert net.layers["Affine1"].x is second
-    other = pickle.loads(pickle.dumps(net))
-    net.loss(third, t)
-    assert net.layers["Affine1"].x is third
-    assert other.loss(third, t) == pytest.approx(net.loss(third, t), rel=1e-14)
-    other.loss(fourth, t[:, None])
-    assert other.layers["Affine1"].x is fourth
-
-
-@pytest.mark.parametrize("last", LAYERED)
-def test_the_loss_is_the_same_before_and_after_a_look_at_the_layers(last):
-    net, x = LAYERED[last](), np.random.default_rng(0).random((7, 6))
-    for t in (np.arange(7) % 4, np.eye(4)[np.arange(7) % 4]):
-        net = copy.deepcopy(net)
-        before = net.loss(x, t), net.loss(x[0], t[0])
-        assert net.layers
-        assert (net.loss(x, t), net.loss(x[0], t[0])) == pytest.approx(before, rel=1e-14)
-
-
-def test_exchanged_layers_get_what_the_script_gives():
-    class Flatten:
-        def forward(self, x):
-            return x.reshape(len(x), -1)[:, :6]
-
-    net = book.LayeredTwoLayerNet(6, 5, 4)
-    x = np.random.default_rng(0).random((7, 2, 2, 2))
-    want = net.predict(x.reshape(7, 8)[:, :6])
-    net.layers["Flatten"] = Flatten()
-    net.layers.move_to_end("Flatten", last=False)
-    np.testing.assert_array_equal(net.predict(x), want)
-
-
-def test_a_subclass_with_another_predict():
-    class Doubled(book.LayeredTwoLayerNet):
-        def predict(self, x):
-            return 2 * super().predict(x)
-
-    np.random.seed(0)
-    net = Doubled(6, 5, 4)
-    net.params["W1"] *= 100
-    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 4
-    assert net.loss(x, t) == book.softmax_loss(2 * book.LayeredTwoLayerNet.predict(net, x), t)
-    numerical = net.numerical_gradient(x, t, 1e-5)  # 1e-4 is off by up to 1.3e-7
-    plain = book.LayeredTwoLayerNet(6, 5, 4)
-    plain.params = {**net.params, "W2": 2 * net.params["W2"], "b2": 2 * net.params["b2"]}
-    for name, array in plain.gradient(x, t).items():
-        factor = 2 if name.endswith("2") else 1
-        np.testing.assert_allclose(numerical[name], factor * array, atol=1e-7)
-
-
-# --- batch normalisation and dropout
-
-
-class PlainExtend:
-    """Chapter 6's network in NumPy, for the numbers of a seed."""
-
-    def __init__(self, sizes, activation, decay, dropout, normalized):
-        self.sizes, self.activation, self.decay = sizes, activation, decay
-        self.dropout, self.normalized, self.params = dropout, normalized, {}
-        for n, (n_in, n_out) in enumerate(itertools.pairwise(sizes), start=1):
-            self.params[f"W{n}"] = np.sqrt(2 / n_in) * np.random.randn(n_in, n_out)
-            self.params[f"b{n}"] = np.zeros(n_out)
-            if normalized and n < len(sizes) - 1:
-                self.params[f"gamma{n}"], self.params[f"beta{n}"] = np.ones(n_out), np.zeros(n_out)
-        self.moving = {
-            n: (np.zeros(sizes[n]), np.zeros(sizes[n])) for n in range(1, len(sizes) - 1)
-        }
-
-    def predict(self, x, training, masks=None):
-        last = len(self.sizes) - 1
-        for n in range(1, last):
-            x = x @ self.params[f"W{n}"] + self.params[f"b{n}"]
-            if self.normalized:
-                mean, variance = self.moving[n]
-                if training:
-                    mean, variance = x.mean(axis=0), x.var(axis=0)
-                x = (x - mean) / np.sqrt(variance + 1e-6)
-                x = self.params[f"gamma{n}"] * x + self.params[f"beta{n}"]
-            x = np.maximum(x, 0) if self.activation == "relu" else 1 / (1 + np.exp(-x))
-            if self.dropout is not None:
-                if training:
-                    mask = masks[n] if masks else np.random.rand(*x.shape) > self.dropout
-                    x = x * mask
-                else:
-                    x = x * (1 - self.dropout)
-        return x @ self.params[f"W{last}"] + self.params[f"b{last}"]
-
-    def loss(self, x, t, training, masks=None):
-        y = fastgrad.softmax(self.predict(x, training, masks))
-        decay = sum(np.sum(W**2) for name, W in self.params.items() if name[0] == "W")
-        return -np.mean(np.log(y[np.arange(len(x)), t] + 1e-7)) + 0.5 * self.decay * decay
-
-
-EXTENSIONS = [
-    pytest.param(activation, decay, dropout, normalized, id=f"{activation}-{dropout}-{normalized}")
-    for activation, decay in (("relu", 0.0), ("sigmoid", 0.1))
-    for dropout, normalized in ((None, False), (None, True), (0.3, False), (0.3, True))
-]
-
-
-@pytest.mark.parametrize(("activation", "decay", "dropout", "normalized"), EXTENSIONS)
-def test_the_extended_network_gives_the_books_numbers(activation, decay, dropout, normalized):
-    sizes, x = (6, 5, 4, 3), np.random.default_rng(0).random((7, 6))
-    t = np.arange(7) % 3
-    np.random.seed(3)
-    plain = PlainExtend(sizes, activation, decay, dropout, normalized)
-    np.random.seed(3)
-    net = book.MultiLayerNetExtend(
-        6, [5, 4], 3, activation, "relu", decay,
-        use_dropout=dropout is not None, dropout_ration=0.5 if dropout is None else dropout,
-        use_batchnorm=normalized,
-    )  # fmt: skip
-    assert net.params.keys() == plain.params.keys()
-    for n in (1, 2) if normalized else ():
-        net.params[f"gamma{n}"] *= 1.5
-        net.params[f"beta{n}"] += 0.1 * n
-    for name, array in plain.params.items():
-        if name[0] in "Wb" and len(name) == 2:
-            np.testing.assert_array_equal(net.params[name], array)
-    plain.params = net.params  # so that nudges reach both
-    np.random.seed(4)
-    masks = {n: np.random.rand(7, sizes[n]) > (dropout or 0) for n in (1, 2)}
-    np.random.seed(4)
-    assert net.loss(x, t, train_flg=True) == pytest.approx(plain.loss(x, t, True, masks), rel=1e-12)
-    np.random.seed(4)
-    numerical = net.numerical_gradient(x, t)
-    np.random.seed(4)
-    gradient = net.gradient(x, t)
-    assert numerical.keys() == gradient.keys() == net.params.keys()
-    for name in net.params:
-        want = fastgrad.numerical_gradient(
-            lambda _: plain.loss(x, t, True, masks), net.params[name], 1e-4
-        )
-        np.testing.assert_allclose(numerical[name], want, atol=1e-10, err_msg=name)
-        np.testing.assert_allclose(gradient[name], want, atol=2e-7, err_msg=name)
-    if normalized:  # two passes were for training: of the loss and of the gradient
-        for n in (1, 2):
-            layer = net.layers[f"BatchNorm{n}"]
-            plain.moving[n] = layer.running_mean, layer.running_var
-            assert layer.running_mean.any()
-    np.testing.assert_allclose(net.predict(x), plain.predict(x, False), atol=1e-12)
-    np.testing.assert_allclose(net.predict(x[0]), plain.predict(x, False)[0], atol=1e-12)
-    assert net.loss(x, t) == pytest.approx(plain.loss(x, t, False), rel=1e-12)
-    assert net.accuracy(x, t) == np.mean(plain.predict(x, False).argmax(axis=1) == t)
-
-
-def test_numerical_gradient_of_one_sample_and_of_exchanged_layers():
-    """A batch of one has no variance; and a layer of the reader's is run as it is."""
-    net = book.MultiLayerNetExtend(6, [5], 3, use_batchnorm=True)
-    x = np.random.default_rng(0).random((4, 6))
-    found = net.numerical_gradient(x[:1], [2])
-    assert not found["W1"].any()
-    assert found["b2"].any()
-    want = net.numerical_gradient(x, [0, 1, 2, 0])
-    net.layers["Activation_function1"] = layers.Relu()
-    for name, slopes in net.numerical_gradient(x, [0, 1, 2, 0]).items():
-        np.testing.assert_allclose(slopes, want[name], atol=1e-10)
-
-
-def test_the_extended_network_without_extensions_is_the_plain_one():
-    x, t = np.random.default_rng(0).random((7, 6)), np.arange(7) % 3
-    np.random.seed(0)
-    net = book.MultiLayerNetExtend(6, [5, 4], 3, weight_decay_lambda=0.1)
-    np.random.seed(0)
-    plain = book.LayeredMultiLayerNet(6, [5, 4], 3, weight_decay_lambda=0.1)
-    assert not net._changed
-    for method in ("gradient", "numerical_gradient"):
-        want = getattr(plain, method)(x, t)
-        for name, array in getattr(net, method)(x, t).items():
-            np.testing.assert_array_equal(array, want[name])
-    assert net.loss(x, t) == net.loss(x, t, train_flg=True) == plain.loss(x, t)
-    assert net.check_gradient(x, t).ok
-
-
-def test_the_extended_network_refuses_what_does_not_fit(tmp_path):
-    with pytest.raises(ValueError, match="`dropout_ratio` must be from 0 to 1"):
-        book.MultiLayerNetExtend(6, [5], 3, use_dropout=True, dropout_ration=1.5)
-    with pytest.raises(TypeError, match="`use_batchnorm` must be True or False"):
-        book.MultiLayerNetExtend(6, [5], 3, use_batchnorm="yes")
-    net = book.MultiLayerNetExtend(6, [5], 3, use_batchnorm=True)
-    x, t = np.zeros((2, 6)), [0, 1]
-    for call in (net.fit, net.check_gradient, lambda *_: net.save(tmp_path / "net")):
-        with pytest.raises(ValueError, match="without batch normalisation and dropout"):
-            call(x, t)
-    with pytest.raises(ValueError, match=r"`x` must have shape \(N, 6\)"):
-        net.loss(np.zeros((2, 5)), t, train_flg=True)
-    for each in (net, book.MultiLayerNetExtend(6, [5], 3)):
-        with pytest.raises(TypeError, match="`train_flg`"):
-            each.loss(x, t, train_flg="no")
-    net.params["gamma1"] = np.ones(4)
-    with pytest.raises(ValueError, match=r"`params\['gamma1'\]` must have shape \(5,\)"):
-        net.gradient(x, t)
-
-
-def test_trainer(capsys):
-    x, t = np.random.default_rng(0).random((30, 6)), np.arange(30) % 3
-    np.random.seed(0)
-    net = book.LayeredMultiLayerNet(6, [5], 3)
-    trainer = book.Trainer(net, x, t, x[:9], t[:9], 2, 10, "AdaGrad", {"lr": 0.1})
-    trainer.train()
-    printed = capsys.readouterr().out
-    np.random.seed(0)
-    other = book.LayeredMultiLayerNet(6, [5], 3)
-    rule = fastgrad.AdaGrad(0.1)
-    losses, accuracies = [], []
-    for step in range(6):
-        mask = np.random.choice(30, 10)
-        rule.update(other.params, other.gradient(x[mask], t[mask]))
-        losses.append(other.loss(x[mask], t[mask]))
-        if step % 3 == 0:
-            accuracies.append((other.accuracy(x, t), other.accuracy(x[:9], t[:9])))
-    assert trainer.train_loss_list == losses
-    assert list(zip(trainer.train_acc_list, trainer.test_acc_list, strict=True)) == accuracies
-    lines = [f"train loss:{loss}" for loss in losses]
-    for epoch, (train, test) in enumerate(accuracies):
-        lines.insert(
-            4 * epoch + 1, f"=== epoch:{epoch + 1}, train acc:{train}, test acc:{test} ==="
-        )
-    lines += [
-        "=============== Final Test Accuracy ===============",
-        f"test acc:{other.accuracy(x[:9], t[:9])}",
-    ]
-    assert printed.splitlines() == lines
-
-
-def test_trainer_evaluates_each_epoch_of_a_fraction(capsys):
-    x, t = np.zeros((25, 2)), np.zeros(25, int)
-
-    class Net:
-        params, calls = {}, 0
-
-        def gradient(self, x, t):
-            return {}
-
-        def loss(self, x, t):
-            return 0.5
-
-        def accuracy(self, x, t):
-            assert len(x) == 7
-            return 0.25
-
-    trainer = book.Trainer(Net(), x, t, x, t, 4, 10, evaluate_sample_num_per_epoch=7)
-    assert (trainer.iter_per_epoch, trainer.max_iter) == (2.5, 10)
-    for _ in range(10):
-        trainer.train_step()
-    assert capsys.readouterr().out.splitlines() == [
-        line
-        for step in range(10)
-        for line in (
-            "train loss:0.5",
-            *(
-                [f"=== epoch:{1 + step * 2 // 5}, train acc:0.25, test acc:0.25 ==="]
-                if step in (0, 3, 5, 8)
-                else []
-            ),
-        )
-    ]
-    with pytest.raises(ValueError, match="`optimizer` must be one of"):
-        book.Trainer(Net(), x, t, x, t, optimizer="lion")
-
-
-# --- helpers
-
-
-def test_smooth_curve():
-    x = np.random.default_rng(0).normal(size=40)
-    padded = np.r_[x[10:0:-1], x, x[-1:-11:-1]]
-    window = np.kaiser(11, 2)
-    expected = [padded[i : i + 11] @ window / window.sum() for i in range(5, 45)]
-    np.testing.assert_allclose(book.smooth_curve(list(x)), expected, rtol=1e-12)
-    with pytest.raises(ValueError, match=r"N at least 11. Got \(10,\)"):
-        book.smooth_curve(x[:10])
-
-
-def test_shuffle_dataset():
-    x = np.arange(24.0).reshape(6, 1, 2, 2)
-    np.random.seed(0)
-    shuffled, labels = book.shuffle_dataset(x, np.arange(6))
-    np.random.seed(0)
-    order = np.random.permutation(6)
-    assert (labels == order).all()
-    assert (shuffled == x[order]).all()
-    with pytest.raises(ValueError, match=r"`t` must have as many entries as `x`, 6\. Got 5"):
-        book.shuffle_dataset(x, np.arange(5))
-
-
-def test_numerical_gradient_2d_goes_by_rows():
-    x = np.array([[1.0, 2.0], [3.0, 4.0], [0.0, -1.0]])
-    before = x.copy()
-    # The product of a row's entries: f of the whole array would be another number.
-    gradient = book.numerical_gradient_2d(np.prod, x)
-    np.testing.assert_allclose(gradient, x[:, ::-1], atol=1e-9)
-    assert (x == before).all()
-    np.testing.assert_allclose(book.numerical_gradient_2d(np.prod, x[1]), [4, 3], atol=1e-9)
-    assert book.numerical_gradient_2d(np.prod, np.empty((0, 2))).shape == (0, 2)
-
-
-@pytest.mark.parametrize("form", [np.int64, list, np.array])
-def test_numerical_gradient_with_an_exchanged_layer_and_odd_parameters(form, batch):
-    x, t = batch
-    net = book.LayeredTwoLayerNet(x.shape[1], 5, 4, 0.5)
-    net.layers["Relu1"] = layers.Relu()
-    held = net.params["b1"] = form(np.zeros(5))
-    want, got = net.gradient(x, t)["b1"], net.numerical_gradient(x, t)["b1"]
-    assert np.abs(want).max() > 0
-    np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-8)
-    assert net.params["b1"] is held

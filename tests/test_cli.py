@@ -10,6 +10,7 @@ import sys
 
 import numpy as np
 import pytest
+from processes import environment_of
 
 import fastgrad
 from fastgrad import cli, commands, optimizers
@@ -133,7 +134,8 @@ def test_plot_without_matplotlib_is_refused_at_once(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("command", ["exercise", "train", "warmup", "run"])
-def test_a_first_line_before_the_imports(command):
+def test_a_first_line_before_the_imports(command, tmp_path):
+    (tmp_path / "a.py").write_text("import numpy")
     code = (
         "import sys\n"
         "sys.modules['numpy'] = sys.modules['numba'] = None  # importing them raises\n"
@@ -141,8 +143,9 @@ def test_a_first_line_before_the_imports(command):
         f"cli.main([{command!r}, *{['a.py'] * (command == 'run')}])\n"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, encoding="utf-8", check=False
-    )
+        [sys.executable, "-c", code],
+        cwd=tmp_path, env=environment_of(), capture_output=True, encoding="utf-8", check=False,
+    )  # fmt: skip
     assert "ModuleNotFoundError" in result.stderr
     if command == "run":  # stdout belongs to the script
         assert result.stderr.startswith("fastgrad: running a.py\n")

@@ -15,7 +15,7 @@ SOURCES = sorted(PACKAGE.rglob("*.py"))
 
 #: Imports run downwards, or along a floor. `fastgrad` itself stands on top.
 FLOORS = {
-    5: ["__main__", "cli", "commands"],
+    5: ["__main__", "cli", "commands", "run"],
     4: ["book", "plots", "textbook", "warmup"],
     3: ["api", "networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",

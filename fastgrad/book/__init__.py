@@ -1,11 +1,11 @@
 """The module names of *Deep Learning from Scratch*, served by fastgrad.
 
 A script or a notebook of the book's chapters 2 to 8 imports ``common.functions``,
-``dataset.mnist`` or ``two_layer_net``. After `install` those names lead here, also where files of
-these names lie about; `run_script` does that for one script. Everything else still comes from the
-book's own folder, and a served module also hands on the functions, classes and constants that only
-the book's own file defines. A network that the reader wrote is recognised by `numerical_gradient`
-as ``common.gradient`` serves it, see `fastgrad.book.recognition`; `report` tells.
+``dataset.mnist`` or ``two_layer_net``. After `install` those that are missing are served; in those
+that the reader has, each definition that is the book's gives way to a faster one, and everything
+else is the reader's. `run_script` does that for one script. A network that the reader wrote is
+recognised by `numerical_gradient` as ``common.gradient`` serves it, see
+`fastgrad.book.recognition`; `report` tells.
 
 Examples
 --------
@@ -17,21 +17,43 @@ array([0.01821127, 0.24519181, 0.73659691])
 >>> fastgrad.book.uninstall()
 """
 
-from fastgrad.book.contents import SERVED
-from fastgrad.book.convnets import DeepConvNet, SimpleConvNet
-from fastgrad.book.functions import (
-    numerical_gradient_2d,
-    shuffle_dataset,
-    smooth_curve,
-    softmax_loss,
-)
-from fastgrad.book.networks import (
-    LayeredMultiLayerNet,
-    LayeredTwoLayerNet,
-    MultiLayerNetExtend,
-)
-from fastgrad.book.serving import install, report, run_script, uninstall
-from fastgrad.book.training import Trainer
+import importlib
+from typing import TYPE_CHECKING
+
+from fastgrad.book.finder import install, report, uninstall
+from fastgrad.book.modules import SERVED
+from fastgrad.book.script import run_script
+
+# The rest needs NumPy or Numba, which a script that is run may not need.
+_PLACES = {
+    "DeepConvNet": "convnets",
+    "LayeredMultiLayerNet": "networks",
+    "LayeredTwoLayerNet": "networks",
+    "MultiLayerNetExtend": "networks",
+    "SimpleConvNet": "convnets",
+    "Trainer": "training",
+    "numerical_gradient_2d": "gradients",
+    "shuffle_dataset": "functions",
+    "smooth_curve": "functions",
+    "softmax_loss": "functions",
+}
+if TYPE_CHECKING:
+    from fastgrad.book.convnets import DeepConvNet, SimpleConvNet
+    from fastgrad.book.functions import shuffle_dataset, smooth_curve, softmax_loss
+    from fastgrad.book.gradients import numerical_gradient_2d
+    from fastgrad.book.networks import (
+        LayeredMultiLayerNet,
+        LayeredTwoLayerNet,
+        MultiLayerNetExtend,
+    )
+    from fastgrad.book.training import Trainer
+else:
+
+    def __getattr__(name):
+        if name not in _PLACES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+
 
 __all__ = [
     "SERVED",

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Timing", "lines_timed", "run_own_way", "verdict"]
+__all__ = ["Timing", "lines_timed", "run_own_way", "time_limit", "verdict"]
 
 #: How a script is run in its own way: plain Python, whose clock starts when NumPy is there.
 _OWN_WAY = """
@@ -48,6 +48,21 @@ class Timing(NamedTuple):
     status: int | None
 
 
+def time_limit(seconds: Any) -> float:
+    """Return how long the script's own way may take, checked.
+
+    Raises
+    ------
+    TypeError
+        If it is no number.
+    ValueError
+        If it is not above 0.
+    """
+    from fastgrad.arrays import step_size  # which needs NumPy
+
+    return step_size(seconds, "compare")
+
+
 @contextlib.contextmanager
 def lines_timed(wanted: bool) -> Iterator[list[float]]:
     """Note down when each line is written to stdout, if that is wanted."""
@@ -75,13 +90,12 @@ class _Clocked:
 
 
 def run_own_way(script: Path, args: Sequence[str], limit: float) -> Timing:
-    """Run a script in plain Python, in its own folder, without windows, for `limit` seconds.
+    """Run a script in plain Python, without windows, for `limit` seconds.
 
     Its output is not shown.
     """
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", _OWN_WAY, str(script), *args],
-        cwd=script.parent,
         env={**os.environ, "MPLBACKEND": "Agg"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,

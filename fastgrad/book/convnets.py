@@ -14,19 +14,43 @@ from numpy.typing import ArrayLike
 from fastgrad import convolution, gradients, layers, optimizers
 from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
-from fastgrad.book.networks import BoundAffine, Parameter
+from fastgrad.book.layers import SoftmaxWithLoss
 from fastgrad.gradients import GradientCheck, compare_gradients
 from fastgrad.networks import has_own
 from fastgrad.training import History, progress_bar
 
-__all__ = ["DeepConvNet", "SimpleConvNet"]
+__all__ = ["BookDeepConvNet", "BookSimpleConvNet", "DeepConvNet", "SimpleConvNet"]
+
+
+class _Parameter:
+    """An attribute of a layer that is a network's parameter, also after that is replaced."""
+
+    def __init__(self, prefix: str) -> None:
+        self._prefix = prefix
+
+    def __get__(self, layer: Any, owner: type | None = None) -> Any:
+        return layer._network.params[self._prefix + layer._number]
+
+    def __set__(self, layer: Any, value: Any) -> None:
+        layer._network.params[self._prefix + layer._number] = value
+
+
+class _BoundAffine(layers.Affine):
+    """An affine layer whose W and b are a network's parameters."""
+
+    W = _Parameter("W")
+    b = _Parameter("b")
+
+    def __init__(self, network: Any, number: int) -> None:
+        self._network, self._number = network, str(number)
+        super().__init__(self.W, self.b)
 
 
 class _BoundConvolution(convolution.Convolution):
     """A convolution whose W and b are a network's parameters."""
 
-    W = Parameter("W")
-    b = Parameter("b")
+    W = _Parameter("W")
+    b = _Parameter("b")
 
     def __init__(self, network: Any, number: int, param: Mapping[str, int]) -> None:
         self._network, self._number = network, str(number)
@@ -104,11 +128,11 @@ class _ConvolutionalNet:
         for number, W in enumerate(arrays, 1):
             self.params[f"W{number}"] = W
             self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
-        self.last_layer = layers.SoftmaxWithLoss()
+        self.last_layer: Any = layers.SoftmaxWithLoss()
 
     def __repr__(self) -> str:
         """Return the kinds of the layers and the number of parameters, in a line."""
-        kinds = " ".join(type(layer).__name__.removeprefix("_Bound").removeprefix("Bound")
+        kinds = " ".join(type(layer).__name__.removeprefix("_Bound")
                          for layer in self._all_layers())  # fmt: skip
         total = sum(np.size(array) for array in self.params.values())
         return f"{type(self).__name__} {kinds}: {total:,} parameters"
@@ -567,9 +591,9 @@ class SimpleConvNet(_ConvolutionalNet):
             Conv1=_BoundConvolution(self, 1, param),
             Relu1=layers.Relu(),
             Pool1=convolution.Pooling(2, 2, 2),
-            Affine1=BoundAffine(self, 2),
+            Affine1=_BoundAffine(self, 2),
             Relu2=layers.Relu(),
-            Affine2=BoundAffine(self, 3),
+            Affine2=_BoundAffine(self, 3),
         )
 
 
@@ -662,5 +686,48 @@ class DeepConvNet(_ConvolutionalNet):
             self.layers.append(layers.Relu())
             if number % 2 == 0:
                 self.layers.append(convolution.Pooling(2, 2, 2))
-        self.layers += [BoundAffine(self, 7), layers.Relu(), layers.Dropout(0.5)]
-        self.layers += [BoundAffine(self, 8), layers.Dropout(0.5)]
+        self.layers += [_BoundAffine(self, 7), layers.Relu(), layers.Dropout(0.5)]
+        self.layers += [_BoundAffine(self, 8), layers.Dropout(0.5)]
+
+
+class _AsInTheBook(_ConvolutionalNet):
+    """What the networks above do otherwise in the book, as its modules hand them on."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.last_layer = SoftmaxWithLoss()
+        # The book's layers hold the arrays themselves: what is put in their place has no effect.
+        if isinstance(self.layers, dict):
+            self.layers.update((name, _unbound(layer)) for name, layer in self.layers.items())
+        else:
+            self.layers = [_unbound(layer) for layer in self.layers]
+
+    def accuracy(self, x: Any, t: Any, batch_size: int = 100) -> Any:
+        """Return the share of images whose class is found, those beyond full batches left out."""
+        labels = t if t.ndim == 1 else np.argmax(t, axis=1)
+        hits = 0.0
+        for begin in range(0, int(x.shape[0] / batch_size) * batch_size, batch_size):
+            y = self.predict(x[begin : begin + batch_size])
+            hits += np.sum(np.argmax(y, axis=1) == labels[begin : begin + batch_size])
+        return hits / x.shape[0]
+
+    def load_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
+        """Read `params` from a file of `save_params`, and hand them to the layers."""
+        super().load_params(file_name)
+        for number, layer in enumerate((a for a in self._all_layers() if hasattr(a, "W")), 1):
+            layer.W, layer.b = self.params[f"W{number}"], self.params[f"b{number}"]
+
+
+def _unbound(layer: Any) -> Any:
+    """Return a layer that holds its parameters itself."""
+    if isinstance(layer, _BoundConvolution):
+        return convolution.Convolution(layer.W, layer.b, layer.stride, layer.pad)
+    return layers.Affine(layer.W, layer.b) if isinstance(layer, _BoundAffine) else layer
+
+
+class BookSimpleConvNet(_AsInTheBook, SimpleConvNet):
+    """`SimpleConvNet` with the book's numbers."""
+
+
+class BookDeepConvNet(_AsInTheBook, DeepConvNet):
+    """`DeepConvNet` with the book's numbers."""

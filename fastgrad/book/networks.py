@@ -1,4 +1,11 @@
-"""The book's networks of layer objects: chapter 5's ``TwoLayerNet`` and chapter 6's."""
+"""The book's networks as its modules hand them on, compiled where that gives the book's numbers.
+
+Each is the book's class by its own formulas in NumPy. What takes time, `loss`, `accuracy`,
+`gradient` and `numerical_gradient`, is computed by a compiled network as long as everything is as
+in the book's scripts: float64 parameters of the shapes that they were made with, samples in rows,
+one-hot targets or labels, layers and methods as they came. Everything else goes by the formulas,
+and so prints what it prints in plain Python.
+"""
 
 from __future__ import annotations
 
@@ -7,32 +14,176 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
-from fastgrad import functions, layers, networks, threads
-from fastgrad.arrays import (
-    FloatArray,
-    IntArray,
-    flag,
-    real_array,
-    real_number,
-    samples,
-    step_size,
-)
+from fastgrad import gradients, networks, threads
+from fastgrad import layers as compiled_layers
+from fastgrad.arrays import FloatArray, IntArray, step_size
+from fastgrad.book import layers
+from fastgrad.book.functions import cross_entropy_error, sigmoid, sigmoid_grad, softmax
 from fastgrad.kernels import central_difference_layers
 
-__all__ = ["LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
+__all__ = ["BookTwoLayerNet", "LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
 
 
-class _Layered(networks.Network):
+class _Book(networks.Network):
+    """What the book's networks have in common."""
+
+    def _pair(self) -> None:
+        """Make the network whose gradient is (y - t) / N at the last layer, as the book's is.
+
+        That is the derivative of the loss without the small number under its logarithm.
+        """
+        self._exact = networks.MultiLayerNet(
+            self._sizes[0], self._sizes[1:-1], self._sizes[-1], self._activation, 0,
+            self._decay, delta=0, rng=0,
+        )  # fmt: skip
+
+    def _is_usual(self, x: Any, t: Any = None) -> bool:
+        """Return whether the compiled network computes what the book's formulas compute."""
+        params, shapes = self.params, self._shapes
+        return (
+            type(x) is np.ndarray
+            and x.ndim == 2
+            and x.shape[1] == self._sizes[0]
+            and len(x) > 0
+            and x.dtype.char in "dfB"
+            and params.keys() == shapes.keys()
+            and all(_is_usual_array(params[name], shapes[name]) for name in shapes)
+            and (t is None or _is_usual_target(t, len(x), self._sizes[-1]))
+            and not networks.has_own(self, "predict", "loss")
+        )
+
+    def _share_of_hits(self, x: Any, y: Any, t: Any) -> Any:
+        """Return the accuracy of scores against labels."""
+        return np.sum(np.argmax(y, axis=1) == t) / float(x.shape[0])
+
+    def _exact_gradient(self, x: Any, t: Any) -> dict[str, FloatArray]:
+        self._exact.params = {name: self.params[name] for name in self._shapes}
+        return self._exact.gradient(x, t)
+
+    def numerical_gradient(self, x: Any, t: Any, h: float = 1e-4) -> dict[str, FloatArray]:
+        """Compute the central difference of `loss` by every parameter.
+
+        Parameters
+        ----------
+        x : ndarray, shape (N, D)
+            Samples.
+        t : ndarray
+            Targets, as `loss` takes them.
+        h : float, optional
+            The step.
+
+        Returns
+        -------
+        dict of ndarray
+            Like `params`.
+        """
+        if self._is_usual(x, t):
+            return super().numerical_gradient(x, t, h)
+        return {
+            name: gradients.numerical_gradient(lambda _: self._training_loss(x, t), array, h)
+            for name, array in self._in_the_books_order()
+        }
+
+    def _in_the_books_order(self) -> list[tuple[str, Any]]:
+        """Return the parameters in the order in which gradients are returned."""
+        return list(self.params.items())
+
+
+def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:
+    """Return whether a parameter is as it was made."""
+    return (
+        type(array) is np.ndarray
+        and array.dtype == np.float64
+        and array.shape == shape
+        and bool(array.flags.carray)
+    )
+
+
+def _is_usual_target(t: Any, n: int, classes: int) -> bool:
+    """Return whether targets are labels, or one-hot."""
+    if type(t) is not np.ndarray or t.dtype.kind not in "iuf":
+        return False
+    if t.shape == (n,):
+        return bool(t.dtype.kind != "f" and classes > 1 and t.min() >= 0 and t.max() < classes)
+    if t.shape != (n, classes):
+        return False
+    return bool(((t == 0) | (t == 1)).all() and (t.sum(axis=1) == 1).all())
+
+
+class BookTwoLayerNet(_Book, networks.TwoLayerNet):
+    """Chapter 4's ``TwoLayerNet``: sigmoid, and probabilities from `predict`.
+
+    Parameters
+    ----------
+    input_size, hidden_size, output_size : int
+        Units of each layer.
+    weight_init_std : float, optional
+        Standard deviation of the initial weights, drawn from NumPy's global legacy generator.
+
+    Attributes
+    ----------
+    params : dict of ndarray
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,). Edits and replaced arrays take effect.
+
+    Notes
+    -----
+    Section 4.5.1 of the book.
+
+    Examples
+    --------
+    >>> BookTwoLayerNet(4, 3, 2).predict(np.zeros((1, 4))).shape
+    (1, 2)
+    """
+
+    def __init__(
+        self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
+    ) -> None:
+        super().__init__(input_size, hidden_size, output_size, weight_init_std)
+        self._pair()
+
+    def _forward(self, x: Any) -> tuple[Any, Any, Any]:
+        """Return what a pass leaves: the hidden layer's inputs and outputs, and probabilities."""
+        a1 = np.dot(x, self.params["W1"]) + self.params["b1"]
+        z1 = sigmoid(a1)
+        return a1, z1, softmax(np.dot(z1, self.params["W2"]) + self.params["b2"])
+
+    def predict(self, x: Any) -> Any:
+        """Return the probabilities of the classes."""
+        return super().predict(x) if self._is_usual(x) else self._forward(x)[2]
+
+    def loss(self, x: Any, t: Any) -> Any:
+        """Return the mean cross entropy."""
+        if self._is_usual(x, t):
+            return super().loss(x, t)
+        return cross_entropy_error(self.predict(x), t)
+
+    def accuracy(self, x: Any, t: Any) -> Any:
+        """Return the share of samples whose class is found; targets are one-hot."""
+        return self._share_of_hits(x, self.predict(x), np.argmax(t, axis=1))
+
+    def gradient(self, x: Any, t: Any) -> dict[str, Any]:
+        """Compute the gradient by backpropagation; targets are one-hot, as in the book."""
+        if np.ndim(t) == 2 and self._is_usual(x, t):
+            return self._exact_gradient(x, t)
+        a1, z1, y = self._forward(x)
+        dy = (y - t) / x.shape[0]
+        da1 = sigmoid_grad(a1) * np.dot(dy, self.params["W2"].T)
+        return {
+            "W2": np.dot(z1.T, dy),
+            "b2": np.sum(dy, axis=0),
+            "W1": np.dot(x.T, da1),
+            "b1": np.sum(da1, axis=0),
+        }
+
+
+class _Layered(_Book):
     """A network with the book's layer objects, compiled for as long as they are left as they are.
 
-    ``layers`` holds `Affine` and activation layers that read the network's own parameters. As in
-    the book `predict` runs them. `loss` does so only from when a script has first asked for them;
-    then they first run on the last batch, with the parameters as they are by then, so that they
-    hold what a pass leaves in them.
-    Gradients do not run them, unless a script has exchanged, added or removed a layer or overridden
-    `predict` or `loss`: then all methods do as the book's do, and are no faster.
+    As in the book the layers hold the arrays that were in ``params`` when they were made, and
+    `predict` runs them. `loss` does so only from when a script has first asked for them; then they
+    first run on the last batch, with the parameters as they are by then, so that they hold what a
+    pass leaves in them.
     """
 
     _predicts_probabilities: ClassVar[bool] = False
@@ -42,15 +193,17 @@ class _Layered(networks.Network):
     def _finish(self) -> None:
         self._layers: OrderedDict[str, Any] = OrderedDict()
         for number in range(1, len(self._sizes)):
-            self._layers[f"Affine{number}"] = BoundAffine(self, number)
+            affine = layers.Affine(self.params[f"W{number}"], self.params[f"b{number}"])
+            self._layers[f"Affine{number}"] = affine
             if number < len(self._sizes) - 1:
                 self._add_hidden_layers(number)
         self._last_layer: Any = layers.SoftmaxWithLoss()
         self._own_layers = self._all_layers()
-        #: Whether a script has asked for the layers, and may look at what a pass leaves in them.
+        #: Whether a script has asked for the layers, and may see what a pass leaves in them.
         self._shown = False
         #: Samples and targets of a pass that the layers have not seen.
         self._batch: tuple[Any, Any] | None = None
+        self._pair()
 
     @property
     def layers(self) -> OrderedDict[str, Any]:
@@ -76,10 +229,6 @@ class _Layered(networks.Network):
 
     def _show(self) -> None:
         self._shown = True
-        self._catch_up()
-
-    def _catch_up(self) -> None:
-        """Have the layers run on the last batch, if they have not seen it."""
         if self._batch is not None:
             batch, self._batch = self._batch, None
             self._loss_of_layers(*batch)
@@ -92,177 +241,83 @@ class _Layered(networks.Network):
     def _all_layers(self) -> list[Any]:
         return [*self._layers.values(), self._last_layer]
 
-    @property
-    def _exchanged(self) -> bool:
-        return self._all_layers() != self._own_layers
+    def _is_usual(self, x: Any, t: Any = None) -> bool:
+        return (
+            super()._is_usual(x, t)
+            and self._all_layers() == self._own_layers
+            and all(self.params[name] is array for name, array in self._layers_arrays())
+        )
 
-    @property
-    def _changed(self) -> bool:
-        return networks.has_own(self, "predict", "loss") or self._exchanged
+    def _layers_arrays(self) -> list[tuple[str, Any]]:
+        """Return the arrays that the layers hold, by the names of the parameters."""
+        found = []
+        for n in range(1, len(self._sizes)):
+            affine = self._layers[f"Affine{n}"]
+            found += [(f"W{n}", affine.W), (f"b{n}", affine.b)]
+        return found
 
-    def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
-        """Return samples, labels and soft targets; images of any shape are flattened."""
-        return super().checked_batch(_flattened(x), t)
-
-    def predict(self, x: ArrayLike) -> FloatArray:
-        """Compute the raw scores of the last layer.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, ...) or (D,)
-            Samples.
-
-        Returns
-        -------
-        ndarray, shape (N, C) or (C,)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` or `params` does not fit.
-        """
-        self._catch_up()
-        if not self._exchanged:  # what other layers take is not known
-            self.checked_params()
-            rows, single = samples(_flattened(x), "x", self._sizes[0], self._dtype)
-            x = rows[0] if single else rows
+    def predict(self, x: Any) -> Any:
+        """Return the raw scores of the last layer."""
+        self._batch = None
         for layer in self._layers.values():
             x = layer.forward(x)
-        return np.asarray(x)
+        return x
 
-    def loss(self, x: ArrayLike, t: ArrayLike) -> float:
-        """Compute the loss, as `fastgrad.TwoLayerNet.loss` does."""
-        if self._shown or self._changed:
+    def loss(self, x: Any, t: Any) -> Any:
+        """Return the mean cross entropy, with weight decay."""
+        if self._shown or not self._is_usual(x, t):
             return self._loss_of_layers(x, t)
         loss = super().loss(x, t)
         self._batch = x, t
         return loss
 
-    def _loss_of_layers(self, x: ArrayLike, t: ArrayLike) -> float:
-        """Compute the loss as the book does, by running the layers."""
-        return np.float64(self._last_layer.forward(self.predict(x), t) + self._weight_decay())
+    def _loss_of_layers(self, x: Any, t: Any) -> Any:
+        """Return the loss as the book does, by running the layers."""
+        return self._last_layer.forward(self.predict(x), t) + self._weight_decay()
 
-    def accuracy(self, x: ArrayLike, t: ArrayLike) -> float:
-        """Compute the share of samples whose largest score is that of the target's class.
+    def _weight_decay(self) -> Any:
+        weights = (self.params[f"W{n}"] for n in range(1, len(self._sizes)) if self._decay)
+        return sum(0.5 * self._decay * np.sum(W**2) for W in weights)
 
-        Parameters
-        ----------
-        x : array_like, shape (N, ...) or (D,)
-            Samples.
-        t : array_like
-            Labels (N,), or one-hot or soft targets (N, C), of which the largest counts.
-
-        Returns
-        -------
-        float
-            From 0 to 1.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x`, `t` or `params` does not fit.
-        """
-        if self._changed:
-            return super().accuracy(x, t)
-        xs, labels, soft = self.checked_batch(x, t)
-        wanted = labels if labels.size else soft.argmax(axis=1)
-        return float(np.mean(self._scores(xs).argmax(axis=1) == wanted))
+    def accuracy(self, x: Any, t: Any) -> Any:
+        """Return the share of samples whose class is found."""
+        y = self._scores(x) if not self._shown and self._is_usual(x) else self.predict(x)
+        return self._share_of_hits(x, y, t if t.ndim == 1 else np.argmax(t, axis=1))
 
     def _scores(self, x: Any) -> FloatArray:
         """Return what `predict` does, without running the layers."""
-        return super().predict(x)
+        return networks.Network.predict(self, x)
 
-    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+    def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too."""
-        if self._changed:
+        if self._shown or not self._is_usual(x, t):
             return self._backpropagate(x, t)
-        grads = super().gradient(x, t)
-        if not self._shown:
-            self._batch = x, t
+        grads = self._exact_gradient(x, t)
+        self._batch = x, t
         for n in range(1, len(self._sizes)):
-            affine = self._layers[f"Affine{n}"]
-            affine.dW, affine.db = grads[f"W{n}"], grads[f"b{n}"]
+            affine, dW = self._layers[f"Affine{n}"], grads[f"W{n}"]
+            affine.dW = dW - self._decay * affine.W if self._decay else dW
+            affine.db = grads[f"b{n}"]
         return grads
-
-    def _backpropagate(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
-        """Compute the gradient as the book does, by running the layers forward and backward."""
-        self._training_loss(x, t)
-        dout = self._last_layer.backward(1)
-        bottom, *above = self._layers.values()
-        for layer in reversed(above):
-            dout = layer.backward(dout)
-        if type(bottom) is BoundAffine:  # nobody asks for the gradient by the samples
-            bottom.dW, bottom.db = functions.affine_weights_backward(dout, bottom.x)
-        else:
-            bottom.backward(dout)
-        grads = {}
-        for n in range(1, len(self._sizes)):
-            affine = self._layers[f"Affine{n}"]
-            grads[f"W{n}"] = affine.dW
-            if self._decay:
-                grads[f"W{n}"] = affine.dW + self._decay * np.asarray(self.params[f"W{n}"])
-            grads[f"b{n}"] = affine.db
-        return grads
-
-    def numerical_gradient(
-        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
-    ) -> dict[str, FloatArray]:
-        """Compute the central difference of `loss` by every parameter."""
-        if not self._changed:
-            return super().numerical_gradient(x, t, h)
-        return {name: self._difference(name, x, t, h) for name in self.params}
-
-    def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
-        if not self._changed:
-            return super()._kinks(x, t, h)
-        # Where exchanged layers have their kinks is not known.
-        return {name: np.zeros(np.shape(array), bool) for name, array in self.params.items()}
 
     def fit(self, *args: Any, **options: Any) -> Any:
         """Train, as `fastgrad.TwoLayerNet.fit` does; only with the layers that came with it."""
-        if self._changed:
+        if self._all_layers() != self._own_layers:
             raise ValueError("`layers` must be as they were made for `fit`. Got other layers.")
         return super().fit(*args, **options)
 
-
-def _flattened(x: Any) -> Any:
-    """Return images as rows, anything else as it is."""
-    return real_array(x, "x").reshape(len(x), -1) if np.ndim(x) > 2 and len(x) else x
-
-
-class Parameter:
-    """An attribute of a layer that is a network's parameter, also after that is replaced."""
-
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
-
-    def __get__(self, layer: Any, owner: type | None = None) -> Any:
-        return layer._network.params[self._prefix + layer._number]
-
-    def __set__(self, layer: Any, value: Any) -> None:
-        layer._network.params[self._prefix + layer._number] = value
-
-
-class BoundAffine(layers.Affine):
-    """An affine layer whose W and b are a network's parameters."""
-
-    W = Parameter("W")
-    b = Parameter("b")
-
-    def __init__(self, network: Any, number: int) -> None:
-        self._network, self._number = network, str(number)
-        super().__init__(self.W, self.b)
-
-
-class _BoundNormalization(layers.BatchNormalization):
-    """Batch normalisation whose gamma and beta are a network's parameters."""
-
-    gamma = Parameter("gamma")
-    beta = Parameter("beta")
-
-    def __init__(self, network: networks.Network, number: int) -> None:
-        self._network, self._number = network, str(number)
-        super().__init__(self.gamma, self.beta)
+    def _backpropagate(self, x: Any, t: Any) -> dict[str, Any]:
+        """Compute the gradient as the book does, by running the layers forward and backward."""
+        self._training_loss(x, t)
+        dout = self._last_layer.backward(1)
+        for layer in reversed(self._layers.values()):
+            dout = layer.backward(dout)
+        grads = {}
+        for n in range(1, len(self._sizes)):
+            affine = self._layers[f"Affine{n}"]
+            grads[f"W{n}"] = affine.dW + self._decay * affine.W if self._decay else affine.dW
+            grads[f"b{n}"] = affine.db
+        return grads
 
 
 class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
@@ -278,17 +333,10 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
     Attributes
     ----------
     params : dict of ndarray
-        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,). Edits and replaced arrays take effect.
+        W1 (D, H), b1 (H,), W2 (H, C), b2 (C,).
     layers : OrderedDict
-        Affine1, Relu1 and Affine2. They read `params`, and hold what the last pass left in them.
-        `gradient` runs them only after one of them has been exchanged; it sets their dW and db
-        either way.
+        Affine1, Relu1 and Affine2.
     lastLayer : SoftmaxWithLoss
-
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
 
     Notes
     -----
@@ -316,12 +364,7 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
 
     Parameters
     ----------
-    input_size : int
-    hidden_size_list : sequence of int
-    output_size : int
-    activation : {"relu", "sigmoid"}, optional
-    weight_init_std : {"relu", "he", "sigmoid", "xavier"} or float, optional
-    weight_decay_lambda : float, optional
+    input_size, hidden_size_list, output_size, activation, weight_init_std, weight_decay_lambda
         As for `fastgrad.MultiLayerNet`.
 
     Attributes
@@ -329,10 +372,12 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
     params : dict of ndarray
         W1, b1, W2, b2, ..
     layers : OrderedDict
-        Affine1, Activation_function1, Affine2, .. They read `params`, and hold what the last pass
-        left in them. `gradient` runs them only after one of them has been exchanged; it sets their
-        dW and db either way.
+        Affine1, Activation_function1, Affine2, ..
     last_layer : SoftmaxWithLoss
+    input_size, output_size, hidden_layer_num : int
+    hidden_size_list : list of int
+    weight_decay_lambda : float
+        Changes of it take effect.
 
     Raises
     ------
@@ -362,34 +407,15 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
         weight_decay_lambda: float = 0,
     ) -> None:
         super().__init__(
-            input_size,
-            hidden_size_list,
-            output_size,
-            activation,
-            weight_init_std,
+            input_size, hidden_size_list, output_size, activation, weight_init_std,
             weight_decay_lambda,
-        )
+        )  # fmt: skip
         self._finish()
 
-    @property
-    def input_size(self) -> int:
-        """Units of the input."""
-        return self._sizes[0]
-
-    @property
-    def output_size(self) -> int:
-        """Number of classes."""
-        return self._sizes[-1]
-
-    @property
-    def hidden_size_list(self) -> list[int]:
-        """Units of each hidden layer."""
-        return list(self._sizes[1:-1])
-
-    @property
-    def hidden_layer_num(self) -> int:
-        """Number of hidden layers."""
-        return len(self._sizes) - 2
+    def _finish(self) -> None:
+        self.input_size, *self.hidden_size_list, self.output_size = self._sizes
+        self.hidden_layer_num = len(self.hidden_size_list)
+        super()._finish()
 
     @property
     def weight_decay_lambda(self) -> float:
@@ -398,8 +424,9 @@ class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
 
     @weight_decay_lambda.setter
     def weight_decay_lambda(self, value: float) -> None:
-        self._decay = real_number(value, "weight_decay_lambda", minimum=0)
+        self._decay = value
         self._idle = []  # made for the old one
+        self._pair()
 
 
 class MultiLayerNetExtend(LayeredMultiLayerNet):
@@ -407,26 +434,21 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
 
     Parameters
     ----------
-    input_size : int
-    hidden_size_list : sequence of int
-    output_size : int
-    activation : {"relu", "sigmoid"}, optional
-    weight_init_std : {"relu", "he", "sigmoid", "xavier"} or float, optional
-    weight_decay_lambda : float, optional
+    input_size, hidden_size_list, output_size, activation, weight_init_std, weight_decay_lambda
         As for `fastgrad.MultiLayerNet`.
     use_dropout : bool, optional
-        Whether a `fastgrad.Dropout` layer follows each hidden activation.
+        Whether a dropout layer follows each hidden activation.
     dropout_ration : float, optional
         Its ratio; spelled as in the book.
     use_batchnorm : bool, optional
-        Whether a `fastgrad.BatchNormalization` layer precedes each hidden activation.
+        Whether batch normalisation precedes each hidden activation.
 
     Attributes
     ----------
     params : dict of ndarray
         W1, b1, W2, b2, ..; gamma1, beta1, .. with batch normalisation.
     layers : OrderedDict
-        Affine1, BatchNorm1, Activation_function1, Dropout1, Affine2, .. They read `params`.
+        Affine1, BatchNorm1, Activation_function1, Dropout1, Affine2, ..
     last_layer : SoftmaxWithLoss
 
     Raises
@@ -439,12 +461,8 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
     Chapter 6 of the book. Gradients are those of a training pass; `predict`, `loss` and `accuracy`
     are for testing unless ``train_flg`` says otherwise. At test time batch normalisation and
     dropout only shift and scale, so they are multiplied into the weights of a plain compiled
-    network.
-
-    Where the book's class falls short: its ``numerical_gradient`` draws new dropout masks in each
-    evaluation of the loss, so that it is a gradient of nothing; here they are drawn once, as
-    `gradient` draws them. Nor do thousands of evaluations pass for batches here: the moving
-    averages stay as they are.
+    network. With batch normalisation and without dropout the numerical gradient is compiled. It
+    leaves the moving averages as they are; the book's evaluations of the loss pass for batches.
 
     Examples
     --------
@@ -465,111 +483,77 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         dropout_ration: float = 0.5,
         use_batchnorm: bool = False,
     ) -> None:
-        self.use_dropout = flag(use_dropout, "use_dropout")
-        self.use_batchnorm = flag(use_batchnorm, "use_batchnorm")
-        self._ratio = layers.Dropout(dropout_ration).dropout_ratio
+        self.use_dropout = use_dropout
+        self.use_batchnorm = use_batchnorm
+        self._ratio = dropout_ration
         super().__init__(
-            input_size,
-            hidden_size_list,
-            output_size,
-            activation,
-            weight_init_std,
+            input_size, hidden_size_list, output_size, activation, weight_init_std,
             weight_decay_lambda,
-        )
+        )  # fmt: skip
         #: Without batch normalisation, dropout and weight decay: what is left of it at test time.
         self._plain = networks.MultiLayerNet(
-            input_size, self.hidden_size_list, output_size, self._activation, 0, rng=0
+            input_size, hidden_size_list, output_size, self._activation, 0, rng=0
         )
 
     @property
     def _extended(self) -> bool:
-        return self.use_dropout or self.use_batchnorm
+        return bool(self.use_dropout or self.use_batchnorm)
 
     def _add_hidden_layers(self, number: int) -> None:
         if self.use_batchnorm:
             units = self._sizes[number]
-            for name, values in (("gamma", np.ones(units)), ("beta", np.zeros(units))):
-                self.params[f"{name}{number}"] = values
-                self._shapes[f"{name}{number}"] = values.shape
-            self._layers[f"BatchNorm{number}"] = _BoundNormalization(self, number)
+            gamma, beta = np.ones(units), np.zeros(units)
+            self.params[f"gamma{number}"], self.params[f"beta{number}"] = gamma, beta
+            self._shapes[f"gamma{number}"] = self._shapes[f"beta{number}"] = (units,)
+            batch_norm = compiled_layers.BatchNormalization(gamma, beta)
+            self._layers[f"BatchNorm{number}"] = batch_norm
         super()._add_hidden_layers(number)
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
-    def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
-        """Compute the raw scores of the last layer.
+    def _lend(self) -> Any:
+        if self._extended:
+            raise ValueError("The network must be without batch normalisation and dropout.")
+        return super()._lend()
 
-        Parameters
-        ----------
-        x : array_like, shape (N, ...) or (D,)
-            Samples.
-        train_flg : bool, optional
-            Whether this pass is for training.
+    def _layers_arrays(self) -> list[tuple[str, Any]]:
+        found = super()._layers_arrays()
+        for n in range(1, len(self._sizes) - 1) if self.use_batchnorm else ():
+            batch_norm = self._layers[f"BatchNorm{n}"]
+            found += [(f"gamma{n}", batch_norm.gamma), (f"beta{n}", batch_norm.beta)]
+        return found
 
-        Returns
-        -------
-        ndarray, shape (N, C) or (C,)
+    def _in_the_books_order(self) -> list[tuple[str, Any]]:
+        numbers = range(1, len(self._sizes))
+        names = [f"{kind}{n}" for n in numbers for kind in ("W", "b", "gamma", "beta")]
+        return [(name, self.params[name]) for name in names if name in self._shapes]
 
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` or `params` does not fit.
-        """
-        training = flag(train_flg, "train_flg")
+    def predict(self, x: Any, train_flg: bool = False) -> Any:
+        """Return the raw scores of the last layer, of a pass for training or for testing."""
         if not self._extended:
             return super().predict(x)
-        if not training and not self._exchanged:
+        if not train_flg and not self._shown and self._is_usual(x):
             return self._scores(x)
-        single = False
-        if not self._exchanged:
-            self.checked_params()
-            x, single = samples(_flattened(x), "x", self._sizes[0], None)
         for name, layer in self._layers.items():
             if "Dropout" in name or "BatchNorm" in name:
-                x = layer.forward(x, training)
+                x = layer.forward(x, bool(train_flg))
             else:
                 x = layer.forward(x)
-        return np.asarray(x)[0] if single else np.asarray(x)
+        return x
 
-    def loss(self, x: ArrayLike, t: ArrayLike, train_flg: bool = False) -> float:
-        """Compute the loss, with weight decay.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, ...) or (D,)
-            Samples.
-        t : array_like
-            Labels (N,), or one-hot or soft targets (N, C).
-        train_flg : bool, optional
-            Whether this pass is for training.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x`, `t` or `params` does not fit.
-        """
-        training = flag(train_flg, "train_flg")
+    def loss(self, x: Any, t: Any, train_flg: bool = False) -> Any:
+        """Return the mean cross entropy, with weight decay."""
         if not self._extended:
             return super().loss(x, t)
-        if not training and not self._changed:
-            return self._at_test_time().loss(_flattened(x), t) + self._weight_decay()
-        scores = self.predict(x, training)
-        return float(self._last_layer.forward(scores, t) + self._weight_decay())
+        scores = self.predict(x, train_flg)
+        return self._last_layer.forward(scores, t) + self._weight_decay()
 
-    def _training_loss(self, x: ArrayLike, t: ArrayLike) -> float:
+    def _training_loss(self, x: Any, t: Any) -> Any:
         return self.loss(x, t, train_flg=True)
 
     def _scores(self, x: Any) -> FloatArray:
         if not self._extended:
             return super()._scores(x)
-        return self._at_test_time().predict(_flattened(x))
-
-    def _at_test_time(self) -> networks.MultiLayerNet:
-        """Return the plain network that this one is at test time."""
         params = self.checked_params()
         for n in range(1, len(self._sizes)):
             W, b = params[f"W{n}"], params[f"b{n}"]
@@ -579,28 +563,48 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
                 scale, shift = self._layers[f"BatchNorm{n}"].at_test_time(len(b))
                 W, b = W * scale, b * scale + shift
             self._plain.params[f"W{n}"], self._plain.params[f"b{n}"] = W, b
-        return self._plain
+        return self._plain.predict(x)
 
-    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
+    def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient of a training pass's loss by backpropagation."""
         if not self._extended:
             return super().gradient(x, t)
         grads = self._backpropagate(x, t)
-        if self.use_batchnorm:
-            for n in range(1, len(self._sizes) - 1):
-                layer = self._layers[f"BatchNorm{n}"]
-                grads[f"gamma{n}"], grads[f"beta{n}"] = layer.dgamma, layer.dbeta
-        return grads
+        for n in range(1, len(self._sizes) - 1) if self.use_batchnorm else ():
+            layer = self._layers[f"BatchNorm{n}"]
+            grads[f"gamma{n}"], grads[f"beta{n}"] = layer.dgamma, layer.dbeta
+        return {name: grads[name] for name, _ in self._in_the_books_order()}
 
-    def numerical_gradient(
-        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
-    ) -> dict[str, FloatArray]:
+    def numerical_gradient(self, x: Any, t: Any, h: float = 1e-4) -> dict[str, FloatArray]:
         """Compute the central difference of a training pass's loss by every parameter.
 
-        Only what a nudge can change is evaluated, see `fastgrad.kernels.central_difference_layers`.
+        Parameters
+        ----------
+        x : ndarray, shape (N, D)
+            Samples.
+        t : ndarray
+            Targets, as `loss` takes them.
+        h : float, optional
+            The step.
+
+        Returns
+        -------
+        dict of ndarray
+            Like `params`.
+
+        Notes
+        -----
+        Only what a nudge can change is evaluated, see
+        `fastgrad.kernels.central_difference_layers`. With dropout, which draws another mask in
+        every evaluation, all is.
         """
-        if not self._extended or self._changed:
+        if not self._extended:
             return super().numerical_gradient(x, t, h)
+        if self.use_dropout or not self._is_usual(x, t):
+            return {
+                name: gradients.numerical_gradient(lambda _: self._training_loss(x, t), array, h)
+                for name, array in self._in_the_books_order()
+            }
         h = step_size(h)
         xs, labels, soft = self.checked_batch(x, t)
         if labels.size:
@@ -608,14 +612,10 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         flat, at, names = self._in_one_piece()
         n_layers, width = len(at), max(self._sizes[1:])
         kept = np.ones((n_layers - 1, width, len(xs)))
-        if self.use_dropout:  # as the layers draw them
-            for n, size in enumerate(self._sizes[1:-1]):
-                ratio = self._layers[f"Dropout{n + 1}"].dropout_ratio
-                kept[n, :size] = (np.random.rand(len(xs), size) > ratio).T  # noqa: NPY002
         activities = np.zeros((2, n_layers, width, len(xs)))
         net = central_difference_layers.Layers(
-            flat, at, np.array(self._sizes), self.use_batchnorm, self._activation == "relu",
-            layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
+            flat, at, np.array(self._sizes), True, self._activation == "relu",
+            compiled_layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
             np.ascontiguousarray(xs.T, self._dtype), *activities,
         )  # fmt: skip
         chunks = threads.chunks(flat.size, 1)
@@ -628,7 +628,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             found[name] = part.reshape(self._shapes[name])
             if name.startswith("W") and self._decay:  # ½λ((W + h)² - (W - h)²) / 2h
                 found[name] = found[name] + self._decay * np.asarray(self.params[name])
-        return {name: found[name] for name in self.params}
+        return {name: found[name] for name, _ in self._in_the_books_order()}
 
     def _in_one_piece(self) -> tuple[FloatArray, IntArray, dict[str, int]]:
         """Return all parameters, where those of each layer begin, and where each one does."""
@@ -644,24 +644,3 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
                     parts.append(params[name].reshape(-1))
                     start += parts[-1].size
         return np.concatenate(parts), at, names
-
-    def fit(self, *args: Any, **options: Any) -> Any:
-        """Train, as `fastgrad.MultiLayerNet.fit` does; without batch normalisation and dropout."""
-        self._refuse_if_extended("fit")
-        return super().fit(*args, **options)
-
-    def check_gradient(self, *args: Any, **options: Any) -> Any:
-        """Compare gradients, as `fastgrad.MultiLayerNet.check_gradient` does; as `fit`."""
-        self._refuse_if_extended("check_gradient")
-        return super().check_gradient(*args, **options)
-
-    def save(self, *args: Any, **options: Any) -> Any:
-        """Save the network, as `fastgrad.MultiLayerNet.save` does; as `fit`."""
-        self._refuse_if_extended("save")
-        return super().save(*args, **options)
-
-    def _refuse_if_extended(self, method: str) -> None:
-        if self._extended:
-            raise ValueError(
-                f"`{method}` must be called on a network without batch normalisation and dropout."
-            )

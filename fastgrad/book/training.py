@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 
 from fastgrad import optimizers
-from fastgrad.arrays import flag, one_of, whole_number
 
 __all__ = ["Trainer"]
 
@@ -44,16 +43,11 @@ class Trainer:
     iter_per_epoch : float
         Not a whole number where the samples do not fill the last batch.
 
-    Raises
-    ------
-    TypeError, ValueError
-        If an argument does not fit.
-
     Notes
     -----
     Batches are drawn with replacement from NumPy's global legacy generator, so that a seed gives
-    the book's numbers. Where an epoch is no whole number of iterations, the book's evaluates the
-    accuracies once in many epochs; here it is done in each.
+    the book's numbers. As in the book, accuracies are evaluated where a whole number of iterations
+    ends an epoch: with 60,000 samples and batches of 128 once in 8 epochs.
 
     Examples
     --------
@@ -82,17 +76,13 @@ class Trainer:
         verbose: bool = True,
     ) -> None:
         self.network = network
-        self.verbose = flag(verbose, "verbose")
-        self.x_train, self.t_train = np.asarray(x_train), np.asarray(t_train)
-        self.x_test, self.t_test = np.asarray(x_test), np.asarray(t_test)
-        self.epochs = whole_number(epochs, "epochs", minimum=0)
-        self.batch_size = whole_number(mini_batch_size, "mini_batch_size", minimum=1)
-        if evaluate_sample_num_per_epoch is not None:
-            whole_number(evaluate_sample_num_per_epoch, "evaluate_sample_num_per_epoch", minimum=1)
+        self.verbose = verbose
+        self.x_train, self.t_train = x_train, t_train
+        self.x_test, self.t_test = x_test, t_test
+        self.epochs = epochs
+        self.batch_size = mini_batch_size
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
-        name = optimizer.lower() if isinstance(optimizer, str) else optimizer
-        kind = optimizers.BY_NAME[one_of(name, "optimizer", tuple(optimizers.BY_NAME))]
-        self.optimizer = kind(**optimizer_param)
+        self.optimizer = optimizers.BY_NAME[optimizer.lower()](**optimizer_param)
         self.train_size = self.x_train.shape[0]
         self.iter_per_epoch = max(self.train_size / self.batch_size, 1)
         self.max_iter = int(self.epochs * self.iter_per_epoch)
@@ -111,7 +101,7 @@ class Trainer:
         self.train_loss_list.append(loss)
         if self.verbose:
             print(f"train loss:{loss}")
-        if self.current_iter >= self.current_epoch * self.iter_per_epoch:
+        if self.current_iter % self.iter_per_epoch == 0:
             self.current_epoch += 1
             n = self.evaluate_sample_num_per_epoch  # None: all of them
             train_acc = self.network.accuracy(self.x_train[:n], self.t_train[:n])

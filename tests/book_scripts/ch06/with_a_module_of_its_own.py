@@ -5,6 +5,7 @@ sys.path.append(os.pardir)
 import numpy as np
 from dataset.mnist import load_mnist
 from common.layers import *
+from common.extra import Doubling
 from common.multi_layer_net import MultiLayerNet
 from common.pace import Halving
 from common.trainer import Trainer

@@ -1,0 +1,399 @@
+"""Finding and loading the book's modules, those that the reader has and those that are missing."""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import importlib
+import importlib.abc
+import importlib.machinery
+import os
+import re
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fastgrad.book import source
+from fastgrad.book.modules import CONTENTS, SERVED, TWO_LAYER_NETS, found
+
+__all__ = ["Finder", "install", "kept", "made_here", "renamed", "report", "strings", "uninstall"]
+
+
+class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Finds the book's modules, and all others of the reader's.
+
+    A file of the reader's is loaded by its source code, and what in it is the book's gives way to
+    fastgrad's, see `fastgrad.book.own_files`. What is missing is served as a whole.
+
+    Parameters
+    ----------
+    keep : frozenset of str
+        Served names to leave to the book's own files.
+    renamed : dict of str to str
+        Modules of the reader's, by the book's names for what is in them.
+    script : Path, optional
+        The script that is run.
+    """
+
+    def __init__(
+        self,
+        keep: frozenset[str] = frozenset(),
+        renamed: Mapping[str, str] = types.MappingProxyType({}),
+        script: Path | None = None,
+    ) -> None:
+        self.keep = keep
+        self.renamed = dict(renamed)
+        self.script = script
+        #: Packages that need no folder: those around the modules that are asked for.
+        self.packages = {"common", "dataset"}
+        for name in (*renamed, *_imported_inside_packages(script)):
+            self.packages.update(_packages_around(name))
+        #: What has been imported, with a remark in brackets where there is one.
+        self.served: list[str] = []
+        #: A line for each file with definitions of the book's names that are the reader's own.
+        self.own: list[str] = []
+        #: What recognises the reader's networks, once ``common.gradient`` is served.
+        self.recognition: Any = None
+        #: What is done to a module of a library when a script has imported it.
+        self.afterwards: dict[str, Callable[[types.ModuleType], None]] = {}
+
+    def lines(self) -> list[str]:
+        """Return what there is to say at the end of a run."""
+        found = [f"fastgrad served {', '.join(self.served) or 'no module'}.", *self.own]
+        if self.recognition is not None:
+            # The reader may have left anything where the networks' parameters were.
+            with contextlib.suppress(Exception):
+                found += self.recognition.report()
+        return found
+
+    def find_spec(
+        self,
+        fullname: str,
+        path: Sequence[str] | None,
+        target: types.ModuleType | None = None,
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a module of the reader's, one that is served, or a package around one."""
+        if path is None and fullname in sys.stdlib_module_names:
+            return None
+        if path and source.is_installed(path) and fullname not in self.afterwards:
+            return None
+        title = self._title(fullname, path)
+        spec = self._found_on_the_path(fullname, path)
+        if spec is not None:
+            return self._with_our_loader(spec, title)
+        if title is not None and title not in self.keep:
+            spec = importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
+            spec.loader_state = title
+            return spec
+        if fullname in self.packages or _may_hold_the_book(fullname, path):
+            return importlib.machinery.ModuleSpec(
+                fullname, self, origin="fastgrad", is_package=True
+            )
+        return None
+
+    def _title(self, fullname: str, path: Sequence[str] | None) -> str | None:
+        """Return the book's name for a module, if it has one."""
+        if fullname in self.renamed:
+            return self.renamed[fullname]
+        if fullname in CONTENTS:
+            return fullname
+        parts = fullname.split(".")
+        title = ".".join(parts[-2:])
+        return title if path is not None and len(parts) > 2 and title in CONTENTS else None
+
+    def _found_on_the_path(
+        self, fullname: str, path: Sequence[str] | None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find a module as Python does, also in a package that was served without its folder."""
+        package = fullname.rpartition(".")[0]
+        if package in self.packages and not path:
+            path = [os.path.join(place, *package.split(".")) for place in sys.path]
+        return importlib.machinery.PathFinder.find_spec(fullname, path)
+
+    def _with_our_loader(
+        self, spec: importlib.machinery.ModuleSpec, title: str | None
+    ) -> importlib.machinery.ModuleSpec:
+        """Have a module loaded by its source code if it is the reader's."""
+        if type(spec.loader) is importlib.machinery.SourceFileLoader and spec.origin is not None:
+            if spec.name in self.afterwards:
+                spec.loader = _LibraryLoader(spec.name, spec.origin)
+                spec.loader.finder = self
+            elif source.is_installed([spec.origin]):
+                pass
+            elif title is not None and title not in self.keep:
+                spec.loader = _OwnFileLoader(spec.name, spec.origin)
+                spec.loader.finder, spec.loader.title = self, title
+            elif self._lies_beside_the_script(spec.origin):
+                spec.loader = source.SourceLoader(spec.name, spec.origin)
+        return spec
+
+    def _lies_beside_the_script(self, file: str) -> bool:
+        return self.script is not None and Path(file).is_relative_to(self.script.parent.parent)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
+        """Leave the making of the module object to Python."""
+        return None
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Fill a module that the reader does not have."""
+        assert module.__spec__ is not None
+        title = module.__spec__.loader_state
+        if title is None:
+            module.__doc__ = f"The package {module.__name__}, found without its folder."
+            return
+        remark, contents = "", CONTENTS[title]
+        if title == "two_layer_net":
+            chapter = self._chapter()
+            remark, contents = f" (chapter {chapter}'s)", TWO_LAYER_NETS[chapter]
+        module.__doc__ = f"{title} of the book, served by fastgrad."
+        module.__dict__.update({name: found(name, place) for name, place in contents.items()})
+        self._note(module.__name__, title, remark)
+
+    def adopt(self, module: types.ModuleType, title: str, file: str) -> None:
+        """Serve in a module of the reader's what is the book's."""
+        from fastgrad.book import own_files  # which needs NumPy
+
+        served, own = own_files.adopt(module, title, file)
+        if served:
+            self._note(module.__name__, title, "")
+        if own:
+            place = module.__name__.replace(".", "/") + ".py"
+            self.own.append(f"{place}: your own {_listed(own)}")
+
+    def _note(self, name: str, title: str, remark: str) -> None:
+        """Note a module that has been served, and recognise networks from when that can be."""
+        self.served.append(name + (f" (as {title})" if title != name else "") + remark)
+        served_gradient = "fastgrad.book.gradients" in sys.modules
+        if served_gradient and self.recognition is None and "common.gradient" not in self.keep:
+            from fastgrad.book import recognition
+
+            self.recognition = recognition.Recognition()
+            self._before = recognition.use(self.recognition)
+
+    def stop(self) -> None:
+        """End the recognition of networks."""
+        if self.recognition is not None:
+            from fastgrad.book import recognition
+
+            recognition.use(self._before)
+
+    def _chapter(self) -> int:
+        """Return which chapter's ``two_layer_net`` is meant where there is no such file.
+
+        By the name of the folder, or by whether the script uses layers.
+        """
+        folder = self.script.parent if self.script is not None else Path.cwd()
+        match = re.search(r"ch(?:ap(?:ter)?)?[-_ ]?0?([45])(?!\d)", folder.name.lower())
+        if match:
+            return int(match[1])
+        tree = _tree(self.script)
+        return 5 if tree is not None and source.mentions_layers(tree) else 4
+
+
+class _OwnFileLoader(source.SourceLoader):
+    """Loads a file of the reader's that has one of the book's names."""
+
+    finder: Finder
+    title: str
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run the file, and serve what in it is the book's."""
+        super().exec_module(module)
+        self.finder.adopt(module, self.title, self.path)
+
+
+class _LibraryLoader(importlib.machinery.SourceFileLoader):
+    """Loads a library's module to which something is done afterwards."""
+
+    finder: Finder
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """Run the file, and do it."""
+        super().exec_module(module)
+        self.finder.afterwards[module.__name__](module)
+
+
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a list in words."""
+    *most, last = names
+    return f"{', '.join(most)} and {last}" if most else last
+
+
+def _tree(script: Path | None) -> ast.Module | None:
+    """Return the syntax tree of a script, if it can be read."""
+    if script is None:
+        return None
+    try:
+        return source.tree_of(script.read_bytes(), str(script))
+    except (OSError, SyntaxError, ValueError):
+        return None
+
+
+def _packages_around(name: str) -> Iterator[str]:
+    """Yield the packages that a module lies in, the outermost first."""
+    parts = name.split(".")
+    return (".".join(parts[:depth]) for depth in range(1, len(parts)))
+
+
+def _may_hold_the_book(fullname: str, path: Sequence[str] | None) -> bool:
+    """Return whether a package within one of the reader's has the name of one of the book's."""
+    return path is not None and fullname.rpartition(".")[2] in ("common", "dataset")
+
+
+def _imported_inside_packages(script: Path | None) -> Iterator[str]:
+    """Yield modules of the book's names that a script imports from some package.
+
+    The package may be missing: a submodule that was never fetched.
+    """
+    tree = _tree(script)
+    for node in ast.walk(tree) if tree is not None else ():
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
+        else:
+            continue
+        yield from (name for name in names if ".".join(name.split(".")[-2:]) in CONTENTS)
+
+
+_installed: Finder | None = None
+
+
+def install(
+    keep: Sequence[str] = (), serve: Mapping[str, str] = types.MappingProxyType({})
+) -> None:
+    """Serve the book's module names in this process, from the next ``import`` on.
+
+    For notebooks; `run_script` does it for a script. Modules of these names that have been
+    imported already are forgotten, names taken from them are not: begin with it.
+
+    Parameters
+    ----------
+    keep : sequence of str, optional
+        Names, such as ``"common.layers"`` or ``"common"``, that stay the book's own.
+    serve : dict of str to str, optional
+        Modules of other names to serve as well, with the book's names for what is in them:
+        ``{"lib.two_layer_net": "two_layer_net"}``. The book's names inside a package, such as
+        ``examples.common.gradient``, are served without being told.
+
+    Raises
+    ------
+    TypeError
+        If `keep` is no sequence of str, a single str included, or `serve` no dict of str to str.
+    ValueError
+        If fastgrad does not serve a name of `keep` anyway, or has no module of a name in `serve`.
+
+    Examples
+    --------
+    >>> install(serve={"ch4.functions": "common.gradient"})
+    >>> from ch4.functions import numerical_gradient
+    >>> numerical_gradient(lambda x: x[0]**2 + x[1]**2, np.array([3.0, 4.0])).round(8)
+    array([6., 8.])
+    >>> uninstall()
+    """
+    global _installed
+    finder = Finder(kept(keep), renamed(serve))
+    uninstall()
+    _forget(finder)
+    _installed = finder
+    sys.meta_path.insert(0, finder)
+
+
+def uninstall() -> None:
+    """Undo `install`: the next ``import`` finds the book's own files again, if there are any.
+
+    Examples
+    --------
+    >>> install()
+    >>> uninstall()
+    >>> import common.functions
+    Traceback (most recent call last):
+    ModuleNotFoundError: No module named 'common'
+    """
+    global _installed
+    if _installed is not None:
+        sys.meta_path.remove(_installed)
+        _installed.stop()
+        finder, _installed = _installed, None
+        _forget(finder)
+
+
+def report() -> str:
+    """Say what has been served since `install`, and which networks were recognised.
+
+    Returns
+    -------
+    str
+        A line each; for a function with a network that was left to the loop the line says why.
+
+    Raises
+    ------
+    RuntimeError
+        If nothing is installed.
+
+    Examples
+    --------
+    >>> install()
+    >>> import common.gradient
+    >>> report()
+    'fastgrad served common.gradient.'
+    >>> uninstall()
+    """
+    if _installed is None:
+        raise RuntimeError("`report` needs `install` first.")
+    return "\n".join(_installed.lines())
+
+
+def strings(value: Sequence[str], name: str) -> list[str]:
+    """Return a sequence of str as a list. A string would pass as one of its letters."""
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        strings = list(value)
+        if all(isinstance(string, str) for string in strings):
+            return strings
+    raise TypeError(f"`{name}` must be a sequence of str, such as a list. Got {value!r}.")
+
+
+def kept(keep: Sequence[str]) -> frozenset[str]:
+    """Return the served names that `keep` names, itself or by their package."""
+    kept: set[str] = set()
+    for name in strings(keep, "keep"):
+        found = {served for served in SERVED if served == name or served.startswith(f"{name}.")}
+        if not found:
+            raise ValueError(f"`keep` must name modules among {', '.join(SERVED)}. Got {name!r}.")
+        kept |= found
+    return frozenset(kept)
+
+
+def renamed(serve: Mapping[str, str]) -> dict[str, str]:
+    """Return the modules of other names, and what they are in the book."""
+    if not isinstance(serve, Mapping) or not all(
+        isinstance(text, str) for pair in serve.items() for text in pair
+    ):
+        raise TypeError(f"`serve` must be a dict of str to str. Got {serve!r}.")
+    for name, title in serve.items():
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise ValueError(f"`serve` must have names of modules as keys. Got {name!r}.")
+        if title not in CONTENTS:
+            raise ValueError(
+                f"`serve` must give modules among {', '.join(SERVED)}. Got {title!r} for {name!r}."
+            )
+    return dict(serve)
+
+
+def _forget(finder: Finder) -> None:
+    """Drop the served modules from the modules known to Python."""
+    for name, module in list(sys.modules.items()):
+        served = made_here(module)
+        if not served and name not in SERVED and name not in finder.renamed:
+            continue  # also somebody's own package around them
+        del sys.modules[name]
+        package, _, attribute = name.rpartition(".")
+        if getattr(sys.modules.get(package), attribute, None) is module:
+            delattr(sys.modules[package], attribute)
+
+
+def made_here(module: types.ModuleType) -> bool:
+    """Return whether a module is served, or a package found without its folder."""
+    return isinstance(getattr(getattr(module, "__spec__", None), "loader", None), Finder)
