@@ -1,33 +1,31 @@
 """Recognition of a network that the reader wrote, and its numerical gradient, compiled.
 
 The book's exercise calls ``numerical_gradient(loss_W, self.params["W1"])`` with a closure such as
-``lambda W: self.loss(x, t)`` over a class that the reader typed. What such a function computes
-cannot be read from it, but it can be *tried*:
+``lambda W: self.loss(x, t)`` over a class that the reader typed. If reading its code shows that it
+does nothing but return a number (`fastgrad.numdiff.reading`), it may be evaluated where we like:
 
-1. Among what the function can reach (its closure, its arguments' defaults, the globals that it
-   names, and the attributes of these) find the dict that holds the very array to be nudged, beside
-   W1, b1, W2, b2, .. whose shapes chain, and the arrays that can be a batch and its targets.
-2. Every `Hypothesis` about activation and loss predicts a number, by a compiled network. Those that
-   agree with the function to rounding, at the present parameters and at points far from them,
-   where every parameter has been moved, are kept.
-3. The compiled network's central differences then stand for those of the function. In every call
-   the function is evaluated again, at the present parameters and at both nudged points of two
-   entries, one of them the entry with the largest slope.
+1. Among the arrays that the function can reach, find those whose shapes chain to a fully connected
+   network W1, b1, W2, b2, .., the array to be nudged among them, and those that can be a batch and
+   its targets.
+2. Every `Hypothesis` about activation and loss predicts a number. One that agrees with the function
+   at the present parameters and at points far from them, where all parameters have been moved, is
+   kept; what is left over may be weight decay.
+3. In *every* call the function is evaluated at x and at two points where every entry of x is moved,
+   by h/2 to h, once this way and once the other way. It must be the compiled network's loss there,
+   to rounding: an entry that does not count, or counts on one side only, shows. Then the compiled
+   network's central differences are the function's.
 
-Whatever disagrees, raises, prints, keeps a record or draws random numbers is left to the loop for
-good. Every parameter is put back to the last bit, also after Ctrl-C.
+What does not agree is left to the loop. Parameters are put back to the last bit, also after Ctrl-C;
+no lock is held while the reader's code runs.
 """
 
 from __future__ import annotations
 
 import functools
 import itertools
-import random
-import sys
 import threading
 import time
 import types
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -36,26 +34,30 @@ import numpy as np
 
 from fastgrad import gradients, networks
 from fastgrad.arrays import FloatArray
-from fastgrad.book import closures
-from fastgrad.evaluation import one_number
 from fastgrad.functions import DELTA
+from fastgrad.numdiff import reading
 
 __all__ = ["Recognition", "numerical_gradient", "use"]
 
-#: How far a loss may be from the predicted one, relative to it, and as much for a loss near zero:
-#: at the present point, where rounding errors of a trained network may have grown, and at far
-#: points, which are chosen so that they do not grow.
+#: How far a loss may be from the predicted one when a network is looked for, relative to it, and as
+#: much for a loss near zero: at the present point, where rounding errors of a trained network may
+#: have grown, and at far points, which are chosen so that they do not grow.
 _HERE, _FAR = 1e-9, 1e-11
+#: How far it may be in every call, in units of the rounding error of loss and scores.
+_ROUNDINGS = 64
 #: Standard deviations of the first layer's inputs at the far points, in turn: at the first neither
 #: sigmoid nor softmax is saturated, at the others more and more of both.
 _SPREADS = (1.0, 8.0, 30.0)
 #: The inputs of a layer's units that are met there, together, at least; but no more points than
 #: that. A small network needs more points, for it to meet every part of its activation's curve.
 _INPUTS, _POINTS = 600, 24
-#: Pairs of arrays that are tried as batch and targets, and functions that are remembered.
-_PAIRS, _MEMORY = 12, 8
-#: The loop is left alone where it is cheap: an array of fewer entries than this is no reason to try
-#: anything, and trials may take this part of the time that the loop takes. No processor multiplies
+#: Arrays among which a batch is looked for, chains of parameters for each batch and in all,
+#: functions that are remembered, and vain searches for one of them.
+_ARRAYS, _CHAINS, _TRIED, _MEMORY, _VAIN = 100, 8, 60, 16, 3
+#: Arrays that are tried for a place in a chain.
+_STEPS = 2000
+#: The loop is left alone where it is cheap: an array of fewer entries than this is no reason to
+#: search, and a search may take this part of the time that the loop takes. No processor multiplies
 #: more than this many numbers in a second, so f cannot have looked at a batch that asks for it.
 _FEW, _SHARE, _FASTEST = 50, 0.25, 2e12
 
@@ -87,19 +89,16 @@ def numerical_gradient(f: Any, x: Any, h: Any = 1e-4, **options: Any) -> Any:
 
     Notes
     -----
-    If f is the loss of a fully connected network whose parameters lie in a dict W1, b1, W2, b2, ..
-    (two layers or more, float64, sigmoid or ReLU) and x is one of them, then the central
-    differences of the *compiled* network are returned. What is **evaluated** is f itself, in every
-    call at the present parameters and at both nudged points of two entries of x, and once at three
-    points or more where all parameters have been moved; each time it must agree with the compiled
-    network to rounding.
-    What is **inferred** is that it agrees at the other nudged points as well. The loss may be the
-    mean or the sum over the batch of −Σ t log(y + delta), delta being 1e-7 or 0 and t labels,
-    one-hot or soft targets, or the largest of them as in the book. A function that does not agree,
-    raises, prints, changes a parameter, draws random numbers or keeps a record (counts its calls,
-    say, or notes its values) is evaluated at every point. So is one of few parameters, where that
-    takes no time, and everything if ``common.gradient`` is kept (``run --keep common.gradient``).
-    What f writes to a file or into an array is not noticed, and happens fewer times.
+    If f is the loss of a fully connected network (two layers or more, float64, sigmoid or ReLU) and
+    x is one of its parameters, then the central differences of the *compiled* network are returned.
+    The parameters may lie in a dict, in lists, in attributes or in layers. The loss may be the mean
+    or the sum over the batch of −Σ t log(y + delta), delta being 1e-7 or 0 and t labels, one-hot or
+    soft targets, or the largest of them as in the book, plus a weight decay ½ λ Σ W² of any λ.
+    What is **evaluated** is f itself, in every call at x and at two points where every entry of x
+    has been moved by h/2 to h, in opposite directions; it must agree with the compiled network to
+    rounding. What is **inferred** is that it agrees at the loop's points as well.
+    A function is evaluated at every point if its code might do anything besides returning a number
+    (`fastgrad.numdiff.reading`), if it does not agree, or if x is small.
 
     Examples
     --------
@@ -122,153 +121,61 @@ class Hypothesis(NamedTuple):
     largest: bool
     #: Whether the loss is the sum over the batch, not the mean.
     summed: bool
+    #: λ of the weight decay ½ λ Σ W².
+    decay: float = 0.0
 
     def __str__(self) -> str:
         """Describe it for the line at the end of a run."""
         over = "summed" if self.summed else "averaged"
-        return f"{self.activation}, cross entropy {over} over the batch"
+        decay = f", weight decay {self.decay:g}" if self.decay else ""
+        return f"{self.activation}, cross entropy {over} over the batch{decay}"
+
+    def loss(self, scores: FloatArray, arrays: Sequence[FloatArray], batch: _Batch) -> float:
+        """Return the loss of the last layer's scores."""
+        t = batch.labels if self.largest else batch.t
+        shifted = scores - scores.max(axis=1, keepdims=True)
+        powers = np.exp(shifted)
+        total = powers.sum(axis=1, keepdims=True)
+        logs = np.log(powers / total + self.delta) if self.delta else shifted - np.log(total)
+        loss = -float(np.sum(t * logs if t.ndim == 2 else logs[np.arange(batch.size), t]))
+        loss = loss if self.summed else loss / batch.size
+        return loss + 0.5 * self.decay * _squares(arrays) if self.decay else loss
 
 
-_HYPOTHESES = tuple(
-    Hypothesis(activation, delta, largest, summed)
-    for activation in ("sigmoid", "relu")
-    for delta in (DELTA, 0.0)
-    for largest in (False, True)
-    for summed in (False, True)
-)
+class _Batch(NamedTuple):
+    """Arrays of the reader's that may be samples and targets."""
+
+    x: Any
+    t: Any
+    #: The class of each sample: what ``cross_entropy_error`` makes of t.
+    labels: Any
+    size: int
+
+
+class _Network(NamedTuple):
+    """A network of the reader's: where its arrays lie among all that f can reach, and its loss."""
+
+    places: tuple[int, ...]
+    batch: tuple[int, int]
+    hypothesis: Hypothesis
 
 
 class _Refused(Exception):  # noqa: N818 - no error of the reader's
     """Why a function is left to the loop."""
 
 
-class _NotNow(_Refused):
-    """Why a function is left to the loop in this call; nothing is remembered."""
+class _State(threading.local):
+    """What a thread has recognised."""
 
-
-class _Batch(NamedTuple):
-    """Arrays of the reader's that may be samples and targets, in the two forms of a hypothesis."""
-
-    x: Any
-    t: Any
-    labels: Any
-    size: int
-
-
-class _Network:
-    """A network of the reader's.
-
-    Attributes
-    ----------
-    params : dict
-        The reader's dict (or an object's attributes).
-    names : tuple of str
-        W1, b1, W2, b2, ..
-    arrays : tuple of ndarray
-        What was in the dict when all of them were moved.
-    hypotheses : list of Hypothesis
-        Those that agreed wherever they were compared; for one-hot targets there are several.
-    points : int
-        The number of points of comparison.
-    """
-
-    def __init__(self, params: dict[str, Any], names: tuple[str, ...]) -> None:
-        self.params = params
-        self.names = names
-        self.arrays: tuple[FloatArray, ...] = ()
-        self.hypotheses = list(_HYPOTHESES)
-        self.points = 0
-        self.refusal = ""
-        #: Seconds that an evaluation of f takes, that the loop has taken, and that trials have, as
-        #: long as nothing is recognised; and when a trial has to stop.
-        self.seconds = self.looped = self.tried = 0.0
-        self._deadline = np.inf
+    def __init__(self) -> None:
+        self.reason = ""
+        self.seconds = 0.0
+        self.networks: OrderedDict[Any, _Network] = OrderedDict()
+        self.vain: OrderedDict[Any, int] = OrderedDict()
+        self.compiled: dict[Any, networks.MultiLayerNet] = {}
         #: What the last gradients belong to, and those that have not been asked for yet.
-        self._state: tuple[Any, ...] = ()
-        self._slopes: dict[str, FloatArray] = {}
-        self._compiled: dict[Any, networks.MultiLayerNet] = {}
-
-    @property
-    def sizes(self) -> list[int]:
-        """Units of each layer."""
-        weights = [self.params[name] for name in self.names[::2]]
-        return [weights[0].shape[0], *(W.shape[1] for W in weights)]
-
-    def is_worth_a_trial(self, size: int) -> bool:
-        """Count the loop of this call, and return whether loops have taken enough for a trial."""
-        self.looped += 2 * size * self.seconds
-        return bool(self.arrays) or self.tried <= 0.5 * _SHARE * self.looped
-
-    def begin_trial(self, start: float, seconds: float, size: int) -> None:
-        """Note what an evaluation takes, and so when a trial that began at `start` has to stop."""
-        self.seconds = seconds
-        self.looped = self.looped or 2 * size * seconds
-        self._deadline = start + _SHARE * self.looped - self.tried
-
-    def end_trial(self, start: float) -> None:
-        """Note what a trial took; one that never began is no reason to wait."""
-        if self.seconds:
-            self.tried += time.perf_counter() - start
-        self._deadline = np.inf
-
-    def compiled(
-        self, hypothesis: Hypothesis, arrays: Sequence[FloatArray]
-    ) -> networks.MultiLayerNet:
-        """Return the compiled network of a hypothesis, with these parameters."""
-        first, *hidden, last = self.sizes
-        key = hypothesis.activation, hypothesis.delta, first, *hidden, last
-        if key not in self._compiled:
-            self._compiled[key] = networks.MultiLayerNet(
-                first, hidden, last, hypothesis.activation, 0.01, delta=hypothesis.delta, rng=0
-            )
-        self._compiled[key].params = dict(zip(self.names, arrays, strict=True))
-        return self._compiled[key]
-
-    def predicted(
-        self, hypothesis: Hypothesis, arrays: Sequence[FloatArray], batch: _Batch
-    ) -> float:
-        """Return the loss that a hypothesis predicts; NaN if it cannot be."""
-        t = batch.labels if hypothesis.largest else batch.t
-        if t is None:
-            return np.nan
-        try:
-            loss = self.compiled(hypothesis, arrays).loss(batch.x, t)
-        except (TypeError, ValueError):  # labels that are none
-            return np.nan
-        return loss * batch.size if hypothesis.summed else loss
-
-    def keep_what_agrees(
-        self, value: float, arrays: Sequence[FloatArray], batch: _Batch, tolerance: float
-    ) -> bool:
-        """Keep the hypotheses that predict a value; change nothing if none does."""
-        kept = []
-        for hypothesis in self.hypotheses:
-            if time.perf_counter() > self._deadline:
-                raise _NotNow("trying it costs more than the loop may")
-            scale = batch.size if hypothesis.summed else 1
-            error = abs(self.predicted(hypothesis, arrays, batch) - value)
-            if error <= tolerance * (abs(value) + scale):
-                kept.append(hypothesis)
-        if kept:
-            if kept[0] != self.hypotheses[0]:
-                self._slopes = {}
-            self.hypotheses = kept
-            self.points += 1
-        return bool(kept)
-
-    def slopes(
-        self, name: str, arrays: Sequence[FloatArray], batch: _Batch, h: float
-    ) -> FloatArray:
-        """Return the central differences by a parameter; computed for all of them at once."""
-        state = (*arrays, batch.x, batch.t, np.float64(h))
-        if name not in self._slopes or not all(map(_equal, state, self._state)):
-            best = self.hypotheses[0]
-            net = self.compiled(best, arrays)
-            grads = net.numerical_gradient(batch.x, batch.labels if best.largest else batch.t, h)
-            if best.summed:
-                grads = {key: grad * batch.size for key, grad in grads.items()}
-            self._state, self._slopes = tuple(np.array(part) for part in state), grads
-        return self._slopes.pop(name)
+        self.inputs: tuple[Any, ...] = ()
+        self.slopes: dict[int, FloatArray] = {}
 
 
 class Recognition:
@@ -277,198 +184,288 @@ class Recognition:
     Attributes
     ----------
     lines : list of str
-        A line for each function that was left to the loop although it has a network.
+        A line for each function that was left to the loop although it may have a network.
     """
 
     def __init__(self) -> None:
         self.lines: list[str] = []
-        self._known: OrderedDict[tuple[Any, int], _Network] = OrderedDict()
-        #: Of recognised networks: where they were met, and what they are.
-        self._met: dict[str, _Network] = {}
-        self._lock = threading.RLock()
-        self._rng = np.random.default_rng(0)
+        self._met: dict[str, str] = {}
+        self._state = _State()
+        self._rng = np.random.default_rng()
+
+    @property
+    def reason(self) -> str:
+        """Why the last call of this thread returned None."""
+        return self._state.reason
+
+    @property
+    def seconds(self) -> float:
+        """How long one evaluation of f took in the last call of this thread."""
+        return self._state.seconds
 
     def report(self) -> list[str]:
         """Return what there is to say at the end of a run."""
-        found = [
-            f"fastgrad recognised {title} as a network of {'-'.join(map(str, net.sizes))} "
-            f"({net.hypotheses[0]}), verified at {net.points} points."
-            for title, net in self._met.items()
-        ]
-        return found + self.lines
+        return [f"fastgrad recognised {t} as {net}." for t, net in self._met.items()] + self.lines
 
     def gradient(self, f: Any, x: Any, h: float) -> FloatArray | None:
-        """Return the gradient of a recognised network's loss, or None if f is to be evaluated."""
-        if type(x) is not np.ndarray or x.ndim not in (1, 2) or not isinstance(f, _FUNCTIONS):
-            return None
-        if x.size < _FEW and not self._knows(x):
-            return None
-        reached = list(closures.reachable(f))
-        found = _network_of(reached, x)
-        if found is None:
-            if _is_a_layers(reached, x):
-                self._say_why(
-                    _title(f), "no dict of W1, b1, W2, b2, .. holds the array that is nudged"
-                )
-            return None
-        code = getattr(getattr(f, "func", f), "__code__", None)
-        with self._lock:
-            net = self._known.get((code, id(found.params)))
-            if net is None or net.names != found.names:
-                net = found
-                self._known[code, id(net.params)] = net
-                if len(self._known) > _MEMORY:
-                    self._known.popitem(last=False)
-            if net.refusal or not net.is_worth_a_trial(x.size):
-                return None
-            title = _title(f)
-            start = time.perf_counter()
-            watch = _Watched()
-            try:
-                with watch:
-                    try:
-                        slopes = self._tried(f, x, h, net, reached)
-                    except _Refused:
-                        watch.check()
-                        raise
-                    watch.check()
-            except _NotNow:
-                return None
-            except _Refused as reason:
-                net.refusal = str(reason)
-                self._say_why(title, net.refusal)
-                if self._met.get(title) is net:
-                    del self._met[title]
-                return None
-            finally:
-                # An interrupt may have come within a method of the watch. None comes between these
-                # statements, which call nothing.
-                watch.active = False
-                if sys.stdout is watch:
-                    sys.stdout = watch.stream
-                net.end_trial(start)
-            self._met[title] = net
-        out = np.empty_like(x)
-        out[...] = slopes
-        return out
+        """Return the central differences of a recognised network's loss, or None.
 
-    def _say_why(self, title: str, reason: str) -> None:
-        line = f"fastgrad left {title} to the loop: {reason}."
-        with self._lock:
+        Parameters
+        ----------
+        f : callable
+            Takes x, returns a number.
+        x : ndarray
+            A parameter of the network.
+        h : float
+            The step.
+
+        Returns
+        -------
+        ndarray, shape of x, or None
+            None if f is to be evaluated at every point; then `reason` says why.
+        """
+        state = self._state
+        state.reason, state.seconds = "", 0.0
+        if not _is_parameter(x) or not isinstance(f, _FUNCTIONS):
+            state.reason = "its array is no float64 array of a network"
+            return None
+        reach = reading.Reach(f, (x,))
+        key = tuple(reach.fingerprint)
+        if x.size < _FEW and key not in state.networks:
+            state.reason = "its array is small"
+            return None
+        arrays = _parameters(reach.objects, x)
+        if len(arrays) < 4:
+            state.reason = "it has no network"
+            return None
+        read = reading.read_reach(f, (x,), reach)
+        title = _title(f)
+        try:
+            if read.obstacle:
+                raise _Refused(read.obstacle)
+            if state.vain.get(key, 0) >= _VAIN:
+                raise _Refused(_UNKNOWN)
+            out = self._slopes(_Function(f, x, read.codes), h, reach.objects, key)
+            if read.stores:  # as the loop leaves it
+                last = x.copy()
+                last[(-1,) * x.ndim] -= h
+                _Function(f, x, read.codes).at([x], [last])
+        except _Refused as refused:
+            state.reason = str(refused)
+            self._met.pop(title, None)
+            line = f"fastgrad left {title} to the loop: {refused}."
             if line not in self.lines:
                 self.lines.append(line)
+            return None
+        net = state.networks[key]
+        sizes = [len(reach.objects[net.places[0]])]
+        sizes += [np.size(reach.objects[place]) for place in net.places[1::2]]
+        self._met[title] = f"a network of {'-'.join(map(str, sizes))} ({net.hypothesis})"
+        return out
 
-    def _knows(self, x: FloatArray) -> bool:
-        """Return whether x is a parameter of a recognised network."""
-        with self._lock:
-            nets = [net for net in self._known.values() if net.arrays]
-            return any(x is array for net in nets for array in list(net.params.values()))
-
-    def _tried(
-        self, f: Any, x: FloatArray, h: float, net: _Network, reached: Sequence[Any]
-    ) -> FloatArray:
-        """Return the compiled slopes; refuse a function that keeps a record, and put that back."""
-        if net.arrays:
-            return self._verified(f, x, h, net, reached)
-        arrays = _arrays(net)
-        record = closures.Record(f)
-        try:
-            _value(f, x, arrays)
-            # What is stored at the first evaluation for the first time is no record.
-            picture = record.picture()
-            _value(f, x, arrays)
-            if record.picture() != picture:
-                raise _Refused("it keeps a record of its evaluations")
-            slopes = self._verified(f, x, h, net, reached)
-            # The best value so far changes at other points only.
-            _value(f, x, arrays)
-            if record.picture() != picture:
-                raise _Refused("it keeps a record of its evaluations")
-        except _Refused:
-            record.put_back()
-            raise
-        return slopes
+    def _slopes(self, f: _Function, h: float, objects: list[Any], key: Any) -> FloatArray:
+        """Return the compiled slopes, of the network known or of one that is found now."""
+        state = self._state
+        start = time.perf_counter()
+        value = f.at([], [])
+        state.seconds = time.perf_counter() - start
+        net = state.networks.get(key)
+        if net is not None:
+            slopes = self._verified(f, value, h, objects, net)
+            if slopes is not None:
+                return slopes
+            del state.networks[key]
+        deadline = start + _SHARE * 2 * f.x.size * state.seconds
+        for net in self._candidates(f, value, objects, deadline):
+            slopes = self._verified(f, value, h, objects, net)
+            if slopes is None:
+                raise _Refused("its loss differs from that of its network near the parameters")
+            state.networks[key] = net
+            if len(state.networks) > _MEMORY:
+                state.networks.popitem(last=False)
+            return slopes
+        state.vain[key] = state.vain.get(key, 0) + 1
+        if len(state.vain) > _MEMORY:
+            state.vain.popitem(last=False)
+        raise _Refused(_UNKNOWN)
 
     def _verified(
-        self, f: Any, x: FloatArray, h: float, net: _Network, reached: Sequence[Any]
-    ) -> FloatArray:
-        """Return the compiled slopes after comparing f with the compiled network."""
-        arrays = _arrays(net)
-        start = time.perf_counter()
-        value = _value(f, x, arrays)
-        seconds = time.perf_counter() - start
-        if not net.arrays:
-            net.begin_trial(start, seconds, x.size)
-        largest = _FASTEST * seconds / sum(W.size for W in arrays[::2])
-        batch = next(
-            (
-                pair
-                for pair in _batches(reached, arrays)
-                if pair.size <= largest and net.keep_what_agrees(value, arrays, pair, _HERE)
-            ),
-            None,
-        )
-        if batch is None:
-            raise _Refused(
-                "its loss is none that fastgrad knows of any batch among the names that it uses"
-            )
-        if tuple(map(id, arrays)) != tuple(map(id, net.arrays)):
-            self._compare_far_away(f, x, net, arrays, batch)
-            # Layers remember what they saw last, and a loss without randomness has one value.
-            if not abs(_value(f, x, arrays) - value) <= _HERE * abs(value):
-                raise _Refused("it has more than one value at one point")
-            net.arrays = arrays
-        name = next(name for name in net.names if net.params[name] is x)
-        slopes = net.slopes(name, arrays, batch, h)
-        scale = batch.size if net.hypotheses[0].summed else 1
-        tolerance = 0.01 * _HERE * (abs(value) + scale) / h
-        steepest = int(np.argmax(np.abs(slopes)))
-        another = (steepest + int(self._rng.integers(1, max(slopes.size, 2)))) % slopes.size
-        for index in {steepest, another}:
-            place = np.unravel_index(index, slopes.shape)
-            ends = [x.copy(), x.copy()]
-            for end, step in zip(ends, (h, -h), strict=True):
-                end[place] += step
-            upper, lower = (_value(f, x, [x], [end]) for end in ends)
-            slope = (upper - lower) / (ends[0][place] - ends[1][place])
-            if not abs(slope - slopes[place]) <= tolerance + 1e-6 * abs(slope):
-                raise _Refused("its slope is not that of its network")
-            net.points += 2
-        return slopes
+        self, f: _Function, value: float, h: float, objects: list[Any], net: _Network
+    ) -> FloatArray | None:
+        """Return the compiled slopes if f is the network's loss, every entry of x being moved."""
+        arrays = [objects[place] for place in net.places]
+        batch = _batch(objects, *net.batch, len(arrays[0]), np.size(arrays[-1]))
+        number = next((n for n, array in enumerate(arrays) if array is f.x), None)
+        if batch is None or number is None or not _chain_fits(arrays):
+            return None
+        if not self._agrees(f.x.copy(), value, arrays, number, batch, net.hypothesis):
+            return None
+        sign = self._rng.choice([-1.0, 1.0], f.x.shape)
+        for signs in (sign, -sign):
+            end = f.x + signs * self._rng.uniform(0.5 * h, h, f.x.shape)
+            if not self._agrees(end, f.at([f.x], [end]), arrays, number, batch, net.hypothesis):
+                return None
+        return self._compiled_slopes(net.hypothesis, arrays, number, batch, h)
 
-    def _compare_far_away(
+    def _agrees(
         self,
-        f: Any,
-        x: FloatArray,
-        net: _Network,
-        arrays: tuple[FloatArray, ...],
+        end: FloatArray,
+        value: float,
+        arrays: list[FloatArray],
+        number: int,
         batch: _Batch,
-    ) -> None:
-        """Compare f with the compiled network where every parameter has been moved."""
-        inputs = batch.size * min(len(b) for b in arrays[1:-1:2])
+        hypothesis: Hypothesis,
+    ) -> bool:
+        """Return whether the value at a point is the network's, to rounding."""
+        # The point itself takes the place of x, so that parameters sharing memory with it differ.
+        there = [end if n == number else array for n, array in enumerate(arrays)]
+        scores = self._scores(hypothesis, there, batch)
+        scale = batch.size if hypothesis.summed else 1
+        tolerance = abs(value) + scale * (4 + float(np.max(np.abs(scores))))
+        error = abs(hypothesis.loss(scores, there, batch) - value)
+        return bool(error <= _ROUNDINGS * np.finfo(float).eps * tolerance)
+
+    # --- the compiled network
+
+    def _compiled(
+        self, hypothesis: Hypothesis, arrays: Sequence[FloatArray], batch: _Batch
+    ) -> networks.MultiLayerNet:
+        """Return the compiled network of a hypothesis, with these parameters."""
+        first, *rest = [len(arrays[0]), *(np.size(b) for b in arrays[1::2])]
+        decay = hypothesis.decay / (batch.size if hypothesis.summed else 1)
+        key = hypothesis.activation, hypothesis.delta, decay, first, *rest
+        if key not in self._state.compiled:
+            if len(self._state.compiled) > _MEMORY:
+                self._state.compiled.clear()
+            self._state.compiled[key] = networks.MultiLayerNet(
+                first, rest[:-1], rest[-1], hypothesis.activation, 0.01, decay,
+                delta=hypothesis.delta, rng=0,
+            )  # fmt: skip
+        net = self._state.compiled[key]
+        layers = range(1, len(rest) + 1)
+        names = itertools.chain.from_iterable((f"W{n}", f"b{n}") for n in layers)
+        vectors = [a.reshape(-1) if n % 2 else a for n, a in enumerate(arrays)]
+        net.params = dict(zip(names, vectors, strict=True))
+        return net
+
+    def _scores(
+        self, hypothesis: Hypothesis, arrays: Sequence[FloatArray], batch: _Batch
+    ) -> FloatArray:
+        return self._compiled(hypothesis, arrays, batch).predict(batch.x)
+
+    def _compiled_slopes(
+        self,
+        hypothesis: Hypothesis,
+        arrays: list[FloatArray],
+        number: int,
+        batch: _Batch,
+        h: float,
+    ) -> FloatArray:
+        """Return the central differences by a parameter; computed for all of them at once."""
+        state = self._state
+        inputs = (*arrays, batch.x, batch.t, np.array([*hypothesis[1:], h], np.float64))
+        kept = len(inputs) == len(state.inputs) and all(map(_equal, inputs, state.inputs))
+        if number not in state.slopes or not kept:
+            net = self._compiled(hypothesis, arrays, batch)
+            t = batch.labels if hypothesis.largest else batch.t
+            found = net.numerical_gradient(batch.x, t, h)
+            scale = batch.size if hypothesis.summed else 1
+            state.slopes = {n: scale * grad for n, grad in enumerate(found.values())}
+            state.inputs = tuple(np.array(part) for part in inputs)
+        out = np.empty_like(arrays[number])
+        out[...] = state.slopes.pop(number).reshape(out.shape)
+        return out
+
+    # --- the search
+
+    def _candidates(
+        self, f: _Function, value: float, objects: list[Any], deadline: float
+    ) -> Iterator[_Network]:
+        """Yield networks whose loss is that of f here and at points far from here."""
+        parameters = _parameters(objects, f.x)
+        tried = 0
+        for pair in _pairs(objects, parameters):
+            for places in itertools.islice(_chains(objects, parameters, f.x, pair), _CHAINS):
+                tried += 1
+                if tried > _TRIED or time.perf_counter() > deadline:
+                    raise _Refused("looking for its network would take longer than the loop may")
+                arrays = [objects[place] for place in places]
+                batch = _batch(objects, *pair, len(arrays[0]), np.size(arrays[-1]))
+                work = sum(W.size for W in arrays[::2])
+                if batch is None or batch.size > _FASTEST * self._state.seconds / work:
+                    continue
+                for hypothesis in self._that_agree(f, value, arrays, batch):
+                    yield _Network(places, pair, hypothesis)
+
+    def _that_agree(
+        self, f: _Function, value: float, arrays: list[FloatArray], batch: _Batch
+    ) -> Iterator[Hypothesis]:
+        """Yield the hypotheses that predict the value here and far away; λ comes from there."""
+        scale = {False: 1, True: batch.size}
+        left = []
+        for activation in ("sigmoid", "relu"):
+            scores = self._scores(_HYPOTHESES[activation][0], arrays, batch)
+            for hypothesis in _HYPOTHESES[activation]:
+                rest = value - hypothesis.loss(scores, arrays, batch)
+                if rest >= -_HERE * (abs(value) + scale[hypothesis.summed]):
+                    left.append((hypothesis, rest))
+        if not left:
+            return
+        # A smaller remainder first: without weight decay there is none.
+        left.sort(key=lambda one: one[1])
+        inputs = batch.size * min(np.size(b) for b in arrays[1:-1:2])
         count = min(max(len(_SPREADS), -(-_INPUTS // inputs)), _POINTS)
-        for spread in itertools.islice(itertools.cycle(_SPREADS), count):
-            points = self._far_point(arrays, batch.x, spread)
-            # What the reader is to be warned of belongs to the points of the loop.
-            with np.errstate(all="ignore"), warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                value = _value(f, x, arrays, points)
-            if not net.keep_what_agrees(value, points, batch, _FAR):
-                raise _Refused("its loss differs from that of its network at other parameters")
+        points = [
+            self._far_point(arrays, batch.x, spread)
+            for spread in itertools.islice(itertools.cycle(_SPREADS), count)
+        ]
+        with np.errstate(all="ignore"):  # warnings belong to the points of the loop
+            values = [f.at(arrays, point) for point in points]
+        points.append(list(arrays))
+        values.append(value)
+        cached = {
+            activation: [self._scores(_HYPOTHESES[activation][0], p, batch).copy() for p in points]
+            for activation in {hypothesis.activation for hypothesis, _ in left}
+        }
+        for hypothesis, _ in left:
+            there = cached[hypothesis.activation]
+            rests = [
+                v - hypothesis.loss(s, p, batch)
+                for v, s, p in zip(values, there, points, strict=True)
+            ]
+            decay = max(2 * rests[0] / _squares(points[0]), 0.0)
+            decay = float(f"{decay:.9g}") if decay > 1e-9 else 0.0
+            limits = [_FAR * (abs(v) + scale[hypothesis.summed]) for v in values]
+            limits[-1] *= _HERE / _FAR
+            if all(
+                abs(rest - 0.5 * decay * _squares(p)) <= limit
+                for rest, p, limit in zip(rests, points, limits, strict=True)
+            ):
+                yield hypothesis._replace(decay=decay)
 
     def _far_point(self, arrays: Sequence[FloatArray], x: Any, spread: float) -> list[FloatArray]:
         """Return random parameters for which the units' inputs are of the order of `spread`."""
         rows = np.asarray(x, np.float64)
-        length = np.sqrt(np.mean(np.sum(np.atleast_2d(rows) ** 2, axis=-1)))
+        length = np.sqrt(np.mean(np.sum(rows**2, axis=-1)))
         points = []
         for number, array in enumerate(arrays):
             scale = 0.5
-            if array.ndim == 2:
+            if number % 2 == 0:
                 scale = spread / (length or 1.0) if number == 0 else (2 / len(array)) ** 0.5
             points.append(scale * self._rng.standard_normal(array.shape))
         return points
 
 
+_HYPOTHESES = {
+    activation: [
+        Hypothesis(activation, delta, largest, summed)
+        for delta in (DELTA, 0.0)
+        for largest in (False, True)
+        for summed in (False, True)
+    ]
+    for activation in ("sigmoid", "relu")
+}
+_UNKNOWN = "its loss is none that fastgrad knows of any batch among the names that it uses"
 #: What may have a network in its closure; a compiled function has none.
 _FUNCTIONS = (types.FunctionType, types.MethodType, functools.partial)
 
@@ -483,6 +480,56 @@ def use(recognition: Recognition | None) -> Recognition | None:
     return before
 
 
+# ------------------------------------------------------------------------------ evaluating f
+
+
+class _Function:
+    """A function of the reader's that does nothing but return a number."""
+
+    def __init__(self, f: Callable[[Any], Any], x: FloatArray, codes: Any) -> None:
+        self._f, self.x, self._codes = f, x, codes
+
+    def at(self, arrays: Sequence[FloatArray], points: Sequence[FloatArray]) -> float:
+        """Evaluate f with some arrays moved to other points, and put them back.
+
+        An interrupt may come between any two statements, also while they are put back: then that is
+        done once more.
+        """
+        before = [array.copy() for array in arrays]
+        try:
+            try:
+                for array, point in zip(arrays, points, strict=True):
+                    array[...] = point
+                value = self._f(self.x)
+            finally:
+                _put_back(arrays, before)
+        except BaseException as error:
+            _put_back(arrays, before)
+            if isinstance(error, Exception | SystemExit) and self._raised(error):
+                name = type(error).__name__
+                raise _Refused(f"it raised {name} when it was tried") from error
+            raise
+        if np.size(value) == 1 and np.asarray(value).dtype.kind in "biuf":
+            return float(np.reshape(value, ()))
+        raise _Refused("it returns no number")
+
+    def _raised(self, error: BaseException) -> bool:
+        """Return whether f raised an error, not a handler of the reader's that was called in it."""
+        trace = error.__traceback__.tb_next if error.__traceback__ else None
+        while trace is not None:
+            frame = trace.tb_frame
+            module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
+            if frame.f_code not in self._codes and module not in ("numpy", "fastgrad"):
+                return False
+            trace = trace.tb_next
+        return True
+
+
+def _put_back(arrays: Sequence[FloatArray], values: Sequence[FloatArray]) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        array[...] = value
+
+
 # ------------------------------------------------------------------------- what f is made of
 
 
@@ -492,181 +539,128 @@ def _title(f: Any) -> str:
     return name.partition(".<locals>")[0].replace("<lambda>", "a lambda")
 
 
-def _network_of(reached: Sequence[Any], x: FloatArray) -> _Network | None:
-    """Find the dict that holds x among the parameters of a fully connected network."""
-    for params in reached:
-        if isinstance(params, dict) and any(array is x for array in params.values()):
-            names = _names(params)
-            if len(names) >= 4 and any(params[name] is x for name in names):
-                return _Network(params, names)
-    return None
-
-
-def _is_a_layers(reached: Sequence[Any], x: FloatArray) -> bool:
-    """Return whether x is within reach beside the weights of a layer that may follow its own."""
-    arrays = [value for value in reached if type(value) is np.ndarray]
-    for value in reached:
-        if isinstance(value, dict | list):
-            arrays += value.values() if isinstance(value, dict) else value[:_PAIRS]
-    return any(array is x for array in arrays) and any(
-        type(W) is np.ndarray and W.dtype.kind == "f" and W.ndim == 2 and len(W) == x.shape[-1]
-        for W in arrays
+def _is_parameter(value: Any) -> bool:
+    """Return whether an array can be weights or biases of a network."""
+    return (
+        type(value) is np.ndarray
+        and value.dtype == np.float64
+        and value.ndim in (1, 2)
+        and value.size > 0
+        and value.flags.writeable
     )
 
 
-def _names(params: dict[str, Any]) -> tuple[str, ...]:
-    """Return W1, b1, W2, b2, .. as far as a dict holds arrays whose shapes chain."""
-    names: list[str] = []
-    width = None
-    for number in range(1, len(params)):
-        W, b = params.get(f"W{number}"), params.get(f"b{number}")
-        if not (type(W) is type(b) is np.ndarray and W.ndim == 2 and W.shape[1:] == b.shape):
-            break
-        if width is not None and W.shape[0] != width:
-            return ()
-        names += (f"W{number}", f"b{number}")
-        width = W.shape[1]
-    return tuple(names) if f"W{len(names) // 2 + 1}" not in params else ()
+def _parameters(objects: Sequence[Any], x: FloatArray) -> dict[int, FloatArray]:
+    """Return the arrays that can be parameters, by their place, each of them once.
+
+    The first two objects are f and x; x has the place that it has among the others, if any.
+    """
+    found: dict[int, FloatArray] = {}
+    seen: set[int] = set()
+    for place in (*range(2, len(objects)), 1):
+        array = objects[place]
+        if _is_parameter(array) and id(array) not in seen:
+            seen.add(id(array))
+            found[place] = array
+    return found
 
 
-def _arrays(net: _Network) -> tuple[FloatArray, ...]:
-    """Return the parameters as the reader has them."""
-    arrays = tuple(net.params[name] for name in net.names)
-    if any(array.dtype != np.float64 for array in arrays):
-        raise _Refused("its parameters are not float64, so nothing could be verified")
-    if not all(array.size and array.flags.writeable for array in arrays):
-        raise _Refused("its parameters cannot be written into")
-    return arrays
+def _chain_fits(arrays: Sequence[Any]) -> bool:
+    """Return whether arrays are still float64 arrays whose shapes chain, each met once."""
+    if len(set(map(id, arrays))) < len(arrays) or not all(map(_is_parameter, arrays)):
+        return False
+    weights, biases = arrays[::2], arrays[1::2]
+    return all(
+        W.ndim == 2 and _is_bias(b, W.shape[1]) for W, b in zip(weights, biases, strict=True)
+    ) and all(V.shape[1] == len(W) for V, W in itertools.pairwise(weights))
 
 
-def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[_Batch]:
-    """Yield pairs of arrays that can be samples and targets, the nearest first."""
-    width, classes = arrays[0].shape[0], arrays[-1].shape[0]
-    own = set(map(id, arrays))
+def _is_bias(array: FloatArray, width: int) -> bool:
+    return array.shape in ((width,), (1, width))
+
+
+def _pairs(objects: Sequence[Any], parameters: dict[int, FloatArray]) -> Iterator[tuple[int, int]]:
+    """Yield the places of arrays that can be samples and targets, the nearest first."""
     data = [
-        value
-        for value in reached
-        if isinstance(value, np.ndarray | int | np.integer)
+        place
+        for place, value in enumerate(objects)
+        if isinstance(value, np.ndarray | np.integer | int)
         and not isinstance(value, bool)
-        and id(value) not in own
         and np.size(value)
-    ]
-    pairs = 0
-    for x in data:
-        if not isinstance(x, np.ndarray) or x.dtype.kind not in "biuf":
+    ][:_ARRAYS]
+    widths = {len(W) for W in parameters.values() if W.ndim == 2}
+    seen: set[tuple[int, int]] = set()
+    for x, t in itertools.product(data, data):
+        one, other = objects[x], objects[t]
+        if one is other or np.ndim(one) == 0 or one.dtype.kind not in "biuf":
             continue
-        single = x.shape == (width,)
-        if not single and (x.ndim < 2 or x[0].size != width):
-            continue
-        size = 1 if single else len(x)
-        rows = x if x.ndim <= 2 else x.reshape(size, width)
-        for t in data:
-            shape = np.shape(t)
-            if t is x or shape not in (
-                ((classes,), (1,), (1, classes), ()) if single else ((size,), (size, classes))
-            ):
+        single = one.ndim == 1
+        width = one.size if single else one[0].size
+        fits = single or np.shape(other)[:1] == one.shape[:1]
+        if width in widths and fits and np.ndim(other) <= 2 and (id(one), id(other)) not in seen:
+            seen.add((id(one), id(other)))
+            yield x, t
+
+
+def _batch(objects: Sequence[Any], x: int, t: int, width: int, classes: int) -> _Batch | None:
+    """Return the batch of two arrays, or None if it is none of such a network."""
+    if max(x, t) >= len(objects):
+        return None
+    samples, targets = objects[x], objects[t]
+    if not isinstance(samples, np.ndarray) or samples.dtype.kind not in "biuf":
+        return None
+    single = samples.shape == (width,)
+    if not single and (samples.ndim < 2 or samples[0].size != width):
+        return None
+    size = 1 if single else len(samples)
+    rows = samples.reshape(size, width)
+    shape = np.shape(targets)
+    if shape in (((classes,), (1, classes)) if single else ((size, classes),)):
+        soft = np.reshape(targets, (size, classes))
+        if soft.dtype.kind not in "biuf":
+            return None
+        return _Batch(rows, soft, np.argmax(soft, axis=1), size)
+    if shape not in (((1,), ()) if single else ((size,),)):
+        return None
+    labels = np.reshape(targets, size)
+    if labels.dtype.kind not in "iu" or labels.min() < 0 or labels.max() >= classes:
+        return None
+    return _Batch(rows, labels, labels, size)
+
+
+def _chains(
+    objects: Sequence[Any], parameters: dict[int, FloatArray], x: FloatArray, pair: tuple[int, int]
+) -> Iterator[tuple[int, ...]]:
+    """Yield the places of W1, b1, W2, b2, .. whose shapes chain from samples to targets."""
+    weights = {place: a for place, a in parameters.items() if a.ndim == 2}
+    biases = {place: a for place, a in parameters.items() if 1 in (a.ndim, len(a))}
+    samples = objects[pair[0]]
+    first = samples.size if samples.ndim == 1 else samples[0].size
+    steps = itertools.count()
+
+    def extend(chain: tuple[int, ...], width: int) -> Iterator[tuple[int, ...]]:
+        if (
+            len(chain) >= 4
+            and any(parameters[place] is x for place in chain)
+            and _batch(objects, *pair, first, width) is not None
+        ):
+            yield chain
+        for place, W in weights.items():
+            if place in (*chain, *pair) or len(W) != width:
                 continue
-            many = shape[-1:] == (classes,) and (single or len(shape) == 2)
-            pairs += 1
-            yield _Batch(rows, t, np.argmax(t, axis=-1) if many else None, size)
-            if pairs == _PAIRS:
-                return
+            for other, b in biases.items():
+                if next(steps) > _STEPS:
+                    return
+                if other not in (*chain, place) and _is_bias(b, W.shape[1]):
+                    yield from extend((*chain, place, other), W.shape[1])
+
+    yield from extend((), first)
+
+
+def _squares(arrays: Sequence[FloatArray]) -> float:
+    return float(sum(np.sum(W**2) for W in arrays[::2]))
 
 
 def _equal(one: Any, other: Any) -> bool:
     """Return whether two arrays hold the same bits, for all that a network can tell."""
     return np.shape(one) == np.shape(other) and bool(np.all(one == other))
-
-
-# ------------------------------------------------------------------------------ evaluating f
-
-
-def _value(
-    f: Callable[[Any], Any],
-    x: FloatArray,
-    arrays: Sequence[FloatArray],
-    points: Sequence[FloatArray] | None = None,
-) -> float:
-    """Evaluate f with `arrays` as they are, or moved to `points`, and put them back.
-
-    An interrupt may come between any two statements, also while they are put back: then that is
-    done once more.
-    """
-    before = [array.copy() for array in arrays]
-    try:
-        try:
-            if points is not None:
-                for array, point in zip(arrays, points, strict=True):
-                    array[...] = point
-            there = before if points is None else points
-            if not all(map(_equal, arrays, there)):
-                raise _Refused("its parameters share memory, or are not finite")
-            value = one_number(f(x))
-            if not all(map(_equal, arrays, there)):
-                raise _Refused("its loss changes parameters")
-            return value
-        finally:
-            _put_back(arrays, before)
-    except BaseException as error:
-        _put_back(arrays, before)
-        # A guard of the reader's may end the script, but at a point of the loop only.
-        if isinstance(error, Exception | SystemExit) and not isinstance(error, _Refused):
-            # An error at the present parameters is the reader's to see, in the loop, and to mend.
-            kind = _NotNow if points is None else _Refused
-            raise kind(f"it raised {type(error).__name__} when it was tried") from error
-        raise
-
-
-def _put_back(arrays: Sequence[FloatArray], values: Sequence[FloatArray]) -> None:
-    for array, value in zip(arrays, values, strict=True):
-        array[...] = value
-
-
-class _Watched:
-    """Notices what a loss does beside returning a number, for the time of a ``with`` statement.
-
-    What it prints meanwhile is kept back, and the random numbers that it draws are put back: the
-    loop is going to print and draw them.
-    """
-
-    def __init__(self) -> None:
-        self._thread = threading.get_ident()
-        self._heard = False
-        self.active = True
-        self.stream = sys.stdout
-
-    def __enter__(self) -> _Watched:
-        self._numpy = np.random.get_state()  # noqa: NPY002 - the book draws from it
-        self._python = random.getstate()
-        sys.stdout = self
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.active = False
-        if sys.stdout is self:
-            sys.stdout = self.stream
-        if self._drew():
-            np.random.set_state(self._numpy)  # noqa: NPY002
-            random.setstate(self._python)
-
-    def _drew(self) -> bool:
-        now = np.random.get_state()  # noqa: NPY002
-        numpy_drew = any(not np.array_equal(*pair) for pair in zip(now, self._numpy, strict=True))
-        return numpy_drew or random.getstate() != self._python
-
-    def check(self) -> None:
-        """Raise if something was noticed."""
-        if self._heard:
-            raise _Refused("it prints")
-        if self._drew():
-            raise _Refused("it draws random numbers")
-
-    def write(self, text: str) -> int:
-        """Take what is printed, or hand it on if another thread prints it."""
-        if self.active and threading.get_ident() == self._thread:
-            self._heard = True
-            return len(text)
-        return int(self.stream.write(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self.stream, name)

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Reading", "reachable", "read", "read_loop"]
+__all__ = ["Reach", "Reading", "reachable", "read", "read_loop", "read_reach"]
 
 
 class Reading(NamedTuple):
@@ -66,10 +66,10 @@ def reachable(f: Any, *args: Any) -> Iterator[Any]:
     That is: its closure, defaults, the globals that its code names, and their attributes and
     contents; arrays and numbers as often as they are met, all else once.
     """
-    return iter(_Reach(f, args).objects)
+    return iter(Reach(f, args).objects)
 
 
-class _Reach:
+class Reach:
     """The objects that a function can reach, and a fingerprint of their types and code."""
 
     def __init__(self, f: Any, args: Iterable[Any] = ()) -> None:
@@ -322,8 +322,8 @@ _NEW = frozenset(
         "diff dot einsum empty empty_like eye flatnonzero full full_like hstack identity inner "
         "interp isclose iscomplexobj isnan isscalar kron linspace logspace max mean median "
         "meshgrid min nanmax nanmean nanmin nansum ndim nonzero ones ones_like outer pad "
-        "percentile prod quantile repeat round shape size sort stack std sum take tensordot tile trace tri tril "
-        "triu unique vdot var vstack where zeros zeros_like"
+        "percentile prod quantile repeat round shape size sort stack std sum take tensordot tile "
+        "trace tri tril triu unique vdot var vstack where zeros zeros_like"
     )
     if hasattr(np, name)
 ) | {np.linalg.norm, np.linalg.det, np.linalg.inv, np.linalg.solve}
@@ -340,8 +340,8 @@ _VIEWS = frozenset(
 _NEW_METHODS = frozenset(
     _words(
         "all any argmax argmin argsort astype clip conj copy count cumprod cumsum dot flatten "
-        "index item lower max mean min nonzero prod repeat round std sum take tolist trace upper var "
-        "startswith endswith is_integer"
+        "index item lower max mean min nonzero prod repeat round std sum take tolist trace upper "
+        "var startswith endswith is_integer"
     )
 )
 _VIEW_METHODS = frozenset(
@@ -466,7 +466,7 @@ class _Frame:
 class _Reader:
     """Reads a function and what it calls."""
 
-    def __init__(self, reach: _Reach) -> None:
+    def __init__(self, reach: Reach) -> None:
         self.codes: set[types.CodeType] = set()
         self._steps = 0
         self._frames: list[_Frame] = []
@@ -1155,9 +1155,11 @@ class _Reader:
         if known is None and not holder.fresh and self._has_defaults:
             self._stop("may look into a defaultdict")
         if known is not None and len(known) == 1 and isinstance(node.slice, ast.Constant):
-            if type(known[0]) in (dict, list, tuple, OrderedDict):
-                with contextlib.suppress(KeyError, IndexError, TypeError):
-                    return _of(known[0][node.slice.value])  # type: ignore[index]
+            key: Any = node.slice.value
+            if type(known[0]) not in (dict, list, tuple, OrderedDict):
+                return holder.item()
+            with contextlib.suppress(KeyError, IndexError, TypeError):
+                return _of(known[0][key])
         return holder.item()
 
     def _value_Lambda(self, node: ast.Lambda) -> _Value:  # noqa: N802
@@ -1267,10 +1269,10 @@ def read(f: Any, *args: Any) -> Reading:
     >>> read(lambda x: history.append(x), np.zeros(3)).obstacle  # doctest: +SKIP
     'train.py:31 appends to history'
     """
-    return read_reach(f, args, _Reach(f, args))
+    return read_reach(f, args, Reach(f, args))
 
 
-def read_reach(f: Any, args: Sequence[Any], reach: _Reach) -> Reading:
+def read_reach(f: Any, args: Sequence[Any], reach: Reach) -> Reading:
     """Do what `read` does, of a function whose reach is known."""
     if not reach.is_complete:
         return Reading("it can reach more objects than can be looked at", stores=False)
@@ -1344,7 +1346,7 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     >>> read_loop(slopes, [np.sum, np.zeros(2)], {}, 0, 1)  # doctest: +SKIP
     'gradients.py:7 calls print'
     """
-    reach = _Reach(loop, [a for i, a in enumerate(args) if i != f])
+    reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
     if not reach.is_complete:
         return "it can reach more objects than can be looked at"
     values = [_of(value) for value in args]
