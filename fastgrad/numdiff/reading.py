@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Reach", "Reading", "reachable", "read", "read_reach"]
+__all__ = ["Reach", "Reading", "reachable", "read", "read_loop", "read_reach"]
 
 
 class Reading(NamedTuple):
@@ -1294,3 +1294,68 @@ def read_reach(f: Any, args: Sequence[Any], reach: Reach) -> Reading:
         with contextlib.suppress(KeyError):
             _known.popitem(last=False)
     return reading
+
+
+
+class _LoopReader(_Reader):
+    """Reads a numerical differentiation, which may go over an array by NumPy's iterators."""
+
+    def _of_numpy(
+        self, f: Any, args: list[_Value], keywords: dict[str, _Value], starred: bool
+    ) -> _Value:
+        if f in (np.nditer, np.ndindex, np.ndenumerate):
+            return _Value(None, all(v.fresh for v in args), flat=True)
+        return super()._of_numpy(f, args, keywords, starred)
+
+    def _attribute_of_array(self, value: _Value, name: str) -> _Value:
+        if name in ("multi_index", "finished", "iterindex"):
+            return _NUMBER
+        return super()._attribute_of_array(value, name)
+
+    def _method(
+        self, method: _Method, args: list[_Value], keywords: dict[str, _Value], starred: bool
+    ) -> _Value:
+        if method.name == "iternext" and method.receiver.objects is None:
+            return _NUMBER
+        return super()._method(method, args, keywords, starred)
+
+
+def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, x: int) -> str:
+    """Read whether a loop does nothing but evaluate a function at points, and combine the values.
+
+    Parameters
+    ----------
+    loop : function
+        It is not called.
+    args, keywords
+        What it is going to be called with.
+    f : int
+        Which positional argument is the function. What it does is not looked at.
+    x : int
+        Which one is the array that the loop may change, and restores.
+
+    Returns
+    -------
+    str
+        The first thing found that somebody could notice; empty if there is none.
+
+    Examples
+    --------
+    >>> def slopes(f, x):
+    ...     print(x)
+    >>> read_loop(slopes, [np.sum, np.zeros(2)], {}, 0, 1)  # doctest: +SKIP
+    'gradients.py:7 calls print'
+    """
+    reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
+    if not reach.is_complete:
+        return "it can reach more objects than can be looked at"
+    values = [_of(value) for value in args]
+    values[f], values[x] = _of(np.sum), _Value(None, fresh=True, flat=True)
+    reader = _LoopReader(reach)
+    try:
+        reader._apply(loop, values, {name: _of(value) for name, value in keywords.items()})
+    except _Obstacle as found:
+        return str(found)
+    except RecursionError:
+        return "it is nested too deeply to be read"
+    return next(iter(reader.writes.values()), "")
