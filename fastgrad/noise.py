@@ -25,6 +25,9 @@ _NOISIEST = 30
 _POINTS = 9
 _SPACINGS = (2.0**6, 2.0**14, 2.0**22, 2.0**30, 2.0**36)
 
+#: Further steps, over which a function bends. There only values that come in steps show noise.
+_FAR = (2.0**42, 2.0**46, 2.0**49)
+
 
 class Noise(NamedTuple):
     """The noise of a function.
@@ -105,7 +108,7 @@ def _difference_table(objective: Objective) -> float:
     if objective.inward is not None:
         signs = objective.inward
     unit = objective.eps * signs * np.maximum(np.abs(objective.center), 1e-3)
-    for spacing in _SPACINGS:
+    for spacing in (*_SPACINGS, *_FAR):
         direction = [
             leaf.shaped(part)
             for leaf, part in zip(objective.x.leaves, objective.by_leaf(unit), strict=True)
@@ -115,8 +118,18 @@ def _difference_table(objective: Objective) -> float:
         if not np.isfinite(values).all():
             return 0.0
         if np.count_nonzero(np.diff(values)) > _POINTS // 2:
+            if spacing in _FAR:
+                return _step_of(values) / math.sqrt(12)
             return max(_deviation(values, order) for order in (4, 5))
     return 0.0
+
+
+def _step_of(values: FloatArray) -> float:
+    """Return the step of values that are all whole multiples of one apart; else 0."""
+    apart = np.abs(np.diff(values))
+    step = float(np.min(apart[apart > 0]))
+    is_whole = np.abs(apart / step - np.round(apart / step)) < 0.01
+    return step if is_whole.all() else 0.0
 
 
 def _deviation(values: FloatArray, order: int) -> float:
