@@ -30,6 +30,9 @@ ONE_SIDED: dict[int, dict[int, float]] = {
 #: A bend above this part of the disagreement of two slopes is not a smooth function's.
 _KINK = 0.3
 
+#: Differences of one-sided slopes that grow by less, with twice the step, are not a smooth one's.
+_DOUBLES = 1.5
+
 
 class Differences(NamedTuple):
     """A function's values around some of its entries, and what follows from them.
@@ -131,7 +134,12 @@ class Differences(NamedTuple):
             rounding = noise * sum(abs(w) / k for k, w in weights.items())
             coarse = self._on_one_side(order, 2)
             apart = np.abs(self._on_one_side(order, 1) - coarse)
-            found = np.where(self.side == 0, found, rounding + 2 * apart)
+            # The slopes' differences of a smooth function double with the step. Where they do not,
+            # f bends too much for these steps to tell how wrong they are.
+            sides = dict(zip(self.one_sided, self.sides(), strict=True))
+            near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
+            apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
+            found = np.where(self.side == 0, found, rounding + apart)
         return found
 
     def _orders(self, order: int, times: int) -> IntArray:

@@ -107,8 +107,8 @@ def extrapolate(
     ladders.restart_where_undefined(active)
     active = ladders.restart_where_flat(active)
     ladders.go_on(active)
-    ladders.go_on(ladders.restart_near_zero())
-    ladders.go_on(ladders.restart_in_noise())
+    ladders.try_again(ladders.restart_near_zero)
+    ladders.try_again(ladders.restart_in_noise)
     return ladders.result()
 
 
@@ -250,8 +250,7 @@ class _Ladders:
 
     def _flat(self, which: IntArray) -> IntArray:
         rows = self.top[which] + np.arange(3)[:, None]
-        flat = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
-        chosen: IntArray = which[flat.all(axis=0)]
+        chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
         return chosen
 
     def restart_near_zero(self) -> IntArray:
@@ -269,10 +268,12 @@ class _Ladders:
         noise, and grow from there on: it is what the first ones after the smallest show. Those of
         a function with kinks or peaks close to x shrink again, and the smallest are the last.
         """
-        lost = ~np.isfinite(self.error) & ~np.isfinite(self.flat_error)
-        which = np.flatnonzero(lost)
+        everything = np.arange(self.center.size)
+        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, everything)
+        which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
         rows = self._quietest(which)
         loud = self.bottom[which] > rows + 2
+        loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
         which, rows = which[loud], rows[loud]
         steps = self._steps(rows, which)
         slopes = self.slopes[rows + np.arange(4)[:, None], which]
@@ -286,13 +287,39 @@ class _Ladders:
         self._begin_anew(which, steps)
         return which
 
+    def try_again(self, restart: Callable[[], IntArray]) -> None:
+        """Put up other ladders; go back to the former ones where these show nothing."""
+        state = (self.first, self.top, self.bottom, self.slopes, self.bends, self.largest,
+                 self.slope, self.error, self.noise, self.noise_here)  # fmt: skip
+        former = [array.copy() for array in state]
+        bend = np.abs(self.bends[self.bottom, np.arange(self.center.size)])
+        which = restart()
+        self.go_on(which)
+        # An error as large as a kink that was seen is no progress.
+        lost = which[~(self.error < np.where(bend > 0, bend, np.inf))[which]]
+        for array, values in zip(state, former, strict=True):
+            array[..., lost] = values[..., lost]
+
     def _quietest(self, which: IntArray) -> IntArray:
         """Return the first of the three rungs in a row whose slopes differ least."""
-        apart = np.abs(np.diff(self.slopes[:, which], axis=0))
+        rows = np.arange(len(self.slopes))[:, None]
+        told = np.where(self._is_flat(rows, which), np.nan, self.slopes[:, which])
+        apart = np.abs(np.diff(told, axis=0))
         pairs = np.maximum(apart[:-1], apart[1:])
-        rows: IntArray = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
+        quietest = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
         unknown = ~np.isfinite(pairs).any(axis=0)
-        return np.where(unknown, self.bottom[which] - 2, rows)
+        return np.where(unknown, self.bottom[which] - 2, quietest)
+
+    def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether f is on a rung what it is at x."""
+        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
+        return flat
+
+    def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether the bend on a rung is about that on the rung before, as at a kink."""
+        bend, before = (np.abs(self.bends[rows - k, which]) for k in (0, 1))
+        steady: NDArray[np.bool_] = (bend * _STEADY > before) & (bend < _STEADY * before)
+        return steady
 
     def go_on(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
@@ -309,7 +336,11 @@ class _Ladders:
         central = self.side[active] == 0
         # f is rounded, and so is x where f takes it in.
         scale = largest + np.abs(self.center[active] * slopes)
-        rounding = np.maximum(self.eps[active] * scale / 2, self.noise[active]) / steps
+        # What is noisier than that is so, most often, because it is computed in float32: then the
+        # noise grows with the values.
+        grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
+        noise = self.noise[active] * np.fmax(grown, 1)
+        rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
         rounding_of_bends = np.maximum(rounding, self.noise_here[active] / steps)
 
@@ -352,10 +383,7 @@ class _Ladders:
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
         noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise_here)
         noise = noise / self._steps(bottom, columns)
-        steady = (np.abs(bend) * _STEADY > np.abs(before)) & (
-            np.abs(bend) < _STEADY * np.abs(before)
-        )
-        kink = lost & steady & (np.abs(bend) > 8 * noise)
+        kink = lost & self._is_steady(bottom, columns) & (np.abs(bend) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)

@@ -17,6 +17,9 @@ from fastgrad.noise import Noise, scatter
 #: of 3 at most. A verdict allows for more than twice that.
 _SAFETY = 8.0
 
+#: An entry may be zero to rounding if it is so many machine epsilons of the gradient's largest.
+_ROUNDED = 512.0
+
 #: An error measured is a deviation, of which a slope may be off by a few.
 _DEVIATIONS = 4.0
 
@@ -68,6 +71,9 @@ def gather(
                 _look_again(objective, entries, noise, bounds, seen, np.flatnonzero(~clear))
         if not math.isfinite(noise.here):
             seen.numerical[:] = np.nan
+        sizes = np.abs(analytic)
+        largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
+        seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
     return seen, judge(analytic, seen, eps)
 
 

@@ -48,7 +48,7 @@ class Evidence:
         Where f has a kink at x, or too near to it to be told apart.
     rounding : ndarray, shape (M,)
         The slope that changes f by its noise when the entry is nudged by its own size; 0 where
-        nothing is known about it.
+        the gradient to check is no rounding error beside its largest entry.
     """
 
     numerical: FloatArray
