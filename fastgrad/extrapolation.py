@@ -241,7 +241,13 @@ class _Ladders:
             Those of `which` where it does, or might do.
         """
         flat = self._flat(which)
-        self.flat_error[flat] = self.eps[flat] * np.abs(self.here[flat]) / self.first[flat]
+        size = np.abs(self.center[flat])
+        small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
+        self._begin_anew(flat[small], size[small] / _RATIO)
+        flat = self._flat(flat)
+        self.flat_error[flat] = (
+            self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
+        )
         self._begin_anew(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
         constant = self._flat(flat)
         self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
@@ -254,11 +260,25 @@ class _Ladders:
         return chosen
 
     def restart_near_zero(self) -> IntArray:
-        """Take steps shorter than x where nothing was found, for poles and kinks at 0."""
+        """Take steps shorter than x where f proves to bend on that scale, or nothing was found.
+
+        Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
+        """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
-        lost = ~np.isfinite(self.error) & ~np.isfinite(self.flat_error) & (self.side == 0)
-        which = np.flatnonzero(lost & (shortest > np.abs(self.center)) & (self.center != 0))
-        self._begin_anew(which, np.abs(self.center[which]) / _RATIO)
+        beyond = (shortest > np.abs(self.center)) & (self.center != 0) & (self.side == 0)
+        which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
+        if which.size == 0:
+            return which
+        first = np.abs(self.center[which]) / _RATIO
+        found, (upper, lower) = self.values(which, np.stack([first, -first]))
+        slope = (found[0] - found[1]) / (upper - lower)
+        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+        rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
+        error = self.error[which]
+        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+        again = other | ~np.isfinite(error)
+        which = which[again]
+        self._begin_anew(which, first[again])
         return which
 
     def restart_in_noise(self) -> IntArray:

@@ -14,8 +14,8 @@ from fastgrad.extrapolation import Bounds, Extrapolated, extrapolate, extrapolat
 from fastgrad.noise import Noise, scatter
 
 #: The error of an extrapolated slope exceeds its estimate in one entry of a hundred, by a factor
-#: of 3 at most. A verdict allows for more than twice that.
-_SAFETY = 8.0
+#: of 3 at most.
+_SAFETY = 3.0
 
 #: An entry may be zero to rounding if it is so many machine epsilons of the gradient's largest.
 _ROUNDED = 512.0
