@@ -22,6 +22,7 @@ from fastgrad.archives import load_arrays, save_arrays
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
+    as_generator,
     float_dtype,
     is_canonical,
     no_targets,
@@ -427,7 +428,7 @@ class Network:
         *,
         iterations: int = 10_000,
         batch_size: int = 100,
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         method: str = "gradient",
         optimizer: Any = None,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
@@ -448,16 +449,17 @@ class Network:
         batch_size : int, optional
             Samples in each of them.
         learning_rate : float, optional
-            Of plain gradient descent; an `optimizer` brings its own.
+            Of plain gradient descent, above 0, by default 0.1. An `optimizer` brings its own, so
+            only one of the two can be given.
         method : {"gradient", "numerical_gradient"}, optional
             Backpropagation, or numerical gradients alone.
         optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
-            By default ``SGD(learning_rate)``. What it remembers goes on from, and into, the object.
+            By default ``SGD(0.1)``. What it remembers goes on from, and into, the object.
         validation : (x_test, t_test), optional
             If given, the accuracies on both sets are evaluated once an epoch.
         progress : bool, optional
             Show a progress bar.
-        rng : int or numpy.random.Generator, optional
+        rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
             Source of the batches; by default NumPy's global legacy generator, as in the book.
         callback : callable, optional
             Called as ``callback(iteration, loss)`` after each iteration, with `params` up to date;
@@ -474,7 +476,9 @@ class Network:
         Raises
         ------
         TypeError, ValueError
-            If an argument or `params` does not fit; nothing has been changed then.
+            If an argument or `params` does not fit; nothing has been changed then. Also where a
+            subclass has a `predict` or `loss` of its own, which the inherited `gradient` does not
+            differentiate.
 
         Warns
         -----
@@ -485,12 +489,25 @@ class Network:
         -----
         Section 4.5 of the book. With the same seed and number of threads a run repeats bit for bit;
         other numbers of threads agree to rounding.
+
+        A subclass with methods of its own is trained by these: by its `gradient` or, with
+        ``method="numerical_gradient"``, by differences of its `predict` or `loss`.
         """
+        if (
+            method == "gradient"
+            and has_own(self, "predict", "loss")
+            and (not has_own(self, "gradient"))
+        ):
+            raise TypeError(
+                f"`gradient` must be {type(self).__name__}'s own, as `predict` or `loss` is: the "
+                'inherited one differentiates another loss. Or use method="numerical_gradient".'
+            )
         return fit(
             self, x, t,
             iterations=iterations, batch_size=batch_size, learning_rate=learning_rate,
             method=method, optimizer=optimizer, validation=validation, progress=progress, rng=rng,
             callback=callback,
+            by_methods=has_own(self, "predict", "loss", "gradient", "numerical_gradient"),
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -590,7 +607,7 @@ class TwoLayerNet(Network):
         the plain cross entropy of log-softmax.
     dtype : {numpy.float64, numpy.float32}, optional
         In which parameters are kept and everything is computed.
-    rng : int or numpy.random.Generator, optional
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
         Source of the initial weights; by default NumPy's global legacy generator, in the book's
         order, so that ``np.random.seed(0)`` gives the book's numbers.
 
@@ -608,7 +625,7 @@ class TwoLayerNet(Network):
     -----
     In a subclass with a `predict` of its own, `loss`, `accuracy` and `numerical_gradient` go by
     that, and with a `loss` of its own `numerical_gradient` does; they take as long as the book's
-    then. `gradient` and `fit` go by what the network itself computes in any case.
+    then. `fit` goes by the subclass's own `gradient`, or by `numerical_gradient`.
 
     Examples
     --------
@@ -667,7 +684,7 @@ class MultiLayerNet(Network):
         As for `TwoLayerNet`.
     dtype : {numpy.float64, numpy.float32}, optional
         In which parameters are kept and everything is computed.
-    rng : int or numpy.random.Generator, optional
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
         Source of the initial weights; by default NumPy's global legacy generator.
 
     Attributes
@@ -741,13 +758,12 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
     Raises
     ------
     TypeError, ValueError
-        If `rng` is neither None, an integer from 0 on, nor a ``numpy.random.Generator``.
+        As for `fastgrad.arrays.as_generator`.
     """
-    if rng is None:
-        return lambda shape: np.random.randn(*shape)  # noqa: NPY002 - the book's own numbers
-    if isinstance(rng, np.random.Generator):
-        return rng.standard_normal
-    return np.random.default_rng(whole_number(rng, "rng", minimum=0)).standard_normal
+    generator = as_generator(rng)
+    if isinstance(generator, np.random.Generator):
+        return generator.standard_normal
+    return lambda shape: np.asarray(generator.randn(*shape))
 
 
 def has_own(network: object, *names: str) -> bool:

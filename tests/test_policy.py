@@ -21,7 +21,7 @@ FLOORS = {
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
         "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
         "suspects", "trees", "workspace"],
-    1: ["arrays", "compile_time", "tbb", "threads", "kernels"],
+    1: ["arrays", "compile_time", "tbb", "threads", "kernels", "runtime"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 

@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad import convolution, gradients, layers, optimizers
-from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_number
+from fastgrad.arrays import FloatArray, IntArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
 from fastgrad.gradients import GradientCheck, compare_gradients
 from fastgrad.networks import has_own
-from fastgrad.training import History, progress_bar
+from fastgrad.training import History, LayerRun, chosen_optimizer, pair, run_training
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
 
@@ -88,6 +88,42 @@ def _stages(network_layers: Iterable[Any]) -> list[Any]:
         )
         stages.append(_ConvolutionStage(layer) if is_ours else layer)
     return stages
+
+
+class _ConvolutionalRun(LayerRun):
+    """Training whose losses are those that `gradient` computes anyway, if nobody overrides it."""
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        """Run one iteration for every row of `batches`, and count it."""
+        network, (x, t) = self.network, self.data
+        if self.gradient != network.gradient or has_own(network, "predict", "loss", "gradient"):
+            super().advance(batches, losses)
+            return
+        for i, batch in enumerate(batches):
+            grads = network.gradient(x[batch], t[batch])
+            losses[i] = float(network.last_layer.loss)
+            self.optimizer.update(network.params, grads)
+            self.done += 1
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put the state of NumPy's global generator back, from which dropout layers draw."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
+    """Return images and their targets as arrays, checked to be as many."""
+    images, targets = np.asarray(x), np.asarray(t)
+    if not len(images) or len(images) != len(targets):
+        raise ValueError(
+            f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+        )
+    return images, targets
 
 
 class _ConvolutionalNet:
@@ -254,12 +290,15 @@ class _ConvolutionalNet:
         *,
         iterations: int = 10_000,
         batch_size: int = 100,
+        learning_rate: float | None = None,
         method: str = "gradient",
         optimizer: Any = None,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
         progress: bool = False,
+        rng: Any = None,
+        callback: Callable[[int, float], object] | None = None,
     ) -> History:
-        """Train on mini-batches, drawn as the book's ``Trainer`` draws them.
+        """Train on mini-batches drawn at random with replacement, as the book does.
 
         Parameters
         ----------
@@ -267,63 +306,53 @@ class _ConvolutionalNet:
             Images to train with.
         t : array_like
             As for `loss`.
-        iterations, batch_size : int, optional
-            How many mini-batches, of how many images, drawn with replacement from NumPy's global
-            legacy generator.
-        method : {"gradient", "numerical_gradient"}, optional
-            The method that computes the gradient.
-        optimizer : object, optional
-            With ``update(params, grads)``; by default ``fastgrad.Adam()``.
-        validation : (x, t), optional
-            Images to test with. Accuracies are evaluated in every epoch, on 1,000 images.
-        progress : bool, optional
-            Show a progress bar.
+        iterations, batch_size, method, validation, progress, rng, callback
+            As for `fastgrad.TwoLayerNet.fit`.
+        learning_rate : float, optional
+            Of Adam; an `optimizer` brings its own, so only one of the two can be given.
+        optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
+            By default ``Adam()``.
 
         Returns
         -------
         History
-            Ctrl-C ends the run early: what has been learnt is kept.
+            After Ctrl-C it is the history so far, and what has been learned is kept.
 
         Raises
         ------
         TypeError, ValueError
             If an argument or `params` does not fit.
         """
-        iterations = whole_number(iterations, "iterations", minimum=0)
-        batch_size = whole_number(batch_size, "batch_size", minimum=1)
+        size = whole_number(batch_size, "batch_size", minimum=1)
         one_of(method, "method", ("gradient", "numerical_gradient"))
-        optimizer = optimizers.Adam() if optimizer is None else optimizer
-        images, targets = np.asarray(x), np.asarray(t)
-        if not len(images) or len(images) != len(targets):
-            raise ValueError(
-                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
-            )
-        per_epoch = max(1, len(images) // batch_size)
-        losses: list[float] = []
-        evaluated: list[tuple[float, float, float]] = []
-        begin, interrupted = time.perf_counter(), False
-        with progress_bar(iterations, progress) as bar:
-            try:
-                for iteration in range(iterations):
-                    chosen = np.random.choice(len(images), batch_size)  # noqa: NPY002
-                    batch = images[chosen], targets[chosen]
-                    grads = getattr(self, method)(*batch)
-                    losses.append(self.loss(*batch) if method != "gradient" else (
-                        float(self.last_layer.loss)
-                    ))  # fmt: skip
-                    optimizer.update(self.params, grads)
-                    if validation is not None and iteration % per_epoch == 0:
-                        x_test, t_test = map(np.asarray, validation)
-                        train = self.accuracy(images[:1000], targets[:1000])
-                        test = self.accuracy(x_test[:1000], t_test[:1000])
-                        evaluated.append((iteration / per_epoch, train, test))
-                        bar.set_postfix(test=f"{test:.2%}")
-                    bar.update()
-            except KeyboardInterrupt:
-                interrupted = True
-        epochs, trained, tested = np.array(evaluated).reshape(-1, 3).T
-        seconds = time.perf_counter() - begin
-        return History(np.array(losses), epochs, trained, tested, seconds, interrupted)
+        optimizer = chosen_optimizer(optimizer, learning_rate, optimizers.Adam())
+        data = _images_and_targets(x, t)
+        tests = None if validation is None else _images_and_targets(*pair(validation))
+
+        @contextmanager
+        def begin_run() -> Iterator[_ConvolutionalRun]:
+            yield _ConvolutionalRun(self, optimizer, method, *data)
+
+        def small(network: Any, optimizer: Any) -> None:
+            few = 2 if method == "numerical_gradient" else 100
+            batch = data[0][:few], data[1][:few]
+            with _random_state_kept():
+                network.fit(
+                    *batch, iterations=1, batch_size=len(batch[0]), method=method,
+                    optimizer=optimizer, validation=batch, rng=0,
+                )  # fmt: skip
+
+        return run_training(
+            self, begin_run, data,
+            iterations=iterations, batch_size=size, optimizer=optimizer, validation=tests,
+            progress=progress, rng=rng, callback=callback, compile_ahead=small,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which the network computes."""
+        dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
+        return dtype
 
     def numerical_gradient(
         self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
