@@ -19,12 +19,12 @@ from fastgrad.runtime import interrupt
 
 __all__ = ["Watch", "announced", "say"]
 
-#: The lines that this process has written.
+#: What this process has announced.
 _written: set[str] = set()
 
 
 def say(what: str = "", seconds: float = 0.0) -> None:
-    """Write on stderr that kernels are being compiled, unless this process has done so.
+    """Write on stderr that kernels are being compiled, unless this process has said so before.
 
     Parameters
     ----------
@@ -40,8 +40,9 @@ def say(what: str = "", seconds: float = 0.0) -> None:
         line += "; each process does so, as no folder can be written to keep them"
     else:
         line += "; they are kept for the next time"
-    if sys.stderr is not None and line not in _written:
-        _written.add(line)
+    repeated = what in _written if what else bool(_written)
+    if sys.stderr is not None and not repeated:
+        _written.add(what)
         print(line, file=sys.stderr, flush=True)
 
 

@@ -35,7 +35,12 @@ from fastgrad.arrays import (
     whole_number,
 )
 from fastgrad.engine import ACTIVATIONS, Engine, parameter_shapes
-from fastgrad.gradients import GradientCheck, compare_gradients, numerical_gradient
+from fastgrad.gradients import (
+    GradientCheck,
+    check_gradient,
+    compare_gradients,
+    numerical_gradient,
+)
 from fastgrad.training import History, fit
 from fastgrad.workspace import aligned
 
@@ -50,6 +55,10 @@ class Network:
 
     #: Whether `predict` returns class probabilities or the last layer's raw scores.
     _predicts_probabilities: ClassVar[bool] = True
+    #: The activation where none is given.
+    _default_activation: ClassVar[str] = "sigmoid"
+    #: The number of affine layers; 0 where it may be any.
+    _layer_count: ClassVar[int] = 0
 
     params: dict[str, Any]
 
@@ -348,7 +357,9 @@ class Network:
         """Return the loss that gradients are of."""
         return self.loss(x, t)
 
-    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+    def check_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
+    ) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`.
 
         Parameters
@@ -357,8 +368,12 @@ class Network:
             Samples.
         t : array_like
             Labels (N,), or one-hot or soft targets (N, C).
-        h : float, optional
+        h : float, dict like `params`, or "auto", optional
             The step, above 0.
+        **options : Any
+            Those of `fastgrad.check_gradient`: order, sample, directions, bounds, progress, rng,
+            workers. With one of them, or with steps that are no single number, `loss` is evaluated
+            at each point of the difference.
 
         Returns
         -------
@@ -371,6 +386,8 @@ class Network:
         TypeError, ValueError
             If `x`, `t`, `h` or `params` does not fit.
         """
+        if options or np.ndim(h) or isinstance(h, str | dict):
+            return check_loss_gradient(self, self._training_loss, x, t, h, options)
         h = step_size(h)
         numerical = self.numerical_gradient(x, t, h)
         double = self.numerical_gradient(x, t, 2 * h)
@@ -449,7 +466,7 @@ class Network:
         batch_size : int, optional
             Samples in each of them.
         learning_rate : float, optional
-            Of plain gradient descent, above 0, by default 0.1. An `optimizer` brings its own, so
+            Of plain gradient descent, from 0 on, by default 0.1. An `optimizer` brings its own, so
             only one of the two can be given.
         method : {"gradient", "numerical_gradient"}, optional
             Backpropagation, or numerical gradients alone.
@@ -562,8 +579,14 @@ class Network:
             If the file cannot be read.
         ValueError
             If it is not a network of this class.
+
+        Notes
+        -----
+        A file of ``numpy.savez(path, **net.params)`` has no settings: the network gets those that
+        the class has by default, and the sizes of the arrays.
         """
         arrays, settings = load_arrays(path)
+        settings = settings or cls._default_settings(arrays)
         if settings.get("format") != "fastgrad network" or settings.get("version") != 1:
             raise ValueError(f"{os.fspath(path)!r} must hold a fastgrad network of version 1.")
         if settings.get("network") != cls.__name__:
@@ -586,6 +609,24 @@ class Network:
             raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
         network._finish()
         return network
+
+    @classmethod
+    def _default_settings(cls, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a network of which only the parameters are known, or none."""
+        weights = [arrays.get(f"W{n}", np.empty(0)) for n in range(1, len(arrays) // 2 + 1)]
+        if not weights or any(W.ndim != 2 for W in weights):
+            return {}
+        if cls._layer_count and len(weights) != cls._layer_count:
+            return {}
+        return {
+            "format": "fastgrad network",
+            "version": 1,
+            "network": cls.__name__,
+            "sizes": [len(weights[0]), *(W.shape[1] for W in weights)],
+            "activation": cls._default_activation,
+            "delta": 1e-7,
+            "weight_decay_lambda": 0.0,
+        }
 
     def _finish(self) -> None:
         """Complete a loaded network; for subclasses."""
@@ -639,6 +680,8 @@ class TwoLayerNet(Network):
     >>> bool(np.allclose(backward["W1"], numerical["W1"], rtol=1e-6, atol=1e-12))
     True
     """
+
+    _layer_count = 2
 
     def __init__(
         self,
@@ -714,6 +757,7 @@ class MultiLayerNet(Network):
     """
 
     _predicts_probabilities = False
+    _default_activation = "relu"
 
     def __init__(
         self,
@@ -764,6 +808,27 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
     if isinstance(generator, np.random.Generator):
         return generator.standard_normal
     return lambda shape: np.asarray(generator.randn(*shape))
+
+
+def check_loss_gradient(
+    network: Any,
+    loss: Callable[[Any, Any], float],
+    x: ArrayLike,
+    t: ArrayLike,
+    h: Any,
+    options: dict[str, Any],
+) -> GradientCheck:
+    """Check a network's gradient by evaluating its loss, with all options of `check_gradient`."""
+    held = network.params
+
+    def loss_at(params: dict[str, Any]) -> float:
+        network.params = params
+        try:
+            return loss(x, t)
+        finally:
+            network.params = held
+
+    return check_gradient(loss_at, network.gradient(x, t), held, h, **options)
 
 
 def has_own(network: object, *names: str) -> bool:

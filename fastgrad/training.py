@@ -23,7 +23,7 @@ from fastgrad.arrays import (
     as_generator,
     flag,
     one_of,
-    step_size,
+    real_number,
     whole_number,
 )
 from fastgrad.engine import SPARSE_BELOW, Engine
@@ -191,11 +191,11 @@ def chosen_optimizer(optimizer: Any, learning_rate: Any, default: Optimizer) -> 
     TypeError
         If `optimizer` is none of fastgrad's, or both arguments are given.
     ValueError
-        If `learning_rate` is not a finite number above 0.
+        If `learning_rate` is not a finite number from 0 on.
     """
     if optimizer is None:
         if learning_rate is not None:
-            default.lr = step_size(learning_rate, "learning_rate")
+            default.lr = real_number(learning_rate, "learning_rate", minimum=0)
         return default
     if not isinstance(optimizer, Optimizer):
         raise TypeError(f"`optimizer` must be an optimizer of fastgrad. Got {optimizer!r}.")

@@ -6,17 +6,19 @@ import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad import convolution, gradients, layers, optimizers
+from fastgrad.archives import load_arrays, save_arrays
 from fastgrad.arrays import FloatArray, IntArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.networks import BoundAffine, Parameter
 from fastgrad.gradients import GradientCheck, compare_gradients
-from fastgrad.networks import has_own
+from fastgrad.networks import check_loss_gradient, has_own
 from fastgrad.training import History, LayerRun, chosen_optimizer, pair, run_training
 
 __all__ = ["DeepConvNet", "SimpleConvNet"]
@@ -131,6 +133,8 @@ class _ConvolutionalNet:
 
     params: dict[str, Any]
     layers: Any
+    #: The arguments of the constructor.
+    _arguments: dict[str, Any]
     #: Whether there are dropout layers, and so a training pass of its own.
     _drops: ClassVar[bool] = False
 
@@ -394,7 +398,9 @@ class _ConvolutionalNet:
             for (name, array), (slopes, _) in zip(self.params.items(), found, strict=True)
         }
 
-    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+    def check_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
+    ) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`, with the same entries dropped.
 
         Parameters
@@ -402,8 +408,10 @@ class _ConvolutionalNet:
         x : array_like, shape (N, C, H, W)
         t : array_like
             As for `loss`.
-        h : float, optional
+        h : float, dict like `params`, or "auto", optional
             The step, above 0.
+        **options : Any
+            Those of `fastgrad.check_gradient`, as for `fastgrad.TwoLayerNet.check_gradient`.
 
         Returns
         -------
@@ -417,6 +425,15 @@ class _ConvolutionalNet:
             If an argument or `params` does not fit, or a layer, `predict` or `loss` is not the
             book's.
         """
+        if options or np.ndim(h) or isinstance(h, str | dict):
+            with _random_state_kept():
+                state = np.random.get_state()  # noqa: NPY002
+
+                def loss(x: Any, t: Any) -> float:
+                    np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
+                    return self.loss(x, t)
+
+                return check_loss_gradient(self, loss, x, t, h, options)
         h = step_size(h)
         if not layer_differences.knows(self._all_layers()):
             raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
@@ -456,6 +473,79 @@ class _ConvolutionalNet:
         finally:
             self.params[name] = held
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save parameters and settings as an .npz file, as all networks of fastgrad do.
+
+        Parameters
+        ----------
+        path : path_like
+            Where to; ``.npz`` is appended if missing. An existing file is replaced as a whole.
+
+        Returns
+        -------
+        Path
+            The file written.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an existing file is unharmed then.
+        """
+        return save_arrays(
+            path,
+            {name: np.asarray(array) for name, array in self.params.items()},
+            format="fastgrad network",
+            version=1,
+            network=type(self).__name__,
+            arguments=self._arguments,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a network that `save` wrote.
+
+        Parameters
+        ----------
+        path : path_like
+            The file; or one of ``numpy.savez(path, **net.params)``, whose network gets the settings
+            that the class has by default.
+
+        Returns
+        -------
+        SimpleConvNet or DeepConvNet
+            Of the class on which `load` is called.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not a network of this class.
+        """
+        arrays, settings = load_arrays(path)
+        if settings.get("network", cls.__name__) != cls.__name__:
+            raise ValueError(
+                f"{os.fspath(path)!r} must hold a {cls.__name__}. Got {settings['network']!r}."
+            )
+        try:
+            with _random_state_kept():  # from which the initial weights are drawn
+                network = cls(**settings.get("arguments", {}))
+            network._replace_params(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
+        return network
+
+    def _replace_params(self, arrays: Mapping[str, Any]) -> None:
+        """Take arrays for parameters, if their names and shapes are the same."""
+        shapes, expected = (
+            {name: np.shape(array) for name, array in some.items()}
+            for some in (arrays, self.params)
+        )
+        if shapes != expected:
+            raise ValueError(f"the file must hold {expected}. It holds {shapes}.")
+        for name in self.params:
+            self.params[name] = real_array(arrays[name], name)
+
     def save_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
         """Write `params` to a file that the book's ``load_params`` reads too.
 
@@ -485,15 +575,7 @@ class _ConvolutionalNet:
             If it holds anything but arrays of the names and shapes of `params`. Nothing but NumPy
             arrays and plain containers is ever loaded from it.
         """
-        found = pickles.load(file_name)
-        shapes, expected = (
-            {name: np.shape(array) for name, array in arrays.items()}
-            for arrays in (found, self.params)
-        )
-        if shapes != expected:
-            raise ValueError(f"the file must hold {expected}. It holds {shapes}.")
-        for name in self.params:
-            self.params[name] = real_array(found[name], name)
+        self._replace_params(pickles.load(file_name))
 
 
 def _image_shape(value: Any) -> tuple[int, int, int]:
@@ -581,6 +663,12 @@ class SimpleConvNet(_ConvolutionalNet):
         param = _convolution_param(
             conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}, "conv_param"
         )
+        self._arguments = {
+            "input_dim": _image_shape(input_dim),
+            "conv_param": param,
+            "hidden_size": hidden_size,
+            "output_size": output_size,
+        }
         channels, *size = _image_shape(input_dim)
         number, side = param["filter_num"], param["filter_size"]
         sides = [_convolution_size(length, param) // 2 for length in size]
@@ -672,6 +760,12 @@ class DeepConvNet(_ConvolutionalNet):
             _convolution_param(param, f"conv_param_{number}")
             for number, param in enumerate(given, 1)
         ]
+        self._arguments = {
+            "input_dim": _image_shape(input_dim),
+            **{f"conv_param_{number}": param for number, param in enumerate(conv_params, 1)},
+            "hidden_size": hidden_size,
+            "output_size": output_size,
+        }
         channels, *sides = _image_shape(input_dim)
         shapes: list[tuple[int, ...]] = []
         for number, param in enumerate(conv_params, 1):

@@ -14,14 +14,17 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-__all__ = ["Deferred", "hold", "kept", "release"]
+__all__ = ["Deferred", "hold", "kept", "raise_if_asked", "release"]
 
 
 class _Request:
-    """What the signal handler has noted, and whether the main thread is compiling."""
+    """What the signal handler has noted."""
 
-    pending = False
+    #: Whether Ctrl-C was pressed.
+    asked = False
+    #: Whether an interrupt must wait now, and whether one does.
     held = False
+    waiting = False
 
 
 def _is_main_thread() -> bool:
@@ -38,14 +41,23 @@ def release() -> None:
     """End `hold`; raise `KeyboardInterrupt` if Ctrl-C was pressed meanwhile."""
     if _is_main_thread() and _Request.held:
         _Request.held = False
-        if _Request.pending:
+        if _Request.waiting:
+            _Request.waiting = False
             raise KeyboardInterrupt
+
+
+def raise_if_asked() -> None:
+    """Raise `KeyboardInterrupt` if Ctrl-C was pressed, and somebody swallowed the exception."""
+    if _Request.asked:
+        raise KeyboardInterrupt
 
 
 def _note_and_raise(number: int, frame: FrameType | None) -> None:
     """Handle SIGINT: raise `KeyboardInterrupt` now, or, during `hold`, when that ends."""
-    again, _Request.pending = _Request.pending, True
-    if again or not _Request.held:
+    _Request.asked = True
+    if _Request.held and not _Request.waiting:
+        _Request.waiting = True
+    else:
         signal.default_int_handler(number, frame)
 
 
@@ -57,7 +69,8 @@ def kept(*, may_be_caught: bool = False) -> Iterator[None]:
     ----------
     may_be_caught : bool, optional
         Whether code in the block may deal with the exception and go on, as a user's script may.
-        Otherwise an exception that somebody has swallowed is raised again at the end.
+        Otherwise an exception that somebody has swallowed, or turned into another one, is raised
+        again at the end.
 
     Notes
     -----
@@ -66,15 +79,19 @@ def kept(*, may_be_caught: bool = False) -> Iterator[None]:
     if not _is_main_thread() or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
         yield
         return
-    _Request.pending = _Request.held = False
+    _Request.asked = _Request.held = _Request.waiting = False
     signal.signal(signal.SIGINT, _note_and_raise)
     try:
         yield
-        if _Request.pending and not may_be_caught:
-            raise KeyboardInterrupt
+        if not may_be_caught:
+            raise_if_asked()
+    except Exception:
+        if not may_be_caught and _Request.asked:
+            raise KeyboardInterrupt from None
+        raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-        _Request.pending = _Request.held = False
+        _Request.asked = _Request.held = _Request.waiting = False
 
 
 class Deferred:
