@@ -35,4 +35,4 @@ else:
         return globals()[name]
 
     def __dir__():
-        return sorted({*globals(), *__getattr__("__all__")})
+        return sorted(__getattr__("__all__"))

@@ -231,7 +231,8 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
     Parameters
     ----------
     t : array_like
-        Labels of shape (n,) or (n, 1), of any integer type; or one-hot or soft targets of shape
+        Labels of shape (n,) or (n, 1), of any integer type, or whole numbers in floats as
+        `numpy.loadtxt` reads them; or one-hot or soft targets of shape
         (n, classes). For one sample also a plain integer, or targets of shape (classes,).
     name : str
         How the argument is called in messages.
@@ -268,9 +269,10 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
             f"`{name}` must be labels of shape ({n},) or targets of shape ({n}, {classes}). "
             f"Got shape {array.shape}."
         )
-    if not integers:
-        raise TypeError(f"`{name}` must hold integer labels. Got {array.dtype}.")
     flat = array.reshape(n)
+    whole = integers or (array.dtype.kind == "f" and bool(np.all(np.trunc(flat) == flat)))
+    if not whole or not (integers or np.all(np.abs(flat) < 2**53)):
+        raise TypeError(f"`{name}` must hold integer labels. Got {array.dtype}.")
     labels = np.ascontiguousarray(flat, dtype=np.int64)
     if not labels.flags.behaved:  # another type to Numba, as in `real_array`
         labels = labels.copy()
@@ -356,6 +358,37 @@ def whole_number(value: Any, name: str, *, minimum: int) -> int:
     if value < minimum:
         raise ValueError(f"`{name}` must be at least {minimum}. Got {value!s}.")
     return int(value)
+
+
+def as_generator(rng: Any, name: str = "rng") -> Any:
+    """Return a source of randomness.
+
+    Parameters
+    ----------
+    rng : None, int, numpy.random.Generator, BitGenerator, SeedSequence or RandomState
+        A source, or what one can be made of. None stands for NumPy's global legacy generator.
+    name : str, optional
+        How the argument is called in messages.
+
+    Returns
+    -------
+    numpy.random.Generator, or something with the legacy methods of ``numpy.random``
+        So ``RandomState(0)`` gives the numbers that ``np.random.seed(0)`` would.
+
+    Raises
+    ------
+    TypeError
+        If `rng` is nothing of these.
+    ValueError
+        If it is a negative integer.
+    """
+    if rng is None or rng is np.random:
+        return np.random
+    if isinstance(rng, np.random.Generator | np.random.RandomState):
+        return rng
+    if isinstance(rng, np.random.SeedSequence | np.random.BitGenerator):
+        return np.random.default_rng(rng)
+    return np.random.default_rng(whole_number(rng, name, minimum=0))
 
 
 def flag(value: Any, name: str) -> bool:

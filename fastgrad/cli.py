@@ -22,6 +22,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import fastgrad
+from fastgrad.runtime import interrupt
 
 __all__ = ["INTERRUPTED", "OPTIMIZERS", "SGD_RATE", "main", "version"]
 
@@ -115,11 +116,12 @@ def _add_command(subparsers: Any, name: str, text: str) -> Any:
 
     def guarded(options: argparse.Namespace) -> int:
         try:
-            _say_that_it_runs(options)
-            # A script that is run may need neither NumPy nor Numba.
-            module = importlib.import_module("fastgrad.run" if name == "run" else _COMMANDS)
-            run: Callable[[argparse.Namespace], int] = getattr(module, name)
-            return run(options)
+            with interrupt.kept(may_be_caught=name == "run"):  # a script may handle Ctrl-C itself
+                _say_that_it_runs(options)
+                # A script that is run may need neither NumPy nor Numba.
+                module = importlib.import_module("fastgrad.run" if name == "run" else _COMMANDS)
+                run: Callable[[argparse.Namespace], int] = getattr(module, name)
+                return run(options)
         except BrokenPipeError:
             raise
         except (ValueError, OSError, MemoryError) as error:
@@ -172,18 +174,19 @@ def version(package: str) -> str:
         return "not installed"
 
 
-def _add_network_options(parser: Any) -> None:
+def _add_network_options(parser: Any, *, convnet: bool) -> None:
+    """Add the options of a network; `convnet` says whether it can be a convolutional one."""
     parser.add_argument(
         "--batch-size", type=_count, default=100, metavar="N",
         help="images in a mini-batch (default: %(default)s)",
     )  # fmt: skip
     parser.add_argument(
         "--hidden-size", type=_count, metavar="N",
-        help="units of the hidden layer (default: 50, or 100 of a convnet)",
+        help=f"units of the hidden layer (default: 50{', or 100 of a convnet' * convnet})",
     )  # fmt: skip
     parser.add_argument(
-        "--activation", choices=("sigmoid", "relu"), default="sigmoid",
-        help="of the hidden layer (default: %(default)s)",
+        "--activation", choices=("sigmoid", "relu"),
+        help=f"of the hidden layer (default: sigmoid{'; a convnet has relu' * convnet})",
     )  # fmt: skip
     parser.add_argument(
         "--dtype", choices=("float64", "float32"), default="float64",
@@ -232,6 +235,13 @@ def _finite(text: str) -> float:
     return number
 
 
+def _rate(text: str) -> float:
+    number = _finite(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be from 0 on. Got {text!r}.")
+    return number
+
+
 def _step(text: str) -> float:
     number = _finite(text)
     if number <= 0:
@@ -248,7 +258,7 @@ def _add_exercise(subparsers: Any) -> None:
         "exercise",
         "time and check the numerical gradient of the book's network on a batch of MNIST",
     )
-    _add_network_options(parser)
+    _add_network_options(parser, convnet=False)
     parser.add_argument(
         "--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
         help="steps of the central difference; times are those of the first (default: 1e-4 1e-6)",
@@ -274,7 +284,7 @@ def _add_train(subparsers: Any) -> None:
         "--network", choices=("two-layer", "convnet"), default="two-layer",
         help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)",
     )  # fmt: skip
-    _add_network_options(parser)
+    _add_network_options(parser, convnet=True)
     parser.add_argument(
         "--iterations", type=_count_from_0, default=10_000, metavar="N",
         help="mini-batches (default: %(default)s)",
@@ -288,12 +298,12 @@ def _add_train(subparsers: Any) -> None:
         help="(default: sgd, and adam for a convnet)",
     )  # fmt: skip
     parser.add_argument(
-        "--learning-rate", type=_finite, metavar="RATE",
+        "--learning-rate", type=_rate, metavar="RATE",
         help=f"(default: {SGD_RATE} for sgd, else the optimizer's own)",
     )  # fmt: skip
     parser.add_argument(
         "--save", metavar="FILE",
-        help="write the trained network to an .npz file, a convnet's parameters to the book's .pkl",
+        help="write the trained network to an .npz file, which its class can load",
     )  # fmt: skip
     parser.add_argument(
         "--plot",

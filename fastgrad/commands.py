@@ -10,11 +10,12 @@ import os
 import platform
 import statistics
 import sys
+import textwrap
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numba
 import numpy as np
@@ -24,6 +25,7 @@ from fastgrad import book, optimizers, textbook, threads
 from fastgrad.arrays import FloatArray
 from fastgrad.cli import INTERRUPTED, SGD_RATE, version
 from fastgrad.kernels.compile import cache_folder
+from fastgrad.tables import WIDTH, text_table, wrapped
 from fastgrad.warmup import CALLS, compile_ahead, compile_everything
 
 __all__ = ["exercise", "info", "train", "warmup"]
@@ -34,11 +36,15 @@ _VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx1
 #: Seconds that the textbook loop may take before a progress bar shows.
 _PATIENCE = 2.0
 
+#: On a quiet machine the mean of many times is less than so many times the least of them.
+_SCATTER = 1.5
+
 # exercise --------------------------------------------------------------------------------------
 
 
 def exercise(options: argparse.Namespace) -> int:
     """Time and check the numerical gradient."""
+    options.activation = options.activation or "sigmoid"
     (images, labels), _, compiling = _load_and_compile(options, "numerical_gradient", "gradient")
     rng, seed = _random_source(options.seed)
     chosen = rng.choice(len(images), options.batch_size)
@@ -50,32 +56,44 @@ def exercise(options: argparse.Namespace) -> int:
     print(net)
     print(f"batch of {_plural(len(x), f'random {image}')}, seed {seed}")
     print(f"{_cpu_name()}, {_plural(numba.get_num_threads(), 'thread')} ({threads.layer()})")
-    _say_if_busy()
     if compiling:
         print(f"Compiling took {_duration(compiling)}.")
     print(flush=True)
 
     backward = net.gradient(x, t)
-    quick, back = _fastest(
+    quick, back = _in_turn(
         lambda: net.numerical_gradient(x, t, options.h[0]), lambda: net.gradient(x, t)
     )
 
     count = total if options.full else min(options.sample, total)
     positions = textbook.random_positions(net.params, count, np.random.default_rng(seed))
-    looped, per_parameter = _textbook_loop(net.params, x, t, positions, options)
-    slow = per_parameter * total
+    looped, loop, blas = _textbook_loop(net.params, x, t, positions, options)
+    slow = (loop.mean if options.full else loop.least) * total
     how = f"estimated: {total:,} times the fastest of {_plural(count, 'random parameter')}"
     if options.full:
         how = "all parameters, start to end"
+    busy = any(times.scattered for times in (quick, back, loop))
 
-    every = f"all {_plural(total, 'parameter')}, fastest of many"
+    def row(name: str, seconds: float) -> tuple[str, str, str]:
+        ratio = "–" if busy else _three_digits(seconds / back.least)
+        return name, _duration(seconds), ratio
+
     rows = [
-        ("textbook loop in NumPy", _duration(slow), _three_digits(slow / back), how),
-        ("numerical_gradient", _duration(quick), _three_digits(quick / back), every),
-        ("gradient (backpropagation)", _duration(back), "1", every),
+        row("textbook loop in NumPy", slow),
+        row("numerical_gradient", quick.least),
+        row("gradient (backpropagation)", back.least),
     ]
-    _print_table(("", "time", "× gradient", ""), rows)
-    print(f"numerical_gradient is {_three_digits(slow / quick)} times faster than the textbook.\n")
+    _print_table(("", "time", "× gradient"), rows)
+    print(wrapped(f"Textbook loop: {how}{blas}. The others: fastest of many."))
+    if busy:
+        print(wrapped(
+            "Times of one and the same call differ widely: other programs keep this machine busy. "
+            "So no ratio is printed."
+        ))  # fmt: skip
+    else:
+        ratio = _three_digits(slow / quick.least)
+        print(f"numerical_gradient is {ratio} times faster than the textbook.")
+    print()
 
     print("Largest difference from backpropagation, relative to the array's largest entry:")
     differences, kinks = [], 0
@@ -94,10 +112,10 @@ def exercise(options: argparse.Namespace) -> int:
         print(f"Left out: up to {_plural(kinks, 'parameter')} whose ±h reaches a kink of ReLU.")
     if count < total:
         print(f"Of the textbook loop these are {_plural(count, 'random parameter')}.")
-    print(
-        "The textbook loop loses digits to rounding, more with a smaller h. numerical_gradient\n"
+    print(wrapped(
+        "The textbook loop loses digits to rounding, more with a smaller h. numerical_gradient "
         "differs by the error of any central difference, about h²: a smaller h gains digits."
-    )
+    ))  # fmt: skip
     return 0
 
 
@@ -107,8 +125,12 @@ def _textbook_loop(
     t: FloatArray,
     positions: Sequence[textbook.Position],
     options: argparse.Namespace,
-) -> tuple[list[dict[str, FloatArray]], float]:
-    """Return the textbook's gradient for each step, NaN elsewhere, and the seconds a parameter."""
+) -> tuple[list[dict[str, FloatArray]], Times, str]:
+    """Return the textbook's gradient for each step, NaN elsewhere, the times, and BLAS's threads.
+
+    On small matrices the threads of BLAS may cost more than they bring, above all beside other
+    programs. So the loop gets the faster of one thread and all.
+    """
     from tqdm.auto import tqdm
 
     copies = {name: array.copy() for name, array in params.items()}
@@ -116,7 +138,16 @@ def _textbook_loop(
         {name: np.full(array.shape, np.nan) for name, array in params.items()} for _ in options.h
     ]
     seconds: list[float] = []
-    with tqdm(total=len(options.h) * len(positions), delay=_PATIENCE, desc="textbook loop") as bar:
+    threads, said = textbook.faster_blas_threads(
+        lambda: textbook.loss(copies, x, t, options.activation)
+    )
+    with (
+        textbook.blas_threads(threads),
+        tqdm(
+            total=len(options.h) * len(positions), delay=_PATIENCE, desc="textbook loop",
+            dynamic_ncols=True,
+        ) as bar,
+    ):  # fmt: skip
         for h, gradient in zip(options.h, gradients, strict=True):
             for name, index in positions:
                 begin = time.perf_counter()
@@ -126,7 +157,7 @@ def _textbook_loop(
                 seconds.append(time.perf_counter() - begin)
                 gradient[name].reshape(-1)[index] = slope
                 bar.update()
-    return gradients, statistics.mean(seconds) if options.full else min(seconds)
+    return gradients, Times(min(seconds), statistics.mean(seconds)), said
 
 
 def _difference_cells(
@@ -146,25 +177,32 @@ def _difference_cells(
         relative = float(difference / scale) if scale else float(difference)
         worst = max(worst, relative)
         cells.append(f"{relative:.1e}")
-    return [*cells, f"{-math.log10(worst):.1f}" if 0 < worst < math.inf else "–"]
+    return [*cells, f"{max(0.0, -math.log10(worst)):.1f}" if 0 < worst < math.inf else "–"]
 
 
-def _fastest(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5) -> list[float]:
-    """Return the seconds of each call at its fastest; they take turns.
+class Times(NamedTuple):
+    """How long a call took, in seconds: at its fastest, as `timeit` counts, and on average."""
 
-    As `timeit` does, and likewise for the textbook loop: on a busy machine the threads of BLAS wait
-    for each other, small matrix products become up to a hundred times slower, and any mean or
-    median would flatter us.
-    """
-    taken = [math.inf] * len(calls)
+    least: float
+    mean: float
+
+    @property
+    def scattered(self) -> bool:
+        """Whether the times differ as they do on a busy machine."""
+        return self.mean > _SCATTER * self.least
+
+
+def _in_turn(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5) -> list[Times]:
+    """Return the times of each call; they take turns."""
+    taken: list[list[float]] = [[] for _ in calls]
     end = time.perf_counter() + seconds
     while least > 0 or time.perf_counter() < end:
         least -= 1
-        for i, call in enumerate(calls):
+        for call, times in zip(calls, taken, strict=True):
             begin = time.perf_counter()
             call()
-            taken[i] = min(taken[i], time.perf_counter() - begin)
-    return taken
+            times.append(time.perf_counter() - begin)
+    return [Times(min(times), statistics.mean(times)) for times in taken]
 
 
 # train -----------------------------------------------------------------------------------------
@@ -176,6 +214,9 @@ def train(options: argparse.Namespace) -> int:
     picture = _picture_file(options.plot)
     _require_writable(options.save, "--save")
     convnet = options.network == "convnet"
+    if convnet and options.activation == "sigmoid":
+        raise ValueError("--activation: must be relu for a convnet. Got 'sigmoid'.")
+    options.activation = options.activation or "sigmoid"
     if options.optimizer is None:
         options.optimizer = "adam" if convnet else "sgd"
     rate = options.learning_rate
@@ -196,11 +237,11 @@ def train(options: argparse.Namespace) -> int:
     else:
         net = _network(options, x_train.shape[1], _classes(t_train, t_test))
     print(net)
-    print(
+    print(wrapped(
         f"{_plural(options.iterations, 'iteration')} of {options.method}, batches of "
         f"{options.batch_size:,} out of {_plural(len(x_train), 'image')}, "
         f"{options.optimizer}, learning rate {optimizer.lr:g}, seed {seed}"
-    )
+    ))  # fmt: skip
     sys.stdout.flush()
     try:
         with _warnings_in_one_line():
@@ -230,7 +271,7 @@ def train(options: argparse.Namespace) -> int:
     print(f"{done} in {_duration(history.seconds)}, evaluation included")
     print(f"test accuracy {net.accuracy(x_test, t_test):.2%}")
     if picture is not None:
-        history.plot().savefig(picture, dpi=120)
+        history.plot(picture)
         print(f"drawn: {picture}")
     if history.interrupted:
         print(f"fastgrad: interrupted after {done}", file=sys.stderr)
@@ -241,7 +282,8 @@ def train(options: argparse.Namespace) -> int:
 def _calls_of_fit(options: argparse.Namespace) -> list[str]:
     """Return what a run needs of `fastgrad.warmup.CALLS`."""
     if options.network == "convnet":
-        return ["layers of convolutional networks"]
+        by = " by numerical_gradient" if options.method == "numerical_gradient" else ""
+        return [f"fit of a convnet{by}"]
     if options.method == "numerical_gradient":
         return ["fit by numerical_gradient"]
     return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
@@ -250,11 +292,7 @@ def _calls_of_fit(options: argparse.Namespace) -> list[str]:
 def _save(net: Any, path: str | None) -> None:
     if path is None:
         return
-    if isinstance(net, book.SimpleConvNet):
-        net.save_params(path)
-    else:
-        path = str(net.save(path))
-    print(f"saved: {path}", flush=True)
+    print(f"saved: {net.save(path)}", flush=True)
 
 
 def _picture_file(path: str | None) -> Path | None:
@@ -312,6 +350,7 @@ def warmup(options: argparse.Namespace) -> int:
     if folder is None:
         raise ValueError("no folder can be written that would keep what is compiled.")
     begin = time.perf_counter()
+    dtypes = " and ".join(options.dtype)
     total = len(CALLS) * len(options.dtype)
     with tqdm(total=total, desc="compiling", unit="call", dynamic_ncols=True) as bar:
 
@@ -319,9 +358,11 @@ def warmup(options: argparse.Namespace) -> int:
             bar.set_postfix_str(name, refresh=False)
             bar.update()
 
-        compile_everything(options.dtype, done)
-    took = _duration(time.perf_counter() - begin)
-    print(f"compiled for {' and '.join(options.dtype)} in {took}: {folder}")
+        compiling = compile_everything(options.dtype, done)
+    if compiling:
+        print(f"compiled for {dtypes} in {_duration(time.perf_counter() - begin)}: {folder}")
+    else:
+        print(f"nothing to compile for {dtypes}: all is there, in {folder}")
     return 0
 
 
@@ -342,7 +383,10 @@ def info(options: argparse.Namespace) -> int:
         ("system", platform.platform()),
     ]
     for name, value in rows:
-        print(f"{name:16} {value}")
+        print(textwrap.fill(
+            f"{name:16} {value}", WIDTH, subsequent_indent=" " * 17, break_long_words=False,
+            break_on_hyphens=False, drop_whitespace=True,
+        ))  # fmt: skip
     return 0
 
 
@@ -392,7 +436,8 @@ def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, An
     What the package brings cannot fail, so it is loaded after the line that says what goes on.
     """
     data = None if options.data is None else fastgrad.load_mnist(path=options.data)
-    seconds = compile_ahead(calls, options.dtype)
+    what = "training" if options.command == "train" else options.command
+    seconds = compile_ahead(calls, options.dtype, what)
     return (*(data or fastgrad.load_mnist()), seconds)
 
 
@@ -419,15 +464,6 @@ def _classes(*labels: Any) -> int:
     return 1 + max(int(array.max()) for array in labels)
 
 
-def _say_if_busy() -> None:
-    with contextlib.suppress(AttributeError, OSError):  # Windows does not know
-        load = os.getloadavg()[0]
-        if load > (os.cpu_count() or 1):
-            print(
-                f"Other programs keep this machine busy (load {load:.1f}): do not trust the times."
-            )
-
-
 def _plural(count: int, noun: str) -> str:
     return f"{count:,} {noun}{'s' * (count != 1)}"
 
@@ -449,12 +485,7 @@ def _three_digits(number: float) -> str:
 
 
 def _print_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print columns: the first to the left, figures to the right, a last without a title left."""
-    widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-    for row in (head, *rows):
-        cells = [
-            cell.ljust(width) if title == "" else cell.rjust(width)
-            for cell, width, title in zip(row, widths, head, strict=True)
-        ]
-        print("  ".join(cells).rstrip())
+    """Print columns: those without a title to the left, figures to the right."""
+    align = "".join("l" if title == "" else "r" for title in head)
+    print(text_table(head, rows, align))
     print()

@@ -1,14 +1,13 @@
-"""When kernels are being compiled: for how long, and who is told.
+"""When kernels are being compiled: for how long, and what is written about it.
 
 A call that takes a millisecond takes seconds where its kernels are not in the cache yet. So that
 nobody wonders, a line on stderr says so when compiling begins: in a terminal or a notebook always,
-elsewhere where progress was asked for. Nothing is known before: what begins to compile, says so.
+elsewhere where progress was asked for. A process writes each such line once.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import sys
 import threading
 import time
@@ -16,21 +15,35 @@ from collections.abc import Callable
 from typing import Self
 
 from fastgrad.kernels.compile import cache_folder, follow_compilations
+from fastgrad.runtime import interrupt
 
 __all__ = ["Watch", "announced", "say"]
 
-#: Seconds without compiling after which it is announced again.
-_PAUSE = 1.0
+#: What this process has announced.
+_written: set[str] = set()
 
 
-def say(dtype: object = "") -> None:
-    """Say on stderr that kernels are being compiled."""
-    what = f"kernels for {dtype}" if dtype else "kernels"
-    often = "once"
+def say(what: str = "", seconds: float = 0.0) -> None:
+    """Write on stderr that kernels are being compiled, unless this process has said so before.
+
+    Parameters
+    ----------
+    what : str, optional
+        What the kernels are for.
+    seconds : float, optional
+        How long compiling takes on two cores, about; 0 if that is not known.
+    """
+    line = f"fastgrad: compiling kernels{what and ' for '}{what}"
+    if seconds:
+        line += f", about {seconds:.0f} s"
     if cache_folder() is None:
-        often = "in each process anew, for want of a folder to keep them in"
-    if sys.stderr is not None:
-        print(f"fastgrad: compiling {what}, {often}", file=sys.stderr, flush=True)
+        line += "; each process does so, as no folder can be written to keep them"
+    else:
+        line += "; they are kept for the next time"
+    repeated = what in _written if what else bool(_written)
+    if sys.stderr is not None and not repeated:
+        _written.add(what)
+        print(line, file=sys.stderr, flush=True)
 
 
 def _say_if_somebody_waits() -> None:
@@ -47,7 +60,8 @@ class _State(threading.local):
         self.since = 0.0
         #: Seconds spent.
         self.seconds = 0.0
-        self.ended = -math.inf
+        #: Whether compiling has been announced in the innermost `Watch`.
+        self.announced = False
         self.tell: Callable[[], object] = _say_if_somebody_waits
 
 
@@ -58,8 +72,10 @@ def _begin(ours: bool) -> None:
     if _state.depth == 0:
         if not ours:
             return
+        interrupt.hold()
         _state.since = time.perf_counter()
-        if _state.since - _state.ended > _PAUSE:
+        if not _state.announced:
+            _state.announced = True
             _state.tell()
     _state.depth += 1
 
@@ -69,8 +85,8 @@ def _end() -> None:
         return
     _state.depth -= 1
     if _state.depth == 0:
-        _state.ended = time.perf_counter()
-        _state.seconds += _state.ended - _state.since
+        _state.seconds += time.perf_counter() - _state.since
+        interrupt.release()
 
 
 follow_compilations(_begin, _end)
@@ -82,7 +98,7 @@ class Watch:
     Parameters
     ----------
     tell : callable, optional
-        Called without arguments when the block's first compiling begins, and again after a pause.
+        Called without arguments when the block's first compiling begins.
         By default a line is written where somebody seems to wait for it.
 
     Examples
@@ -104,17 +120,16 @@ class Watch:
     def __enter__(self) -> Self:
         """Begin."""
         self._before = _state.seconds
-        self._told_before = _state.tell
+        self._outer = _state.tell, _state.announced
         if self._tell is not None:
-            _state.tell = self._tell
-            _state.ended = -math.inf  # what was said before was said elsewhere
+            _state.tell, _state.announced = self._tell, False
         return self
 
     def __exit__(self, *exception: object) -> None:
         """End."""
-        _state.tell = self._told_before
+        _state.tell, _state.announced = self._outer
 
 
-def announced(dtype: object) -> Watch:
+def announced(what: str) -> Watch:
     """Return a watch that says what it is compiling for, wherever it runs."""
-    return Watch(functools.partial(say, dtype))
+    return Watch(functools.partial(say, what))

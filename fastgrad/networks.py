@@ -22,6 +22,7 @@ from fastgrad.archives import load_arrays, save_arrays
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
+    as_generator,
     float_dtype,
     is_canonical,
     no_targets,
@@ -34,7 +35,12 @@ from fastgrad.arrays import (
     whole_number,
 )
 from fastgrad.engine import ACTIVATIONS, Engine
-from fastgrad.gradients import GradientCheck, compare_gradients, numerical_gradient
+from fastgrad.gradients import (
+    GradientCheck,
+    check_gradient,
+    compare_gradients,
+    numerical_gradient,
+)
 from fastgrad.training import History, fit
 from fastgrad.workspace import aligned, parameter_shapes
 
@@ -49,6 +55,10 @@ class Network:
 
     #: Whether `predict` returns class probabilities or the last layer's raw scores.
     _predicts_probabilities: ClassVar[bool] = True
+    #: The activation where none is given.
+    _default_activation: ClassVar[str] = "sigmoid"
+    #: The number of affine layers; 0 where it may be any.
+    _layer_count: ClassVar[int] = 0
 
     params: dict[str, Any]
 
@@ -347,7 +357,9 @@ class Network:
         """Return the loss that gradients are of."""
         return self.loss(x, t)
 
-    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+    def check_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
+    ) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`.
 
         Parameters
@@ -356,8 +368,12 @@ class Network:
             Samples.
         t : array_like
             Labels (N,), or one-hot or soft targets (N, C).
-        h : float, optional
+        h : float, dict like `params`, or "auto", optional
             The step, above 0.
+        **options : Any
+            Those of `fastgrad.check_gradient`: order, sample, directions, bounds, progress, rng,
+            workers. With one of them, or with steps that are no single number, `loss` is evaluated
+            at each point of the difference.
 
         Returns
         -------
@@ -370,6 +386,8 @@ class Network:
         TypeError, ValueError
             If `x`, `t`, `h` or `params` does not fit.
         """
+        if options or np.ndim(h) or isinstance(h, str | dict):
+            return check_loss_gradient(self, self._training_loss, x, t, h, options)
         h = step_size(h)
         numerical = self.numerical_gradient(x, t, h)
         double = self.numerical_gradient(x, t, 2 * h)
@@ -427,7 +445,7 @@ class Network:
         *,
         iterations: int = 10_000,
         batch_size: int = 100,
-        learning_rate: float = 0.1,
+        learning_rate: float | None = None,
         method: str = "gradient",
         optimizer: Any = None,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
@@ -448,16 +466,17 @@ class Network:
         batch_size : int, optional
             Samples in each of them.
         learning_rate : float, optional
-            Of plain gradient descent; an `optimizer` brings its own.
+            Of plain gradient descent, from 0 on, by default 0.1. An `optimizer` brings its own, so
+            only one of the two can be given.
         method : {"gradient", "numerical_gradient"}, optional
             Backpropagation, or numerical gradients alone.
         optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
-            By default ``SGD(learning_rate)``. What it remembers goes on from, and into, the object.
+            By default ``SGD(0.1)``. What it remembers goes on from, and into, the object.
         validation : (x_test, t_test), optional
             If given, the accuracies on both sets are evaluated once an epoch.
         progress : bool, optional
             Show a progress bar.
-        rng : int or numpy.random.Generator, optional
+        rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
             Source of the batches; by default NumPy's global legacy generator, as in the book.
         callback : callable, optional
             Called as ``callback(iteration, loss)`` after each iteration, with `params` up to date;
@@ -474,7 +493,9 @@ class Network:
         Raises
         ------
         TypeError, ValueError
-            If an argument or `params` does not fit; nothing has been changed then.
+            If an argument or `params` does not fit; nothing has been changed then. Also where a
+            subclass has a `predict` or `loss` of its own, which the inherited `gradient` does not
+            differentiate.
 
         Warns
         -----
@@ -485,12 +506,25 @@ class Network:
         -----
         Section 4.5 of the book. With the same seed and number of threads a run repeats bit for bit;
         other numbers of threads agree to rounding.
+
+        A subclass with methods of its own is trained by these: by its `gradient` or, with
+        ``method="numerical_gradient"``, by differences of its `predict` or `loss`.
         """
+        if (
+            method == "gradient"
+            and has_own(self, "predict", "loss")
+            and (not has_own(self, "gradient"))
+        ):
+            raise TypeError(
+                f"`gradient` must be {type(self).__name__}'s own, as `predict` or `loss` is: the "
+                'inherited one differentiates another loss. Or use method="numerical_gradient".'
+            )
         return fit(
             self, x, t,
             iterations=iterations, batch_size=batch_size, learning_rate=learning_rate,
             method=method, optimizer=optimizer, validation=validation, progress=progress, rng=rng,
             callback=callback,
+            by_methods=has_own(self, "predict", "loss", "gradient", "numerical_gradient"),
         )  # fmt: skip
 
     def save(self, path: str | os.PathLike[str]) -> Path:
@@ -545,8 +579,14 @@ class Network:
             If the file cannot be read.
         ValueError
             If it is not a network of this class.
+
+        Notes
+        -----
+        A file of ``numpy.savez(path, **net.params)`` has no settings: the network gets those that
+        the class has by default, and the sizes of the arrays.
         """
         arrays, settings = load_arrays(path)
+        settings = settings or cls._default_settings(arrays)
         if settings.get("format") != "fastgrad network" or settings.get("version") != 1:
             raise ValueError(f"{os.fspath(path)!r} must hold a fastgrad network of version 1.")
         if settings.get("network") != cls.__name__:
@@ -570,6 +610,24 @@ class Network:
         network._finish()
         return network
 
+    @classmethod
+    def _default_settings(cls, arrays: dict[str, Any]) -> dict[str, Any]:
+        """Return the settings of a network of which only the parameters are known, or none."""
+        weights = [arrays.get(f"W{n}", np.empty(0)) for n in range(1, len(arrays) // 2 + 1)]
+        if not weights or any(W.ndim != 2 for W in weights):
+            return {}
+        if cls._layer_count and len(weights) != cls._layer_count:
+            return {}
+        return {
+            "format": "fastgrad network",
+            "version": 1,
+            "network": cls.__name__,
+            "sizes": [len(weights[0]), *(W.shape[1] for W in weights)],
+            "activation": cls._default_activation,
+            "delta": 1e-7,
+            "weight_decay_lambda": 0.0,
+        }
+
     def _finish(self) -> None:
         """Complete a loaded network; for subclasses."""
 
@@ -590,7 +648,7 @@ class TwoLayerNet(Network):
         the plain cross entropy of log-softmax.
     dtype : {numpy.float64, numpy.float32}, optional
         In which parameters are kept and everything is computed.
-    rng : int or numpy.random.Generator, optional
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
         Source of the initial weights; by default NumPy's global legacy generator, in the book's
         order, so that ``np.random.seed(0)`` gives the book's numbers.
 
@@ -608,7 +666,7 @@ class TwoLayerNet(Network):
     -----
     In a subclass with a `predict` of its own, `loss`, `accuracy` and `numerical_gradient` go by
     that, and with a `loss` of its own `numerical_gradient` does; they take as long as the book's
-    then. `gradient` and `fit` go by what the network itself computes in any case.
+    then. `fit` goes by the subclass's own `gradient`, or by `numerical_gradient`.
 
     Examples
     --------
@@ -622,6 +680,8 @@ class TwoLayerNet(Network):
     >>> bool(np.allclose(backward["W1"], numerical["W1"], rtol=1e-6, atol=1e-12))
     True
     """
+
+    _layer_count = 2
 
     def __init__(
         self,
@@ -667,7 +727,7 @@ class MultiLayerNet(Network):
         As for `TwoLayerNet`.
     dtype : {numpy.float64, numpy.float32}, optional
         In which parameters are kept and everything is computed.
-    rng : int or numpy.random.Generator, optional
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
         Source of the initial weights; by default NumPy's global legacy generator.
 
     Attributes
@@ -697,6 +757,7 @@ class MultiLayerNet(Network):
     """
 
     _predicts_probabilities = False
+    _default_activation = "relu"
 
     def __init__(
         self,
@@ -741,13 +802,33 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
     Raises
     ------
     TypeError, ValueError
-        If `rng` is neither None, an integer from 0 on, nor a ``numpy.random.Generator``.
+        As for `fastgrad.arrays.as_generator`.
     """
-    if rng is None:
-        return lambda shape: np.random.randn(*shape)  # noqa: NPY002 - the book's own numbers
-    if isinstance(rng, np.random.Generator):
-        return rng.standard_normal
-    return np.random.default_rng(whole_number(rng, "rng", minimum=0)).standard_normal
+    generator = as_generator(rng)
+    if isinstance(generator, np.random.Generator):
+        return generator.standard_normal
+    return lambda shape: np.asarray(generator.randn(*shape))
+
+
+def check_loss_gradient(
+    network: Any,
+    loss: Callable[[Any, Any], float],
+    x: ArrayLike,
+    t: ArrayLike,
+    h: Any,
+    options: dict[str, Any],
+) -> GradientCheck:
+    """Check a network's gradient by evaluating its loss, with all options of `check_gradient`."""
+    held = network.params
+
+    def loss_at(params: dict[str, Any]) -> float:
+        network.params = params
+        try:
+            return loss(x, t)
+        finally:
+            network.params = held
+
+    return check_gradient(loss_at, network.gradient(x, t), held, h, **options)
 
 
 def has_own(network: object, *names: str) -> bool:

@@ -59,6 +59,13 @@ class Optimizer:
 
     lr: float
 
+    def __repr__(self) -> str:
+        """Return the call that makes such an optimizer."""
+        settings = ", ".join(
+            f"{name}={getattr(self, name)!r}" for name in ("lr", *self._coefficients)
+        )
+        return f"{type(self).__name__}({settings})"
+
     def update(self, params: MutableMapping[Any, Any], grads: Any) -> None:
         """Take one step.
 
@@ -205,14 +212,14 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
 
     Raises
     ------
     TypeError
         If `lr` is not a real number.
     ValueError
-        If it is not finite.
+        If it is not finite, or out of range.
 
     Examples
     --------
@@ -225,7 +232,7 @@ class SGD(Optimizer):
     rule = staticmethod(updates.sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr")
+        self.lr = real_number(lr, "lr", minimum=0)
 
 
 class Momentum(Optimizer):
@@ -234,9 +241,9 @@ class Momentum(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity.
+        What a step keeps of the velocity, from 0 to below 1.
 
     Attributes
     ----------
@@ -248,7 +255,7 @@ class Momentum(Optimizer):
     TypeError
         If an argument is not a real number.
     ValueError
-        If it is not finite.
+        If it is not finite, or out of range.
 
     Examples
     --------
@@ -265,8 +272,8 @@ class Momentum(Optimizer):
     _coefficients = ("momentum",)
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        self.lr = real_number(lr, "lr")
-        self.momentum = real_number(momentum, "momentum")
+        self.lr = real_number(lr, "lr", minimum=0)
+        self.momentum = _fraction(momentum, "momentum")
         self.v: dict[Any, FloatArray] | None = None
 
 
@@ -276,9 +283,9 @@ class Nesterov(Momentum):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity.
+        What a step keeps of the velocity, from 0 to below 1.
 
     Attributes
     ----------
@@ -290,7 +297,7 @@ class Nesterov(Momentum):
     TypeError
         If an argument is not a real number.
     ValueError
-        If it is not finite.
+        If it is not finite, or out of range.
 
     Notes
     -----
@@ -314,7 +321,7 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
 
     Attributes
     ----------
@@ -326,7 +333,7 @@ class AdaGrad(Optimizer):
     TypeError
         If `lr` is not a real number.
     ValueError
-        If it is not finite.
+        If it is not finite, or out of range.
 
     Examples
     --------
@@ -340,7 +347,7 @@ class AdaGrad(Optimizer):
     state_names = ("h",)
 
     def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr")
+        self.lr = real_number(lr, "lr", minimum=0)
         self.h: dict[Any, FloatArray] | None = None
 
 
@@ -350,7 +357,7 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
     decay_rate : float, optional
         What a step keeps of the mean square, from 0 to below 1.
 
@@ -379,7 +386,7 @@ class RMSprop(Optimizer):
     _coefficients = ("decay_rate",)
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
-        self.lr = real_number(lr, "lr")
+        self.lr = real_number(lr, "lr", minimum=0)
         self.decay_rate = _fraction(decay_rate, "decay_rate")
         self.h: dict[Any, FloatArray] | None = None
 
@@ -390,7 +397,7 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate.
+        Learning rate, from 0 on.
     beta1, beta2 : float, optional
         What a step keeps of the mean and of the mean square, from 0 to below 1.
 
@@ -426,7 +433,7 @@ class Adam(Optimizer):
     _coefficients = ("beta1", "beta2")
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.lr = real_number(lr, "lr")
+        self.lr = real_number(lr, "lr", minimum=0)
         self.beta1 = _fraction(beta1, "beta1")
         self.beta2 = _fraction(beta2, "beta2")
         self.iter = 0

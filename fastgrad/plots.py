@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from fastgrad.arrays import FloatArray
+from fastgrad.tables import wrapped
 
 if TYPE_CHECKING:
     from fastgrad.checking import GradientCheck
@@ -171,8 +172,8 @@ def _errors(check: GradientCheck, name: str) -> FloatArray:
 
 
 def _title(check: GradientCheck, name: str) -> str:
-    array = check.arrays[name]
-    return f"wrong: {array.wrong:,} of {array.judged:,}" if array.wrong else array.verdict
+    """Return the verdict on an array, and how many entries were not judged and why."""
+    return check.arrays[name].cells()[-1]
 
 
 def _image(figure: Any, axes: Any, check: GradientCheck, name: str) -> None:
@@ -207,9 +208,9 @@ def _histogram(axes: Any, check: GradientCheck, name: str) -> None:
     floor = np.log10(max(check.arrays[name].noise, 1e-300))
     axes.axvline(floor, color="black", linestyle="--", label="noise floor")
     axes.legend()
+    axes.set_title(f"{name}: {wrapped(str(check.arrays[name]))}", fontsize="small")
     axes.locator_params(axis="x", nbins=6)  # more do not fit beside each other
     axes.set(
-        title=f"{name}: {_title(check, name)}, {np.count_nonzero(error == 0):,} zeros",
         xlabel="log10 of the error",
         ylabel="entries",
     )

@@ -6,18 +6,38 @@ What ``python -m fastgrad exercise`` compares with: no compiled code, and nothin
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import ctypes
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["loss", "near_kinks", "numerical_gradient", "random_positions"]
+__all__ = [
+    "blas_threads",
+    "faster_blas_threads",
+    "loss",
+    "near_kinks",
+    "numerical_gradient",
+    "random_positions",
+]
 
 Params = Mapping[str, NDArray[Any]]
 Position = tuple[str, int]
 
 _DELTA = 1e-7  # keeps the logarithm finite
+
+#: How OpenBLAS, which NumPy's wheels bring, calls the number of its threads: ``set`` and ``get``
+#: stand for {}.
+_OPENBLAS = (
+    "scipy_openblas_{}_num_threads64_",
+    "scipy_openblas_{}_num_threads",
+    "openblas_{}_num_threads64_",
+    "openblas_{}_num_threads",
+)
 
 
 def loss(params: Params, x: NDArray[Any], t: NDArray[Any], activation: str = "sigmoid") -> Any:
@@ -150,3 +170,73 @@ def random_positions(params: Params, count: int, rng: np.random.Generator) -> li
         (needed if taken[name] < least else others).append(i)
         taken[name] += 1
     return [everything[i] for i in sorted((needed + others)[:count])]
+
+
+def _openblas() -> tuple[Any, Any] | None:
+    """Return the functions that get and set OpenBLAS's number of threads, or None."""
+    libraries = []
+    with suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:  # Linux alone has it
+        libraries = sorted({line.split()[-1] for line in maps if "openblas" in line})
+    for path in libraries:
+        with suppress(OSError):
+            library = ctypes.CDLL(path)
+            for name in _OPENBLAS:
+                with suppress(AttributeError):
+                    return getattr(library, name.format("get")), getattr(
+                        library, name.format("set")
+                    )
+    return None
+
+
+@contextmanager
+def blas_threads(count: int | None) -> Iterator[None]:
+    """Let NumPy's matrix products use so many threads in a ``with`` block.
+
+    Parameters
+    ----------
+    count : int or None
+        None changes nothing; nor does a number where NumPy uses no OpenBLAS.
+    """
+    functions = None if count is None else _openblas()
+    if functions is None:
+        yield
+        return
+    get, set_ = functions
+    before = get()
+    set_(count)
+    try:
+        yield
+    finally:
+        set_(before)
+
+
+def faster_blas_threads(call: Callable[[], object], repeats: int = 30) -> tuple[int | None, str]:
+    """Find out whether a call is faster with one thread of BLAS or with all of them.
+
+    Parameters
+    ----------
+    call : callable
+        What to time.
+    repeats : int, optional
+        How often, in turn.
+
+    Returns
+    -------
+    int or None
+        The number of threads for `blas_threads`; None if it cannot be set.
+    str
+        A few words about it, with a comma before them; empty if it cannot be set.
+    """
+    functions = _openblas()
+    if functions is None:
+        return None, ""
+    every = functions[0]()
+    least = {1: math.inf, every: math.inf}
+    for _ in range(repeats):
+        for count in least:
+            with blas_threads(count):
+                begin = time.perf_counter()
+                call()
+                least[count] = min(least[count], time.perf_counter() - begin)
+    count = min(least, key=least.__getitem__)
+    return count, f", with {count} BLAS thread{'s' * (count != 1)}"

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import copy
-import signal
-import threading
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, Self
 
@@ -17,15 +16,25 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad import compile_time
-from fastgrad.arrays import BitArray, FloatArray, IntArray, flag, one_of, real_number, whole_number
+from fastgrad.arrays import (
+    BitArray,
+    FloatArray,
+    IntArray,
+    as_generator,
+    flag,
+    one_of,
+    real_number,
+    whole_number,
+)
 from fastgrad.engine import SPARSE_BELOW, Engine
 from fastgrad.kernels import bitmask, forward, gradient, train, updates
 from fastgrad.kernels.bitmask import WORD, words
 from fastgrad.kernels.runtime import ROW, Arguments, launch, program, progress_rows
 from fastgrad.optimizers import SGD, Optimizer
+from fastgrad.runtime.interrupt import Deferred
 from fastgrad.workspace import Workspace, aligned, padded, rows_apart
 
-__all__ = ["History", "fit"]
+__all__ = ["History", "LayerRun", "fit", "run_training"]
 
 #: Seconds that one stretch of compiled iterations should take: Ctrl-C waits for its end.
 _STRETCH_SECONDS = 0.1
@@ -58,7 +67,8 @@ class History:
 
     def __repr__(self) -> str:
         """Return the figures in a line."""
-        text = f"History: {len(self.loss):,} iterations"
+        count = len(self.loss)
+        text = f"History: {count:,} iteration{'s' * (count != 1)}"
         if self.loss.size:
             text += f", last loss {self.loss[-1]:.4g}"
         if self.train_accuracy.size and self.test_accuracy.size:
@@ -66,8 +76,13 @@ class History:
             text += f", accuracy {train:.2%} in training and {test:.2%} in test"
         return f"{text}, {self.seconds:.3g} s" + ", interrupted" * self.interrupted
 
-    def plot(self) -> Any:
+    def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw loss and accuracies over time, as figures 4-11 and 4-12 of the book.
+
+        Parameters
+        ----------
+        path : path_like, optional
+            A picture to write, ``.png``, ``.svg`` or ``.pdf`` say.
 
         Returns
         -------
@@ -77,10 +92,15 @@ class History:
         ------
         ImportError
             If matplotlib is not installed (extra ``plot``).
+        OSError
+            If the picture cannot be written.
         """
         from fastgrad.plots import plot_history
 
-        return plot_history(self)
+        figure = plot_history(self)
+        if path is not None:
+            figure.savefig(path, dpi=120)
+        return figure
 
 
 class Trainable(Protocol):
@@ -107,50 +127,165 @@ def fit(
     *,
     iterations: int,
     batch_size: int,
-    learning_rate: float,
+    learning_rate: float | None,
     method: str,
     optimizer: Any,
     validation: tuple[ArrayLike, ArrayLike] | None,
     progress: bool,
     rng: Any,
     callback: Callable[[int, float], object] | None,
+    by_methods: bool = False,
 ) -> History:
-    """Train a network; the arguments are those of `fastgrad.TwoLayerNet.fit`."""
-    count = whole_number(iterations, "iterations", minimum=0)
+    """Train a network of affine layers; the arguments are those of `fastgrad.TwoLayerNet.fit`.
+
+    With `by_methods` the network's own `loss` and gradients are called, as a subclass needs it.
+    """
     size = whole_number(batch_size, "batch_size", minimum=1)
-    rate = real_number(learning_rate, "learning_rate")
     one_of(method, "method", ("gradient", "numerical_gradient"))
+    optimizer = chosen_optimizer(optimizer, learning_rate, SGD(0.1))
+    xs, labels, soft = network.checked_batch(x, t)
+    known_t = labels if labels.size else soft
+    if validation is not None:
+        test_x, test_labels, test_soft = network.checked_batch(*pair(validation))
+        validation = test_x, test_labels if test_labels.size else test_soft
+
+    @contextmanager
+    def compiled_run() -> Iterator[_Run]:
+        kind = _GradientRun if method == "gradient" else _NumericalRun
+        data = _Data(xs, labels.copy(), soft.copy(), size)
+        with network.engine() as engine, kind(engine, optimizer, network, data) as run:
+            yield run
+
+    @contextmanager
+    def run_by_methods() -> Iterator[LayerRun]:
+        yield LayerRun(network, optimizer, method, xs, known_t)
+
+    def small(run_network: Any, run_optimizer: Any) -> None:
+        batch = xs[:100], known_t[:100]
+        fit(
+            run_network, *batch, iterations=1, batch_size=len(batch[0]), learning_rate=None,
+            method=method, optimizer=run_optimizer, validation=batch, progress=False, rng=0,
+            callback=None,
+        )  # fmt: skip
+
+    return run_training(
+        network,
+        run_by_methods if by_methods else compiled_run,
+        (xs, known_t),
+        iterations=iterations,
+        batch_size=size,
+        optimizer=optimizer,
+        validation=validation,
+        progress=progress,
+        rng=rng,
+        callback=callback,
+        compile_ahead=None if by_methods else small,
+    )
+
+
+def chosen_optimizer(optimizer: Any, learning_rate: Any, default: Optimizer) -> Optimizer:
+    """Return the optimizer of a run: the one given, or the default with a learning rate.
+
+    Raises
+    ------
+    TypeError
+        If `optimizer` is none of fastgrad's, or both arguments are given.
+    ValueError
+        If `learning_rate` is not a finite number from 0 on.
+    """
+    if optimizer is None:
+        if learning_rate is not None:
+            default.lr = real_number(learning_rate, "learning_rate", minimum=0)
+        return default
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(f"`optimizer` must be an optimizer of fastgrad. Got {optimizer!r}.")
+    if learning_rate is not None:
+        raise TypeError(
+            f"`learning_rate` must be left out beside an `optimizer`, which has its own: "
+            f"{optimizer!r}. Got {learning_rate!r}."
+        )
+    return optimizer
+
+
+def pair(validation: Any) -> tuple[Any, Any]:
+    """Return validation data, checked to be a pair."""
+    if not isinstance(validation, tuple | list) or len(validation) != 2:
+        raise TypeError(f"`validation` must be a pair (x_test, t_test). Got {validation!r}.")
+    return validation[0], validation[1]
+
+
+class Advancing(Protocol):
+    """A training run, as `run_training` sees it."""
+
+    @property
+    def done(self) -> int: ...
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None: ...
+
+    def write_back(self) -> None: ...
+
+
+def run_training(
+    network: Any,
+    begin_run: Callable[[], AbstractContextManager[Advancing]],
+    data: tuple[Any, Any],
+    *,
+    iterations: int,
+    batch_size: int,
+    optimizer: Optimizer,
+    validation: tuple[Any, Any] | None,
+    progress: bool,
+    rng: Any,
+    callback: Callable[[int, float], object] | None,
+    compile_ahead: Callable[[Any, Any], object] | None,
+) -> History:
+    """Run the training loop of all networks: batches, progress, accuracies, callback and Ctrl-C.
+
+    Parameters
+    ----------
+    network : object
+        With ``accuracy(x, t)``.
+    begin_run : callable
+        Returns a context manager of the run that is to be advanced.
+    data, validation : (x, t)
+        Samples to train and to test with, checked.
+    iterations, batch_size, optimizer, progress, rng, callback
+        As for `fastgrad.TwoLayerNet.fit`; the optimizer is there.
+    compile_ahead : callable or None
+        Called with copies of the network and the optimizer before a progress bar is shown, to
+        train them a little, so that the bar's pace is that of training.
+
+    Returns
+    -------
+    History
+    """
+    count = whole_number(iterations, "iterations", minimum=0)
     flag(progress, "progress")
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` must be callable. Got {callback!r}.")
-    if optimizer is None:
-        optimizer = SGD(rate)
-    elif not isinstance(optimizer, Optimizer):
-        raise TypeError(f"`optimizer` must be an optimizer of fastgrad. Got {optimizer!r}.")
     draw = batch_source(rng)
-    xs, labels, soft = network.checked_batch(x, t)
-    if validation is not None:
-        if not isinstance(validation, tuple | list) or len(validation) != 2:
-            raise TypeError(f"`validation` must be a pair (x_test, t_test). Got {validation!r}.")
-        test_x, test_labels, test_soft = network.checked_batch(*validation)
-        test_t = test_labels if test_labels.size else test_soft
-    known_t = labels if labels.size else soft
-
-    if progress and _compile_ahead(network, xs, known_t, method, optimizer):
-        return History(np.empty(0), interrupted=True)
+    if progress and compile_ahead is not None:
+        copies = copy.deepcopy((network, optimizer))
+        with (
+            Deferred() as interrupt,
+            compile_time.announced(f"training in {copies[0].dtype}"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore", RuntimeWarning)
+            compile_ahead(*copies)
+        if interrupt.asked:
+            return History(np.empty(0), interrupted=True)
     losses = np.empty(count)
     epochs: list[float] = []
     accuracies: list[tuple[float, float]] = []
-    per_epoch = max(len(xs) // size, 1)
+    per_epoch = max(len(data[0]) // batch_size, 1)
     stretch = 1
-    kind = _GradientRun if method == "gradient" else _NumericalRun
     begin = time.perf_counter()
     with (
         compile_time.Watch() as compiling,
-        _Interrupt() as interrupt,
-        network.engine() as engine,
+        Deferred() as interrupt,
         progress_bar(count, progress) as bar,
-        kind(engine, optimizer, network, _Data(xs, labels.copy(), soft.copy(), size)) as run,
+        begin_run() as run,
     ):
         finite = True
         while run.done < count and not interrupt.asked:
@@ -160,7 +295,7 @@ def fit(
                 limit = min(count, (run.done + per_epoch - 1) // per_epoch * per_epoch + 1)
             stop = min(run.done + stretch, limit)
             since = time.perf_counter()
-            batches = draw(len(xs), (stop - run.done, size))
+            batches = draw(len(data[0]), (stop - run.done, batch_size))
             run.advance(batches, losses[run.done : stop])
             took = time.perf_counter() - since
             if callback is None:
@@ -175,12 +310,12 @@ def fit(
                     f"the loss is not finite at iteration {run.done}; the learning rate "
                     f"{optimizer.lr:g} may be too large.",
                     RuntimeWarning,
-                    stacklevel=3,
+                    stacklevel=4,
                 )
             if validation is not None and (run.done - 1) % per_epoch == 0:
                 run.write_back()
                 epochs.append((run.done - 1) / per_epoch)
-                accuracies.append((network.accuracy(xs, known_t), network.accuracy(test_x, test_t)))
+                accuracies.append((network.accuracy(*data), network.accuracy(*validation)))
                 bar.set_postfix(loss=f"{losses[run.done - 1]:.4f}", test=f"{accuracies[-1][1]:.4f}")
             if callback is not None:
                 run.write_back()
@@ -197,20 +332,25 @@ def fit(
     )
 
 
-def _compile_ahead(network: Trainable, x: Any, t: Any, method: str, optimizer: Optimizer) -> bool:
-    """Compile what a run needs by a small one on copies; return whether Ctrl-C was pressed.
+class LayerRun:
+    """Training by a network's own methods, for networks that are not compiled as a whole."""
 
-    So a progress bar starts after that, and knows how long an iteration takes.
-    """
-    network, optimizer = copy.deepcopy((network, optimizer))
-    x, t = x[:100], t[:100]
-    with compile_time.announced(network.dtype), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)
-        history = fit(
-            network, x, t, iterations=1, batch_size=len(x), learning_rate=0.0, method=method,
-            optimizer=optimizer, validation=(x, t), progress=False, rng=0, callback=None,
-        )  # fmt: skip
-    return history.interrupted
+    def __init__(self, network: Any, optimizer: Optimizer, method: str, x: Any, t: Any) -> None:
+        self.network, self.optimizer = network, optimizer
+        self.gradient = getattr(network, method)
+        self.data = x, t
+        self.done = 0
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        """Run one iteration for every row of `batches`, and count it."""
+        x, t = self.data
+        for i, batch in enumerate(batches):
+            losses[i] = self.network.loss(x[batch], t[batch])
+            self.optimizer.update(self.network.params, self.gradient(x[batch], t[batch]))
+            self.done += 1
+
+    def write_back(self) -> None:
+        """Do nothing: the parameters are the network's own."""
 
 
 class _Data(NamedTuple):
@@ -487,34 +627,6 @@ def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Floa
     return array if fits and array.flags.writeable else np.empty(shape, dtype)
 
 
-class _Interrupt:
-    """Turns the first Ctrl-C into a request; so nothing is torn out of the middle of an iteration.
-
-    A second Ctrl-C raises `KeyboardInterrupt` at once. A handler of the user's own is left alone,
-    and so are threads other than the main one, which get no signals.
-    """
-
-    def __init__(self) -> None:
-        self.asked = False
-        self._installed = False
-
-    def __enter__(self) -> _Interrupt:
-        main = threading.current_thread() is threading.main_thread()
-        if main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
-            signal.signal(signal.SIGINT, self._handle)
-            self._installed = True
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        if self._installed:
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    def _handle(self, number: int, frame: Any) -> None:
-        if self.asked:
-            signal.default_int_handler(number, frame)
-        self.asked = True
-
-
 @contextmanager
 def progress_bar(total: int, show: bool) -> Iterator[Any]:
     """Show a progress bar of iterations."""
@@ -530,11 +642,10 @@ def batch_source(rng: Any) -> Callable[[int, tuple[int, int]], IntArray]:
     Raises
     ------
     TypeError, ValueError
-        If `rng` is neither None, an integer from 0 on, nor a ``numpy.random.Generator``.
+        As for `fastgrad.arrays.as_generator`.
     """
-    if rng is None:
-        # One call for many batches gives the same numbers as a call for each.
-        return lambda n, shape: np.random.choice(n, shape).astype(np.int64, copy=False)  # noqa: NPY002
-    if not isinstance(rng, np.random.Generator):
-        rng = np.random.default_rng(whole_number(rng, "rng", minimum=0))
-    return lambda n, shape: rng.integers(n, size=shape)
+    generator = as_generator(rng)
+    if isinstance(generator, np.random.Generator):
+        return lambda n, shape: generator.integers(n, size=shape)
+    # One call for many batches gives the same numbers as a call for each.
+    return lambda n, shape: generator.choice(n, shape).astype(np.int64, copy=False)

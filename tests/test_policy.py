@@ -22,7 +22,8 @@ FLOORS = {
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
         "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "numdiff",
         "optimizers", "suspects", "trees", "workspace"],
-    1: ["arrays", "compile_time", "tbb", "threads", "kernels"],
+    1: ["arrays", "compile_time", "tbb", "tables", "threads", "kernels",
+        "runtime"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 

@@ -557,7 +557,7 @@ def test_defaults_are_the_books():
     defaults = {name: parameter.default for name, parameter in parameters.items()}
     assert defaults["iterations"] == 10_000
     assert defaults["batch_size"] == 100
-    assert defaults["learning_rate"] == 0.1
+    assert defaults["learning_rate"] is None  # of SGD(0.1)
     assert defaults["method"] == "gradient"
 
 

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
-import time
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fastgrad import convolution, gradients, layers, optimizers
-from fastgrad.arrays import FloatArray, one_of, real_array, step_size, whole_number
+from fastgrad.archives import load_arrays, save_arrays
+from fastgrad.arrays import FloatArray, IntArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.layers import SoftmaxWithLoss
 from fastgrad.gradients import GradientCheck, compare_gradients
-from fastgrad.networks import has_own
-from fastgrad.training import History, progress_bar
+from fastgrad.networks import check_loss_gradient, has_own
+from fastgrad.training import History, LayerRun, chosen_optimizer, pair, run_training
 
 __all__ = ["BookDeepConvNet", "BookSimpleConvNet", "DeepConvNet", "SimpleConvNet"]
 
@@ -114,11 +116,49 @@ def _stages(network_layers: Iterable[Any]) -> list[Any]:
     return stages
 
 
+class _ConvolutionalRun(LayerRun):
+    """Training whose losses are those that `gradient` computes anyway, if nobody overrides it."""
+
+    def advance(self, batches: IntArray, losses: FloatArray) -> None:
+        """Run one iteration for every row of `batches`, and count it."""
+        network, (x, t) = self.network, self.data
+        if self.gradient != network.gradient or has_own(network, "predict", "loss", "gradient"):
+            super().advance(batches, losses)
+            return
+        for i, batch in enumerate(batches):
+            grads = network.gradient(x[batch], t[batch])
+            losses[i] = float(network.last_layer.loss)
+            self.optimizer.update(network.params, grads)
+            self.done += 1
+
+
+@contextmanager
+def _random_state_kept() -> Iterator[None]:
+    """Put the state of NumPy's global generator back, from which dropout layers draw."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
+
+
+def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
+    """Return images and their targets as arrays, checked to be as many."""
+    images, targets = np.asarray(x), np.asarray(t)
+    if not len(images) or len(images) != len(targets):
+        raise ValueError(
+            f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+        )
+    return images, targets
+
+
 class _ConvolutionalNet:
     """What the two networks have in common. Subclasses fill `params` and `layers`."""
 
     params: dict[str, Any]
     layers: Any
+    #: The arguments of the constructor.
+    _arguments: dict[str, Any]
     #: Whether there are dropout layers, and so a training pass of its own.
     _drops: ClassVar[bool] = False
 
@@ -278,12 +318,15 @@ class _ConvolutionalNet:
         *,
         iterations: int = 10_000,
         batch_size: int = 100,
+        learning_rate: float | None = None,
         method: str = "gradient",
         optimizer: Any = None,
         validation: tuple[ArrayLike, ArrayLike] | None = None,
         progress: bool = False,
+        rng: Any = None,
+        callback: Callable[[int, float], object] | None = None,
     ) -> History:
-        """Train on mini-batches, drawn as the book's ``Trainer`` draws them.
+        """Train on mini-batches drawn at random with replacement, as the book does.
 
         Parameters
         ----------
@@ -291,63 +334,53 @@ class _ConvolutionalNet:
             Images to train with.
         t : array_like
             As for `loss`.
-        iterations, batch_size : int, optional
-            How many mini-batches, of how many images, drawn with replacement from NumPy's global
-            legacy generator.
-        method : {"gradient", "numerical_gradient"}, optional
-            The method that computes the gradient.
-        optimizer : object, optional
-            With ``update(params, grads)``; by default ``fastgrad.Adam()``.
-        validation : (x, t), optional
-            Images to test with. Accuracies are evaluated in every epoch, on 1,000 images.
-        progress : bool, optional
-            Show a progress bar.
+        iterations, batch_size, method, validation, progress, rng, callback
+            As for `fastgrad.TwoLayerNet.fit`.
+        learning_rate : float, optional
+            Of Adam; an `optimizer` brings its own, so only one of the two can be given.
+        optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
+            By default ``Adam()``.
 
         Returns
         -------
         History
-            Ctrl-C ends the run early: what has been learnt is kept.
+            After Ctrl-C it is the history so far, and what has been learned is kept.
 
         Raises
         ------
         TypeError, ValueError
             If an argument or `params` does not fit.
         """
-        iterations = whole_number(iterations, "iterations", minimum=0)
-        batch_size = whole_number(batch_size, "batch_size", minimum=1)
+        size = whole_number(batch_size, "batch_size", minimum=1)
         one_of(method, "method", ("gradient", "numerical_gradient"))
-        optimizer = optimizers.Adam() if optimizer is None else optimizer
-        images, targets = np.asarray(x), np.asarray(t)
-        if not len(images) or len(images) != len(targets):
-            raise ValueError(
-                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
-            )
-        per_epoch = max(1, len(images) // batch_size)
-        losses: list[float] = []
-        evaluated: list[tuple[float, float, float]] = []
-        begin, interrupted = time.perf_counter(), False
-        with progress_bar(iterations, progress) as bar:
-            try:
-                for iteration in range(iterations):
-                    chosen = np.random.choice(len(images), batch_size)  # noqa: NPY002
-                    batch = images[chosen], targets[chosen]
-                    grads = getattr(self, method)(*batch)
-                    losses.append(self.loss(*batch) if method != "gradient" else (
-                        float(self.last_layer.loss)
-                    ))  # fmt: skip
-                    optimizer.update(self.params, grads)
-                    if validation is not None and iteration % per_epoch == 0:
-                        x_test, t_test = map(np.asarray, validation)
-                        train = self.accuracy(images[:1000], targets[:1000])
-                        test = self.accuracy(x_test[:1000], t_test[:1000])
-                        evaluated.append((iteration / per_epoch, train, test))
-                        bar.set_postfix(test=f"{test:.2%}")
-                    bar.update()
-            except KeyboardInterrupt:
-                interrupted = True
-        epochs, trained, tested = np.array(evaluated).reshape(-1, 3).T
-        seconds = time.perf_counter() - begin
-        return History(np.array(losses), epochs, trained, tested, seconds, interrupted)
+        optimizer = chosen_optimizer(optimizer, learning_rate, optimizers.Adam())
+        data = _images_and_targets(x, t)
+        tests = None if validation is None else _images_and_targets(*pair(validation))
+
+        @contextmanager
+        def begin_run() -> Iterator[_ConvolutionalRun]:
+            yield _ConvolutionalRun(self, optimizer, method, *data)
+
+        def small(network: Any, optimizer: Any) -> None:
+            few = 2 if method == "numerical_gradient" else 100
+            batch = data[0][:few], data[1][:few]
+            with _random_state_kept():
+                network.fit(
+                    *batch, iterations=1, batch_size=len(batch[0]), method=method,
+                    optimizer=optimizer, validation=batch, rng=0,
+                )  # fmt: skip
+
+        return run_training(
+            self, begin_run, data,
+            iterations=iterations, batch_size=size, optimizer=optimizer, validation=tests,
+            progress=progress, rng=rng, callback=callback, compile_ahead=small,
+        )  # fmt: skip
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which the network computes."""
+        dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
+        return dtype
 
     def numerical_gradient(
         self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
@@ -389,7 +422,9 @@ class _ConvolutionalNet:
             for (name, array), (slopes, _) in zip(self.params.items(), found, strict=True)
         }
 
-    def check_gradient(self, x: ArrayLike, t: ArrayLike, h: float = 1e-4) -> GradientCheck:
+    def check_gradient(
+        self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
+    ) -> GradientCheck:
         """Compare `gradient` with `numerical_gradient`, with the same entries dropped.
 
         Parameters
@@ -397,8 +432,10 @@ class _ConvolutionalNet:
         x : array_like, shape (N, C, H, W)
         t : array_like
             As for `loss`.
-        h : float, optional
+        h : float, dict like `params`, or "auto", optional
             The step, above 0.
+        **options : Any
+            Those of `fastgrad.check_gradient`, as for `fastgrad.TwoLayerNet.check_gradient`.
 
         Returns
         -------
@@ -412,6 +449,15 @@ class _ConvolutionalNet:
             If an argument or `params` does not fit, or a layer, `predict` or `loss` is not the
             book's.
         """
+        if options or np.ndim(h) or isinstance(h, str | dict):
+            with _random_state_kept():
+                state = np.random.get_state()  # noqa: NPY002
+
+                def loss(x: Any, t: Any) -> float:
+                    np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
+                    return self.loss(x, t)
+
+                return check_loss_gradient(self, loss, x, t, h, options)
         h = step_size(h)
         if not layer_differences.knows(self._all_layers()):
             raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
@@ -451,6 +497,79 @@ class _ConvolutionalNet:
         finally:
             self.params[name] = held
 
+    def save(self, path: str | os.PathLike[str]) -> Path:
+        """Save parameters and settings as an .npz file, as all networks of fastgrad do.
+
+        Parameters
+        ----------
+        path : path_like
+            Where to; ``.npz`` is appended if missing. An existing file is replaced as a whole.
+
+        Returns
+        -------
+        Path
+            The file written.
+
+        Raises
+        ------
+        OSError
+            If it cannot be written; an existing file is unharmed then.
+        """
+        return save_arrays(
+            path,
+            {name: np.asarray(array) for name, array in self.params.items()},
+            format="fastgrad network",
+            version=1,
+            network=type(self).__name__,
+            arguments=self._arguments,
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Self:
+        """Load a network that `save` wrote.
+
+        Parameters
+        ----------
+        path : path_like
+            The file; or one of ``numpy.savez(path, **net.params)``, whose network gets the settings
+            that the class has by default.
+
+        Returns
+        -------
+        SimpleConvNet or DeepConvNet
+            Of the class on which `load` is called.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be read.
+        ValueError
+            If it is not a network of this class.
+        """
+        arrays, settings = load_arrays(path)
+        if settings.get("network", cls.__name__) != cls.__name__:
+            raise ValueError(
+                f"{os.fspath(path)!r} must hold a {cls.__name__}. Got {settings['network']!r}."
+            )
+        try:
+            with _random_state_kept():  # from which the initial weights are drawn
+                network = cls(**settings.get("arguments", {}))
+            network._replace_params(arrays)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
+        return network
+
+    def _replace_params(self, arrays: Mapping[str, Any]) -> None:
+        """Take arrays for parameters, if their names and shapes are the same."""
+        shapes, expected = (
+            {name: np.shape(array) for name, array in some.items()}
+            for some in (arrays, self.params)
+        )
+        if shapes != expected:
+            raise ValueError(f"the file must hold {expected}. It holds {shapes}.")
+        for name in self.params:
+            self.params[name] = real_array(arrays[name], name)
+
     def save_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
         """Write `params` to a file that the book's ``load_params`` reads too.
 
@@ -480,15 +599,7 @@ class _ConvolutionalNet:
             If it holds anything but arrays of the names and shapes of `params`. Nothing but NumPy
             arrays and plain containers is ever loaded from it.
         """
-        found = pickles.load(file_name)
-        shapes, expected = (
-            {name: np.shape(array) for name, array in arrays.items()}
-            for arrays in (found, self.params)
-        )
-        if shapes != expected:
-            raise ValueError(f"the file must hold {expected}. It holds {shapes}.")
-        for name in self.params:
-            self.params[name] = real_array(found[name], name)
+        self._replace_params(pickles.load(file_name))
 
 
 def _image_shape(value: Any) -> tuple[int, int, int]:
@@ -576,6 +687,12 @@ class SimpleConvNet(_ConvolutionalNet):
         param = _convolution_param(
             conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}, "conv_param"
         )
+        self._arguments = {
+            "input_dim": _image_shape(input_dim),
+            "conv_param": param,
+            "hidden_size": hidden_size,
+            "output_size": output_size,
+        }
         channels, *size = _image_shape(input_dim)
         number, side = param["filter_num"], param["filter_size"]
         sides = [_convolution_size(length, param) // 2 for length in size]
@@ -667,6 +784,12 @@ class DeepConvNet(_ConvolutionalNet):
             _convolution_param(param, f"conv_param_{number}")
             for number, param in enumerate(given, 1)
         ]
+        self._arguments = {
+            "input_dim": _image_shape(input_dim),
+            **{f"conv_param_{number}": param for number, param in enumerate(conv_params, 1)},
+            "hidden_size": hidden_size,
+            "output_size": output_size,
+        }
         channels, *sides = _image_shape(input_dim)
         shapes: list[tuple[int, ...]] = []
         for number, param in enumerate(conv_params, 1):

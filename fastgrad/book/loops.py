@@ -46,7 +46,14 @@ _SMALL = {1: (5, 5), 2: (2, 3)}
 #: Calls of f for each entry of a small array before it is no differentiation.
 _CALLS = 16
 #: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
-_ERRORS = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError, np.linalg.LinAlgError)
+_ERRORS = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    TypeError,
+    ValueError,
+    np.linalg.LinAlgError,
+)
 
 # ------------------------------------------------------------------------------------- finding
 
@@ -592,7 +599,8 @@ def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> Any
     rounding = 4 * np.finfo(x.dtype).eps * (np.abs(flat) + h)
     sign = 1 if points[0, 0] > points[1, 0] else -1
     if h <= 0 or not all(
-        (np.abs(points[i] - flat - side * h) <= rounding).all() for i, side in enumerate((sign, -sign))
+        (np.abs(points[i] - flat - side * h) <= rounding).all()
+        for i, side in enumerate((sign, -sign))
     ):
         return None
     from fastgrad.book import recognition  # which needs Numba

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastgrad import tables
 from fastgrad.arrays import FloatArray, real_array
 from fastgrad.checking import suspects
 from fastgrad.checking.verdicts import (
@@ -27,6 +28,9 @@ from fastgrad.checking.verdicts import (
 )
 
 __all__ = ["ArrayCheck", "GradientCheck", "GradientCheckWarning", "compare_gradients"]
+
+#: The columns of the table.
+_TITLES = ("array", "worst at", "analytic", "numerical", "error", "allowed", "verdict")
 
 Verdict = Literal["wrong", "not deterministic", "unresolved", "ok"]
 
@@ -63,6 +67,8 @@ class ArrayCheck:
         The two numbers at that place.
     noise : float
         The noise floor: the error to expect of the numerical gradient, the median over the entries.
+    allowed : float
+        By how much the two numbers may differ at that place.
     """
 
     shape: tuple[int, ...]
@@ -76,6 +82,34 @@ class ArrayCheck:
     analytic: float
     numerical: float
     noise: float
+    allowed: float = math.nan
+
+    def cells(self) -> tuple[str, ...]:
+        """Return what a table says of the array: the worst entry, and the verdict."""
+        if not math.prod(self.shape):
+            return ("", "", "", "", "", self.verdict)
+        verdict = f"wrong: {self.wrong} of {self.judged}" if self.wrong else self.verdict
+        if self.not_judged:
+            reasons = ", ".join(f"{count} {reason}" for reason, count in self.not_judged.items())
+            verdict += f"; not judged: {reasons}"
+        return (
+            str(self.index),
+            f"{self.analytic:.6g}",
+            f"{self.numerical:.6g}",
+            f"{abs(self.analytic - self.numerical):.1e}",
+            f"{self.allowed:.1e}",
+            verdict,
+        )
+
+    def __str__(self) -> str:
+        """Return the same in a line."""
+        index, analytic, numerical, error, allowed, verdict = self.cells()
+        if not index:
+            return verdict
+        return (
+            f"{verdict}; at {index} {analytic}, numerical {numerical}: "
+            f"error {error}, allowed {allowed}"
+        )
 
     @property
     def kinks(self) -> int:
@@ -146,29 +180,18 @@ class GradientCheck:
 
     def __str__(self) -> str:
         """Return the table."""
-        head = ("array", "shape", "max error", "relative", "noise", "worst at", "analytic",
-                "numerical", "not judged", "verdict")  # fmt: skip
-        rows = [
-            (
-                name,
-                str(a.shape),
-                f"{a.max_abs_error:.1e}",
-                f"{a.max_rel_error:.1e}",
-                f"{a.noise:.1e}",
-                str(a.index),
-                f"{a.analytic:.9g}",
-                f"{a.numerical:.9g}",
-                ", ".join(f"{count} {reason}" for reason, count in a.not_judged.items()) or "0",
-                f"wrong: {a.wrong} of {a.judged}" if a.wrong else a.verdict,
-            )
-            for name, a in self.arrays.items()
-        ]
-        widths = [max(map(len, column)) for column in zip(head, *rows, strict=True)]
-        lines = [
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-            for row in (head, *rows)
-        ]
-        return "\n".join([*lines, f"{self._step()}: {self._summary()}"])
+        lines = [f"{self._step()}: {self._summary()}"]
+        if self.arrays:
+            lines.insert(0, tables.text_table(_TITLES, self._rows(), "llrrrrl"))
+        return "\n".join([*lines[:-1], tables.wrapped(lines[-1])])
+
+    def _repr_html_(self) -> str:
+        """Return the table as a notebook shows it."""
+        return tables.html_table(_TITLES, self._rows(), f"{self._step()}: {self._summary()}")
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """Return a row for each array: all figures are those of one entry, the worst."""
+        return [(name, *array.cells()) for name, array in self.arrays.items()]
 
     __repr__ = __str__
 
@@ -325,8 +348,8 @@ def compare_gradients(
     Examples
     --------
     >>> print(compare_gradients({"b": [1.0, 2.0]}, {"b": [1.0, 2.002]}, h=1e-4, noise=1e-12))
-    array  shape  max error  relative  noise    worst at  analytic  numerical  not judged  verdict
-    b      (2,)   2.0e-03    1.0e-03   1.0e-12  (1,)      2         2.002      0           ...
+    array  worst at  analytic  numerical    error  allowed  verdict
+    b      (1,)             2      2.002  2.0e-03  5.0e-04  wrong: 1 of 2
     h = 0.0001: WRONG
     """
     if set(analytic) != set(numerical):
@@ -399,6 +422,7 @@ def array_check(
         index=tuple(int(i) for i in index),
         analytic=float(a[index]),
         numerical=float(n[index]),
+        allowed=float(np.broadcast_to(allowed, shape)[index]),
         noise=float(np.nanmedian(error)) if np.isfinite(error).any() else float("nan"),
     )
 

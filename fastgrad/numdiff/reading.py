@@ -1296,7 +1296,6 @@ def read_reach(f: Any, args: Sequence[Any], reach: Reach) -> Reading:
     return reading
 
 
-
 class _LoopReader(_Reader):
     """Reads a numerical differentiation, which may go over an array by NumPy's iterators."""
 
