@@ -147,8 +147,8 @@ SCRIPTS = {
         "lib/__init__.py": "",
         "lib/common/__init__.py": "",
         "lib/common/functions.py": "def relu(x): return 'own'",
-        "lib/common/layers.py": "from .functions import *\nclass Relu: forward = staticmethod(relu)",
-        "main.py": "from lib.common.layers import Relu\nprint(Relu.forward(3), Relu)",
+        "lib/common/layers.py": "from .functions import *\nRelu = relu",
+        "main.py": "from lib.common.layers import Relu\nprint(Relu(3))",
     },
     "definitions made twice, under conditions and by other means": {
         "common/functions.py": """
@@ -278,6 +278,8 @@ SIGMOID = "def sigmoid(x): return 1 / (1 + np.exp(-x))"
         ("def sigmoid(x): return print(x) or 1 / (1 + np.exp(-x))", CLASS, False),
         (SIGMOID + "\nsigmoid = np.tanh", CLASS, False),
         ("from math import tanh as sigmoid", CLASS, False),
+        (SIGMOID, CLASS + "    Pooling.forward = lambda self, x: x", False),
+        (SIGMOID + "\nif True:\n    def sigmoid(x): return x", CLASS, False),
     ],
 )
 def test_a_class_is_the_books_with_all_that_it_uses(
@@ -285,7 +287,7 @@ def test_a_class_is_the_books_with_all_that_it_uses(
 ):
     text = f"import numpy as np\n{functions_above}\n{dedented(the_class)}"
     module, report = adopted(tmp_path, monkeypatch, text, {"Pooling": CLASS})
-    assert (module.Pooling.__module__ == "fastgrad.convolution") == is_the_books
+    assert (module.Pooling.__module__ == "fastgrad.book.convolutions") == is_the_books
     assert ("module.py: your own" in report) != is_the_books
     assert capsys.readouterr().out == ""  # nothing of the reader's was called that prints
 

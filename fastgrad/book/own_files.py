@@ -64,7 +64,7 @@ def adopt(module: types.ModuleType, title: str, file: str) -> tuple[list[str], l
         for name, place in contents.items()
         if name in same and place.partition(":")[0] not in modules.FORMULAS
     ]
-    names.update((name, modules.found(name, contents[name])) for name in served)
+    names.update((name, modules.found(name, contents[name], module.__name__)) for name in served)
     return served, [name for name in contents if name in definitions and name not in same]
 
 
@@ -108,6 +108,25 @@ def _the_books(
         if left == alike:
             return alike
         alike = left
+
+
+def _has_stayed(name: str, node: _Definition, names: Mapping[str, Any]) -> bool:
+    """Return whether a name still stands for its definition, and that is as it was made."""
+    value = names.get(name)
+    if isinstance(node, ast.Assign):
+        return not isinstance(value, type | types.FunctionType)
+    members = vars(value).items() if isinstance(value, type) else [(name, value)]
+    functions_within = {key: item for key, item in members if isinstance(item, types.FunctionType)}
+    defined = {node.name} if isinstance(node, ast.FunctionDef) else {
+        item.name for item in node.body if isinstance(item, ast.FunctionDef)
+    }  # fmt: skip
+    mangled = {f"_{name}{each}" if each[:2] == "__" and each[-2:] != "__" else each
+               for each in defined}  # fmt: skip
+    return mangled == functions_within.keys() and all(
+        node.lineno <= item.__code__.co_firstlineno <= (node.end_lineno or 0)
+        and item.__code__.co_filename == names.get("__file__")
+        for item in functions_within.values()
+    )
 
 
 def _used(node: ast.AST) -> set[str]:
