@@ -96,8 +96,11 @@ def _the_books(
     alike = {
         name
         for name, node in definitions.items()
-        if fingerprint(node) in published.get(name, ())
-        or _returns_the_same(name, definitions, names)
+        if _has_stayed(name, node, names)
+        and (
+            fingerprint(node) in published.get(name, ())
+            or _returns_the_same(name, definitions, names)
+        )
     }
     while True:
         left = {
@@ -115,17 +118,18 @@ def _has_stayed(name: str, node: _Definition, names: Mapping[str, Any]) -> bool:
     value = names.get(name)
     if isinstance(node, ast.Assign):
         return not isinstance(value, type | types.FunctionType)
-    members = vars(value).items() if isinstance(value, type) else [(name, value)]
-    functions_within = {key: item for key, item in members if isinstance(item, types.FunctionType)}
-    defined = {node.name} if isinstance(node, ast.FunctionDef) else {
-        item.name for item in node.body if isinstance(item, ast.FunctionDef)
-    }  # fmt: skip
-    mangled = {f"_{name}{each}" if each[:2] == "__" and each[-2:] != "__" else each
-               for each in defined}  # fmt: skip
-    return mangled == functions_within.keys() and all(
+    found: dict[str, Any] = dict(vars(value)) if isinstance(value, type) else {name: value}
+    found = {key: item for key, item in found.items() if isinstance(item, types.FunctionType)}
+    if isinstance(node, ast.ClassDef):
+        methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+        private = {each for each in methods if each[:2] == "__" and each[-2:] != "__"}
+        expected = methods - private | {f"_{name}{each}" for each in private}
+    else:
+        expected = {name}
+    return expected == found.keys() and all(
         node.lineno <= item.__code__.co_firstlineno <= (node.end_lineno or 0)
         and item.__code__.co_filename == names.get("__file__")
-        for item in functions_within.values()
+        for item in found.values()
     )
 
 
