@@ -64,6 +64,9 @@ def adopt(module: types.ModuleType, title: str, file: str) -> tuple[list[str], l
         for name, place in contents.items()
         if name in same and place.partition(":")[0] not in modules.FORMULAS
     ]
+    folder = Path(file).parent
+    if "load_mnist" in served and [*folder.glob("*.gz"), *folder.glob("*.pkl")]:
+        served.remove("load_mnist")  # there are data, which need not be those of MNIST
     names.update((name, modules.found(name, contents[name], module.__name__)) for name in served)
     return served, [name for name in contents if name in definitions and name not in same]
 
