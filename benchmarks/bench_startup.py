@@ -46,7 +46,7 @@ class Run:
     rounds = 1
     repeat = (2, 10, 5.0)
     number = 1
-    params = ("fastgrad", "python")
+    params = (["fastgrad", "python"],)
     param_names = ("by",)
     calls = {  # noqa: RUF012 - asv hands every process a class of its own
         "fastgrad": "from fastgrad import cli; cli.main(['run', os.devnull])",
