@@ -6,8 +6,8 @@ import numpy as np
 
 from .common import PerCall, find, ratio
 
-#: Rows of W1 that are differentiated: those of pixels in the middle of an image.
-ROWS = 40
+#: Pixels of a sample: the loop takes fifty milliseconds.
+PIXELS = 8
 
 
 def loss(x, t, params):
@@ -20,7 +20,7 @@ def loss(x, t, params):
 
 
 class Batched(PerCall):
-    """The gradient by 40 rows of W1 of a network 784-50-10 on 100 samples."""
+    """The gradient by W1 of a network with 50 hidden units, on 100 samples."""
 
     params = (["sparse", "dense"],)
     param_names = ("samples",)
@@ -28,15 +28,16 @@ class Batched(PerCall):
     def setup(self, samples):
         self.numerical_gradient = find("fastgrad", "numerical_gradient")
         rng = np.random.default_rng(0)
-        x, t = rng.random((100, ROWS)), rng.integers(0, 10, 100)
+        x, t = rng.random((100, PIXELS)), rng.integers(0, 10, 100)
         if samples == "sparse":  # as many zeros as MNIST has
             x[rng.random(x.shape) < 0.8] = 0
         params = {
-            "W1": 0.1 * rng.normal(size=(ROWS, 50)), "b1": np.zeros(50),
+            "W1": 0.1 * rng.normal(size=(PIXELS, 50)), "b1": np.zeros(50),
             "W2": 0.1 * rng.normal(size=(50, 10)), "b2": np.zeros(10),
         }  # fmt: skip
         self.f = lambda _: loss(x, t, params)
         self.x = params["W1"]
+        self.calls = 1
         self.time_gradient(samples)
 
     def time_gradient(self, samples):
@@ -47,7 +48,7 @@ class Batched(PerCall):
 
     def track_ratio_to_the_loop(self, samples):
         return ratio(
-            lambda: self.time_gradient(samples), lambda: self.time_gradient_looped(samples)
+            lambda: self.time_gradient_looped(samples), lambda: self.time_gradient(samples)
         )
 
     track_ratio_to_the_loop.unit = "times"
