@@ -45,9 +45,9 @@ LINE_BYTES = 64
 #: that still fits. Every pass goes over the bits anew. 13 vectors hold chapter 4's 50 units in
 #: float64, 7 in float32; of 16 registers of AVX2 that leaves some for factors.
 _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
-#: Bytes of a row that are added to in one pass over the bits. 64 rows of so many are 27 KB, which L1
-#: holds, or 53 KB with AVX-512, which it does not hold; passes of half as many bytes, which it
-#: would, were no faster there.
+#: Bytes of a row that are added to in one pass over the bits. 64 rows of so many are 27 KB, which
+#: L1 holds, or 53 KB with AVX-512, which it does not hold; passes of seven vectors, of which it
+#: would, were no faster.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
 #: step. Two, or one, where three do not divide the row.
