@@ -1,5 +1,7 @@
 """The micro-kernels against their plain twins: every width, every dtype, and nothing beside it."""
 
+from types import SimpleNamespace
+
 import numba
 import numpy as np
 import pytest
@@ -8,30 +10,39 @@ from fences import fenced
 from fastgrad.kernels import simd
 from fastgrad.kernels.compile import COMPILED
 
-#: Every remainder of every pass, in both dtypes.
-WIDTHS = [*range(1, 61), 63, 64, 65, 100, 104, 105, 127, 130, 209, 255] if COMPILED else [1, 4, 9]
+#: Every remainder of every pass, in both dtypes and with both sizes of vectors.
+WIDTHS = range(1, 301) if COMPILED else [1, 4, 9]
 TOLERANCE = {"f": 1e-4, "d": 1e-12}
 FACTORS = pytest.mark.parametrize("factors", ["B", "f", "d"])
 DTYPES = pytest.mark.parametrize("dtype", ["f", "d"])
 
 
-@numba.njit(error_model="numpy")
-def call_masked_axpy(bits, begin, factors, column, rows, width, out, o):
-    simd.masked_axpy(bits, begin, factors, column, rows, width, out, o)
+@pytest.fixture(params=[32, 64])
+def kernels(request, monkeypatch):
+    """The micro-kernels that compute rows, compiled for vectors of 32 and of 64 bytes.
 
+    LLVM cuts a vector that the processor does not have into smaller ones.
+    """
+    monkeypatch.setattr(simd, "VECTOR_BYTES", request.param)
+    compiled = numba.njit(error_model="numpy")
 
-@numba.njit(error_model="numpy")
-def call_masked_gemv(
-    marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
-):
-    simd.masked_gemv(
+    @compiled
+    def masked_axpy(bits, begin, factors, column, rows, width, out, o):
+        simd.masked_axpy(bits, begin, factors, column, rows, width, out, o)
+
+    @compiled
+    def masked_gemv(
         marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
-    )
+    ):
+        simd.masked_gemv(
+            marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+        )
 
+    @compiled
+    def add_tile(a, first, last, b, begin, end, width, out):
+        simd.add_tile(a, first, last, b, begin, end, width, out)
 
-@numba.njit(error_model="numpy")
-def call_add_tile(a, first, last, b, begin, end, width, out):
-    simd.add_tile(a, first, last, b, begin, end, width, out)
+    return SimpleNamespace(masked_axpy=masked_axpy, masked_gemv=masked_gemv, add_tile=add_tile)
 
 
 @numba.njit(error_model="numpy")
@@ -66,7 +77,7 @@ def close(got, want, dtype, terms):
 
 @FACTORS
 @DTYPES
-def test_masked_axpy(dtype, factors):
+def test_masked_axpy(kernels, dtype, factors):
     rng = np.random.default_rng([ord(dtype), ord(factors)])
     for width in WIDTHS:
         for share in (0.0, 0.1, 1.0):
@@ -76,12 +87,12 @@ def test_masked_axpy(dtype, factors):
             rows, out = draw((66, width + 3), dtype, rng), draw((4, width + 2), dtype, rng)
             want = out.copy()
             simd._plain_masked_axpy(bits, begin, x.astype(dtype), column, rows, width, want, 2)
-            call_masked_axpy(bits, begin, x, column, rows, width, out, 2)
+            kernels.masked_axpy(bits, begin, x, column, rows, width, out, 2)
             close(out, want, dtype, 64 * (256 if factors == "B" else 1))
 
 
 @DTYPES
-def test_masked_gemv(dtype):
+def test_masked_gemv(kernels, dtype):
     rng = np.random.default_rng(ord(dtype))
     for width in WIDTHS:
         marks = np.array([[draw_bits(rng, share) for _ in range(3)] for share in (0.0, 0.2, 1.0)])
@@ -98,14 +109,14 @@ def test_masked_gemv(dtype):
             want = tuple(array.copy() for array in got)
             where = n, own, q, begin, end, values, 5, rows, width
             simd._plain_masked_gemv(marks, *where, want[0], 1, 2, want[1], 1, 8)
-            call_masked_gemv(marks, *where, got[0], 1, 2, got[1], 1, 8)
+            kernels.masked_gemv(marks, *where, got[0], 1, 2, got[1], 1, 8)
             close(got[0], want[0], dtype, 192)
             np.testing.assert_array_equal(got[1], want[1])
 
 
 @FACTORS
 @DTYPES
-def test_register_tile(dtype, factors):
+def test_register_tile(kernels, dtype, factors):
     rng = np.random.default_rng([ord(dtype), ord(factors)])
     for width in WIDTHS:
         for n_rows, first in [(1, 0), (3, 0), (4, 0), (7, 4), (9, 2)]:
@@ -117,7 +128,7 @@ def test_register_tile(dtype, factors):
                 simd._plain_add_tile(a.astype(dtype), *rest, want)
                 if width % 2:  # along columns, as the gradient by the weights reads samples
                     a = np.ascontiguousarray(a.T).T
-                call_add_tile(a, *rest, out)
+                kernels.add_tile(a, *rest, out)
                 close(out, want, dtype, 5 * (256 if factors == "B" else 1))
 
 
@@ -157,25 +168,40 @@ def test_prefetching_changes_nothing():
                 call_prefetch(copy, row, 0, 100)
 
 
-@pytest.mark.parametrize("width", [1, 3, 7, 8, 9, 12, 15, 16, 50, 53, 65])
-def test_nothing_outside_of_the_arrays_is_touched(width):
-    rng = np.random.default_rng(width)
-    for dtype in "fd" if COMPILED else "d":
-        marks, own = np.full((2, 1, 2), 2**64 - 1, np.uint64)
-        # As many rows as there are bits, no more.
-        x, rows = draw((3, 128), dtype, rng), draw((128, width), dtype, rng)
-        y, one = np.zeros((3, width), dtype), np.zeros((1, 1, width), dtype)
-        values, scattered = draw(128, dtype, rng), np.zeros((1, 128), dtype)
-        with fenced(marks, own, x, rows, y, y, one, values, scattered) as copies:
-            for bits, owned, factors, b, axpy, tile, gemv, packed, copy in copies:
-                for word in range(2):
-                    call_masked_axpy(bits[0, word], 64 * word, factors.T, 2, b, width, axpy, 2)
-                    assert call_nonzero_bits(factors, 2, 64 * word) == marks[0, 0]
-                call_add_tile(factors, 0, 3, b, 0, 128, width, tile)
-                call_masked_gemv(
-                    bits, 0, owned, 0, 0, 2, packed, 0, b, width, gemv, 0, 0, copy, 0, 0
-                )
-                close(axpy[2], x[2] @ rows, dtype, 128)
-                close(tile, x @ rows, dtype, 128)
-                close(gemv[0, 0], values @ rows, dtype, 128)
-                np.testing.assert_array_equal(copy[0], values)
+def test_nothing_outside_of_the_arrays_is_touched(kernels):
+    for width in [1, 2, 3, 4, 5, 7, 8, 9, 12, 15, 16, 17, 50, 53, 65]:
+        rng = np.random.default_rng(width)
+        for dtype in "fd" if COMPILED else "d":
+            marks, own = np.full((2, 1, 2), 2**64 - 1, np.uint64)
+            # As many rows as there are bits, no more.
+            x, rows = draw((3, 128), dtype, rng), draw((128, width), dtype, rng)
+            y, one = np.zeros((3, width), dtype), np.zeros((1, 1, width), dtype)
+            values, scattered = draw(128, dtype, rng), np.zeros((1, 128), dtype)
+            with fenced(marks, own, x, rows, y, y, one, values, scattered) as copies:
+                for bits, owned, factors, b, axpy, tile, gemv, packed, copy in copies:
+                    for word in range(2):
+                        kernels.masked_axpy(
+                            bits[0, word], 64 * word, factors.T, 2, b, width, axpy, 2
+                        )
+                        assert call_nonzero_bits(factors, 2, 64 * word) == marks[0, 0]
+                    kernels.add_tile(factors, 0, 3, b, 0, 128, width, tile)
+                    kernels.masked_gemv(
+                        bits, 0, owned, 0, 0, 2, packed, 0, b, width, gemv, 0, 0, copy, 0, 0
+                    )
+                    close(axpy[2], x[2] @ rows, dtype, 128)
+                    close(tile, x @ rows, dtype, 128)
+                    close(gemv[0, 0], values @ rows, dtype, 128)
+                    np.testing.assert_array_equal(copy[0], values)
+
+
+@pytest.mark.parametrize(("widest", "sizes"), [(32, [32, 16, 8]), (64, [64, 32, 16])])
+def test_a_row_takes_the_first_size_of_vectors_that_it_fills(monkeypatch, widest, sizes):
+    monkeypatch.setattr(simd, "VECTOR_BYTES", widest)
+    assert simd.vector_sizes(4) == sizes
+    assert simd.vector_sizes(8) == [size for size in sizes if size > 8]
+
+
+def test_vectors_are_those_that_numba_compiles_for(monkeypatch):
+    for features, expected in [("+avx2,-avx512f", False), ("+avx2,+avx512f", True), ("", False)]:
+        monkeypatch.setattr(numba.config, "CPU_FEATURES", features)
+        assert simd._has_avx512() is expected

@@ -6,8 +6,9 @@ the whole loop: products with the non-zero pixels take 0.6 to 0.8 of the time, d
 
 A row that does not fill its last vector has it *overlap* the one before: that vector begins
 earlier, and both compute the same numbers there. So no row needs padding, and nothing is read or
-written outside of it, without masks, which are slow to store. Rows narrower than a vector are
-computed number by number.
+written outside of it, without masks, which are slow to store. A row shorter than a vector is two
+overlapping vectors of half or a quarter of the size. Ten classes in float32 are such a row with
+AVX-512: computed number by number, they made training 1.1 to 1.3 times as slow.
 
 Every function has a twin in plain Python, which says what it computes, and which runs where kernels
 are not compiled.
@@ -15,18 +16,27 @@ are not compiled.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import llvmlite.binding
+import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 
 from fastgrad.kernels.compile import cgutils, emitted
 
-_WIDE = llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+
+def _has_avx512():
+    """Return whether Numba compiles for AVX-512, which NUMBA_CPU_FEATURES can change."""
+    if numba.config.CPU_FEATURES is not None:
+        return "+avx512f" in numba.config.CPU_FEATURES.split(",")
+    return llvmlite.binding.get_host_cpu_features().get("avx512f", False)
+
+
 #: Bytes of a vector register.
-VECTOR_BYTES = 64 if _WIDE else 32
+VECTOR_BYTES = 64 if _has_avx512() else 32
 #: Rows of a register tile.
 TILE_ROWS = 4
 #: Bytes of a cache line.
@@ -35,13 +45,33 @@ LINE_BYTES = 64
 #: that still fits. Every pass goes over the bits anew. 13 vectors hold chapter 4's 50 units in
 #: float64, 7 in float32; of 16 registers of AVX2 that leaves some for factors.
 _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
-#: Bytes of a row that are added to in one pass over the bits. 64 rows of so many fit into L1.
+#: Bytes of a row that are added to in one pass over the bits. 64 rows of so many are 27 KB, which
+#: L1 holds, or 53 KB with AVX-512, which it does not hold; passes of seven vectors, of which it
+#: would, were no faster.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
 #: step. Two, or one, where three do not divide the row.
 _TILE_VECTORS = 3
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
+
+
+def vector_sizes(itemsize):
+    """Return the sizes in bytes, falling, of the vectors that micro-kernels compute rows with.
+
+    A row takes the first size that it fills. One that fills none is computed number by number.
+
+    Parameters
+    ----------
+    itemsize : int
+        Bytes of a number.
+
+    Returns
+    -------
+    list of int
+    """
+    sizes = (VECTOR_BYTES, VECTOR_BYTES // 2, VECTOR_BYTES // 4)
+    return [size for size in sizes if size > itemsize]
 
 
 # ---------------------------------------------------------------------------- what is computed
@@ -438,15 +468,35 @@ class _Emitter:
         ``counts`` says how many vectors passes take: `_ROW_VECTORS` or `_TILE_VECTORS`.
         """
         width = self.times(self.whole("width"), self.size)
-        last = self.add(width, -VECTOR_BYTES)
-        with self.builder.if_else(self.builder.icmp_signed(">=", last, _ZERO)) as (wide, narrow):
-            with wide:
+        widest, *shorter = vector_sizes(self.size)
+        with self.if_filled(widest, width) as (last, fills, too_short):
+            with fills:
                 begin = _ZERO
                 for count, end in self.pass_ends(counts, width):
-                    self.one_pass(begin, end, count, last, products)
+                    self.one_pass(begin, end, count, widest, last, products)
                     begin = end
-            with narrow:
-                self.one_pass(_ZERO, width, 1, None, products)
+            with too_short:
+                self.short_row(shorter, width, products)
+
+    def short_row(self, sizes, width, products):
+        """Write the only pass over a row that does not fill two vectors of any of these sizes."""
+        if not sizes:
+            self.one_pass(_ZERO, width, 1, self.size, None, products)
+            return
+        size, *shorter = sizes
+        with self.if_filled(size, width) as (last, fills, too_short):
+            with fills:
+                self.one_pass(_ZERO, _constant(1), 2, size, last, products)
+            with too_short:
+                self.short_row(shorter, width, products)
+
+    @contextlib.contextmanager
+    def if_filled(self, size, width):
+        """Branch on whether a row fills a vector; also give where its last vector begins."""
+        last = self.add(width, -size)
+        fills = self.builder.icmp_signed(">=", last, _ZERO)
+        with self.builder.if_else(fills) as (then, otherwise):
+            yield last, then, otherwise
 
     def pass_ends(self, counts, width):
         """Return numbers of vectors, each with the column where the passes with so many end.
@@ -474,14 +524,14 @@ class _Emitter:
             ends.append((count, end))
         return ends
 
-    def one_pass(self, begin, end, count, last, products):
+    def one_pass(self, begin, end, count, size, last, products):
         """Write the passes over the columns from begin to end, of ``count`` vectors each.
 
-        The last vector begins at ``last`` at the latest. Without ``last`` it is numbers instead.
+        A vector has ``size`` bytes, and the last begins at ``last`` at the latest. Without ``last``
+        it is numbers instead.
         """
         builder, bits = self.builder, 8 * self.size
-        lanes = 1 if last is None else VECTOR_BYTES // self.size
-        size = lanes * self.size
+        lanes = size // self.size
         kind = self.number if last is None else ir.VectorType(self.number, lanes)
         name = f"f{bits}" if last is None else f"v{lanes}f{bits}"
         fused = cgutils.get_or_insert_function(
