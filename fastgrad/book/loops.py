@@ -1,9 +1,9 @@
 """The reader's own loops of numerical differentiation, whatever their names.
 
-A function that calls one of its parameters in a loop may be a numerical differentiation. What it
-computes is what its author wrote; only the values of f come from elsewhere. Such a function gets a
-first statement, put into its syntax tree, that asks `computed`. Where f is slow enough for it to
-matter, and the code of both shows that nobody could tell, the author's code runs three times:
+What a loop computes is what its author wrote; only the values of f come from elsewhere. A function
+that may be such a loop asks `computed` first, see `fastgrad.book.loop_syntax`. Where f is slow
+enough for it to matter, and the code of both shows that nobody could tell, the author's code runs
+three times:
 
 1. on a small array, with numbers made up for f: the points must not depend on the values, each must
    differ from x in one entry at most, every entry must get as many, and x must be restored;
@@ -17,7 +17,6 @@ Anything unexpected means that the function goes on as if nothing had been asked
 
 from __future__ import annotations
 
-import ast
 import itertools
 import os
 import sys
@@ -33,7 +32,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 
-__all__ = ["computed", "ended", "install", "lines", "result", "transformed", "uninstall"]
+__all__ = ["computed", "ended", "lines", "result"]
 
 #: Loops over fewer entries are left alone, and those that take less time, in seconds.
 _FEW, _MOMENT = 8, 0.05
@@ -54,119 +53,6 @@ _ERRORS = (
     ValueError,
     np.linalg.LinAlgError,
 )
-
-# ------------------------------------------------------------------------------------- finding
-
-
-def transformed(tree: ast.Module) -> ast.Module:
-    """Let each function of a module that may be a numerical differentiation ask `computed` first.
-
-    Parameters
-    ----------
-    tree : ast.Module
-        Changed in place. Names, signatures, closures, decorators and lines stay as they are.
-
-    Returns
-    -------
-    ast.Module
-
-    Examples
-    --------
-    >>> tree = ast.parse('''
-    ... def slopes(f, x):
-    ...     grad = np.zeros_like(x)
-    ...     for i in range(x.size):
-    ...         kept = x[i]
-    ...         x[i] = kept + 1e-4
-    ...         upper = f(x)
-    ...         x[i] = kept - 1e-4
-    ...         grad[i] = (upper - f(x)) / 2e-4
-    ...         x[i] = kept
-    ...     return grad
-    ... ''')
-    >>> "computed('f')" in ast.unparse(transformed(tree))
-    True
-    """
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and (name := _called_in_a_loop(node)):
-            _let_it_ask(node, name)
-    return tree
-
-
-def _called_in_a_loop(function: ast.FunctionDef) -> str | None:
-    """Return the parameter that a function calls in a loop, and more than once in its text."""
-    decorators = [getattr(node, "id", "") for node in function.decorator_list]
-    if not set(decorators) <= {"staticmethod", "classmethod"}:
-        return None  # what another decorator asks of the function is not known
-    parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
-    calls: dict[str, list[bool]] = {name: [] for name in parameters}
-    for node, in_loop in _walk(function.body, False):
-        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
-            return None
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-            calls.get(node.func.id, []).append(in_loop)
-    return next((name for name in parameters if len(calls[name]) > 1 and any(calls[name])), None)
-
-
-_LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp)
-
-
-def _walk(nodes: Any, in_loop: bool) -> Iterator[tuple[ast.AST, bool]]:
-    """Yield the nodes of a function's own code, and whether each is inside a loop."""
-    for node in nodes:
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda):
-            continue
-        yield node, in_loop
-        yield from _walk(ast.iter_child_nodes(node), in_loop or isinstance(node, _LOOPS))
-
-
-def _let_it_ask(function: ast.FunctionDef, name: str) -> None:
-    """Put the questions around a function's body, after its docstring."""
-    here = f"__import__({__name__!r}, fromlist=['']) "
-    text = (
-        f"if {here}.computed({name!r}):\n    return {here}.result()\n"
-        f"try:\n    pass\nfinally:\n    {here}.ended()\n"
-    )
-    ask, body = ast.parse(text).body
-    assert isinstance(body, ast.Try)
-    for statement in (ask, *body.finalbody, body):
-        for node in ast.walk(statement):
-            if isinstance(node, ast.expr | ast.stmt):
-                node.lineno = node.end_lineno = function.lineno
-                node.col_offset = node.end_col_offset = function.col_offset
-    has_docstring = ast.get_docstring(function, clean=False) is not None
-    body.body = function.body[has_docstring:] or body.body
-    function.body[has_docstring:] = [ask, body]
-
-
-class _Transformer:
-    """What IPython calls with the syntax tree of each cell."""
-
-    def visit(self, tree: Any) -> Any:
-        return transformed(tree)
-
-
-_transformer = _Transformer()
-
-
-def _transformers() -> list[Any]:
-    """Return the list of the running IPython shell; an empty one if there is no shell."""
-    module = sys.modules.get("IPython")
-    shell = module.get_ipython() if module is not None else None
-    return shell.ast_transformers if shell is not None else []
-
-
-def install() -> None:
-    """Let functions that are defined in the cells of IPython or Jupyter from now on ask, too."""
-    uninstall()
-    _transformers().append(_transformer)
-
-
-def uninstall() -> None:
-    """Undo `install`; functions that were defined meanwhile stay as they are."""
-    found = _transformers()
-    found[:] = [one for one in found if one is not _transformer]
-
 
 # --------------------------------------------------------------------------------- what is called
 
@@ -376,7 +262,7 @@ class _Record:
             total[i] += value
 
     def lines(self) -> list[str]:
-        """Return a line for each way."""
+        """Return a line for each way, or more where it is long."""
         found = []
         for way, (calls, took, loop) in self.ways.items():
             if way.startswith("left"):
@@ -386,8 +272,8 @@ class _Record:
             else:
                 times = f"{loop / max(took, 1e-9):.2g}"
                 text = f"{self.title} {way}, {float(times):,.0f} times faster"
-            text += f" ({calls:.0f} calls)" if calls > 1 else ""
-            found.append(textwrap.shorten(text, 80, placeholder=" .."))
+            text += f" ({calls:,.0f} calls)" if calls > 1 else ""
+            found += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
         return found
 
 
@@ -484,8 +370,8 @@ def _title(code: types.CodeType, f: Any) -> str:
 def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
     """Compute the result and return "", or return why the loop is left as it is."""
     pace = _paces.get(key)
-    began = time.perf_counter()
-    if pace is not None and began - pace[1] < _BELIEVED:
+    start = time.perf_counter()
+    if pace is not None and start - pace[1] < _BELIEVED:
         largest = max(v.size for v in frame.f_locals.values() if _is_array(v))
         if pace[2] or 2 * pace[0] * largest < _MOMENT:
             return pace[2] or "it takes no time"
@@ -504,12 +390,12 @@ def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
         loop = seconds * (rule.before + rule.after + len(rule.block) * x.size)
         if loop < _MOMENT:
             return "it takes no time"
-        way = _by(call, rule, here, is_stored)
+        way = _by(call, rule, here, is_stored, loop)
     except (_Left, *_ERRORS) as reason:
         why = str(reason).rstrip(".") or type(reason).__name__
         _paces[key] = 0.0, time.perf_counter(), why
         return why
-    _note(key, _title(frame.f_code, f), way, time.perf_counter() - began, loop)
+    _note(key, _title(frame.f_code, f), way, time.perf_counter() - start, loop)
     return ""
 
 
@@ -539,12 +425,14 @@ def _at_x(f: Any, x: NDArray[Any], rule: _Rule) -> Any:
     return f(x.copy() if rule.passes == "copy" else x, *rule.further)
 
 
-def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool) -> str:
-    """Compute the result of a loop, and return in which way."""
+def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) -> str:
+    """Compute the result of a loop that would take so long, and return in which way."""
     f, x = call.args[call.f], call.args[call.x]
     like = _like(here)
     points = _points(call, rule)
-    slopes = _compiled(f, x, rule, points)
+    # It takes a moment until the kernels are there.
+    is_worth_it = seconds >= _LONG or _recognition is not None
+    slopes = _compiled(f, x, rule, points) if is_worth_it else None
     if slopes is not None:
         values = slopes * (points[0] - points[1]) / 2
         values, way = np.stack([values, -values]), "by the compiled kernels"

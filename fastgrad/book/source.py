@@ -12,6 +12,8 @@ import types
 from collections.abc import Iterable
 from pathlib import Path
 
+from fastgrad.book import loop_syntax
+
 __all__ = ["SourceLoader", "compiled", "is_installed", "mentions_layers", "tree_of"]
 
 #: Folders of the standard library.
@@ -19,7 +21,7 @@ _STANDARD = tuple(Path(sysconfig.get_path(name)) for name in ("stdlib", "platstd
 
 
 def compiled(source: bytes | str, file: str) -> types.CodeType:
-    """Compile source code of the reader's, by way of its syntax tree.
+    """Compile source code of the reader's, with its loops of numerical differentiation found.
 
     Parameters
     ----------
@@ -43,7 +45,8 @@ def compiled(source: bytes | str, file: str) -> types.CodeType:
     >>> exec(compiled("print(6 * 7)", "answer.py"))
     42
     """
-    return compile(tree_of(source, file), file, "exec", dont_inherit=True)
+    tree = loop_syntax.transformed(tree_of(source, file))
+    return compile(tree, file, "exec", dont_inherit=True)
 
 
 def tree_of(source: bytes | str, file: str) -> ast.Module:

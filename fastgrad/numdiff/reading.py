@@ -1318,6 +1318,16 @@ class _LoopReader(_Reader):
             return _NUMBER
         return super()._method(method, args, keywords, starred)
 
+    def _read_If(self, node: ast.If) -> bool:  # noqa: N802
+        """Read one branch only where an argument decides, such as ``if verbose``."""
+        test, is_not = node.test, False
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            test, is_not = test.operand, True
+        known = self._value(test).objects if isinstance(test, ast.Name) else None
+        if known is None or len(known) != 1 or type(known[0]) not in (bool, type(None)):
+            return super()._read_If(node)
+        return self._statements(node.body if bool(known[0]) != is_not else node.orelse)
+
 
 def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, x: int) -> str:
     """Read whether a loop does nothing but evaluate a function at points, and combine the values.

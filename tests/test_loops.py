@@ -1,0 +1,292 @@
+"""The reader's own loops of numerical differentiation: found, understood, computed, or left alone."""
+
+import ast
+import inspect
+import linecache
+import pickle
+import sys
+import textwrap
+import threading
+import traceback
+import types
+
+import numpy as np
+import pytest
+
+from fastgrad.book import loop_syntax, loops
+
+# Statements that the loops below have in common: the function f and the array x of a loop, h.
+HEAD, TAIL = "def g(f, x, h=1e-4):\n    grad = np.zeros_like(x)\n", "    return grad\n"
+NDITER = """
+    it = np.nditer(x, flags=["multi_index"], op_flags=["readwrite"])
+    while not it.finished:
+        i = it.multi_index
+        kept = x[i]
+        {body}
+        x[i] = kept
+        it.iternext()
+"""
+CENTRAL = "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); grad[i] = (a - b) / (2 * h)"
+COPIES = """
+    for i in np.ndindex(x.shape):
+        upper, lower = x.copy(), x.copy()
+        upper[i] += h
+        lower[i] -= h
+        grad[i] = (f(upper) - f(lower)) / (2 * h)
+"""
+
+
+def nditer(body):
+    return HEAD + NDITER.format(body=body.replace("; ", "\n        ")) + TAIL
+
+
+def ndindex(body, over="np.ndindex(x.shape)"):
+    lines = "\n        ".join(["kept = x[i]", *body.split("; "), "x[i] = kept"])
+    return f"{HEAD}    for i in {over}:\n        {lines}\n{TAIL}"
+
+
+#: Loops as they are written, by what is particular about each. All are understood.
+LOOPS = {
+    "the book's": nditer(CENTRAL),
+    "lower point first": nditer(
+        "x[i] = kept - h; b = f(x); x[i] = kept + h; a = f(x); grad[i] = (a - b) / (2 * h)"
+    ),
+    "reversed sign": nditer(CENTRAL.replace("a - b", "b - a")),
+    "forgotten brackets": nditer(CENTRAL.replace("/ (2 * h)", "/ 2 * h")),
+    "forgotten division": nditer(CENTRAL.replace(" / (2 * h)", "")),
+    "forward": nditer("a = f(x); x[i] = kept + h; grad[i] = (f(x) - a) / h"),
+    "backward": nditer("a = f(x); x[i] = kept - h; grad[i] = (a - f(x)) / h"),
+    "another step": nditer("h = 1e-6; " + CENTRAL),
+    "a relative step": nditer("h = 1e-4 * max(1.0, abs(kept)); " + CENTRAL),
+    "float": nditer(CENTRAL.replace("kept + h", "float(kept) + h")),
+    "four points": nditer(
+        "x[i] = kept + 2 * h; a = f(x); x[i] = kept + h; b = f(x); "
+        "x[i] = kept - h; c = f(x); x[i] = kept - 2 * h; d = f(x); "
+        "grad[i] = (8 * (b - c) - (a - d)) / (12 * h)"
+    ),
+    "extrapolated": nditer(
+        "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); coarse = (a - b) / (2 * h); "
+        "x[i] = kept + h / 2; a = f(x); x[i] = kept - h / 2; b = f(x); "
+        "grad[i] = (4 * (a - b) / h - coarse) / 3"
+    ),
+    "ndindex": ndindex(CENTRAL),
+    "ndenumerate": ndindex(CENTRAL, "[i for i, _ in np.ndenumerate(x)]"),
+    "one value before": HEAD
+    + "    a = f(x)\n"
+    + NDITER.format(body="x[i] = kept + h; grad[i] = (f(x) - a) / h".replace("; ", "\n        "))
+    + TAIL,
+    "an unused value before": HEAD
+    + "    f(x)\n"
+    + NDITER.format(body=CENTRAL.replace("; ", "\n        "))
+    + TAIL,
+    "an unused value after": HEAD
+    + NDITER.format(body=CENTRAL.replace("; ", "\n        "))
+    + "    f(x)\n"
+    + TAIL,
+    "copies": HEAD + COPIES + TAIL,
+    "flat": HEAD
+    + """
+    for i in range(x.size):
+        kept = x.flat[i]
+        x.flat[i] = kept + h
+        a = f(x)
+        x.flat[i] = kept - h
+        b = f(x)
+        x.flat[i] = kept
+        grad.flat[i] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "raveled": HEAD
+    + """
+    flat, out = x.ravel(), grad.reshape(-1)
+    for i in range(flat.size):
+        kept = flat[i]
+        flat[i] = kept + h
+        a = f(x)
+        flat[i] = kept - h
+        b = f(x)
+        flat[i] = kept
+        out[i] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "rows and columns": HEAD
+    + """
+    for i in range(x.shape[0]):
+        for j in range(x.shape[1]):
+            kept = x[i, j]
+            x[i][j] = kept + h
+            a = f(x)
+            x[i][j] = kept - h
+            b = f(x)
+            x[i, j] = kept
+            grad[i, j] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "columns first": HEAD
+    + """
+    for j in range(x.shape[1]):
+        for i in range(x.shape[0]):
+            kept = x[i, j]
+            x[i, j] = kept + h
+            a = f(x)
+            x[i, j] = kept - h
+            b = f(x)
+            x[i, j] = kept
+            grad[i, j] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "a list is returned": """
+def g(f, x, h=1e-4):
+    found = []
+    for i in np.ndindex(*x.shape):
+        kept = x[i]
+        x[i] = kept + h
+        a = f(x)
+        x[i] = kept - h
+        found.append((a - f(x)) / (2 * h))
+        x[i] = kept
+    return found
+""",
+    "single precision is returned": nditer(CENTRAL).replace("np.zeros_like(x)", "np.zeros(x.shape, np.float32)"),
+    "columns are contiguous in what is returned": nditer(CENTRAL).replace(
+        "np.zeros_like(x)", "np.zeros(x.shape, order='F')"
+    ),
+    "unit vectors": """
+def g(f, x, h=1e-4):
+    grad = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        e = np.zeros_like(x)
+        e[i] = h
+        grad[i] = (f(x + e) - f(x - e)) / (2 * h)
+    return grad
+""",
+    "a perturbation": """
+def g(f, x):
+    e, nudge, grad = 1e-4, np.zeros(x.shape), np.zeros(x.shape)
+    for i in np.ndindex(x.shape):
+        nudge[i] = e
+        lower = f(x - nudge)
+        upper = f(x + nudge)
+        grad[i] = (upper - lower) / (2 * e)
+        nudge[i] = 0
+    return grad
+""",
+    "a comprehension": """
+def g(f, x, h=1e-4):
+    steps = [h * e.reshape(x.shape) for e in np.eye(x.size)]
+    return np.array([(f(x + e) - f(x - e)) / (2 * h) for e in steps]).reshape(x.shape)
+""",
+    "a global step": "H = 1e-5\n" + nditer(CENTRAL).replace(", h=1e-4", "").replace("h)", "H)").replace(
+        "+ h", "+ H"
+    ).replace("- h", "- H"),
+    "a docstring": nditer(CENTRAL).replace("\n", '\n    """Differentiate f."""\n', 1),
+    "verbose, but not": nditer(CENTRAL + "; \n        if verbose:\n            print(i)").replace(
+        "h=1e-4", "h=1e-4, verbose=False"
+    ),
+    "other names": nditer(CENTRAL).replace("f(x", "loss(x").replace("def g(f,", "def g(loss,"),
+    "array first": nditer(CENTRAL).replace("g(f, x", "g(x, f"),
+    "annotated": nditer(CENTRAL).replace("g(f, x, h=1e-4)", "g(f: object, x: np.ndarray, h: float = 1e-4)"),
+    "assert": nditer(CENTRAL).replace("    grad =", "    assert x.ndim\n    grad =", 1),
+    "a helper": "def put(x, i, value):\n    x[i] = value\n"
+    + nditer(CENTRAL.replace("x[i] = kept + h", "put(x, i, kept + h)")),
+    "values are kept in an array": nditer(
+        "values = np.zeros(2); x[i] = kept + h; values[0] = f(x); "
+        "x[i] = kept - h; values[1] = f(x); grad[i] = (values[0] - values[1]) / (2 * h)"
+    ),
+    "no argument": nditer(CENTRAL.replace("f(x)", "f()")),
+    "a tuple": nditer(
+        "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); "
+        "grad[i], error = (a - b) / (2 * h), abs(a - b)"
+    ),
+}
+
+#: Loops that are left alone, and why.
+LEFT = {
+    "it prints": (nditer(CENTRAL + "; print(i)"), "print"),
+    "it counts": ("n = [0]\n" + nditer(CENTRAL + "; n[0] += 1"), "n"),
+    "x is not restored": (
+        nditer(CENTRAL).replace("x[i] = kept\n", "x[i] += 1e-9\n"), "does not restore"
+    ),
+    "the nudge is undone by arithmetic": (
+        HEAD
+        + "    for i in np.ndindex(x.shape):\n"
+        "        x[i] += h\n        a = f(x)\n        x[i] -= 2 * h\n        b = f(x)\n"
+        "        x[i] += h\n        grad[i] = (a - b) / (2 * h)\n" + TAIL,
+        "does not restore",
+    ),
+    "points depend on values": (
+        nditer("a = f(x); x[i] = kept + h * a; grad[i] = f(x) - a"), "depend on the values"
+    ),
+    "all entries move": (
+        HEAD + "    for i in np.ndindex(x.shape):\n"
+        "        grad[i] = (f(x + h) - f(x - h)) / (2 * h)\n" + TAIL,
+        "more than one entry",
+    ),
+}  # fmt: skip
+
+
+def define(text, *, plain=False, name="their_loops", **names):
+    """Return a module of this text, as a reader's module is compiled; or as plain Python does."""
+    file = f"/nowhere/{name}.py"
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    tree = ast.parse(text)
+    module = types.ModuleType(name)
+    module.__dict__.update(np=np, **names)
+    exec(compile(tree if plain else loop_syntax.transformed(tree), file, "exec"), module.__dict__)
+    return module
+
+
+@pytest.fixture(autouse=True)
+def everything_is_worth_it(monkeypatch):
+    """Let loops of a few microseconds count, and forget what was computed."""
+    monkeypatch.setattr(loops, "_MOMENT", 0.0)
+    monkeypatch.setattr(loops, "_LONG", 1e9)
+    monkeypatch.setattr(loops, "_records", {})
+    monkeypatch.setattr(loops, "_paces", {})
+    monkeypatch.setattr(loops, "_recognition", None)
+    monkeypatch.setitem(sys.modules, "their_loops", types.ModuleType("their_loops"))
+
+
+WEIGHTS = np.random.default_rng(0).standard_normal((30, 200))
+
+
+def loss_of(x, module):
+    """Return a loss over an array of the reader's, in their module."""
+    text = "def loss(x=None):\n    return np.sum(np.tanh(A.dot(X if x is None else x)) ** 2)\n"
+    return define(text, name="their_loss", A=WEIGHTS, X=x).loss
+
+
+def called(text, x, *, plain):
+    module = define(text, plain=plain)
+    f = loss_of(x, module)
+    return module.g(x, f) if "g(x, f" in text else module.g(f, x)
+
+
+@pytest.mark.parametrize("name", LOOPS)
+def test_loops_are_understood(name):
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    kept = x.copy()
+    found = called(LOOPS[name], x, plain=False)
+    np.testing.assert_array_equal(x, kept)
+    expected = called(LOOPS[name], x, plain=True)
+    assert loops.lines() and "all points at once" in loops.lines()[0], loops._paces
+    assert type(found) is type(expected)
+    assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
+    assert getattr(found, "strides", None) == getattr(expected, "strides", None)
+    scale = np.abs(np.asarray(expected)).max()
+    np.testing.assert_allclose(found, expected, atol=1e-6 * scale, rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_loops_are_left_alone(name, monkeypatch, capsys):
+    monkeypatch.setattr(loops, "_LONG", 0.0)
+    text, why = LEFT[name]
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    before = x.copy()
+    found = called(text, x, plain=False)
+    output, after = capsys.readouterr().out, x.copy()
+    x[...] = before
+    np.testing.assert_array_equal(found, called(text, x, plain=True))
+    np.testing.assert_array_equal(x, after)
+    assert capsys.readouterr().out == output
+    assert "left to your loop" in loops.lines()[0] and why in " ".join(loops.lines())
