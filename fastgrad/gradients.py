@@ -539,7 +539,7 @@ def _record_entries(
     objective: Objective,
     entries: IntArray,
     claimed: list[FloatArray],
-    seen: evidence.Evidence,
+    seen: verdicts.Evidence,
     codes: verdicts.Codes,
 ) -> None:
     everywhere = (
