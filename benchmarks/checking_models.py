@@ -61,7 +61,7 @@ def impedance(rng: Any) -> Model:
 
 
 def arrhenius(rng: Any) -> Model:
-    """Return a model: rates at several temperatures: a factor of about 1e10 and an energy of about 5e4."""
+    """Return a model: rates at several temperatures, a factor of 1e10 and an energy of 5e4."""
     temperature = np.linspace(300, 500, 12)
     data = np.log(1e10) - 5e4 / 8.314 / temperature + rng.normal(size=12)
 
