@@ -31,7 +31,7 @@ def analytic(f: Callable[[Any], Any], x: Any) -> Model:
 
 
 def garch(rng: Any) -> Model:
-    """The likelihood of a GARCH(1, 1) process, with a parameter of about 1e-6."""
+    """Return the likelihood of a GARCH(1, 1) process, with a parameter of about 1e-6."""
     returns = 1e-2 * rng.normal(size=200)
     squares = returns**2
 
@@ -46,7 +46,7 @@ def garch(rng: Any) -> Model:
 
 
 def impedance(rng: Any) -> Model:
-    """The fit of a Randles circuit to a spectrum; its capacity is about 1e-6."""
+    """Return the fit of a Randles circuit to a spectrum; its capacity is about 1e-6."""
     omega = np.geomspace(1, 1e5, 30)
     data = rng.normal(size=(2, 30)) * 5 + 50
 
@@ -61,7 +61,7 @@ def impedance(rng: Any) -> Model:
 
 
 def arrhenius(rng: Any) -> Model:
-    """Rates at several temperatures: a factor of about 1e10 and an energy of about 5e4."""
+    """Return a model: rates at several temperatures, a factor of 1e10 and an energy of 5e4."""
     temperature = np.linspace(300, 500, 12)
     data = np.log(1e10) - 5e4 / 8.314 / temperature + rng.normal(size=12)
 
@@ -72,7 +72,7 @@ def arrhenius(rng: Any) -> Model:
 
 
 def michaelis_menten(rng: Any) -> Model:
-    """Concentrations of about 1e-9, and rates of about 1e-6."""
+    """Return a model: concentrations of about 1e-9, and rates of about 1e-6."""
     s = np.geomspace(1e-10, 1e-8, 15)
     data = 1e-6 * s / (s + 1e-9) * (1 + 0.1 * rng.normal(size=15))
     x = np.array([1e-6, 1e-9]) * rng.uniform(0.5, 2, 2)
@@ -80,7 +80,7 @@ def michaelis_menten(rng: Any) -> Model:
 
 
 def relu_network(rng: Any, step: float = 1.0) -> Model:
-    """Two hidden layers of ReLU: 4-5-5-3, 12 samples."""
+    """Return a model: two hidden layers of ReLU: 4-5-5-3, 12 samples."""
     x, t = rng.normal(size=(12, 4)), rng.normal(size=(12, 3))
     p = {f"W{i}": rng.normal(size=s) for i, s in enumerate([(4, 5), (5, 5), (5, 3)])}
 
@@ -98,7 +98,7 @@ def relu_network(rng: Any, step: float = 1.0) -> Model:
 
 
 def wide_relu_network(rng: Any) -> Model:
-    """Many kinks: 3-12-2 with 300 samples."""
+    """Return a model: many kinks: 3-12-2 with 300 samples."""
     x, t = rng.normal(size=(300, 3)), rng.normal(size=(300, 2))
     p = {"W1": rng.normal(size=(3, 12)), "b1": rng.normal(size=12), "W2": rng.normal(size=(12, 2))}
 
@@ -112,14 +112,14 @@ def wide_relu_network(rng: Any) -> Model:
 
 
 def max_pooling(rng: Any) -> Model:
-    """The largest of every four, squared."""
+    """Return a model: the largest of every four, squared."""
     x = rng.normal(size=(6, 4))
     first = np.argmax(x, axis=1)[:, None] == np.arange(4)
     return lambda x: float(np.sum(x.max(axis=1) ** 2)), 2 * x * first, x
 
 
 def hinge(rng: Any) -> Model:
-    """A support vector machine's loss."""
+    """Return a model: a support vector machine's loss."""
     x, t = rng.normal(size=(50, 6)), np.sign(rng.normal(size=50))
     w = rng.normal(size=6)
     grads = -x.T @ (t * (t * (x @ w) < 1)) / 50 + 0.1 * w
@@ -131,7 +131,7 @@ def hinge(rng: Any) -> Model:
 
 
 def huber(rng: Any) -> Model:
-    """Robust regression: quadratic near zero, linear further away."""
+    """Return a model: robust regression: quadratic near zero, linear further away."""
     x, t = rng.normal(size=(30, 5)), rng.normal(size=30) * 3
     w = rng.normal(size=5)
 
@@ -143,7 +143,7 @@ def huber(rng: Any) -> Model:
 
 
 def edges(rng: Any) -> Model:
-    """Functions at points close to the edge of their domain."""
+    """Return a model: functions at points close to the edge of their domain."""
     x = 10.0 ** rng.uniform(-7, 0, 5)
     return (
         lambda x: float(np.sum(np.sqrt(x) + x * np.log(x))) if (x > 0).all() else np.nan,
@@ -153,25 +153,25 @@ def edges(rng: Any) -> Model:
 
 
 def barrier(rng: Any) -> Model:
-    """A logarithmic barrier, infinite outside."""
+    """Return a model: a logarithmic barrier, infinite outside."""
     x = 10.0 ** rng.uniform(-6, 0, 4)
     return lambda x: -float(np.sum(np.log(x))) if (x > 0).all() else np.inf, -1 / x, x
 
 
 def entropy(rng: Any) -> Model:
-    """The entropy of probabilities, some of them small."""
+    """Return a model: the entropy of probabilities, some of them small."""
     x = rng.dirichlet(np.full(6, 0.3)) + 1e-8
     return lambda p: -float(np.sum(p * np.log(p))), -np.log(x) - 1, x
 
 
 def scales(rng: Any) -> Model:
-    """Slopes between 1e-12 and 1e12, one at a time."""
+    """Return a model: slopes between 1e-12 and 1e12, one at a time."""
     size, x = 10.0 ** rng.uniform(-12, 12), rng.normal(size=4)
     return lambda x: size * float(np.sum(np.sin(x))), size * np.cos(x), x
 
 
 def lengths(rng: Any) -> Model:
-    """Parameters between 1e-12 and 1e12, and a function on their scale."""
+    """Return a model: parameters between 1e-12 and 1e12, and a function on their scale."""
     length = 10.0 ** rng.uniform(-12, 12)
     x = length * rng.uniform(0.5, 3, 4) * rng.choice([-1, 1], 4)
     return (
@@ -182,14 +182,14 @@ def lengths(rng: Any) -> Model:
 
 
 def short_waves(rng: Any) -> Model:
-    """Waves far shorter than the default step."""
+    """Return a model: waves far shorter than the default step."""
     length = 10.0 ** rng.uniform(-7, -3)
     x = length * rng.normal(size=3)
     return lambda x: float(np.sum(np.sin(x / length))), np.cos(x / length) / length, x
 
 
 def batch_normalisation(rng: Any) -> Model:
-    """A layer whose bias does not matter."""
+    """Return a model: a layer whose bias does not matter."""
     x, t = rng.normal(size=(10, 3)), rng.normal(size=(10, 4))
     p = {"W": rng.normal(size=(3, 4)), "b": rng.normal(size=4)}
 
@@ -207,7 +207,7 @@ def batch_normalisation(rng: Any) -> Model:
 
 
 def softmax_regression(rng: Any) -> Model:
-    """Cross entropy of three classes."""
+    """Return a model: cross entropy of three classes."""
     x, t = rng.normal(size=(20, 5)), np.eye(3)[rng.integers(0, 3, 20)]
     w = rng.normal(size=(5, 3))
 
@@ -221,7 +221,7 @@ def softmax_regression(rng: Any) -> Model:
 
 
 def recurrent(rng: Any) -> Model:
-    """Fifteen steps of a recurrent network."""
+    """Return a model: fifteen steps of a recurrent network."""
     x, u = rng.normal(size=(15, 3)), rng.normal(size=(3, 3))
 
     def f(w: Any) -> Any:
@@ -234,21 +234,21 @@ def recurrent(rng: Any) -> Model:
 
 
 def rosenbrock(rng: Any) -> Model:
-    """A narrow valley."""
+    """Return a model: a narrow valley."""
     return analytic(
         lambda x: np.sum(100 * (x[1:] - x[:-1] ** 2) ** 2 + (1 - x[:-1]) ** 2), rng.normal(size=6)
     )
 
 
 def log_determinant(rng: Any) -> Model:
-    """The likelihood of a covariance matrix."""
+    """Return a model: the likelihood of a covariance matrix."""
     a = rng.normal(size=(4, 4))
     a = a @ a.T + np.eye(4)
     return lambda a: float(np.linalg.slogdet(a)[1]), np.linalg.inv(a).T, a
 
 
 def peaks(rng: Any) -> Model:
-    """A mixture of peaks, some of them narrow."""
+    """Return a model: a mixture of peaks, some of them narrow."""
     widths = 10.0 ** rng.uniform(-3.5, 0, 4)
     x = rng.normal(size=4)
     centers = x + widths * rng.uniform(-1, 1, 4)

@@ -171,30 +171,6 @@ class Differences(NamedTuple):
         units: FloatArray = eps * np.max(np.abs(self.values), axis=0)
         return units
 
-    def rounding(self, order: int, noise: FloatArray) -> FloatArray:
-        """Return the error of ``gradient(order, 2)`` for a given error of the values."""
-        central = sum(abs(w) / k for k, w in CENTRAL[order].items())
-        one_sided = sum(abs(w) / k for k, w in ONE_SIDED[order].items())
-        share = np.where(self.side == 0, central, 2 * one_sided)
-        step = np.abs(self.points[0] - self.center)
-        errors: FloatArray = noise / (2 * step) * share
-        return errors
-
-    def unevenness(self) -> FloatArray:
-        """Return how far the second difference at the last points is from four times that halfway.
-
-        As a slope, over the last points' distance: that is at least what a kink at x itself adds to
-        the central difference.
-        """
-        second = self.values[0::2] + self.values[1::2] - 2 * self.here
-        near, far = second[self.multiples.index(self.multiples[-1] // 2)], second[-1]
-        return np.where(self.side == 0, np.abs(far - 4 * near) / self.width()[-1], 0.0)
-
-    def bend(self) -> FloatArray:
-        """Return half the difference between the slopes to both sides of x, to the last points."""
-        bend: FloatArray = np.where(self.side == 0, np.abs(self.bends()[self.multiples[-1]]), 0.0)
-        return bend
-
     def residuals(self) -> FloatArray:
         """Return what no smooth curve explains of each entry's values.
 

@@ -265,7 +265,8 @@ class _Ladders:
         Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
         """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
-        beyond = (shortest > np.abs(self.center)) & (self.center != 0) & (self.side == 0)
+        few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
+        beyond = few & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
         if which.size == 0:
             return which
@@ -277,9 +278,9 @@ class _Ladders:
         error = self.error[which]
         other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
         again = other | ~np.isfinite(error)
-        which = which[again]
-        self._begin_anew(which, first[again])
-        return which
+        chosen: IntArray = which[again]
+        self._begin_anew(chosen, first[again])
+        return chosen
 
     def restart_in_noise(self) -> IntArray:
         """Start from the quietest rungs where nothing was found, with the noise that they show.
@@ -294,6 +295,7 @@ class _Ladders:
         rows = self._quietest(which)
         loud = self.bottom[which] > rows + 2
         loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
+        loud &= self.slopes[rows + 3, which] != self.slopes[rows + 2, which]
         which, rows = which[loud], rows[loud]
         steps = self._steps(rows, which)
         slopes = self.slopes[rows + np.arange(4)[:, None], which]
@@ -322,13 +324,14 @@ class _Ladders:
 
     def _quietest(self, which: IntArray) -> IntArray:
         """Return the first of the three rungs in a row whose slopes differ least."""
-        rows = np.arange(len(self.slopes))[:, None]
-        told = np.where(self._is_flat(rows, which), np.nan, self.slopes[:, which])
+        flat = self._is_flat(np.arange(len(self.slopes))[:, None], which)
+        told = np.where(flat, np.nan, self.slopes[:, which])
         apart = np.abs(np.diff(told, axis=0))
         pairs = np.maximum(apart[:-1], apart[1:])
         quietest = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
         unknown = ~np.isfinite(pairs).any(axis=0)
-        return np.where(unknown, self.bottom[which] - 2, quietest)
+        rows: IntArray = np.where(unknown, self.bottom[which] - 2, quietest)
+        return rows
 
     def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
         """Return whether f is on a rung what it is at x."""

@@ -472,7 +472,8 @@ def check_gradient(
         of entries, and shows mistakes of the whole array; that of a single entry may be lost.
     workers, order, sample, bounds, progress, rng, batched
         As for `numerical_gradient`. f is evaluated at twice as many points, all within ±h for order
-        2 (one and a half times as many for the others), and at a few more.
+        2 (one and a half times as many for the others), and at about 6 to 24 more for each entry
+        that these do not show to be right.
 
     Returns
     -------
@@ -492,21 +493,20 @@ def check_gradient(
     Warns
     -----
     GradientCheckWarning
-        If a mistake of 0.1% could not be seen, as with float32 and a small step.
+        If a mistake of 0.1% could not be seen, as where f has a kink at x, or is too noisy.
 
     Notes
     -----
-    For the order 2, f is evaluated at x ± h/2 and x ± h for each entry. The difference between the
-    two slopes is the truncation error (Richardson). Where it, or the difference between the bends
-    at h/2 and h, is out of proportion to the noise of f, f has a kink or a sharp bend within ±h:
-    such an entry is counted and fails only if the gradient lies outside of the slopes to the left
-    and to the right. See `fastgrad.noise.noise_of` for how noise is measured.
+    For the order 2, f is evaluated at x ± h/2 and x ± h for each entry. An entry is right at once
+    if all values are finite, the two slopes agree, f shows no kink, and the gradient agrees with
+    them. All others are looked at again with the steps of ``h="auto"``, and judged by that:
+    `fastgrad.checking.verdicts.judge` has the rules, `fastgrad.noise.noise_of` how noise is
+    measured. A kink at x is counted, and fails only if the gradient lies outside of the slopes to
+    the left and to the right.
 
     f is called several times at x. If the values differ by more than rounding, nothing is ok.
 
-    An entry whose gradient and numerical gradient are both too small to be told from zero is tried
-    once more, with a step of many times its own size: if f does not change there either, the entry
-    is right.
+    An entry that f does not depend on is right if both gradients are zero to rounding.
 
     Examples
     --------
@@ -549,7 +549,7 @@ def _record_entries(
     objective: Objective,
     entries: IntArray,
     claimed: list[FloatArray],
-    seen: evidence.Evidence,
+    seen: verdicts.Evidence,
     codes: verdicts.Codes,
 ) -> None:
     everywhere = (
@@ -630,7 +630,7 @@ def check_backward(
     -----
     What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
     mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
-    If the output is a number, as that of a loss is, `dout` is 1.
+    If the output is a number, as that of a loss is, `dout` is 1. Complex outputs are refused.
 
     Examples
     --------

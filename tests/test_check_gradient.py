@@ -192,7 +192,7 @@ class TestKinks:
         check = check_gradient(self.relu_sum, right, x)
         assert check.ok
         assert check.arrays["x"].judged == 3
-        assert not check_gradient(self.relu_sum, right + [0, 0.002, 0], x).ok
+        assert not check_gradient(self.relu_sum, right + np.array([0, 0.002, 0]), x).ok
 
     @pytest.mark.parametrize("place", [0.0, 1e-20])
     @pytest.mark.parametrize("side", [0.0, 0.5, 1.0])

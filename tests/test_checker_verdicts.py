@@ -1,4 +1,4 @@
-"""Verdicts on functions that mislead a single difference: poles, edges, kinks, steps, peaks, noise."""
+"""Verdicts where a single difference misleads: poles, edges, kinks, steps, peaks, noise."""
 
 from __future__ import annotations
 

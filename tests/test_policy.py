@@ -20,8 +20,8 @@ FLOORS = {
     4: ["book", "plots", "textbook", "warmup"],
     3: ["api", "networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
-        "evidence", "extrapolation", "functions", "gradients", "layers", "noise", "numdiff",
-        "optimizers", "suspects", "trees", "workspace"],
+        "extrapolation", "functions", "gradients", "layers", "noise", "numdiff", "optimizers",
+        "trees", "workspace"],
     1: ["arrays", "compile_time", "tbb", "tables", "threads", "kernels",
         "runtime"],
 }  # fmt: skip

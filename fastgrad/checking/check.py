@@ -342,8 +342,8 @@ def compare_gradients(
     Notes
     -----
     An entry is wrong if the two numbers differ by more than ``noise + 0.00025 max(|a|, |n|)``: a
-    quarter of a mistake of 0.1%. NaN is wrong. Where both numbers are exactly zero the
-    entry is right.
+    quarter of a mistake of 0.1%. NaN is wrong in `analytic`; in `numerical` it is no evidence, and
+    the entry is not judged. Where both numbers are exactly zero the entry is right.
 
     Examples
     --------
@@ -463,11 +463,11 @@ def _why(array: ArrayCheck, numerical: FloatArray) -> str:
     reasons = set(array.not_judged) - {"not drawn"}
     if reasons == {"kink"}:
         return (
-            "f has a kink or a sharp bend within ±h of every entry; check at another point, or "
-            "with a smaller h"
+            "f has a kink at x in every entry, or within ±h of it; check at another point, or with "
+            "a smaller h"
         )
     if reasons == {"not finite"}:
-        return "f is not finite at x ± h; give `bounds`, a smaller h, or check at another point"
+        return "f is not finite at x, or beside it; give `bounds`, or check at another point"
     largest = np.max(np.abs(numerical), initial=0.0, where=np.isfinite(numerical))
     remedy = "use another h, or check at another point"
     if numerical.dtype == np.float32:

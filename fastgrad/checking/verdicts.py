@@ -69,11 +69,6 @@ class Evidence:
         no = np.zeros(numerical.shape)
         return cls(numerical, error, numerical, numerical, no > 0, no)
 
-    def replace(self, where: NDArray[np.bool_], other: Evidence) -> None:
-        """Take the entries of `where`, of shape (M,), from other evidence."""
-        for name, array in vars(self).items():
-            array[where] = getattr(other, name)[where]
-
 
 def judge(analytic: FloatArray, seen: Evidence, eps: float) -> Codes:
     """Judge each entry of a gradient: the first rule that applies.
