@@ -286,8 +286,8 @@ def train(options: argparse.Namespace) -> int:
 def _calls_of_fit(options: argparse.Namespace) -> list[str]:
     """Return what a run needs of `fastgrad.warmup.CALLS`."""
     if options.network == "convnet":
-        by = " by numerical_gradient" if options.method == "numerical_gradient" else ""
-        return [f"fit of a convnet{by}"]
+        numerical = ["fit of a convnet by numerical_gradient"]
+        return ["fit of a convnet", *numerical * (options.method == "numerical_gradient")]
     if options.method == "numerical_gradient":
         return ["fit by numerical_gradient"]
     return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
@@ -373,7 +373,7 @@ def _compile_for(script: Path) -> None:
     words = set(re.findall(r"\w+", script.read_text(errors="replace"))) if script.is_file() else ()
     if "TwoLayerNet" in words:
         calls = ("numerical_gradient", "gradient", "accuracy")
-        compile_ahead([name for name in calls if name in words], "float64", script.name)
+        compile_ahead([name for name in calls if name in words], "float64", "the script")
 
 
 # warmup ----------------------------------------------------------------------------------------

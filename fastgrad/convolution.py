@@ -16,7 +16,7 @@ from fastgrad import threads
 from fastgrad.arrays import FloatArray, real_array, require_shape, whole_number
 from fastgrad.kernels import convolution as kernels
 from fastgrad.kernels import pooling
-from fastgrad.layers import _backward_too_early
+from fastgrad.layers import Layer, _backward_too_early
 
 __all__ = [
     "Convolution",
@@ -349,7 +349,7 @@ def col2im(
     return padded[:, :, pad : pad + height, pad : pad + width]
 
 
-class Convolution:
+class Convolution(Layer):
     """A convolution as a layer (section 7.4.4 of the book).
 
     Parameters
@@ -379,6 +379,8 @@ class Convolution:
     >>> layer.dW.tolist(), layer.db
     ([[[[1.0, 3.0], [7.0, 9.0]]]], array([2.]))
     """
+
+    _shown = ("W", "b", "stride", "pad")
 
     def __init__(self, W: Any, b: Any, stride: int = 1, pad: int = 0) -> None:
         self.W = W
@@ -433,7 +435,7 @@ class Convolution:
         return dx
 
 
-class Pooling:
+class Pooling(Layer):
     """Max pooling as a layer (section 7.4.5 of the book).
 
     Parameters
@@ -459,6 +461,8 @@ class Pooling:
     >>> layer.backward(np.ones((1, 1, 2, 2)))[0, 0, 1]
     array([0., 1., 0., 1.])
     """
+
+    _shown = ("pool_h", "pool_w", "stride", "pad")
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
         self.pool_h = whole_number(pool_h, "pool_h", minimum=1)

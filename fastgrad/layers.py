@@ -6,7 +6,7 @@ one raises a RuntimeError. Arguments are never changed.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -37,7 +37,23 @@ __all__ = [
 EPSILON = 1e-6
 
 
-class MulLayer:
+class Layer:
+    """What all layers share: they show themselves as a call, with shapes in place of arrays."""
+
+    #: The attributes that are shown.
+    _shown: ClassVar[tuple[str, ...]] = ()
+
+    def __repr__(self) -> str:
+        """Return the name of the layer, and its settings."""
+        name = type(self).__name__.removeprefix("_").removeprefix("Bound")
+        return f"{name}({', '.join(map(self._setting, self._shown))})"
+
+    def _setting(self, name: str) -> str:
+        value = getattr(self, name)
+        return f"{name}: {value.shape}" if isinstance(value, np.ndarray) else f"{name}={value!r}"
+
+
+class MulLayer(Layer):
     """Multiplication of two numbers or arrays (section 5.4.1 of the book).
 
     Attributes
@@ -106,7 +122,7 @@ class MulLayer:
         return dout * self.y, dout * self.x
 
 
-class AddLayer:
+class AddLayer(Layer):
     """Addition of two numbers or arrays (section 5.4.2 of the book).
 
     Examples
@@ -159,7 +175,7 @@ class AddLayer:
         return dout * 1, dout * 1
 
 
-class Relu:
+class Relu(Layer):
     """The rectified linear unit as a layer (section 5.5.1 of the book).
 
     Attributes
@@ -233,7 +249,7 @@ class Relu:
         return dx
 
 
-class Sigmoid:
+class Sigmoid(Layer):
     """The sigmoid function as a layer (section 5.5.2 of the book).
 
     Attributes
@@ -303,7 +319,7 @@ class Sigmoid:
         return dx
 
 
-class Affine:
+class Affine(Layer):
     """The affine map ``x @ W + b`` as a layer (section 5.6 of the book).
 
     Parameters
@@ -330,6 +346,8 @@ class Affine:
     >>> layer.backward([[1.0, 0.0]]), layer.dW, layer.db
     (array([[1., 3.]]), array([[1., 0.], [1., 0.]]), array([1., 0.]))
     """
+
+    _shown = ("W", "b")
 
     def __init__(self, W: Any, b: Any) -> None:
         self.W = W
@@ -396,7 +414,7 @@ class Affine:
         return dx.reshape(self.original_x_shape)
 
 
-class SoftmaxWithLoss:
+class SoftmaxWithLoss(Layer):
     """Softmax and cross entropy together as a network's last layer (section 5.6.3 of the book).
 
     Attributes
@@ -487,7 +505,7 @@ class SoftmaxWithLoss:
         return da if self.y is y else da.reshape(self.y.shape)
 
 
-class Dropout:
+class Dropout(Layer):
     """Dropout: random entries set to zero while training (section 6.4.3 of the book).
 
     Parameters
@@ -525,6 +543,8 @@ class Dropout:
     >>> layer.forward(np.ones((2, 3)), train_flg=False)
     array([[0.75, 0.75, 0.75], [0.75, 0.75, 0.75]])
     """
+
+    _shown = ("dropout_ratio",)
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
         self.dropout_ratio = real_number(dropout_ratio, "dropout_ratio", minimum=0)
@@ -589,7 +609,7 @@ class Dropout:
         return np.asarray(real_array(dout, "dout", shape=self._shape) * self._scale)
 
 
-class BatchNormalization:
+class BatchNormalization(Layer):
     """Batch normalisation: a unit's inputs with mean 0 and variance 1 (section 6.3 of the book).
 
     Parameters
@@ -631,6 +651,8 @@ class BatchNormalization:
     >>> layer.running_mean, layer.running_var
     (array([0.1, 2. ]), array([ 0.1, 10. ]))
     """
+
+    _shown = ("gamma", "beta")
 
     def __init__(
         self,
