@@ -282,8 +282,8 @@ def train(options: argparse.Namespace) -> int:
 def _calls_of_fit(options: argparse.Namespace) -> list[str]:
     """Return what a run needs of `fastgrad.warmup.CALLS`."""
     if options.network == "convnet":
-        by = " by numerical_gradient" if options.method == "numerical_gradient" else ""
-        return [f"fit of a convnet{by}"]
+        numerical = ["fit of a convnet by numerical_gradient"]
+        return ["fit of a convnet", *numerical * (options.method == "numerical_gradient")]
     if options.method == "numerical_gradient":
         return ["fit by numerical_gradient"]
     return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]

@@ -37,9 +37,9 @@ def say(what: str = "", seconds: float = 0.0) -> None:
     if seconds:
         line += f", about {seconds:.0f} s"
     if cache_folder() is None:
-        line += "; each process does so, as no folder can be written to keep them"
+        line += ",\nin each process anew, as no folder can be written that would keep them"
     else:
-        line += "; they are kept for the next time"
+        line += " (kept for later)"
     repeated = what in _written if what else bool(_written)
     if sys.stderr is not None and not repeated:
         _written.add(what)

@@ -380,6 +380,8 @@ class Convolution(Layer):
     ([[[[1.0, 3.0], [7.0, 9.0]]]], array([2.]))
     """
 
+    _shown = ("W", "b", "stride", "pad")
+
     def __init__(self, W: Any, b: Any, stride: int = 1, pad: int = 0) -> None:
         self.W = W
         self.b = b
@@ -430,6 +432,8 @@ class Pooling(Layer):
     >>> layer.backward(np.ones((1, 1, 2, 2)))[0, 0, 1]
     array([0., 1., 0., 1.])
     """
+
+    _shown = ("pool_h", "pool_w", "stride", "pad")
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
         self.pool_h = whole_number(pool_h, "pool_h", minimum=1)

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
+    as_generator,
     flag,
     one_of,
     real_array,
@@ -735,9 +736,13 @@ def _drawn(objective: Objective, sample: Any, rng: Any) -> IntArray:
 
 
 def _generator(rng: Any) -> np.random.Generator:
-    if isinstance(rng, np.random.Generator):
-        return rng
-    return np.random.default_rng(None if rng is None else whole_number(rng, "rng", minimum=0))
+    """Return a generator: by default one of its own, not NumPy's global one."""
+    if rng is None:
+        return np.random.default_rng()
+    source = as_generator(rng)
+    if isinstance(source, np.random.Generator):
+        return source
+    return np.random.Generator(np.random.MT19937(source.randint(2**32, size=8, dtype=np.uint32)))
 
 
 def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:

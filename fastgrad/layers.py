@@ -5,7 +5,7 @@ What all of them share is documented in `Layer`.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -50,6 +50,9 @@ class Layer:
     in place updates the layer. Their gradients, such as `Affine.dW`, are attributes that the
     backward pass sets.
     """
+
+    #: The attributes that are shown.
+    _shown: ClassVar[tuple[str, ...]] = ()
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Compute the output, and keep what the backward pass needs.
@@ -106,6 +109,15 @@ class Layer:
         if kept is None:
             name = type(self).__name__
             raise RuntimeError(f"{name}.backward needs a forward pass first. Call {name}.forward.")
+
+    def __repr__(self) -> str:
+        """Return the name of the layer, and its settings."""
+        name = type(self).__name__.removeprefix("_").removeprefix("Bound")
+        return f"{name}({', '.join(map(self._setting, self._shown))})"
+
+    def _setting(self, name: str) -> str:
+        value = getattr(self, name)
+        return f"{name}: {value.shape}" if isinstance(value, np.ndarray) else f"{name}={value!r}"
 
 
 class MulLayer(Layer):
@@ -271,6 +283,8 @@ class Affine(Layer):
     (array([[1., 3.]]), array([[1., 0.], [1., 0.]]), array([1., 0.]))
     """
 
+    _shown = ("W", "b")
+
     def __init__(self, W: Any, b: Any) -> None:
         self.W = W
         self.b = b
@@ -401,6 +415,8 @@ class Dropout(Layer):
     array([[0.75, 0.75, 0.75], [0.75, 0.75, 0.75]])
     """
 
+    _shown = ("dropout_ratio",)
+
     def __init__(self, dropout_ratio: float = 0.5) -> None:
         self.dropout_ratio = real_number(dropout_ratio, "dropout_ratio", minimum=0)
         if self.dropout_ratio > 1:
@@ -473,6 +489,8 @@ class BatchNormalization(Layer):
     >>> layer.running_mean, layer.running_var
     (array([0.1, 2. ]), array([ 0.1, 10. ]))
     """
+
+    _shown = ("gamma", "beta")
 
     def __init__(
         self,

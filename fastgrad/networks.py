@@ -386,7 +386,7 @@ class Network:
         TypeError, ValueError
             If `x`, `t`, `h` or `params` does not fit.
         """
-        if options or np.ndim(h) or isinstance(h, str | dict):
+        if options or isinstance(h, dict) or (isinstance(h, str) and h == "auto"):
             return check_loss_gradient(self, self._training_loss, x, t, h, options)
         h = step_size(h)
         numerical = self.numerical_gradient(x, t, h)

@@ -82,16 +82,18 @@ def _train(net: Any, x: Any, t: Any, **options: Any) -> None:
 
 
 def _convolutional_fit(dtype: Any, method: str = "gradient") -> None:
-    x, t = _images(np.float32, 5)
+    # Of the usual size, for which there are parallel kernels; numerical gradients take too long.
+    n, filters, hidden = (100, 30, 100) if method == "gradient" else (5, 3, 5)
+    x, t = _images(np.float32, n)
     images = x.reshape(-1, 1, 28, 28)
     for optimizer in _OPTIMIZERS if method == "gradient" else (fastgrad.Adam,):
         net = SimpleConvNet(
-            conv_param={"filter_num": 3, "filter_size": 5, "pad": 0, "stride": 1}, hidden_size=5
+            (1, 28, 28), {"filter_num": filters, "filter_size": 5, "pad": 0, "stride": 1}, hidden
         )
         for name, array in net.params.items():
             net.params[name] = array.astype(dtype)
         _train(
-            net, images, t, batch_size=5, method=method, optimizer=optimizer(),
+            net, images, t, batch_size=n, method=method, optimizer=optimizer(),
             validation=(images, t),
         )  # fmt: skip
 

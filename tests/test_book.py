@@ -702,7 +702,8 @@ def test_its_own_way_is_stopped(folder):
     assert own.status is None
     assert 1 < len(own.lines) < 10
     assert own.lines[-1] <= own.seconds < 5
-    assert comparison.run_own_way(folder("b.py", "import sys\nsys.exit(3)"), [], 60).status == 3
+    failed = comparison.run_own_way(folder("b.py", "import sys\nsys.exit('no\\nluck')"), [], 60)
+    assert (failed.status, failed.error) == (1, "luck")
 
 
 @pytest.mark.parametrize(
@@ -713,10 +714,18 @@ def test_its_own_way_is_stopped(folder):
         (([], 0.5, 0), ([], 60.0, 0), "In its own way it takes 0.50 s: 120 times slower here."),
         (([], 2.0, 1), ([], 0.5, 1), "In its own way the script failed, with exit status 1."),
         (
-            ([], 2.0, 1),
+            ([], 2.0, 1, "EOFError: EOF when reading a line"),
             ([], 0.5, 0),
-            "In its own way the script failed, with exit status 1. It gets no input there.",
+            "In its own way the script failed, with exit status 1: EOFError: EOF when reading a "
+            "line\nIt gets no input there.",
         ),
+        (
+            ([], 2.0, 1, "ModuleNotFoundError: No module named 'common'"),
+            ([], 0.5, 0),
+            "In its own way the script failed, with exit status 1: ModuleNotFoundError: No module "
+            "named 'common'",
+        ),
+        (([0.01], 0.02, 0), ([0.0], 0.001, 0), "In its own way it takes 0.02 s."),
         (
             ([0.2], 4.0, None),
             ([0.5], 9.0, 0),
@@ -745,6 +754,11 @@ def test_its_own_way_is_stopped(folder):
 )
 def test_verdicts(own, ours, words):
     assert comparison.verdict(comparison.Timing(*own), comparison.Timing(*ours)) == words
+
+
+def test_a_script_that_uses_nothing_gets_no_factor():
+    own, ours = comparison.Timing([], 5.0, None), comparison.Timing([], 0.1, 0)
+    assert "nothing to compare" in comparison.verdict(own, ours, used=False)
 
 
 def test_show_passes_without_a_display(folder, tmp_path):

@@ -382,7 +382,8 @@ class TestBadInput:
             lambda x, t: (x, [0, 1, 4, 0, 0]),
         ),
         ("`t` must hold labels from 0 to 3. Got -1 at", lambda x, t: (x, [0, 1, -1, 0, 0])),
-        ("`t` must hold integer labels", lambda x, t: (x, t.astype(float))),
+        ("`t` must hold integer labels", lambda x, t: (x, t + 0.5)),
+        ("`t` must hold integer labels", lambda x, t: (x, [0, 1, np.nan, 0, 0])),
         ("`t` must be an array of real", lambda x, t: (x, ["a"] * 5)),
     ]
 
@@ -592,7 +593,15 @@ class TestFiles:
         with pytest.raises(ValueError, match="must hold a MultiLayerNet"):
             MultiLayerNet.load(path)
 
-    def test_arrays_alone_are_refused(self, tmp_path):
+    def test_parameters_alone_get_the_settings_of_the_class(self, tmp_path):
+        net, _, x, t = example()
+        np.savez(tmp_path / "net.npz", **net.params)
+        loaded = TwoLayerNet.load(tmp_path / "net.npz")
+        assert repr(loaded) == repr(TwoLayerNet(*loaded._sizes))
+        for name, array in net.params.items():
+            np.testing.assert_array_equal(loaded.params[name], array)
+
+    def test_other_arrays_are_refused(self, tmp_path):
         np.savez(tmp_path / "net.npz", W1=np.zeros((3, 2)))
         with pytest.raises(ValueError, match=r"net\.npz"):
             TwoLayerNet.load(tmp_path / "net.npz")

@@ -189,12 +189,14 @@ def test_a_gradient_in_the_parameters_own_memory():
     ("make", "error", "message"),
     [
         (lambda: SGD(lr="0.1"), TypeError, "`lr` must be a real number. Got '0.1'."),
-        (lambda: SGD(lr=np.nan), ValueError, "`lr` must be a finite number. Got nan."),
+        (lambda: SGD(lr=np.nan), ValueError, "`lr` must be a finite number, at least 0. Got nan."),
         (lambda: Momentum(momentum=None), TypeError, "`momentum` must be a real number"),
         (lambda: Nesterov(momentum=np.inf), ValueError, "`momentum` must be a finite number"),
         (lambda: AdaGrad(lr=True), TypeError, "`lr` must be a real number. Got True."),
         (lambda: RMSprop(decay_rate=1), ValueError, "`decay_rate` must be below 1. Got 1."),
         (lambda: Adam(beta1=-0.1), ValueError, "`beta1` must be a finite number, at least 0."),
+        (lambda: SGD(-1), ValueError, "`lr` must be a finite number, at least 0. Got -1."),
+        (lambda: Momentum(momentum=2), ValueError, "`momentum` must be below 1. Got 2."),
         (lambda: Adam(beta2=1.0), ValueError, "`beta2` must be below 1. Got 1.0."),
     ],
 )

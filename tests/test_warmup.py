@@ -52,13 +52,15 @@ def test_nothing_is_compiled_after_it(capsys):
     total = 2 * len(warmup.CALLS)
     assert f"{total}/{total}" in err  # the progress bar
     assert answer(run(TYPICAL)) == "0.0"
+    assert cli.main(["warmup"]) == 0
+    assert capsys.readouterr().out.splitlines()[1].startswith("nothing to compile for float64 and ")
 
 
 def test_calls_are_dealt_out_where_something_is_to_compile(tmp_path):
     code = """
 from fastgrad import warmup
 if __name__ == "__main__":
-    print(warmup.compile_ahead(["losses", "functions"], "float32"))
+    print(warmup.compile_ahead(["losses", "functions"], "float32", "a test"))
 """
     script = tmp_path / "ahead.py"  # of a main module that processes can import
     script.write_text(code)
@@ -66,7 +68,9 @@ if __name__ == "__main__":
     options = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_OPT": "1"}
     first, second = run(call, **options), run(call, **options)
     assert float(answer(first)) > 0
-    assert first.stderr == "fastgrad: compiling kernels for float32, once\n"
+    assert first.stderr == (
+        "fastgrad: compiling kernels for a test in float32, about 10 s (kept for later)\n"
+    )
     assert (answer(second), second.stderr) == ("0.0", "")
 
 

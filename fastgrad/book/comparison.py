@@ -10,13 +10,16 @@ import contextlib
 import os
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["Timing", "lines_timed", "run_own_way", "time_limit", "verdict"]
+#: Runs that differ by fewer seconds show no more than the chance of the moment.
+_LEAST_DIFFERENCE = 0.1
+
 
 #: How a script is run in its own way: plain Python, whose clock starts when NumPy is there.
 _OWN_WAY = """
@@ -41,11 +44,14 @@ class Timing(NamedTuple):
         How long it ran.
     status : int or None
         Its exit status; None if it was stopped before its end.
+    error : str
+        The last line that it wrote to stderr, if that was noted.
     """
 
     lines: list[float]
     seconds: float
     status: int | None
+    error: str = ""
 
 
 def time_limit(seconds: Any) -> float:
@@ -94,12 +100,21 @@ def run_own_way(script: Path, args: Sequence[str], limit: float) -> Timing:
 
     Its output is not shown.
     """
+    with tempfile.TemporaryFile() as errors:
+        timing = _timed(script, args, limit, errors)
+        errors.seek(0)
+        lines = errors.read().decode(errors="replace").strip().splitlines()
+    return timing._replace(error=lines[-1].strip() if lines else "")
+
+
+def _timed(script: Path, args: Sequence[str], limit: float, errors: Any) -> Timing:
+    """Run a script, with stderr to a file."""
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", _OWN_WAY, str(script), *args],
         env={**os.environ, "MPLBACKEND": "Agg"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
+        stderr=errors,
     )
     times: list[float] = []
 
@@ -130,32 +145,41 @@ def run_own_way(script: Path, args: Sequence[str], limit: float) -> Timing:
     return Timing([at - begin for at in times[1:] if at <= ended], ended - begin, status)
 
 
-def verdict(own: Timing, ours: Timing) -> str:
-    """Say how many times faster, or slower, the script was here."""
+def verdict(own: Timing, ours: Timing, *, used: bool = True) -> str:
+    """Say how many times faster, or slower, the script was here.
+
+    No factor is given where it would mean nothing: where the script `used` nothing of fastgrad, or
+    the two runs hardly differ.
+    """
     if own.status not in (None, 0):
         failed = f"In its own way the script failed, with exit status {own.status}"
-        return f"{failed}. It gets no input there." if ours.status == 0 else f"{failed}."
+        why = f": {own.error}" if own.error else "."
+        return failed + why + ("\nIt gets no input there." if "EOFError" in own.error else "")
+    if not used:
+        return "The script used nothing of fastgrad, so there is nothing to compare."
     if own.status == 0:
-        how = f"{own.seconds:.2f} s"
-        return f"In its own way it takes {how}: {_factor(own.seconds / ours.seconds)}."
+        factor = _factor(own.seconds, ours.seconds)
+        return f"In its own way it takes {own.seconds:.2f} s{factor}."
     common = min(len(own.lines), len(ours.lines))
     if common:
         took, takes = (max(run.lines[common - 1], 1e-6) for run in (own, ours))
         what = "line of output comes" if common == 1 else f"{common} lines of output come"
         return (
-            f"In its own way the first {what} after {took:.2f} s, here after {takes:.2f} s: "
-            f"{_factor(took / takes)}."
+            f"In its own way the first {what} after {took:.2f} s, here after {takes:.2f} s"
+            f"{_factor(took, takes)}."
         )
     if own.seconds > ours.seconds:
-        return (
-            f"In its own way it has printed nothing after {own.seconds:.0f} s: more than "
-            f"{_factor(own.seconds / ours.seconds)}."
-        )
+        factor = _factor(own.seconds, ours.seconds).replace(": ", ": more than ")
+        return f"In its own way it has printed nothing after {own.seconds:.0f} s{factor}."
     return f"In its own way it has printed nothing after {own.seconds:.0f} s."
 
 
-def _factor(factor: float) -> str:
-    """Return a factor as a few words."""
-    word = "faster" if factor >= 1 else "slower"
-    factor = max(factor, 1 / factor)
-    return f"{factor:.2g} times {word} here" if factor < 100 else f"{factor:,.0f} times {word} here"
+def _factor(own: float, ours: float) -> str:
+    """Return a factor as a few words after a colon, or nothing if it would mean nothing."""
+    if abs(own - ours) < _LEAST_DIFFERENCE:
+        return ""
+    word = "faster" if own >= ours else "slower"
+    factor = max(own, ours) / max(min(own, ours), 1e-6)
+    return f": {factor:.2g} times {word} here" if factor < 100 else (
+        f": {factor:,.0f} times {word} here"
+    )  # fmt: skip

@@ -449,7 +449,7 @@ class _ConvolutionalNet:
             If an argument or `params` does not fit, or a layer, `predict` or `loss` is not the
             book's.
         """
-        if options or np.ndim(h) or isinstance(h, str | dict):
+        if options or isinstance(h, dict) or (isinstance(h, str) and h == "auto"):
             with _random_state_kept():
                 state = np.random.get_state()  # noqa: NPY002
 
