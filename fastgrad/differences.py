@@ -46,7 +46,7 @@ class Differences(NamedTuple):
     points, values : ndarray, shape (K, M)
         The points in turn, as they were rounded, and the function's values there.
     center : ndarray, shape (M,)
-    here : float
+    here : float, or ndarray of shape (M,)
         The value at x.
     side : ndarray of int, shape (M,)
         0 for central points, else 1 or -1.
@@ -64,7 +64,7 @@ class Differences(NamedTuple):
     points: FloatArray
     values: FloatArray
     center: FloatArray
-    here: float
+    here: float | FloatArray
     side: IntArray
 
     def width(self) -> FloatArray:
@@ -194,7 +194,7 @@ def evaluate_around(
     order: int,
     *,
     twice: bool,
-    here: float = math.nan,
+    here: float | FloatArray = math.nan,
     bounds: tuple[FloatArray, FloatArray] | None = None,
 ) -> Differences:
     """Evaluate a function around some of its entries.

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastgrad.arrays import (
     FloatArray,
@@ -631,7 +631,11 @@ def check_backward(
     -----
     What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
     mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
-    If the output is a number, as that of a loss is, `dout` is 1. Complex outputs are refused.
+    If the output is a number, as that of a loss is, `dout` is 1.
+
+    A complex output has a complex `dout`, and what is checked is the gradient of the real part of
+    ``np.sum(forward(x) * np.conj(dout))``. That is PyTorch's convention; a backward pass by JAX's,
+    which does not conjugate, is checked as ``lambda dout: backward(np.conj(dout))``.
 
     Examples
     --------
@@ -655,6 +659,8 @@ def check_backward(
         tree["params"] = params
     out = _output(forward(tree["x"]))
     dout = source.normal(size=out.shape).astype(out.dtype) if out.ndim else np.ones((), out.dtype)
+    if out.dtype.kind == "c":
+        dout = (dout + 1j * source.normal(size=out.shape)).astype(out.dtype)
     found = backward(dout.copy()[()])
     if params is None:
         grads = {"x": found}
@@ -667,22 +673,18 @@ def check_backward(
         )
 
     def weighted(nudged: Any) -> Any:
-        return np.sum(np.multiply(forward(nudged["x"]), dout))
+        product = np.sum(np.multiply(forward(nudged["x"]), np.conj(dout)))
+        return product.real if dout.dtype.kind == "c" else product
 
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
 
-def _output(out: Any) -> FloatArray:
-    """Return what a layer's forward pass returned as an array of real numbers."""
+def _output(out: Any) -> NDArray[Any]:
+    """Return what a layer's forward pass returned as an array of numbers."""
     array = np.asarray(out) if not isinstance(out, tuple | dict) else np.asarray(None)
-    if array.dtype.kind == "c":
+    if array.dtype.kind not in "biufc":
         raise TypeError(
-            "`forward` must return real numbers. Got complex ones; check their real and their "
-            "imaginary parts, each with a backward pass of its own."
-        )
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"`forward` must return an array of real numbers. Got {type(out).__name__}; join "
+            f"`forward` must return an array of numbers. Got {type(out).__name__}; join "
             "several outputs by np.concatenate."
         )
     return array

@@ -263,11 +263,6 @@ class TestArguments:
         values = check.analytic["x along 4 directions"]
         assert len(set(np.abs(values).round(9))) == 4
 
-    def test_complex_results_are_refused(self):
-        waves = lambda x: np.exp(1j * np.array([1.0, 2, 3]) * x[0]) * x[1]  # noqa: E731
-        with pytest.raises(TypeError, match="`forward` must return real numbers"):
-            check_backward(waves, lambda dout: np.zeros(2), np.array([0.5, 2.0]))
-
     @pytest.mark.parametrize("output", [(np.ones(2), np.ones(3)), {"y": 1.0}, "text"])
     def test_what_is_no_array_is_refused(self, output):
         with pytest.raises(TypeError, match="`forward` must return an array"):
