@@ -75,7 +75,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         target: types.ModuleType | None = None,
     ) -> importlib.machinery.ModuleSpec | None:
         """Find a module of the reader's, one that is served, or a package around one."""
-        if path is None and fullname in sys.stdlib_module_names:
+        first = fullname.partition(".")[0]
+        if first == "fastgrad" or (path is None and first in sys.stdlib_module_names):
             return None
         if path and source.is_installed(path) and fullname not in self.afterwards:
             return None
