@@ -345,6 +345,7 @@ REFUSED = {
     "swallowed": lambda W: swallowed(W),
     "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
     "more than one number": lambda W: W[0],
+    "a complex number": lambda W: np.sum(W * 1j),
 }
 
 
