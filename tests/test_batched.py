@@ -345,6 +345,7 @@ REFUSED = {
     "swallowed": lambda W: swallowed(W),
     "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
     "more than one number": lambda W: W[0],
+    "a complex number": lambda W: np.sum(W * 1j),
 }
 
 
@@ -418,6 +419,86 @@ FINAL = [
     lambda a: np.einsum("ij->", a) if a.ndim == 2 else np.var(a),
     lambda a: np.sum(a.argmax(axis=0)) + np.sum(a),
 ]  # fmt: skip
+
+
+CUBE = normal(2, 4, 3, seed=9)
+OPERATIONS = {
+    "vstack": lambda W: np.vstack([W, A[:, :3], W[0]]),
+    "hstack": lambda W: np.hstack([W, 2 * W[:, :1]]),
+    "hstack of vectors": lambda W: np.hstack([W[0], W[:, 1]]),
+    "concatenate all": lambda W: np.concatenate([W, W * W], axis=None),
+    "outer": lambda W: np.outer(W[0], W[:, 1]),
+    "inner": lambda W: np.inner(W, W[:2]),
+    "vdot": lambda W: np.vdot(W, W),
+    "average": lambda W: np.average(W, axis=0),
+    "norm along an axis": lambda W: np.linalg.norm(W, axis=1),
+    "take": lambda W: np.take(W, [2, 0, 2], axis=1) + W.take([1, 1, 0], axis=1),
+    "fill": lambda W: filled_copy(W),
+    "einsum": lambda W: np.einsum("ij,kj->ik", W, A[:, :3]),
+    "einsum without arrow": lambda W: np.einsum("ij,jk", A, W),
+    "stacks of matrices": lambda W: CUBE @ W.T,
+    "a stack at all points": lambda W: (CUBE * W) @ W.T,
+    "vectors": lambda W: W[:, 0] @ A[0] + A[0] @ W[:, 1] + np.dot(W[0], W[1]),
+    "numbers": lambda W: np.dot(W[0, 0], W) + W[1, 1].item(),
+    "item": lambda W: W.sum().item() * W,
+    "atleast": lambda W: np.atleast_2d(W[0]) + np.atleast_1d(W[0, 0]),
+    "broadcast": lambda W: np.broadcast_to(W[0], (5, 3)) * np.arange(3),
+    "new axes": lambda W: W[:, None, :] - W[None, :, 1:2],
+    "ellipsis": lambda W: (CUBE * W)[..., 1:, ::-1],
+    "integers": lambda W: W[-1] + W[1, 2] + (CUBE * W)[1, :, 0].sum(),
+    "lists": lambda W: W[[0, 2, 3], [1, -1, 0]],
+    "mask": lambda W: W[A[:4, :3] > 0],
+    "rows and a slice": lambda W: W[[3, 0, 0], 1:],
+    "a mask of rows": lambda W: W[np.array([True, False, True, True])],
+    "two lists apart": lambda W: (CUBE * W)[[0, 1], :, [2, 0]],
+    "a list of lists": lambda W: W[[[0, 1], [2, 3]]],
+    "squeeze": lambda W: W[:, :1].squeeze() + W[:1].squeeze(axis=0)[0],
+    "flatten": lambda W: W.flatten() * W.ravel(),
+    "reshape of a part": lambda W: W[:, 1:].reshape(2, 2, 2).reshape(4, 2),
+    "reshape of a transpose": lambda W: W.T.reshape(2, 6),
+    "any and all": lambda W: W * np.any(W > 0.3, axis=0) + np.all(W > -9),
+    "argmin": lambda W: np.argmin(W) + np.argmin(W, axis=1).sum() + W,
+    "clip": lambda W: W.clip(-0.5, 0.5) + np.clip(W, a_min=0, a_max=None),
+    "nan_to_num": lambda W: np.nan_to_num(W),
+    "like": lambda W: np.ones_like(W) + np.full_like(W, 2.0) + W,
+    "len and iteration": lambda W: sum(row * len(W) for row in W),
+    "in place": lambda W: in_place(W),
+    "reduce": lambda W: np.add.reduce(W) + np.maximum.reduce(W, axis=1, keepdims=True)[0],
+    "sums along axes": lambda W: (CUBE * W).sum(axis=(0, 2)) + (CUBE * W).mean(axis=(1, -1))[0],
+    "shapes": lambda W: W * np.shape(W)[0] * np.ndim(W) * np.size(W, 1),
+    "empty": lambda W: W[:0].sum() + W[4:].sum() + W,
+}  # fmt: skip
+
+
+def filled_copy(W):
+    out = W.copy()
+    out.fill(W[0, 0])
+    out[1:3] = W[2:]
+    out[0] = 5
+    out[out > 4] = -1
+    return out
+
+
+def in_place(W):
+    out = W * 2
+    out += W
+    out[1] *= W[0]
+    out /= 1 + W[2] ** 2
+    plain = A[:4, :3].copy()
+    plain += out
+    return plain
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_operations(name, monkeypatch):
+    monkeypatch.setattr(batched, "read", harmless)
+    factors = normal(99, seed=11)
+
+    def f(W):
+        out = np.reshape(np.sin(OPERATIONS[name](W)), -1)
+        return np.sum(out * factors[: out.size])
+
+    assert_carried(f, normal(4, 3))
 
 
 @st.composite

@@ -109,7 +109,7 @@ class _Evaluation:
         self.f, self.root, self.array, self.args, self.alone = f, root, array, args, alone
         self.insist = insist
         began = time.perf_counter()
-        self.here = _number(f(root, *args))
+        self.here = _number(alone(root, *args))
         self.seconds = time.perf_counter() - began
         if not np.isfinite(self.here):
             raise NotCarried("f(x) is not a finite number")
@@ -209,8 +209,8 @@ class _Evaluation:
         if not isinstance(result, BatchedArray):
             base, values = _number(result), np.full(batch.count, _number(result))
         else:
-            if result.size != 1:
-                raise NotCarried("f does not return one number")
+            if result.size != 1 or result.dtype.kind not in "biuf":
+                raise NotCarried("f does not return one real number")
             base = float(result._base.item())
             full = result._full()._values.reshape(-1)
             values = full.astype(np.float64)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-__all__ = ["Bases", "Batch", "BatchedArray", "NotCarried", "TooLarge"]
+__all__ = ["Bases", "Batch", "BatchedArray", "NotCarried", "TooLarge", "unchanged"]
 
 Array = NDArray[Any]
 Support = tuple[Any, ...]
@@ -702,6 +702,7 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
     if arrays:
         return _gathered(array, parts)
     values, axis = array._values, 0
+    current = list(array._support)  # where the values are
     support: list[Any] = []
     key: list[Any] = []
     for part in parts:
@@ -740,10 +741,8 @@ def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
         if lost.all():
             return np.empty(0), (_NONE,) * _ndim_after(parts)
         if lost.any():
-            rest = list(array._support)
-            rest[axis - 1] = np.where(lost, np.ravel(numbers)[0], index[0])[None, :]
-            kept = np.where(lost, at(array._base, tuple(rest)), values)
-            values = kept
+            current[axis - 1] = np.where(lost, np.ravel(numbers)[0], index[0])[None, :]
+            values = np.where(lost, at(array._base, tuple(current)), values)
         if isinstance(part, slice):
             key.append(slice(None))
             support.append(np.where(lost, 0, place)[None, :])

@@ -22,6 +22,7 @@ import functools
 import gc
 import inspect
 import operator
+import threading
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -73,8 +74,7 @@ class Rewriting:
     def in_place(self, batch: Any) -> Iterator[None]:
         """Let the functions run from their copies for a while."""
         originals = {function: function.__code__ for function in self._copies}
-        global _batch
-        _batch = batch
+        _current.batch = batch
         try:
             for function, copy in self._copies.items():
                 function.__code__ = copy
@@ -82,11 +82,16 @@ class Rewriting:
         finally:
             for function, code in originals.items():
                 function.__code__ = code
-            _batch = None
+            _current.batch = None
 
 
-#: The batch that is being evaluated, for arrays that the function makes.
-_batch: Any = None
+class _Current(threading.local):
+    """The batch that a thread evaluates, for arrays that the function makes."""
+
+    batch: Any = None
+
+
+_current = _Current()
 
 
 def _innermost_code(error: BaseException) -> types.CodeType | None:
@@ -121,11 +126,11 @@ def to_float(function: Any, *args: Any) -> Any:
 def to_be_filled(function: Any, *args: Any, **kwargs: Any) -> Any:
     """Return a new array as one that can take values which differ between points."""
     result = function(*args, **kwargs)
-    if type(result) is not np.ndarray or result.dtype.kind != "f" or _batch is None:
+    if type(result) is not np.ndarray or result.dtype.kind != "f" or _current.batch is None:
         return result
     is_maker = getattr(np, getattr(function, "__name__", ""), None) is function
     is_method = isinstance(getattr(function, "__self__", None), np.ndarray)
-    return unchanged(result, _batch) if is_maker or is_method else result
+    return unchanged(result, _current.batch) if is_maker or is_method else result
 
 
 _HELPERS: dict[str, Callable[..., Any]] = {
