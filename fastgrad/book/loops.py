@@ -44,6 +44,7 @@ _LONG = 0.5
 _SMALL = {1: (5, 5), 2: (2, 3)}
 #: Calls of f for each entry of a small array before it is no differentiation.
 _CALLS = 16
+_NOT_RESTORED = "it does not restore x to the last bit"
 #: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
 _ERRORS = (
     ArithmeticError,
@@ -177,7 +178,7 @@ class _Probe:
         self.further: tuple[Any, ...] = ()
         self.result = call.with_(_StandIn(self._noted), x)
         if x.tobytes() != self.kept.tobytes():
-            raise _Left("it does not restore x to the last bit")
+            raise _Left(_NOT_RESTORED)
 
     def _noted(self, *args: Any) -> Any:
         point, self.further = (args[0], args[1:]) if args else (self.x, ())
@@ -214,7 +215,7 @@ def _rule_of(call: _Call) -> _Rule:
     visited = [entry for entry in first.entries if entry >= 0]
     order = list(dict.fromkeys(visited))
     index = np.arange(small.size).reshape(small.shape)
-    named = next((o for o in ("C", "F") if order == index.ravel(o).tolist()), "")  # type: ignore[arg-type]
+    named: Any = next((o for o in ("C", "F") if order == index.ravel(o).tolist()), "")
     if not named:
         raise _Left("it does not visit every entry in turn")
     for before in range(first.entries.index(visited[0]) + 1):
@@ -462,14 +463,16 @@ def _points(call: _Call, rule: _Rule) -> NDArray[Any]:
 
     def noted(point: Any = copy, *_: Any) -> float:
         entry = next(calls, None)
-        if entry is None or (rule.passes == "copy") == (point is copy) or point.shape != x.shape:
+        if entry is None or point.shape != x.shape or (rule.passes == "copy") == (point is copy):
             raise _Left("it goes another way over large arrays")
         if entry >= 0:
             found.append(point.item(entry))
         return 0.0
 
     call.with_(_StandIn(noted), copy)
-    if next(calls, None) is not None or copy.tobytes() != x.tobytes():
+    if copy.tobytes() != x.tobytes():
+        raise _Left(_NOT_RESTORED)
+    if next(calls, None) is not None:
         raise _Left("it goes another way over large arrays")
     table = np.array(found, x.dtype).reshape(x.size, sum(rule.block)).T
     points = np.empty_like(table)
@@ -541,7 +544,7 @@ def _replayed(
 
     found = call.with_(_StandIn(returned), copy)
     if copy.tobytes() != x.tobytes():
-        raise _Left("it does not restore x to the last bit")
+        raise _Left(_NOT_RESTORED)
     return found if found is not copy else x
 
 
