@@ -40,6 +40,26 @@ class Import:
     timeraw_import.version = "e593ea55e1edd54a86439d32abe0f8aa094f4437720c295dddb9de99c070e972"
 
 
+class Run:
+    """A script that needs nothing, an empty one, by ``fastgrad run`` and by Python itself."""
+
+    rounds = 1
+    repeat = (2, 10, 5.0)
+    number = 1
+    params = (["fastgrad", "python"],)
+    param_names = ("by",)
+    calls = {  # noqa: RUF012 - asv hands every process a class of its own
+        "fastgrad": "from fastgrad import cli; cli.main(['run', os.devnull])",
+        "python": "import runpy; runpy.run_path(os.devnull, run_name='__main__')",
+    }
+
+    def setup(self, by):
+        find("fastgrad.book", "run_script")
+
+    def timeraw_run(self, by):
+        return f"import os; {self.calls[by]}"
+
+
 class FirstCall:
     """The first call of a method in a new process.
 

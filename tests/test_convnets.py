@@ -231,8 +231,7 @@ def test_the_networks_are_served(tmp_path, monkeypatch):
         book.uninstall()
     assert issubclass(names["SimpleConvNet"], SimpleConvNet)
     assert issubclass(names["DeepConvNet"], DeepConvNet)
-    assert names["Convolution"] is fastgrad.Convolution
-    assert names["im2col"] is fastgrad.im2col
+    assert issubclass(names["Convolution"], fastgrad.Convolution)
     assert names["conv_output_size"](28, 5) == 24
 
 

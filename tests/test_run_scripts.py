@@ -147,8 +147,8 @@ SCRIPTS = {
         "lib/__init__.py": "",
         "lib/common/__init__.py": "",
         "lib/common/functions.py": "def relu(x): return 'own'",
-        "lib/common/layers.py": "from .functions import *\nclass Relu: forward = staticmethod(relu)",
-        "main.py": "from lib.common.layers import Relu\nprint(Relu.forward(3), Relu)",
+        "lib/common/layers.py": "from .functions import *\nRelu = relu",
+        "main.py": "from lib.common.layers import Relu\nprint(Relu(3))",
     },
     "definitions made twice, under conditions and by other means": {
         "common/functions.py": """
@@ -278,6 +278,8 @@ SIGMOID = "def sigmoid(x): return 1 / (1 + np.exp(-x))"
         ("def sigmoid(x): return print(x) or 1 / (1 + np.exp(-x))", CLASS, False),
         (SIGMOID + "\nsigmoid = np.tanh", CLASS, False),
         ("from math import tanh as sigmoid", CLASS, False),
+        (SIGMOID, CLASS + "    Pooling.forward = lambda self, x: x", False),
+        (SIGMOID + "\nif True:\n    def sigmoid(x): return x", CLASS, False),
     ],
 )
 def test_a_class_is_the_books_with_all_that_it_uses(
@@ -285,7 +287,7 @@ def test_a_class_is_the_books_with_all_that_it_uses(
 ):
     text = f"import numpy as np\n{functions_above}\n{dedented(the_class)}"
     module, report = adopted(tmp_path, monkeypatch, text, {"Pooling": CLASS})
-    assert (module.Pooling.__module__ == "fastgrad.convolution") == is_the_books
+    assert (module.Pooling.__module__ == "fastgrad.book.convolutions") == is_the_books
     assert ("module.py: your own" in report) != is_the_books
     assert capsys.readouterr().out == ""  # nothing of the reader's was called that prints
 
@@ -338,3 +340,42 @@ def test_what_does_more_than_compute_is_never_called(body):
     exec(code, names)
     definitions = {node.name: node for node in ast.parse(code).body}
     assert not own_files._only_computes(definitions["relu"], definitions, names)
+
+
+def test_data_of_the_readers_own_are_read_by_the_readers_own_function(tmp_path, monkeypatch):
+    text = "def load_mnist(): return 'own data'"
+    (tmp_path / "mnist.pkl").touch()
+    module, report = adopted(tmp_path, monkeypatch, text, {"load_mnist": text}, "dataset.mnist")
+    assert module.load_mnist() == "own data"
+    assert "module.py" not in report
+    (tmp_path / "mnist.pkl").unlink()
+    module, _ = adopted(tmp_path, monkeypatch, text, {"load_mnist": text}, "dataset.mnist")
+    assert module.load_mnist.__module__ == "fastgrad.datasets"
+
+
+def test_the_closing_lines_never_fail(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    book.install()
+    try:
+        import common.gradient  # noqa: F401 - recognition begins with it
+
+        from fastgrad.book import finder
+
+        monkeypatch.setattr(finder._installed.recognition, "report", lambda: 1 / 0)
+        assert book.report() == "fastgrad served common.gradient."
+    finally:
+        book.uninstall()
+
+
+def test_a_served_network_is_pickled_by_the_name_that_it_was_imported_by(tmp_path, capfd):
+    script = tmp_path / "ch05" / "main.py"
+    script.parent.mkdir()
+    script.write_text(
+        "import pickle\n"
+        "from two_layer_net import TwoLayerNet\n"
+        "net = pickle.loads(pickle.dumps(TwoLayerNet(4, 3, 2)))\n"
+        "print(TwoLayerNet, list(net.layers), net.layers['Affine1'].W is net.params['W1'])\n"
+    )
+    assert book.run_script(script) == 0
+    expected = "<class 'two_layer_net.TwoLayerNet'> ['Affine1', 'Relu1', 'Affine2'] True\n"
+    assert capfd.readouterr().out == expected

@@ -148,7 +148,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             chapter = self._chapter()
             remark, contents = f" (chapter {chapter}'s)", TWO_LAYER_NETS[chapter]
         module.__doc__ = f"{title} of the book, served by fastgrad."
-        module.__dict__.update({name: found(name, place) for name, place in contents.items()})
+        module.__dict__.update(
+            {name: found(name, place, module.__name__) for name, place in contents.items()}
+        )
         self._note(module.__name__, title, remark)
 
     def adopt(self, module: types.ModuleType, title: str, file: str) -> None:
@@ -287,6 +289,7 @@ def install(
 
     Examples
     --------
+    >>> import numpy as np
     >>> install(serve={"ch4.functions": "common.gradient"})
     >>> from ch4.functions import numerical_gradient
     >>> numerical_gradient(lambda x: x[0]**2 + x[1]**2, np.array([3.0, 4.0])).round(8)

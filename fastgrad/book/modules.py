@@ -16,6 +16,7 @@ FORMULAS = (
     "fastgrad.book.functions",
     "fastgrad.book.layers",
     "fastgrad.book.training",
+    "fastgrad.layers",
     "numpy",
     "collections",
 )
@@ -42,17 +43,17 @@ _FUNCTIONS = _NUMPY | _from(
     "softmax_loss",
 )
 _GRADIENT = _NUMPY | _from("fastgrad.book.gradients", "numerical_gradient")
-_COLUMNS = _from("fastgrad.convolution", "im2col", "col2im")
+_COLUMNS = _from("fastgrad.book.convolutions", "im2col", "col2im")
 _LAYERS = {
     **_FUNCTIONS,
     **_from("fastgrad.book.layers", "Relu", "Sigmoid", "Affine", "SoftmaxWithLoss", "Dropout"),
     **_from("fastgrad.layers", "BatchNormalization"),
-    **_from("fastgrad.convolution", "Convolution", "Pooling"),
+    **_from("fastgrad.book.convolutions", "Convolution", "Pooling"),
     **_COLUMNS,
 }
 _LAYERED = {**_LAYERS, **_GRADIENT, **_from("collections", "OrderedDict")}
 _OPTIMIZERS = _NUMPY | _from(
-    "fastgrad.optimizers", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"
+    "fastgrad.book.optimizers", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"
 )
 
 #: The names that each module hands on, and the modules that have them.
@@ -102,7 +103,7 @@ TWO_LAYER_NETS: dict[int, Mapping[str, str]] = {
 SERVED = tuple(CONTENTS)
 
 
-def found(name: str, place: str) -> Any:
+def found(name: str, place: str, module: str) -> Any:
     """Import what a name of the book's stands for.
 
     Parameters
@@ -110,11 +111,18 @@ def found(name: str, place: str) -> Any:
     name : str
     place : str
         The module that has it, and after a colon what it is called there if that is another name.
+    module : str
+        The module that hands it on, for a class of another name.
 
     Returns
     -------
     object
     """
-    module, _, attribute = place.partition(":")
-    imported = importlib.import_module(module)
-    return imported if name == "np" else getattr(imported, attribute or name)
+    imported = importlib.import_module(place.partition(":")[0])
+    attribute = place.partition(":")[2]
+    if name == "np":
+        return imported
+    if not attribute:
+        return getattr(imported, name)
+    base = getattr(imported, attribute)
+    return type(name, (base,), {"__module__": module, "__doc__": base.__doc__})

@@ -64,7 +64,10 @@ def adopt(module: types.ModuleType, title: str, file: str) -> tuple[list[str], l
         for name, place in contents.items()
         if name in same and place.partition(":")[0] not in modules.FORMULAS
     ]
-    names.update((name, modules.found(name, contents[name])) for name in served)
+    folder = Path(file).parent
+    if "load_mnist" in served and [*folder.glob("*.gz"), *folder.glob("*.pkl")]:
+        served.remove("load_mnist")  # there are data, which need not be those of MNIST
+    names.update((name, modules.found(name, contents[name], module.__name__)) for name in served)
     return served, [name for name in contents if name in definitions and name not in same]
 
 
@@ -96,8 +99,11 @@ def _the_books(
     alike = {
         name
         for name, node in definitions.items()
-        if fingerprint(node) in published.get(name, ())
-        or _returns_the_same(name, definitions, names)
+        if _has_stayed(name, node, names)
+        and (
+            fingerprint(node) in published.get(name, ())
+            or _returns_the_same(name, definitions, names)
+        )
     }
     while True:
         left = {
@@ -108,6 +114,26 @@ def _the_books(
         if left == alike:
             return alike
         alike = left
+
+
+def _has_stayed(name: str, node: _Definition, names: Mapping[str, Any]) -> bool:
+    """Return whether a name still stands for its definition, and that is as it was made."""
+    value = names.get(name)
+    if isinstance(node, ast.Assign):
+        return not isinstance(value, type | types.FunctionType)
+    found: dict[str, Any] = dict(vars(value)) if isinstance(value, type) else {name: value}
+    found = {key: item for key, item in found.items() if isinstance(item, types.FunctionType)}
+    if isinstance(node, ast.ClassDef):
+        methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
+        private = {each for each in methods if each[:2] == "__" and each[-2:] != "__"}
+        expected = methods - private | {f"_{name}{each}" for each in private}
+    else:
+        expected = {name}
+    return expected == found.keys() and all(
+        node.lineno <= item.__code__.co_firstlineno <= (node.end_lineno or 0)
+        and item.__code__.co_filename == names.get("__file__")
+        for item in found.values()
+    )
 
 
 def _used(node: ast.AST) -> set[str]:

@@ -210,7 +210,8 @@ def _as_main(served: Finder, argv: Sequence[str]) -> Iterator[types.ModuleType]:
     known = set(sys.modules)
     before = sys.modules["__main__"], sys.argv, sys.path, sys.excepthook
     path = list(sys.path)
-    if path and path[0] in ("", _current_folder()):  # `python -m` put it there, not the script
+    # What is there for the command itself: by `python -m`, or the folder of `fastgrad`.
+    if path and path[0] in ("", _current_folder(), os.path.dirname(sys.argv[0])):
         del path[0]
     set_aside = {name: sys.modules.pop(name) for name in list(sys.modules) if is_book(name)}
     with _serving(served), warnings.catch_warnings():

@@ -7,9 +7,11 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import optimizers
+from fastgrad.book import optimizers
 
 __all__ = ["Trainer"]
+
+_OPTIMIZERS = {name.lower(): getattr(optimizers, name) for name in optimizers.__all__}
 
 
 class Trainer:
@@ -82,7 +84,7 @@ class Trainer:
         self.epochs = epochs
         self.batch_size = mini_batch_size
         self.evaluate_sample_num_per_epoch = evaluate_sample_num_per_epoch
-        self.optimizer = optimizers.BY_NAME[optimizer.lower()](**optimizer_param)
+        self.optimizer = _OPTIMIZERS[optimizer.lower()](**optimizer_param)
         self.train_size = self.x_train.shape[0]
         self.iter_per_epoch = max(self.train_size / self.batch_size, 1)
         self.max_iter = int(self.epochs * self.iter_per_epoch)
