@@ -626,8 +626,8 @@ def check_backward(
             f"Got {type(found).__name__}."
         )
 
-    def weighted(nudged: Any) -> float:
-        return float(np.sum(np.asarray(forward(nudged["x"])) * dout))
+    def weighted(nudged: Any) -> Any:
+        return np.sum(np.multiply(forward(nudged["x"]), dout))
 
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 

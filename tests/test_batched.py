@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from fastgrad import check_gradient, gradient_descent, numerical_gradient
+from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
 from fastgrad.numdiff import batched
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
+from fastgrad.numdiff.reading import Reading
 
 H = 1e-4
 
@@ -43,6 +44,11 @@ def assert_carried(f, x, root=None, args=()):
     scale = np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-13 * scale)
     return found
+
+
+def harmless(*_):
+    """Stand for a reading that finds no obstacle."""
+    return Reading("", stores=False)
 
 
 def normal(*shape, seed=0):
@@ -262,7 +268,8 @@ class TestRewriting:
         assert_carried(by_method, normal(4, 3))
         assert by_method.__code__ is code
 
-    def test_code_without_its_source(self):
+    def test_code_without_its_source(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
         space = {"A": A, "np": np}
         exec("def f(W): return np.sum(A.dot(W))", space)
         W = normal(4, 3)
@@ -309,8 +316,9 @@ class TestPlaces:
         with pytest.raises(NotCarried, match="view"):
             batched.evaluate(lambda W: np.sum(W) + np.sum(V**2), W, W, *points_around(W))
 
-    def test_everything_is_restored_after_an_interruption(self):
-        W, calls = normal(4, 3), []
+    def test_everything_is_restored_after_an_interruption(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
+        W = normal(4, 3)
         params = {"W": W}
 
         def loss(_):
@@ -325,7 +333,6 @@ class TestPlaces:
         assert params == {"W": W}
         assert params["W"] is W
         np.testing.assert_array_equal(W, before)
-        assert calls == []
 
 
 REFUSED = {
@@ -449,7 +456,9 @@ def test_functions_of_numpy(case):
     entries, points = points_around(x)
     expected = looped(f, x, entries, points)
     try:
-        found = batched.evaluate(f, x, x, entries, points)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(batched, "read", harmless)
+            found = batched.evaluate(f, x, x, entries, points)
     except NotCarried:
         assert np.abs(expected).max() < 1e-12, "f is not mere rounding"
         return
@@ -523,17 +532,45 @@ class TestOption:
 
     def test_where_the_loop_takes_longer(self, monkeypatch):
         monkeypatch.setattr("fastgrad.evaluation._MOMENT", 0.0)
-        W, kinds = normal(4, 3), set()
+        calls, evaluate = [], batched.evaluate
+
+        def noted(*args, **kwargs):
+            calls.append(args)
+            return evaluate(*args, **kwargs)
+
+        monkeypatch.setattr(batched, "evaluate", noted)
+        W = normal(4, 3)
+        expected = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W, batched=False)
+        assert calls == []
+        found = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W)
+        assert len(calls) == 1
+        np.testing.assert_allclose(found, expected, atol=1e-10)
+
+    def test_what_somebody_could_notice(self):
+        calls = []
 
         def loss(W):
-            kinds.add(type(W))
-            return np.sum(np.sin(A @ W))
+            calls.append(1)
+            return np.sum(W)
 
-        numerical_gradient(loss, W)
-        assert BatchedArray in kinds
-        kinds.clear()
-        numerical_gradient(loss, W, batched=False)
-        assert kinds == {np.ndarray}
+        with pytest.raises(ValueError, match="calls"):
+            numerical_gradient(loss, np.ones(2), batched=True)
+        assert calls == []
+
+    def test_layers(self, monkeypatch):
+        monkeypatch.setattr(batched, "read", harmless)
+        W = normal(4, 3)
+        check = check_backward(
+            lambda x: np.tanh(A @ W) * x,
+            lambda dout: (
+                np.sum(dout * np.tanh(A @ W), 0),
+                A.T @ (dout * np.ones(3) / np.cosh(A @ W) ** 2),
+            ),
+            np.ones(3),
+            W,
+            batched=True,
+        )
+        assert check
 
 
 def test_an_array_at_many_points_is_used_as_an_array():

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.rewriting import Rewriting
 
 __all__ = ["NotCarried", "evaluate"]
@@ -86,6 +87,9 @@ def evaluate(
     """
     if array.dtype not in (np.float32, np.float64):
         raise NotCarried("the array must be of float32 or float64")
+    reading = read(f, root, *args)
+    if reading.obstacle:
+        raise NotCarried(reading.obstacle)
     return _Evaluation(f, root, array, args, alone or f, insist=insist).at(entries, points)
 
 
@@ -127,7 +131,7 @@ class _Evaluation:
     def _batches(self, entries: IntArray, points: FloatArray) -> FloatArray:
         places = self._indices(entries)
         values = np.empty(points.shape)
-        count = min(_MOST, 4 * _ROW)
+        count = _ROW  # of the first batch, which tells how many fit
         start, size, bases = 0, len(entries), Bases()
         original = self.array.tobytes()
         while start < size:

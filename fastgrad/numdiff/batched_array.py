@@ -544,17 +544,19 @@ def at(array: Array, support: Support) -> Array:
         else:
             array = array.take(index[:, 0], axis=a)
     if not each:
-        whole: Array = array[..., None]
-        return whole
+        column: Array = array[..., None]
+        return column
     if len(each) == 1:
         a = each[0]
         if array.ndim == 1:
-            return array.take(support[a][0])[None, :]
+            row: Array = array.take(support[a][0])[None, :]
+            return row
         array = np.moveaxis(array.take(support[a][0], axis=a), a, -1)
     else:
         array = np.moveaxis(array, each, range(len(each)))
         array = np.moveaxis(array[tuple(support[a][0] for a in each)], 0, -1)
-    return np.expand_dims(np.ascontiguousarray(array), tuple(each))
+    box: Array = np.expand_dims(np.ascontiguousarray(array), tuple(each))
+    return box
 
 
 def within(array: BatchedArray, support: Support, ndim: int) -> Array:
