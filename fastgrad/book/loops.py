@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 
-__all__ = ["computed", "ended", "lines", "result"]
+__all__ = ["computed", "ended", "forget", "lines", "result"]
 
 #: Loops over fewer entries are left alone, and those that take less time, in seconds.
 _FEW, _MOMENT = 8, 0.05
@@ -289,11 +289,13 @@ class _Running(threading.local):
     """Of one thread: the loops that run, and the result that is to be fetched."""
 
     def __init__(self) -> None:
-        self.loops: list[tuple[float, Any, str, str]] = []
+        #: When each began, what it is, its f, and why it is left as it is.
+        self.loops: list[tuple[float, Any, Any, str]] = []
         self.result: Any = None
 
 
 _running = _Running()
+_NO_LOOP = 0.0, None, None, ""
 
 
 def computed(name: str) -> bool:
@@ -312,21 +314,14 @@ def computed(name: str) -> bool:
     frame = sys._getframe(1)
     given = frame.f_locals
     f = given.get(name)
-    if type(f) is _StandIn:
-        _running.loops.append((0.0, None, "", ""))
+    if type(f) is _StandIn or not callable(f) or not any(map(_is_array, given.values())):
+        _running.loops.append(_NO_LOOP)
         return False
-    why = ""
-    code = frame.f_code
-    key: Any = (code, getattr(getattr(f, "__func__", f), "__code__", type(f)))
-    try:
-        if callable(f) and any(map(_is_array, given.values())):
-            why = _compute(frame, name, f, key)
-            if not why:
-                return True
-    except _Left as reason:
-        why = str(reason)
-    _running.loops.append((time.perf_counter(), key, _title(code, f), why))
-    return False
+    key = frame.f_code, getattr(getattr(f, "__func__", f), "__code__", type(f))
+    why = _compute(frame, name, f, key)
+    if why:
+        _running.loops.append((time.perf_counter(), key, f, why))
+    return not why
 
 
 def result() -> Any:
@@ -339,9 +334,9 @@ def ended() -> None:
     """Note how long a loop took that was left as it is."""
     if not _running.loops:
         return
-    began, key, title, why = _running.loops.pop()
+    began, key, f, why = _running.loops.pop()
     if why and (took := time.perf_counter() - began) >= _MOMENT:
-        _note(key, title, f"left to your loop: {why}", took, took)
+        _note(key, _title(key[0], f), f"left to your loop: {why}", took, took)
 
 
 def lines() -> list[str]:
@@ -355,6 +350,15 @@ def lines() -> list[str]:
     with _lock:
         found = [line for record in _records.values() for line in record.lines()]
     return list(dict.fromkeys(found))
+
+
+def forget() -> None:
+    """Forget what was computed, before another script runs."""
+    global _recognition
+    with _lock:
+        _records.clear()
+        _paces.clear()
+        _recognition = None
 
 
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
@@ -404,9 +408,9 @@ def _understood(frame: types.FrameType, name: str, f: Any) -> tuple[_Call, _Rule
     """Return the call, its rule, and whether f stores anything, after reading both."""
     failure = _Left("it is not understood")
     for call in _call_of(frame, name):
-        if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
-            raise _Left(obstacle)
         try:
+            if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
+                raise _Left(obstacle)
             rule = _rule_of(call)
         except _Left as reason:
             failure = reason
