@@ -1,4 +1,4 @@
-"""The reader's own loops of numerical differentiation: found, understood, computed, or left alone."""
+"""The reader's own loops of numerical differentiation: found, computed, or left alone."""
 
 import ast
 import inspect
@@ -13,7 +13,8 @@ import types
 import numpy as np
 import pytest
 
-from fastgrad.book import loop_syntax, loops
+from fastgrad.book import loop_syntax, loops, run_script
+from fastgrad.numdiff import batched
 
 # Statements that the loops below have in common: the function f and the array x of a loop, h.
 HEAD, TAIL = "def g(f, x, h=1e-4):\n    grad = np.zeros_like(x)\n", "    return grad\n"
@@ -147,7 +148,9 @@ def g(f, x, h=1e-4):
         x[i] = kept
     return found
 """,
-    "single precision is returned": nditer(CENTRAL).replace("np.zeros_like(x)", "np.zeros(x.shape, np.float32)"),
+    "single precision is returned": nditer(CENTRAL).replace(
+        "np.zeros_like(x)", "np.zeros(x.shape, np.float32)"
+    ),
     "columns are contiguous in what is returned": nditer(CENTRAL).replace(
         "np.zeros_like(x)", "np.zeros(x.shape, order='F')"
     ),
@@ -176,16 +179,21 @@ def g(f, x, h=1e-4):
     steps = [h * e.reshape(x.shape) for e in np.eye(x.size)]
     return np.array([(f(x + e) - f(x - e)) / (2 * h) for e in steps]).reshape(x.shape)
 """,
-    "a global step": "H = 1e-5\n" + nditer(CENTRAL).replace(", h=1e-4", "").replace("h)", "H)").replace(
-        "+ h", "+ H"
-    ).replace("- h", "- H"),
+    "a global step": "H = 1e-5\n"
+    + nditer(CENTRAL)
+    .replace(", h=1e-4", "")
+    .replace("h)", "H)")
+    .replace("+ h", "+ H")
+    .replace("- h", "- H"),
     "a docstring": nditer(CENTRAL).replace("\n", '\n    """Differentiate f."""\n', 1),
     "verbose, but not": nditer(CENTRAL + "; \n        if verbose:\n            print(i)").replace(
         "h=1e-4", "h=1e-4, verbose=False"
     ),
     "other names": nditer(CENTRAL).replace("f(x", "loss(x").replace("def g(f,", "def g(loss,"),
     "array first": nditer(CENTRAL).replace("g(f, x", "g(x, f"),
-    "annotated": nditer(CENTRAL).replace("g(f, x, h=1e-4)", "g(f: object, x: np.ndarray, h: float = 1e-4)"),
+    "annotated": nditer(CENTRAL).replace(
+        "g(f, x, h=1e-4)", "g(f: object, x: np.ndarray, h: float = 1e-4)"
+    ),
     "assert": nditer(CENTRAL).replace("    grad =", "    assert x.ndim\n    grad =", 1),
     "a helper": "def put(x, i, value):\n    x[i] = value\n"
     + nditer(CENTRAL.replace("x[i] = kept + h", "put(x, i, kept + h)")),
@@ -205,7 +213,7 @@ LEFT = {
     "it prints": (nditer(CENTRAL + "; print(i)"), "print"),
     "it counts": ("n = [0]\n" + nditer(CENTRAL + "; n[0] += 1"), "n"),
     "x is not restored": (
-        nditer(CENTRAL).replace("x[i] = kept\n", "x[i] += 1e-9\n"), "does not restore"
+        nditer(CENTRAL).replace("x[i] = kept\n", "x[i] = kept + 1e-9\n"), "more than one entry"
     ),
     "the nudge is undone by arithmetic": (
         HEAD
@@ -244,6 +252,8 @@ def everything_is_worth_it(monkeypatch):
     monkeypatch.setattr(loops, "_records", {})
     monkeypatch.setattr(loops, "_paces", {})
     monkeypatch.setattr(loops, "_recognition", None)
+    evaluate = batched.evaluate
+    monkeypatch.setattr(batched, "evaluate", lambda *args, insist: evaluate(*args, insist=True))
     monkeypatch.setitem(sys.modules, "their_loops", types.ModuleType("their_loops"))
 
 
@@ -269,7 +279,7 @@ def test_loops_are_understood(name):
     found = called(LOOPS[name], x, plain=False)
     np.testing.assert_array_equal(x, kept)
     expected = called(LOOPS[name], x, plain=True)
-    assert loops.lines() and "all points at once" in loops.lines()[0], loops._paces
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
     assert type(found) is type(expected)
     assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
     assert getattr(found, "strides", None) == getattr(expected, "strides", None)
@@ -289,4 +299,188 @@ def test_loops_are_left_alone(name, monkeypatch, capsys):
     np.testing.assert_array_equal(found, called(text, x, plain=True))
     np.testing.assert_array_equal(x, after)
     assert capsys.readouterr().out == output
-    assert "left to your loop" in loops.lines()[0] and why in " ".join(loops.lines())
+    assert "left to your loop" in loops.lines()[0]
+    assert why in " ".join(loops.lines())
+
+
+def test_a_function_stays_what_it_is():
+    text = nditer(CENTRAL).replace("h=1e-4", "h=1e-4, *, order='C'")
+    text = text.replace("\n", '\n    """Differentiate f."""\n', 1)
+    ours, plain = define(text).g, define(text, plain=True).g
+    for name in ("__name__", "__qualname__", "__doc__", "__defaults__", "__kwdefaults__"):
+        assert getattr(ours, name) == getattr(plain, name)
+    assert inspect.signature(ours) == inspect.signature(plain)
+    assert not hasattr(ours, "__wrapped__")
+    sys.modules["their_loops"].g = ours
+    ours.__module__ = "their_loops"
+    assert pickle.loads(pickle.dumps(ours)) is ours
+
+
+def test_tracebacks_are_those_of_plain_python():
+    def tracebacks(plain):
+        def f(x):
+            raise LookupError("no")
+
+        try:
+            define(nditer(CENTRAL), plain=plain).g(f, np.ones(20))
+        except LookupError as error:
+            return traceback.format_exception(error)[2:]
+
+    assert tracebacks(plain=False) == tracebacks(plain=True)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "@decorated\n" + nditer(CENTRAL),
+        nditer(CENTRAL).replace("return", "yield"),
+        "def g(f, x):\n    return f(x) + f(x)\n",
+        "def g(f, x):\n    return [f(y) for y in x]\n",
+        "class A:\n    def g(self, x):\n        return [self(x) for _ in x] + [self]\n",
+    ],
+)
+def test_other_functions_do_not_ask(text):
+    assert "computed" not in ast.unparse(loop_syntax.transformed(ast.parse(text)))
+
+
+@pytest.mark.parametrize("kind", ["", "@staticmethod\n", "@classmethod\n"])
+def test_methods(kind):
+    first = {"": "self, ", "@staticmethod\n": "", "@classmethod\n": "cls, "}[kind]
+    text = nditer(CENTRAL).replace("g(f,", f"g({first}f,")
+    text = "class A:\n" + textwrap.indent(kind + text, "    ")
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    module = define(text)
+    found = module.A().g(loss_of(x, module), x)
+    assert "all points at once" in loops.lines()[0]
+    np.testing.assert_allclose(found, called(LOOPS["the book's"], x, plain=True), atol=1e-5)
+
+
+def test_closures_and_defaults():
+    text = "def make(h):\n" + textwrap.indent(
+        nditer(CENTRAL).replace(", h=1e-4", ""), "    "
+    ) + "    return g\n"  # fmt: skip
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    module = define(text)
+    g = module.make(1e-3)
+    found = g(loss_of(x, module), x)
+    assert "all points at once" in loops.lines()[0]
+    expected = define(text, plain=True).make(1e-3)(loss_of(x, module), x)
+    np.testing.assert_allclose(found, expected, atol=1e-7 * abs(expected).max())
+
+
+def test_float32_points_are_those_of_the_loop():
+    x = np.random.default_rng(1).standard_normal((200, 2)).astype(np.float32)
+    text = nditer(CENTRAL).replace("1e-4", "1e-2")
+    found = called(text, x, plain=False)
+    assert "all points at once" in loops.lines()[0]
+    expected = called(text, x, plain=True)
+    np.testing.assert_allclose(found, expected, atol=1e-4 * abs(expected).max())
+
+
+def test_whole_numbers_are_truncated_as_in_plain_python():
+    x = np.arange(400).reshape(200, 2)
+    np.testing.assert_array_equal(
+        called(LOOPS["the book's"], x, plain=False), np.zeros((200, 2), int)
+    )
+
+
+def test_f_is_evaluated_as_often_as_written_where_it_keeps_a_record():
+    text = "calls = []\ndef loss(x):\n    calls.append(1)\n    return np.sum(x * x)\n"
+    module = define(text + nditer(CENTRAL))
+    module.g(module.loss, np.ones(20))
+    assert len(module.calls) == 40
+
+
+def test_what_layers_remember_is_as_the_loop_leaves_it():
+    text = (
+        "class Net:\n"
+        "    def loss(self, x):\n"
+        "        self.last = np.tanh(A.dot(x))\n"
+        "        return np.sum(self.last ** 2)\n"
+    )
+    remembered = []
+    for plain in (False, True):
+        x = np.random.default_rng(1).standard_normal((200, 2))
+        module = define(text + nditer(CENTRAL), plain=plain, A=WEIGHTS)
+        net = module.Net()
+        module.g(net.loss, x)
+        remembered.append(net.last)
+    assert "all points at once" in loops.lines()[0]
+    np.testing.assert_array_equal(*remembered)
+
+
+def test_a_loop_within_the_function_of_a_loop():
+    text = (
+        nditer(CENTRAL)
+        + "def inner(x):\n    return np.sum(np.sin(x) ** 2)\n"
+        + "def outer(x):\n    return np.sum(g(inner, x) ** 2)\n"
+    )
+    x = np.random.default_rng(1).standard_normal(12)
+    found = define(text)
+    expected = define(text, plain=True)
+    np.testing.assert_allclose(found.g(found.outer, x), expected.g(expected.outer, x), atol=1e-5)
+
+
+def test_threads():
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    expected = called(LOOPS["the book's"], x, plain=True)
+    found = {}
+
+    def run(i):
+        found[i] = called(LOOPS["the book's"], x.copy(), plain=False)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for i in range(4):
+        np.testing.assert_allclose(found[i], expected, atol=1e-6 * abs(expected).max())
+
+
+def test_cheap_loops_are_left_without_a_line(monkeypatch):
+    monkeypatch.setattr(loops, "_MOMENT", 10.0)
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    np.testing.assert_array_equal(
+        called(LOOPS["the book's"], x, plain=False), called(LOOPS["the book's"], x, plain=True)
+    )
+    assert loops.lines() == []
+
+
+def test_lines_are_short_and_counted():
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    module = define(LOOPS["the book's"].replace("def g", "def a_numerical_gradient_of_long_name"))
+    f = loss_of(x, module)
+    for _ in range(3):
+        module.a_numerical_gradient_of_long_name(f, x)
+    assert max(map(len, loops.lines())) <= 80
+    assert "times faster (3 calls)" in " ".join(loops.lines())
+
+
+def test_cells_of_a_notebook(monkeypatch):
+    shell = types.SimpleNamespace(ast_transformers=["another"])
+    module = types.SimpleNamespace(get_ipython=lambda: shell)
+    monkeypatch.setitem(sys.modules, "IPython", module)
+    loop_syntax.install()
+    loop_syntax.install()
+    assert len(shell.ast_transformers) == 2
+    tree = shell.ast_transformers[1].visit(ast.parse(nditer(CENTRAL)))
+    assert "computed('f')" in ast.unparse(tree)
+    loop_syntax.uninstall()
+    assert shell.ast_transformers == ["another"]
+
+
+def test_a_script_with_a_loop_of_its_own(tmp_path, capsys):
+    (tmp_path / "numgrad.py").write_text("import numpy as np\n" + nditer(CENTRAL))
+    script = tmp_path / "train.py"
+    script.write_text(
+        "import numpy as np\nfrom numgrad import g\n"
+        "A = np.random.default_rng(0).standard_normal((30, 200))\n"
+        "def loss(x):\n    return np.sum(np.tanh(A.dot(x)) ** 2)\n"
+        "print(g(loss, np.ones((200, 2))).shape)\n"
+    )
+    assert run_script(script) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "(200, 2)\n"
+    assert "numgrad.py: g of loss: all points at once" in captured.err
+    assert loops.lines() == []

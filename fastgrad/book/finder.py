@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastgrad.book import source
+from fastgrad.book import loop_syntax, source
 from fastgrad.book.modules import CONTENTS, SERVED, TWO_LAYER_NETS, found
 
 __all__ = ["Finder", "install", "kept", "made_here", "renamed", "report", "strings", "uninstall"]
@@ -66,7 +66,14 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             # The reader may have left anything where the networks' parameters were.
             with contextlib.suppress(Exception):
                 found += self.recognition.report()
+        if self._loops is not None:
+            found += self._loops.lines()
         return found
+
+    @property
+    def _loops(self) -> Any:
+        """What computes the reader's own loops, if it was asked: it needs NumPy."""
+        return sys.modules.get("fastgrad.book.loops")
 
     def find_spec(
         self,
@@ -176,7 +183,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             self._before = recognition.use(self.recognition)
 
     def stop(self) -> None:
-        """End the recognition of networks."""
+        """End the recognition of networks, and forget the reader's loops."""
+        if self._loops is not None:
+            self._loops.forget()
         if self.recognition is not None:
             from fastgrad.book import recognition
 
@@ -303,6 +312,7 @@ def install(
     _forget(finder)
     _installed = finder
     sys.meta_path.insert(0, finder)
+    loop_syntax.install()
 
 
 def uninstall() -> None:
@@ -320,6 +330,7 @@ def uninstall() -> None:
     if _installed is not None:
         sys.meta_path.remove(_installed)
         _installed.stop()
+        loop_syntax.uninstall()
         finder, _installed = _installed, None
         _forget(finder)
 

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 
-__all__ = ["computed", "ended", "lines", "result"]
+__all__ = ["computed", "ended", "forget", "lines", "result"]
 
 #: Loops over fewer entries are left alone, and those that take less time, in seconds.
 _FEW, _MOMENT = 8, 0.05
@@ -44,6 +44,7 @@ _LONG = 0.5
 _SMALL = {1: (5, 5), 2: (2, 3)}
 #: Calls of f for each entry of a small array before it is no differentiation.
 _CALLS = 16
+_NOT_RESTORED = "it does not restore x to the last bit"
 #: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
 _ERRORS = (
     ArithmeticError,
@@ -177,7 +178,7 @@ class _Probe:
         self.further: tuple[Any, ...] = ()
         self.result = call.with_(_StandIn(self._noted), x)
         if x.tobytes() != self.kept.tobytes():
-            raise _Left("it does not restore x to the last bit")
+            raise _Left(_NOT_RESTORED)
 
     def _noted(self, *args: Any) -> Any:
         point, self.further = (args[0], args[1:]) if args else (self.x, ())
@@ -214,7 +215,7 @@ def _rule_of(call: _Call) -> _Rule:
     visited = [entry for entry in first.entries if entry >= 0]
     order = list(dict.fromkeys(visited))
     index = np.arange(small.size).reshape(small.shape)
-    named = next((o for o in ("C", "F") if order == index.ravel(o).tolist()), "")  # type: ignore[arg-type]
+    named: Any = next((o for o in ("C", "F") if order == index.ravel(o).tolist()), "")
     if not named:
         raise _Left("it does not visit every entry in turn")
     for before in range(first.entries.index(visited[0]) + 1):
@@ -288,11 +289,13 @@ class _Running(threading.local):
     """Of one thread: the loops that run, and the result that is to be fetched."""
 
     def __init__(self) -> None:
-        self.loops: list[tuple[float, Any, str, str]] = []
+        #: When each began, what it is, its f, and why it is left as it is.
+        self.loops: list[tuple[float, Any, Any, str]] = []
         self.result: Any = None
 
 
 _running = _Running()
+_NO_LOOP = 0.0, None, None, ""
 
 
 def computed(name: str) -> bool:
@@ -311,21 +314,14 @@ def computed(name: str) -> bool:
     frame = sys._getframe(1)
     given = frame.f_locals
     f = given.get(name)
-    if type(f) is _StandIn:
-        _running.loops.append((0.0, None, "", ""))
+    if type(f) is _StandIn or not callable(f) or not any(map(_is_array, given.values())):
+        _running.loops.append(_NO_LOOP)
         return False
-    why = ""
-    code = frame.f_code
-    key: Any = (code, getattr(getattr(f, "__func__", f), "__code__", type(f)))
-    try:
-        if callable(f) and any(map(_is_array, given.values())):
-            why = _compute(frame, name, f, key)
-            if not why:
-                return True
-    except _Left as reason:
-        why = str(reason)
-    _running.loops.append((time.perf_counter(), key, _title(code, f), why))
-    return False
+    key = frame.f_code, getattr(getattr(f, "__func__", f), "__code__", type(f))
+    why = _compute(frame, name, f, key)
+    if why:
+        _running.loops.append((time.perf_counter(), key, f, why))
+    return not why
 
 
 def result() -> Any:
@@ -338,9 +334,9 @@ def ended() -> None:
     """Note how long a loop took that was left as it is."""
     if not _running.loops:
         return
-    began, key, title, why = _running.loops.pop()
+    began, key, f, why = _running.loops.pop()
     if why and (took := time.perf_counter() - began) >= _MOMENT:
-        _note(key, title, f"left to your loop: {why}", took, took)
+        _note(key, _title(key[0], f), f"left to your loop: {why}", took, took)
 
 
 def lines() -> list[str]:
@@ -354,6 +350,15 @@ def lines() -> list[str]:
     with _lock:
         found = [line for record in _records.values() for line in record.lines()]
     return list(dict.fromkeys(found))
+
+
+def forget() -> None:
+    """Forget what was computed, before another script runs."""
+    global _recognition
+    with _lock:
+        _records.clear()
+        _paces.clear()
+        _recognition = None
 
 
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
@@ -403,9 +408,9 @@ def _understood(frame: types.FrameType, name: str, f: Any) -> tuple[_Call, _Rule
     """Return the call, its rule, and whether f stores anything, after reading both."""
     failure = _Left("it is not understood")
     for call in _call_of(frame, name):
-        if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
-            raise _Left(obstacle)
         try:
+            if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
+                raise _Left(obstacle)
             rule = _rule_of(call)
         except _Left as reason:
             failure = reason
@@ -462,14 +467,16 @@ def _points(call: _Call, rule: _Rule) -> NDArray[Any]:
 
     def noted(point: Any = copy, *_: Any) -> float:
         entry = next(calls, None)
-        if entry is None or (rule.passes == "copy") == (point is copy) or point.shape != x.shape:
+        if entry is None or point.shape != x.shape or (rule.passes == "copy") == (point is copy):
             raise _Left("it goes another way over large arrays")
         if entry >= 0:
             found.append(point.item(entry))
         return 0.0
 
     call.with_(_StandIn(noted), copy)
-    if next(calls, None) is not None or copy.tobytes() != x.tobytes():
+    if copy.tobytes() != x.tobytes():
+        raise _Left(_NOT_RESTORED)
+    if next(calls, None) is not None:
         raise _Left("it goes another way over large arrays")
     table = np.array(found, x.dtype).reshape(x.size, sum(rule.block)).T
     points = np.empty_like(table)
@@ -541,7 +548,7 @@ def _replayed(
 
     found = call.with_(_StandIn(returned), copy)
     if copy.tobytes() != x.tobytes():
-        raise _Left("it does not restore x to the last bit")
+        raise _Left(_NOT_RESTORED)
     return found if found is not copy else x
 
 
