@@ -265,8 +265,9 @@ class _Ladders:
         Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
         """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
-        few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
-        beyond = few & (self.center != 0) & (self.side == 0)
+        # Where nothing was found, too few rungs may have been on that scale.
+        reach = shortest * np.where(np.isfinite(self.error), 1.0, _RATIO**3)
+        beyond = (reach > np.abs(self.center)) & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
         if which.size == 0:
             return which
