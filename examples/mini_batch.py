@@ -1,6 +1,7 @@
 """How well a mini-batch stands for all the data (*Deep Learning from Scratch*, section 4.2.3)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from fastgrad import TwoLayerNet, load_mnist
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="mini_batch.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/mini_batch.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="fewer batches")
     options = parser.parse_args()
 
@@ -35,7 +36,9 @@ def main():
     axes.set(xlabel="loss", ylabel="density", title="The loss over mini-batches")
     axes.set_yscale("log")
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":
