@@ -140,7 +140,7 @@ class TestInterrupts:
             warmup._train(net, X, T, batch_size=4, validation=(X, T))
 
 
-# what is asked for is done, or refused -------------------------------------------------------------
+# what is asked for is done, or refused ----------------------------------------------------------
 
 
 class Doubled(TwoLayerNet):
