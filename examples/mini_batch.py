@@ -18,7 +18,8 @@ def main():
     rng = np.random.default_rng(0)
     (x, t), _ = load_mnist(one_hot_label=True)
     batch = rng.choice(len(x), 10)
-    print("a mini-batch:", batch, x[batch].shape, t[batch].shape)
+    print("a mini-batch:", batch)
+    print("its shapes:", x[batch].shape, t[batch].shape)
 
     net = TwoLayerNet(784, 50, 10, rng=0)
     net.fit(x, t, iterations=500, rng=0)

@@ -191,7 +191,7 @@ def test_version_is_that_of_the_distribution(capsys):
 def test_info(capsys):
     assert cli.main(["info"]) == 0
     out = capsys.readouterr().out
-    lines = re.sub(r"\n {17}", " ", out).splitlines()  # long ones go on below
+    lines = re.sub(r"\n {17}", "  ", out).splitlines()  # long ones go on below
     told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines)
     for package in ("numpy", "numba", "llvmlite"):
         assert told[package] == importlib.metadata.version(package)
@@ -404,6 +404,29 @@ def test_ctrl_c_keeps_what_was_learned(digits, tmp_path):
     assert f"test accuracy {net.accuracy(*test):.2%}" in out
     assert net.accuracy(*test) > 0.85
     assert (tmp_path / "curves.png").exists()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="sends a signal")
+@pytest.mark.parametrize("command", ["exercise", "train"])
+def test_ctrl_c_while_kernels_compile(command, digits, tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-m", "fastgrad", command, "--data", str(digits)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ
+        | {"NUMBA_CACHE_DIR": str(tmp_path), "NUMBA_OPT": "1", "PYTHONIOENCODING": "utf-8"},
+    )
+    try:
+        line = process.stderr.readline()
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=120)
+    finally:
+        process.kill()
+    assert line.startswith("fastgrad: compiling kernels for ")
+    assert process.returncode == 130
+    assert "Traceback" not in err
+    assert "test accuracy" not in out
 
 
 def test_ctrl_c_elsewhere(monkeypatch):
