@@ -1,6 +1,7 @@
 """Step function, sigmoid and ReLU (*Deep Learning from Scratch*, figures 3-6 to 3-9)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from fastgrad import relu, relu_grad, sigmoid, sigmoid_grad, step_function
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="activations.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/activations.png", metavar="FILE.png")
     options = parser.parse_args()
 
     x = np.linspace(-5, 5, 501)
@@ -28,7 +29,9 @@ def main():
         axes.set_xlabel("x")
         axes.grid(alpha=0.3)
         axes.legend(loc="upper left")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Gradient descent with three learning rates (*Deep Learning from Scratch*, figure 4-10)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ def function_2(x):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="descent_paths.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/descent_paths.png", metavar="FILE.png")
     options = parser.parse_args()
 
     start = np.array([-3.0, 4.0])
@@ -35,7 +36,9 @@ def main():
         axes.set(xlim=(-5, 5), ylim=(-5, 5), xlabel="x0", ylabel="x1", aspect="equal")
         axes.set_title(f"lr = {lr:g}: {verdict}\nafter 100 steps ({x[0]:.3g}, {x[1]:.3g})")
         axes.legend(loc="lower left")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=120)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ The truth to compare with is the gradient by backpropagation, which is exact to 
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -35,7 +36,7 @@ def textbook_differences(net, x, t, places, h):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="error_against_step.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/error_against_step.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="fewer steps and entries")
     options = parser.parse_args()
 
@@ -70,7 +71,9 @@ def main():
     axes.set_title("Numerical gradient of a 784-50-10 network, 100 MNIST images, float64")
     axes.grid(alpha=0.3)
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=120)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

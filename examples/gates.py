@@ -5,6 +5,7 @@ layers.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -36,7 +37,7 @@ def XOR(x):  # noqa: N802
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="gates.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/gates.png", metavar="FILE.png")
     options = parser.parse_args()
 
     gates = (AND, NAND, OR, XOR)
@@ -55,7 +56,9 @@ def main():
         axes.set(title=gate.__name__, xlabel="x1", ylabel="x2", aspect="equal")
         axes.set(xticks=[0, 1], yticks=[0, 1])
     figure.legend(*axes.get_legend_handles_labels(), loc="outside right center")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

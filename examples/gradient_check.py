@@ -1,6 +1,7 @@
 """Check backpropagation with numerical gradients (*Deep Learning from Scratch*, section 5.7.3)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 
@@ -9,7 +10,7 @@ from fastgrad import TwoLayerNet, load_mnist
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="gradient_check.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/gradient_check.png", metavar="FILE.png")
     options = parser.parse_args()
 
     (x, t), _ = load_mnist(one_hot_label=True)
@@ -24,7 +25,9 @@ def main():
     # In one call, with a verdict.
     check = net.check_gradient(x, t)
     print(check)
+    Path(options.output).parent.mkdir(exist_ok=True)
     check.plot().savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The arrows show the negative gradient: the direction in which the function falls
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -13,7 +14,7 @@ from fastgrad import numerical_gradient
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="gradient_field.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/gradient_field.png", metavar="FILE.png")
     options = parser.parse_args()
 
     points = np.stack(np.meshgrid(np.linspace(-2, 2, 17), np.linspace(-2, 2, 17)))
@@ -26,7 +27,9 @@ def main():
     axes.set(xlim=(-2.2, 2.2), ylim=(-2.2, 2.2), xlabel="x0", ylabel="x1", aspect="equal")
     axes.set_title("The negative gradient of x0² + x1²")
     axes.grid(alpha=0.4)
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=120)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Squared error and cross entropy by hand (*Deep Learning from Scratch*, 4.2 and figure 4-3)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,7 +11,7 @@ from fastgrad import cross_entropy_error, sum_squared_error
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="losses.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/losses.png", metavar="FILE.png")
     options = parser.parse_args()
 
     t = np.array([0, 0, 1, 0, 0, 0, 0, 0, 0, 0])  # the right answer is 2
@@ -37,7 +38,9 @@ def main():
     axes.set_title("What a wrong answer costs")
     axes.grid(alpha=0.3)
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

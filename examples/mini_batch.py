@@ -1,6 +1,7 @@
 """How well a mini-batch stands for all the data (*Deep Learning from Scratch*, section 4.2.3)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -10,14 +11,15 @@ from fastgrad import TwoLayerNet, load_mnist
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="mini_batch.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/mini_batch.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="fewer batches")
     options = parser.parse_args()
 
     rng = np.random.default_rng(0)
     (x, t), _ = load_mnist(one_hot_label=True)
     batch = rng.choice(len(x), 10)
-    print("a mini-batch:", batch, x[batch].shape, t[batch].shape)
+    print("a mini-batch:", batch)
+    print("its shapes:", x[batch].shape, t[batch].shape)
 
     net = TwoLayerNet(784, 50, 10, rng=0)
     net.fit(x, t, iterations=500, rng=0)
@@ -35,7 +37,9 @@ def main():
     axes.set(xlabel="loss", ylabel="density", title="The loss over mini-batches")
     axes.set_yscale("log")
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

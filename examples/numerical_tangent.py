@@ -6,6 +6,7 @@ so that the two can be told apart, and with the central difference, which is far
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -23,7 +24,7 @@ def slope(x):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="numerical_tangent.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/numerical_tangent.png", metavar="FILE.png")
     options = parser.parse_args()
 
     x, h = 2.2, 1.2
@@ -54,7 +55,9 @@ def main():
     axes.set(xlim=(0, 4.2), ylim=(-1, 9), xlabel="x", ylabel="f(x)")
     axes.set_title(f"The true and the numerical tangent at x = {x}, h = {h}")
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=120)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ Four hidden layers of 100 units with ReLU. All optimizers see the same initial w
 """
 
 import argparse
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -13,7 +14,9 @@ from fastgrad.book import smooth_curve
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="optimizer_compare_mnist.png", metavar="FILE.png")
+    parser.add_argument(
+        "--output", default="pictures/optimizer_compare_mnist.png", metavar="FILE.png"
+    )
     parser.add_argument("--quick", action="store_true", help="50 iterations, not 2,000")
     options = parser.parse_args()
 
@@ -34,7 +37,9 @@ def main():
     axes.set(xlabel="iteration", ylabel="loss", ylim=(0, 1), title="The optimizers on MNIST")
     axes.grid(alpha=0.3)
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

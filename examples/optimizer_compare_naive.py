@@ -1,6 +1,7 @@
 """The optimizers on x²/20 + y² (*Deep Learning from Scratch*, figures 6-3 and 6-5 to 6-7)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -18,7 +19,9 @@ def gradient(x, y):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="optimizer_compare_naive.png", metavar="FILE.png")
+    parser.add_argument(
+        "--output", default="pictures/optimizer_compare_naive.png", metavar="FILE.png"
+    )
     options = parser.parse_args()
 
     optimizers = (
@@ -45,7 +48,9 @@ def main():
         axes.plot(0, 0, "+", color="black")
         axes.set(title=f"{name}, lr = {optimizer.lr:g}", xlim=(-8, 8), ylim=(-4, 4))
         axes.set(xlabel="x", ylabel="y")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

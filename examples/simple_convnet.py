@@ -6,6 +6,7 @@ answers.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -28,7 +29,7 @@ def show(panel, images, title, columns, captions=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="simple_convnet.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/simple_convnet.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="20 iterations, not 3,000")
     options = parser.parse_args()
 
@@ -59,7 +60,9 @@ def main():
     some = wrong[:20]
     captions = [f"{t}, not {answer}" for t, answer in zip(t_test[some], answers[some], strict=True)]
     show(panels[1, 1], x_test[some, 0], "Wrong answers", 5, captions)
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """A function and its tangents at x = 5 and x = 10 (*Deep Learning from Scratch*, 4-6 and 4-7)."""
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -14,7 +15,7 @@ def function_1(x):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="tangents.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/tangents.png", metavar="FILE.png")
     options = parser.parse_args()
 
     grid = np.arange(0.0, 20.0, 0.1)
@@ -28,7 +29,9 @@ def main():
         axes.set(xlabel="x", title="f(x)" if x is None else f"tangent at x = {x}")
         axes.legend(loc="upper left")
     figure.axes[0].set_ylabel("f(x)")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=120)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

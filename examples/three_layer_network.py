@@ -6,6 +6,7 @@ The book predicts MNIST with weights that it brings as a file. Here a network of
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -29,7 +30,7 @@ def forward(params, x, output_function):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="three_layer_network.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/three_layer_network.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="hardly train the network")
     options = parser.parse_args()
 
@@ -69,7 +70,9 @@ def main():
         axes.set_title(f"{probabilities.argmax()} ({probabilities.max():.0%})")
         axes.set_axis_off()
     figure.suptitle("The first test images, and what the network takes them for")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

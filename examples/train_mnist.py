@@ -5,13 +5,14 @@ the exercise that is out of reach for the textbook loop.
 """
 
 import argparse
+from pathlib import Path
 
 from fastgrad import TwoLayerNet, load_mnist
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="train_mnist.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/train_mnist.png", metavar="FILE.png")
     parser.add_argument("--method", choices=("gradient", "numerical_gradient"), default="gradient")
     parser.add_argument("--quick", action="store_true", help="600 iterations, not 10,000")
     options = parser.parse_args()
@@ -30,7 +31,9 @@ def main():
     print(f"{len(history.loss):,} iterations in {history.seconds:.1f} s")
     print(f"accuracy on training images {net.accuracy(x_train, t_train):.2%}")
     print(f"accuracy on test images     {net.accuracy(x_test, t_test):.2%}")
-    history.plot().savefig(options.output, dpi=100)
+    Path(options.output).parent.mkdir(exist_ok=True)
+    history.plot(options.output)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ values all alike mean units that do the same work.
 """
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -15,7 +16,7 @@ from fastgrad import relu, sigmoid
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument(
-        "--output", default="weight_init_activation_histogram.png", metavar="FILE.png"
+        "--output", default="pictures/weight_init_activation_histogram.png", metavar="FILE.png"
     )
     options = parser.parse_args()
 
@@ -42,7 +43,9 @@ def main():
     for layer, axes in enumerate(rows[0], 1):
         axes.set_title(f"layer {layer}")
     figure.supxlabel("activation")
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=80)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Training from three kinds of initial weights (*Deep Learning from Scratch*, figure 6-15)."""
 
 import argparse
+from pathlib import Path
 
 from matplotlib.figure import Figure
 
@@ -10,7 +11,7 @@ from fastgrad.book import smooth_curve
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--output", default="weight_init_compare.png", metavar="FILE.png")
+    parser.add_argument("--output", default="pictures/weight_init_compare.png", metavar="FILE.png")
     parser.add_argument("--quick", action="store_true", help="50 iterations, not 2,000")
     options = parser.parse_args()
 
@@ -26,7 +27,9 @@ def main():
     axes.set(xlabel="iteration", ylabel="loss", ylim=(0, 2.5), title="Initial weights, with ReLU")
     axes.grid(alpha=0.3)
     axes.legend()
+    Path(options.output).parent.mkdir(exist_ok=True)
     figure.savefig(options.output, dpi=100)
+    print("drawn:", options.output)
 
 
 if __name__ == "__main__":

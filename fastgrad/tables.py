@@ -98,12 +98,14 @@ def _html_row(tag: str, cells: Sequence[str]) -> str:
     return f"<tr>{''.join(f'<{tag}>{html.escape(cell)}</{tag}>' for cell in cells)}</tr>"
 
 
-def wrapped(text: str) -> str:
+def wrapped(text: str, between: str = " ") -> str:
     """Return a paragraph in lines of at most 80 columns.
 
     Parameters
     ----------
     text : str
+    between : str, optional
+        Where lines are broken if possible; parts longer than a line are broken between words.
 
     Returns
     -------
@@ -113,5 +115,18 @@ def wrapped(text: str) -> str:
     --------
     >>> len(wrapped("word " * 30).splitlines())
     2
+    >>> print(wrapped(f"{'a ' * 30}; {'b ' * 30}", between="; ").replace(" ", "")[-32:])
+    ;
+    bbbbbbbbbbbbbbbbbbbbbbbbbbbbbb
     """
-    return textwrap.fill(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    first, *others = text.split(between) if between != " " else [text]
+    lines = [first]
+    for part in others:
+        if len(lines[-1] + between + part) < WIDTH:
+            lines[-1] += between + part
+        else:
+            lines[-1] += between.rstrip()
+            lines.append(part)
+    return "\n".join(
+        textwrap.fill(line, WIDTH, break_long_words=False, break_on_hyphens=False) for line in lines
+    )

@@ -212,7 +212,9 @@ def target_matrix(t, n, classes):
         return array.astype(np.float64)
     if n == 1 and array.shape == (classes,) and not (classes == 1 and integers):
         return array.astype(np.float64)[None]
-    if not (labels and integers):
+    with np.errstate(invalid="ignore"):
+        whole = integers or (array.dtype.kind == "f" and bool(np.all(array % 1 == 0)))
+    if not (labels and whole):
         raise Refused
     flat = [int(label) for label in array.ravel()]
     if any(not 0 <= label < classes for label in flat):

@@ -318,8 +318,8 @@ class TestReport:
             lambda x: float(np.sum(x**2)), np.array([[2.0, 4.1]]), np.array([[1.0, 2.0]])
         )
         head, row, summary = str(check).splitlines()
-        assert head.split()[:2] == ["array", "shape"]
-        for part in ("x", "(1, 2)", "(0, 1)", "4.1", "wrong"):
+        assert head.split()[:3] == ["array", "worst", "at"]
+        for part in ("x", "(0, 1)", "4.1", "wrong: 1 of 2"):
             assert part in row
         assert summary == "h = 0.0001: WRONG"
 

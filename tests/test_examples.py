@@ -30,6 +30,11 @@ PRINTED = {
 }
 
 
+def draws(script):
+    """Return whether an example draws a picture."""
+    return "--output" in script.read_text(encoding="utf-8")
+
+
 @pytest.fixture
 def run(monkeypatch, tmp_path, capsys):
     """Run an example with small sizes, in an empty folder; return what it printed."""
@@ -52,10 +57,14 @@ def test_example(script, run, tmp_path):
     for text in PRINTED.get(script.stem, []):
         assert text in out[position:], out
         position = out.index(text, position) + len(text)
-    pictures = [f"{script.stem}.png"] if "savefig" in script.read_text(encoding="utf-8") else []
-    assert [path.name for path in tmp_path.iterdir()] == pictures
-    for name in pictures:
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    lines = [line for line in out.splitlines() if not line.startswith("fastgrad ")]
+    assert max(map(len, lines), default=0) <= 80
+    if draws(script):
+        assert out.endswith(f"drawn: pictures/{script.stem}.png\n")
+        (picture,) = (tmp_path / "pictures").iterdir()
+        assert picture.name == f"{script.stem}.png"
+        assert picture.read_bytes().startswith(b"\x89PNG")
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"] * draws(script)
 
 
 def test_output_says_where_the_picture_goes(monkeypatch, tmp_path):
@@ -69,7 +78,7 @@ def test_the_readme_shows_every_example_and_picture():
     text = (FOLDER / "README.md").read_text(encoding="utf-8")
     for script in SCRIPTS:
         assert f"({script.name})" in text
-        if "savefig" in script.read_text(encoding="utf-8"):
+        if draws(script):
             assert f"(images/{script.stem}.png)" in text
     for picture in (FOLDER / "images").iterdir():
         assert f"(images/{picture.name})" in text

@@ -1,4 +1,4 @@
-"""What a new user meets in the first hour: what is asked for is done or refused, and is readable."""
+"""The first hour of a new user: what is asked for is done or refused, what is shown is clear."""
 
 import os
 import re
@@ -27,11 +27,37 @@ def convnet():
     return SimpleConvNet((1, 10, 10), SMALL, 5, 3, 0.5)
 
 
+def two_layers():
+    return TwoLayerNet(6, 4, 3, 0.5, rng=0)
+
+
+def many_layers():
+    return MultiLayerNet(6, [4], 3, weight_decay_lambda=0.1, rng=0)
+
+
+def deep_convnet():
+    return DeepConvNet((1, 10, 10), *[SMALL | {"pad": 1}] * 6, 6, 4)
+
+
+def images_or_samples(net):
+    return IMAGES if isinstance(net, SimpleConvNet) else X
+
+
+def press_ctrl_c():
+    signal.raise_signal(signal.SIGINT)
+
+
 @pytest.fixture
 def python_handles_ctrl_c():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+def kept(function):
+    """Call a function as the command line does."""
+    with interrupt.kept():
+        function()
 
 
 # Ctrl-C ------------------------------------------------------------------------------------------
@@ -42,34 +68,45 @@ def python_handles_ctrl_c():
 class TestInterrupts:
     def test_one_during_a_hold_waits_for_its_end(self):
         reached = []
-        with pytest.raises(KeyboardInterrupt), interrupt.kept():
+
+        def compile_something():
             interrupt.hold()
-            signal.raise_signal(signal.SIGINT)
+            press_ctrl_c()
             reached.append("the end of the hold")
             interrupt.release()
             reached.append("what follows")
+
+        with pytest.raises(KeyboardInterrupt):
+            kept(compile_something)
         assert reached == ["the end of the hold"]
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
     def test_a_second_one_does_not_wait(self):
-        with pytest.raises(KeyboardInterrupt), interrupt.kept():
+        def compile_something():
             interrupt.hold()
-            signal.raise_signal(signal.SIGINT)
-            signal.raise_signal(signal.SIGINT)
+            press_ctrl_c()
+            press_ctrl_c()
             pytest.fail("the second one must raise")
 
-    def test_what_is_swallowed_is_raised_again(self):
-        for swallow in (lambda: None, lambda: [][0]):
-            with pytest.raises(KeyboardInterrupt), interrupt.kept():
-                try:
-                    signal.raise_signal(signal.SIGINT)
-                except KeyboardInterrupt:
-                    swallow()
+        with pytest.raises(KeyboardInterrupt):
+            kept(compile_something)
+
+    @pytest.mark.parametrize("turned_into", [None, ValueError])
+    def test_what_is_swallowed_is_raised_again(self, turned_into):
+        def swallow():
+            try:
+                press_ctrl_c()
+            except KeyboardInterrupt:
+                if turned_into:
+                    raise turned_into from None
+
+        with pytest.raises(KeyboardInterrupt):
+            kept(swallow)
 
     def test_a_script_may_deal_with_it(self):
         with interrupt.kept(may_be_caught=True):
             with pytest.raises(KeyboardInterrupt):
-                signal.raise_signal(signal.SIGINT)
+                press_ctrl_c()
             interrupt.hold()
             interrupt.release()  # does not raise it once more
 
@@ -79,15 +116,14 @@ class TestInterrupts:
             thread.start()
             thread.join()
 
-    @pytest.mark.parametrize("make", [lambda: TwoLayerNet(6, 4, 3, rng=0), convnet])
+    @pytest.mark.parametrize("make", [two_layers, convnet])
     def test_fit_ends_after_the_iteration_in_hand(self, make):
-        net, x = make(), X
-        if isinstance(net, SimpleConvNet):
-            x = IMAGES
+        net = make()
+        x = images_or_samples(net)
 
         def callback(iteration, loss):
             if iteration == 2:
-                signal.raise_signal(signal.SIGINT)
+                press_ctrl_c()
 
         with interrupt.kept(may_be_caught=True):
             history = net.fit(x, T, iterations=50, batch_size=4, callback=callback)
@@ -99,14 +135,12 @@ class TestInterrupts:
         from fastgrad import warmup
 
         net = TwoLayerNet(6, 4, 3, rng=0)
-        monkeypatch.setattr(
-            net, "accuracy", lambda x, t: signal.raise_signal(signal.SIGINT) or 0.0, raising=False
-        )
+        monkeypatch.setattr(net, "accuracy", lambda x, t: press_ctrl_c() or 0.0, raising=False)
         with pytest.raises(KeyboardInterrupt):
             warmup._train(net, X, T, batch_size=4, validation=(X, T))
 
 
-# what is asked for is done, or refused -------------------------------------------------------------
+# what is asked for is done, or refused ----------------------------------------------------------
 
 
 class Doubled(TwoLayerNet):
@@ -142,13 +176,13 @@ class TestFit:
         history = net.fit(X, T, iterations=2, batch_size=4, method="numerical_gradient", rng=0)
         assert len(history.loss) == 2
 
-    @pytest.mark.parametrize("make", [lambda: TwoLayerNet(6, 4, 3, rng=0), convnet])
+    @pytest.mark.parametrize("make", [two_layers, convnet])
     def test_two_learning_rates_are_refused(self, make):
         net = make()
-        x = IMAGES if isinstance(net, SimpleConvNet) else X
+        x = images_or_samples(net)
         with pytest.raises(TypeError, match="`learning_rate` must be left out beside"):
             net.fit(x, T, iterations=1, optimizer=SGD(0.2), learning_rate=0.1)
-        with pytest.raises(ValueError, match="`learning_rate` must be a finite number, at least 0"):
+        with pytest.raises(ValueError, match="`learning_rate` must be a finite number"):
             net.fit(x, T, iterations=1, learning_rate=-1)
 
     def test_a_convnet_is_trained_like_the_others(self, capsys):
@@ -180,10 +214,7 @@ class TestFit:
 
 
 class TestFiles:
-    @pytest.mark.parametrize("make", [
-        convnet,
-        lambda: DeepConvNet((1, 10, 10), *[SMALL | {"pad": 1}] * 6, 6, 4),
-    ])  # fmt: skip
+    @pytest.mark.parametrize("make", [convnet, deep_convnet])
     def test_convnets_are_saved_as_npz(self, make, tmp_path):
         net = make()
         path = net.save(tmp_path / "net")
@@ -207,20 +238,19 @@ class TestFiles:
             SimpleConvNet.load(tmp_path / "net.npz")
 
 
-@pytest.mark.parametrize("make", [
-    lambda: (TwoLayerNet(6, 4, 3, 0.5, rng=0), X),
-    lambda: (MultiLayerNet(6, [4], 3, weight_decay_lambda=0.1, rng=0), X),
-    lambda: (convnet(), IMAGES),
-])  # fmt: skip
-@pytest.mark.parametrize("options", [
-    {"h": "auto"}, {"order": 4}, {"sample": 2, "rng": 0}, {"directions": 3, "rng": 0},
-    {"progress": False},
-], ids=str)  # fmt: skip
+@pytest.mark.parametrize("make", [two_layers, many_layers, convnet])
+@pytest.mark.parametrize(
+    "options",
+    [{"h": "auto"}, {"order": 4}, {"sample": 2, "rng": 0}, {"directions": 3, "rng": 0},
+     {"progress": False}],
+    ids=str,
+)  # fmt: skip
 def test_check_gradient_of_a_network_takes_all_options(make, options):
-    net, x = make()
+    net = make()
+    x = images_or_samples(net)
     before = {name: array.copy() for name, array in net.params.items()}
     check = net.check_gradient(x, T, **options)
-    assert set(check.arrays) == set(net.params)
+    assert {name.partition(" ")[0] for name in check.arrays} == set(net.params)
     assert not any(array.wrong for array in check.arrays.values())
     for name, array in before.items():
         np.testing.assert_array_equal(net.params[name], array)
@@ -256,7 +286,7 @@ def test_labels_as_loadtxt_reads_them():
         net.loss(X, T + 5.0)
 
 
-# what is shown -------------------------------------------------------------------------------------
+# what is shown -----------------------------------------------------------------------------------
 
 
 class TestTables:
@@ -269,7 +299,7 @@ class TestTables:
     def test_a_check(self):
         x = {
             "first": np.arange(1.0, 4.0),
-            "the second of two long names of arrays": np.ones((2, 3)),
+            "the second of two long names": np.ones((2, 3)),
         }
         grad = {name: 3 * array**2 for name, array in x.items()}
         grad["first"][1] += 0.5
@@ -310,7 +340,7 @@ class TestTables:
         ),
         (fastgrad.History(np.ones(1)), "History: 1 iteration, last loss 1, 0 s"),
     ],
-    ids=lambda value: value if isinstance(value, str) else "",
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
 )
 def test_objects_show_themselves(thing, text):
     assert repr(thing) == text
@@ -326,7 +356,7 @@ def test_dir_lists_the_public_names():
     assert dir(fastgrad) == sorted(fastgrad.__all__)
 
 
-# the command line ----------------------------------------------------------------------------------
+# the command line --------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

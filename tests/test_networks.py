@@ -594,7 +594,7 @@ class TestFiles:
             MultiLayerNet.load(path)
 
     def test_parameters_alone_get_the_settings_of_the_class(self, tmp_path):
-        net, _, x, t = example()
+        net = example()[0]
         np.savez(tmp_path / "net.npz", **net.params)
         loaded = TwoLayerNet.load(tmp_path / "net.npz")
         assert repr(loaded) == repr(TwoLayerNet(*loaded._sizes))

@@ -368,11 +368,11 @@ def test_backward_before_forward(kind, args):
 @given(data=st.data())
 def test_settings_of_optimizers(kind, data):
     settings = {name: data.draw(numbers) for name in SETTINGS[kind]}
-    bounded = ("decay_rate", "beta1", "beta2")
+    bounded = ("momentum", "decay_rate", "beta1", "beta2")
 
     def expected():
         return {
-            name: number(value, minimum=0, below=1) if name in bounded else number(value)
+            name: number(value, minimum=0, below=1 if name in bounded else np.inf)
             for name, value in settings.items()
         }
 
@@ -821,7 +821,7 @@ def test_checks_of_networks(data, net):
 FIT_ARGUMENTS = {
     "iterations": ([0, 1, 3], [-1, 2.0, None, "3", True]),
     "batch_size": ([1, 5], [0, -1, 2.0, None, True]),
-    "learning_rate": ([0.1, 0, -0.1, 1e300], [float("nan"), float("inf"), None, "a", True, 1j]),
+    "learning_rate": ([0.1, 0, None, 1e300], [float("nan"), float("inf"), -0.1, "a", True, 1j]),
     "method": (["gradient", "numerical_gradient"], ["", None, 1, "Gradient"]),
     "optimizer": ([None], ["SGD", fastgrad.SGD, 3, object()]),
     "validation": ([None], [3, (1,), "ab", (None, None), ([[1.0]], [0])]),

@@ -180,10 +180,10 @@ class GradientCheck:
 
     def __str__(self) -> str:
         """Return the table."""
-        lines = [f"{self._step()}: {self._summary()}"]
+        lines = [tables.wrapped(f"{self._step()}: {self._summary()}", between="; ")]
         if self.arrays:
             lines.insert(0, tables.text_table(_TITLES, self._rows(), "llrrrrl"))
-        return "\n".join([*lines[:-1], tables.wrapped(lines[-1])])
+        return "\n".join(lines)
 
     def _repr_html_(self) -> str:
         """Return the table as a notebook shows it."""
