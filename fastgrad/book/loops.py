@@ -524,7 +524,13 @@ def _at_once(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> NDAr
 
 
 def _without_arguments(f: Any) -> Callable[..., Any]:
-    return lambda _: f()
+    """Return a function of one argument that calls f, and is read as one of the reader's."""
+
+    def called(_: Any) -> Any:
+        return f()
+
+    called.__module__ = str(getattr(f, "__module__", "__main__"))
+    return called
 
 
 def _replayed(
