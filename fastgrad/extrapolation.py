@@ -265,9 +265,8 @@ class _Ladders:
         Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
         """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
-        # Where nothing was found, too few rungs may have been on that scale.
-        reach = shortest * np.where(np.isfinite(self.error), 1.0, _RATIO**3)
-        beyond = (reach > np.abs(self.center)) & (self.center != 0) & (self.side == 0)
+        few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
+        beyond = few & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
         if which.size == 0:
             return which
@@ -278,7 +277,8 @@ class _Ladders:
         rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
         error = self.error[which]
         other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
-        again = other | ~np.isfinite(error)
+        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+        again = other | better | ~np.isfinite(error)
         chosen: IntArray = which[again]
         self._begin_anew(chosen, first[again])
         return chosen
