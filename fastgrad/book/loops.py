@@ -17,9 +17,9 @@ Anything unexpected means that the function goes on as if nothing had been asked
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
-import sys
 import textwrap
 import threading
 import time
@@ -311,7 +311,9 @@ def computed(name: str) -> bool:
     bool
         Whether `result` returns it. If not, the function goes on, and calls `ended` at its end.
     """
-    frame = sys._getframe(1)
+    here = inspect.currentframe()
+    frame = here and here.f_back
+    assert frame is not None
     given = frame.f_locals
     f = given.get(name)
     if type(f) is _StandIn or not callable(f) or not any(map(_is_array, given.values())):
