@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from fastgrad.book import loop_syntax, loops, run_script
-from fastgrad.numdiff import batched
 
 # Statements that the loops below have in common: the function f and the array x of a loop, h.
 HEAD, TAIL = "def g(f, x, h=1e-4):\n    grad = np.zeros_like(x)\n", "    return grad\n"
@@ -252,8 +251,7 @@ def everything_is_worth_it(monkeypatch):
     monkeypatch.setattr(loops, "_records", {})
     monkeypatch.setattr(loops, "_paces", {})
     monkeypatch.setattr(loops, "_recognition", None)
-    evaluate = batched.evaluate
-    monkeypatch.setattr(batched, "evaluate", lambda *args, insist: evaluate(*args, insist=True))
+    monkeypatch.setattr(loops, "_TRIED", (400, 400))
     monkeypatch.setitem(sys.modules, "their_loops", types.ModuleType("their_loops"))
 
 

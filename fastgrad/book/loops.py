@@ -17,9 +17,9 @@ Anything unexpected means that the function goes on as if nothing had been asked
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import os
-import sys
 import textwrap
 import threading
 import time
@@ -36,8 +36,10 @@ __all__ = ["computed", "ended", "forget", "lines", "result"]
 
 #: Loops over fewer entries are left alone, and those that take less time, in seconds.
 _FEW, _MOMENT = 8, 0.05
-#: For how many seconds the time of an evaluation is believed.
-_BELIEVED = 1.0
+#: For how many seconds the time of an evaluation is believed, and that a loop is to be left.
+_BELIEVED, _LEFT_FOR = 1.0, 60.0
+#: How many entries are tried at once before all are: a sixteenth, within these bounds.
+_TRIED = 32, 256
 #: A line is written about a loop that is left alone if it took that many seconds altogether.
 _LONG = 0.5
 #: A small array has so many entries along its last axis and the others, by its number of axes.
@@ -271,8 +273,8 @@ class _Record:
                     continue
                 text = f"{self.title} {way}"
             else:
-                times = f"{loop / max(took, 1e-9):.2g}"
-                text = f"{self.title} {way}, {float(times):,.0f} times faster"
+                times = loop / max(took, 1e-9)
+                text = f"{self.title} {way}, {times:,.{1 if times < 10 else 0}f} times faster"
             text += f" ({calls:,.0f} calls)" if calls > 1 else ""
             found += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
         return found
@@ -311,13 +313,16 @@ def computed(name: str) -> bool:
     bool
         Whether `result` returns it. If not, the function goes on, and calls `ended` at its end.
     """
-    frame = sys._getframe(1)
+    here = inspect.currentframe()
+    frame = here and here.f_back
+    assert frame is not None
     given = frame.f_locals
     f = given.get(name)
-    if type(f) is _StandIn or not callable(f) or not any(map(_is_array, given.values())):
+    shapes = tuple(value.shape for value in given.values() if _is_array(value))
+    if type(f) is _StandIn or not shapes or not callable(f):
         _running.loops.append(_NO_LOOP)
         return False
-    key = frame.f_code, getattr(getattr(f, "__func__", f), "__code__", type(f))
+    key = frame.f_code, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
     why = _compute(frame, name, f, key)
     if why:
         _running.loops.append((time.perf_counter(), key, f, why))
@@ -363,7 +368,7 @@ def forget() -> None:
 
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
     with _lock:
-        _records.setdefault(key, _Record(title)).add(way, took, loop)
+        _records.setdefault(key[:2], _Record(title)).add(way, took, loop)
 
 
 def _title(code: types.CodeType, f: Any) -> str:
@@ -376,7 +381,7 @@ def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
     """Compute the result and return "", or return why the loop is left as it is."""
     pace = _paces.get(key)
     start = time.perf_counter()
-    if pace is not None and start - pace[1] < _BELIEVED:
+    if pace is not None and start - pace[1] < (_LEFT_FOR if pace[2] else _BELIEVED):
         largest = max(v.size for v in frame.f_locals.values() if _is_array(v))
         if pace[2] or 2 * pace[0] * largest < _MOMENT:
             return pace[2] or "it takes no time"
@@ -391,8 +396,13 @@ def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
         began = time.perf_counter()
         here = _at_x(f, x, rule)
         seconds = time.perf_counter() - began
+        calls = rule.before + rule.after + len(rule.block) * x.size
+        if seconds * calls >= _MOMENT:  # the first evaluation may have been a slow one
+            began = time.perf_counter()
+            here = _at_x(f, x, rule)
+            seconds = time.perf_counter() - began
         _paces[key] = seconds, began, ""
-        loop = seconds * (rule.before + rule.after + len(rule.block) * x.size)
+        loop = seconds * calls
         if loop < _MOMENT:
             return "it takes no time"
         way = _by(call, rule, here, is_stored, loop)
@@ -435,6 +445,7 @@ def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) ->
     f, x = call.args[call.f], call.args[call.x]
     like = _like(here)
     points = _points(call, rule)
+    pace = seconds / (rule.before + rule.after + len(rule.block) * x.size)
     # It takes a moment until the kernels are there.
     is_worth_it = seconds >= _LONG or _recognition is not None
     slopes = _compiled(f, x, rule, points) if is_worth_it else None
@@ -442,7 +453,7 @@ def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) ->
         values = slopes * (points[0] - points[1]) / 2
         values, way = np.stack([values, -values]), "by the compiled kernels"
     else:
-        values, way = _at_once(f, x, rule, points), "all points at once"
+        values, way = _at_once(f, x, rule, points, pace), "all points at once"
     _running.result = _replayed(call, rule, points, values, here, like)
     if is_stored and rule.passes != "copy":
         _at_last(f, x, rule, points)
@@ -508,19 +519,35 @@ def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> Any
     return None if found is None else found.reshape(-1)
 
 
-def _at_once(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> NDArray[Any]:
-    """Return the values of f at all points at once."""
+def _at_once(
+    f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any], pace: float
+) -> NDArray[Any]:
+    """Return the values of f, evaluated at many points at once; `_Left` if that is no faster."""
     from fastgrad.numdiff import batched  # which a script of cheap loops does not need
 
     array = x.copy() if rule.passes == "copy" else x
     function = f if rule.passes != "nothing" else _without_arguments(f)
     entries = np.arange(x.size, dtype=np.int64)
+    values = np.empty(points.shape)
+    few, many = _TRIED
+    tried = min(x.size, max(few, min(many, x.size // 16)))
     try:
-        return batched.evaluate(
-            function, array, array, entries, points.astype(np.float64), rule.further, insist=False
-        )
+        before = 0.0  # what a call takes for one entry: the most of it is needed for any number
+        for part in (slice(0, 1), slice(1, tried), slice(tried, x.size)):
+            if part.start == x.size:
+                break
+            began = time.perf_counter()
+            values[:, part] = batched.evaluate(
+                function, array, array, entries[part], points[:, part].astype(np.float64),
+                rule.further,
+            )  # fmt: skip
+            took = time.perf_counter() - began
+            if part.start == 1 and took - before > pace * tried * len(points) and tried < x.size:
+                raise _Left("all points at once would not be faster")
+            before = took
     except batched.NotCarried as reason:
         raise _Left(str(reason)) from reason
+    return values
 
 
 def _without_arguments(f: Any) -> Callable[..., Any]:
