@@ -214,7 +214,7 @@ SCORED = [
         (3.0, 0, ValueError, "`{}` must have shape .* Got ..."),
         (np.zeros((2, 3)), [0, 3], ValueError, "`t` must hold labels from 0 to 2. Got 3 at po.* 1"),
         (np.zeros((2, 3)), [-1, 0], ValueError, "`t` must hold labels from 0 to 2. Got -1 at po"),
-        (np.zeros((2, 3)), [0.0, 1.0], TypeError, "`t` must hold integer labels. Got float64."),
+        (np.zeros((2, 3)), [0.0, 0.5], TypeError, "`t` must hold integer labels. Got float64."),
         (np.zeros((2, 3)), [0, 1, 2], ValueError, "`t` must be labels of shape .2,. or"),
         (np.zeros((2, 3)), np.zeros((3, 2)), ValueError, "`t` must be labels of shape .2,. or"),
         (np.zeros((2, 3)), "01", TypeError, "`t` must be an array of real numbers"),
