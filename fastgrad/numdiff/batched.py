@@ -292,6 +292,11 @@ def _quiet() -> dict[str, Any]:
 class _Places:
     """Where a function finds an array: its arguments, closures, attributes, dicts and lists.
 
+    Attributes
+    ----------
+    functions : list of functions
+        The caller's functions that were met on the way.
+
     Raises
     ------
     NotCarried
