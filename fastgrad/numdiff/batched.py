@@ -116,7 +116,7 @@ class _Evaluation:
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
         self.places = _Places(f, root, args, array)
-        self.rewriting = Rewriting()
+        self.rewriting = Rewriting(self.places.functions)
 
     def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Evaluate f at all points, in batches of about the size of a cache."""
@@ -292,6 +292,11 @@ def _quiet() -> dict[str, Any]:
 class _Places:
     """Where a function finds an array: its arguments, closures, attributes, dicts and lists.
 
+    Attributes
+    ----------
+    functions : list of functions
+        The caller's functions that were met on the way.
+
     Raises
     ------
     NotCarried
@@ -299,6 +304,7 @@ class _Places:
     """
 
     def __init__(self, f: Any, root: Any, args: tuple[Any, ...], array: Array) -> None:
+        self.functions: list[types.FunctionType] = []
         self._array = array
         self._call = [f, root, args]
         self._puts: list[_Put] = []
@@ -411,6 +417,7 @@ class _Places:
     def _function(self, function: types.FunctionType) -> None:
         if _is_library(function.__globals__.get("__name__", "")):
             return
+        self.functions.append(function)
         for cell in function.__closure__ or ():
             try:
                 child = cell.cell_contents

@@ -19,7 +19,6 @@ import __future__
 
 import ast
 import functools
-import gc
 import inspect
 import operator
 import threading
@@ -47,9 +46,16 @@ _MARK = "fastgrad rewrites to "
 
 
 class Rewriting:
-    """Rewritten copies of the functions that need them in one evaluation."""
+    """Rewritten copies of the functions that need them in one evaluation.
 
-    def __init__(self) -> None:
+    Parameters
+    ----------
+    functions : list of functions
+        Those that may be rewritten.
+    """
+
+    def __init__(self, functions: list[types.FunctionType]) -> None:
+        self._functions = functions
         self._copies: dict[types.FunctionType, types.CodeType] = {}
         self._seen: set[types.CodeType] = set()
 
@@ -59,11 +65,7 @@ class Rewriting:
         if code is None or code in self._seen or code in self._copies.values():
             return False
         self._seen.add(code)
-        functions = [
-            function
-            for function in gc.get_referrers(code)
-            if isinstance(function, types.FunctionType) and function.__code__ is code
-        ]
+        functions = [function for function in self._functions if function.__code__ is code]
         copy = rewritten(code) if functions else None
         if copy is None:
             return False
@@ -160,6 +162,7 @@ def _through(helper: str, first: ast.expr, node: ast.Call) -> ast.Call:
     return ast.Call(ast.Constant(_MARK + helper), [first, *node.args], node.keywords)
 
 
+@functools.lru_cache(maxsize=256)
 def rewritten(code: types.CodeType) -> types.CodeType | None:
     """Return code with calls that go through helpers; None if its source is not to be had.
 
