@@ -236,11 +236,11 @@ CALLS: dict[str, Callable[[Any], object]] = {
     ),
 }
 
-#: How long the calls compile that commands make ahead, in seconds: measured, one after the other
-#: with an empty cache each, on two cores of an EPYC of 2021.
+#: How long the calls compile that commands make ahead, in seconds: measured with an empty cache
+#: each on two cores, those of convolutional networks and optimizers beside other programs.
 _SECONDS = {
     "numerical_gradient": 5, "gradient": 4, "fit": 6, "fit by numerical_gradient": 6, "accuracy": 4,
-    "optimizers": 4, "fit of a convnet": 9, "fit of a convnet by numerical_gradient": 15,
+    "optimizers": 4, "fit of a convnet": 15, "fit of a convnet by numerical_gradient": 8,
 }  # fmt: skip
 
 
