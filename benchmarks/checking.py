@@ -449,7 +449,7 @@ def elementary(count: int, seed: int = 0) -> dict[str, Any]:
     """
     import mpmath
 
-    from fastgrad.extrapolation import extrapolate
+    from fastgrad.numdiff.extrapolation import extrapolate
 
     rng = np.random.default_rng(seed)
     points = 10.0 ** np.arange(-3, 5) if seed == 0 else 10.0 ** rng.uniform(-3, 4, count)

@@ -11,7 +11,8 @@ import sys
 
 import numpy as np
 
-from fastgrad import MultiLayerNet, load_mnist, optimizers
+from fastgrad import MultiLayerNet, load_mnist
+from fastgrad.nn import optimizers
 
 if __package__:  # imported as a part of the folder, by asv
     from . import functions, measuring, reports, textbook

@@ -15,7 +15,7 @@ import numba
 import numpy as np
 from numba import njit
 
-from fastgrad.gradients import gradient_descent, numerical_diff, numerical_gradient
+from fastgrad.numdiff.gradients import gradient_descent, numerical_diff, numerical_gradient
 
 if __package__:  # imported as a part of the folder, by asv, which imports every file
     from . import measuring, reports, textbook

@@ -10,7 +10,7 @@ import sys
 
 import numpy as np
 
-from fastgrad import functions, layers, optimizers
+from fastgrad.nn import functions, layers, optimizers
 
 if __package__:  # imported as a part of the folder, by asv
     from . import measuring, reports

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 if not os.path.isdir(os.path.dirname(__file__)):
     raise ImportError("fastgrad must be installed into a folder. It cannot run from a zip archive.")
 
-from fastgrad.tbb import load_tbb
+from fastgrad.runtime.tbb import load_tbb
 
 __version__ = "0.1.0"
 

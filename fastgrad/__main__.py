@@ -1,8 +1,8 @@
-"""``python -m fastgrad``: see `fastgrad.cli`."""
+"""``python -m fastgrad``: see `fastgrad.cli.parser`."""
 
 import sys
 
-from fastgrad.cli import main
+from fastgrad.cli.parser import main
 
 if __name__ == "__main__":
     sys.exit(main())

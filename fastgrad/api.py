@@ -1,6 +1,11 @@
 """The public names: what ``fastgrad.NAME`` stands for."""
 
-from fastgrad.convolution import (
+from fastgrad.checking.check import check_backward, check_gradient
+from fastgrad.checking.result import GradientCheck, GradientCheckWarning
+from fastgrad.data.mnist import load_mnist
+from fastgrad.networks.fit import History
+from fastgrad.networks.fully_connected import MultiLayerNet, TwoLayerNet
+from fastgrad.nn.convolution import (
     Convolution,
     Pooling,
     col2im,
@@ -10,8 +15,7 @@ from fastgrad.convolution import (
     max_pooling_backward,
     max_pooling_forward,
 )
-from fastgrad.datasets import load_mnist
-from fastgrad.functions import (
+from fastgrad.nn.functions import (
     affine_backward,
     affine_forward,
     cross_entropy_error,
@@ -27,16 +31,7 @@ from fastgrad.functions import (
     step_function,
     sum_squared_error,
 )
-from fastgrad.gradients import (
-    GradientCheck,
-    GradientCheckWarning,
-    check_backward,
-    check_gradient,
-    gradient_descent,
-    numerical_diff,
-    numerical_gradient,
-)
-from fastgrad.layers import (
+from fastgrad.nn.layers import (
     AddLayer,
     Affine,
     BatchNormalization,
@@ -46,11 +41,10 @@ from fastgrad.layers import (
     Sigmoid,
     SoftmaxWithLoss,
 )
-from fastgrad.networks import MultiLayerNet, TwoLayerNet
+from fastgrad.nn.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
+from fastgrad.numdiff.gradients import gradient_descent, numerical_diff, numerical_gradient
 from fastgrad.numdiff.hessian import numerical_hessian
 from fastgrad.numdiff.jacobian import numerical_jacobian
-from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
-from fastgrad.training import History
 
 __all__ = [
     "SGD",

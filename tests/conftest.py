@@ -39,7 +39,7 @@ def efforts():
 
     The value is what the engine goes by for its users, by name.
     """
-    from fastgrad import engine  # only now, after the cache's folder is settled
+    from fastgrad.networks import engine  # only now, after the cache's folder is settled
 
     known = {name: getattr(engine, name) for name in ("PASS", "SERIES", "GENERAL")}
     with pytest.MonkeyPatch.context() as patch:
@@ -53,7 +53,7 @@ def chunks(request, monkeypatch):
     """Deal all work out to that many chunks, however many threads there are."""
     import numba
 
-    from fastgrad import threads
+    from fastgrad.runtime import threads
 
     threads.layer()  # starts with the true number
     monkeypatch.setattr(numba, "get_num_threads", lambda: request.param)

@@ -23,8 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from processes import open_files
 
-from fastgrad import archives
-from fastgrad.archives import load_arrays, save_arrays
+from fastgrad.data import archives
+from fastgrad.data.archives import load_arrays, save_arrays
 
 NET = {"W1": np.arange(12.0).reshape(3, 4), "b1": np.arange(4, dtype=np.float32)}
 MIB = 1 << 20
@@ -251,7 +251,7 @@ def test_the_old_file_survives_a_killed_process(tmp_path):
         """
         import os, signal, sys
         import numpy as np
-        from fastgrad.archives import save_arrays
+        from fastgrad.data.archives import save_arrays
         os.fsync = lambda fd: os.kill(os.getpid(), signal.SIGKILL)
         save_arrays(sys.argv[1], {"W1": np.ones(100_000)}, epoch=2)
         """,
@@ -268,7 +268,7 @@ def test_the_old_file_survives_a_limit_on_file_size(tmp_path):
         """
         import errno, resource, sys
         import numpy as np
-        from fastgrad.archives import save_arrays
+        from fastgrad.data.archives import save_arrays
         resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
         try:
             save_arrays(sys.argv[1], {"W1": np.ones(1_000), "W2": np.ones(100_000)}, epoch=2)

@@ -612,7 +612,7 @@ class TestOption:
         assert not check_gradient(lambda W: np.sum(np.sin(A @ W)), wrong, W, batched=True)
 
     def test_where_the_loop_takes_longer(self, monkeypatch):
-        monkeypatch.setattr("fastgrad.evaluation._MOMENT", 0.0)
+        monkeypatch.setattr("fastgrad.numdiff.objective._MOMENT", 0.0)
         calls, evaluate = [], batched.evaluate
 
         def noted(*args, **kwargs):

@@ -209,7 +209,7 @@ def test_the_books_names_inside_a_package(folder, capfd, there):
     )  # fmt: skip
     assert book.run_script(script) == 0
     out, err = capfd.readouterr()
-    assert out.splitlines()[:2] == ["[0.5] fastgrad.datasets", "fastgrad.book.gradients"]
+    assert out.splitlines()[:2] == ["[0.5] fastgrad.data.mnist", "fastgrad.book.gradients"]
     assert out.splitlines()[2:] == (["fastgrad.book.functions"] if there == "folder" else [])
     assert "scratch.common.functions (as common.functions), scratch.dataset.mnist (as" in err
     assert not any(name.startswith("scratch") for name in sys.modules)

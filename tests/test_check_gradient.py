@@ -13,15 +13,9 @@ from hypothesis import strategies as st
 from numba import njit
 
 import fastgrad
-from fastgrad.gradients import (
-    GradientCheck,
-    GradientCheckWarning,
-    check_backward,
-    check_gradient,
-    compare_gradients,
-    gradient_descent,
-    numerical_gradient,
-)
+from fastgrad.checking.check import check_backward, check_gradient
+from fastgrad.checking.result import GradientCheck, GradientCheckWarning, compare_gradients
+from fastgrad.numdiff.gradients import gradient_descent, numerical_gradient
 
 mpl.use("Agg")
 

@@ -13,7 +13,8 @@ import pytest
 from processes import environment_of
 
 import fastgrad
-from fastgrad import cli, commands, optimizers
+from fastgrad.cli import commands, parser
+from fastgrad.nn import optimizers
 
 
 def run(*arguments):
@@ -98,7 +99,7 @@ def figures(output, label):
 )  # fmt: skip
 def test_wrong_arguments_end_in_one_line(arguments, message, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main(arguments)
+        parser.main(arguments)
     out, err = capsys.readouterr()
     assert exit_.value.code == 2
     assert re.fullmatch(r"(fastgrad \d.*\n)?", out)
@@ -112,7 +113,7 @@ def test_a_damaged_data_set_ends_in_one_line(digits, tmp_path, capsys):
     for file in digits.iterdir():
         (tmp_path / file.name).write_bytes(file.read_bytes()[:-1])
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["exercise", "--data", str(tmp_path)])
+        parser.main(["exercise", "--data", str(tmp_path)])
     assert exit_.value.code == 2
     assert re.fullmatch(
         r"fastgrad exercise: error: .*-ubyte' must hold .*\n", capsys.readouterr().err
@@ -121,14 +122,14 @@ def test_a_damaged_data_set_ends_in_one_line(digits, tmp_path, capsys):
 
 def test_a_folder_in_place_of_a_file_is_refused_at_once(tmp_path, capsys):
     with pytest.raises(SystemExit):
-        cli.main(["train", "--save", str(tmp_path)])
+        parser.main(["train", "--save", str(tmp_path)])
     assert "is a folder" in capsys.readouterr().err
 
 
 def test_plot_without_matplotlib_is_refused_at_once(monkeypatch, capsys):
     monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as exit_:
-        cli.main(["train", "--plot", "picture.png"])
+        parser.main(["train", "--plot", "picture.png"])
     assert exit_.value.code == 2
     assert "pip install 'fastgrad[plot]'" in capsys.readouterr().err
 
@@ -139,7 +140,7 @@ def test_a_first_line_before_the_imports(command, tmp_path):
     code = (
         "import sys\n"
         "sys.modules['numpy'] = sys.modules['numba'] = None  # importing them raises\n"
-        "from fastgrad import cli\n"
+        "from fastgrad.cli import parser\n"
         f"cli.main([{command!r}, *{['a.py'] * (command == 'run')}])\n"
     )
     result = subprocess.run(
@@ -157,7 +158,7 @@ def test_a_first_line_before_the_imports(command, tmp_path):
 
 
 def test_the_optimizers_are_those_of_the_library():
-    assert tuple(optimizers.BY_NAME) == cli.OPTIMIZERS
+    assert tuple(optimizers.BY_NAME) == parser.OPTIMIZERS
 
 
 def test_in_a_process_of_its_own_too():
@@ -171,7 +172,7 @@ def test_in_a_process_of_its_own_too():
 
 
 def test_without_arguments_it_helps(capsys):
-    assert cli.main([]) == 0
+    assert parser.main([]) == 0
     out, err = capsys.readouterr()
     assert all(command in out for command in ("exercise", "train", "warmup", "info"))
     assert err == ""
@@ -180,19 +181,19 @@ def test_without_arguments_it_helps(capsys):
 @pytest.mark.parametrize("command", ["exercise", "train", "run", "warmup", "info"])
 def test_every_command_has_help(command, capsys):
     with pytest.raises(SystemExit) as exit_:
-        cli.main([command, "--help"])
+        parser.main([command, "--help"])
     assert exit_.value.code == 0
     assert f"usage: fastgrad {command}" in capsys.readouterr().out
 
 
 def test_version_is_that_of_the_distribution(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["--version"])
+        parser.main(["--version"])
     assert capsys.readouterr().out.split() == ["fastgrad", fastgrad.__version__]
 
 
 def test_info(capsys):
-    assert cli.main(["info"]) == 0
+    assert parser.main(["info"]) == 0
     out = capsys.readouterr().out
     lines = re.sub(r"\n {17}", "  ", out).splitlines()  # long ones go on below
     told = dict(re.split(r"\s{2,}", line, maxsplit=1) for line in lines)
@@ -236,7 +237,7 @@ def test_exercise_on_mnist():
 def test_exercise_in_full(digits, capsys, monkeypatch):
     monkeypatch.setattr(commands, "_PATIENCE", 0)
     arguments = ["exercise", "--full", "--hidden-size", "3", "--batch-size", "4", "--h", "1e-5"]
-    assert cli.main([*arguments, "--data", str(digits)]) == 0
+    assert parser.main([*arguments, "--data", str(digits)]) == 0
     out, err = capsys.readouterr()
     assert "TwoLayerNet 64-3-5, sigmoid, float64: 215 parameters" in out
     assert "batch of 4 random images" in out
@@ -248,7 +249,7 @@ def test_exercise_in_full(digits, capsys, monkeypatch):
 
 def test_a_quick_textbook_loop_shows_no_bar(digits, capsys):
     arguments = ["--sample", "5", "--hidden-size", "3", "--h", "1e-3", "1e-5"]
-    assert cli.main(["exercise", "--data", str(digits), *arguments]) == 0
+    assert parser.main(["exercise", "--data", str(digits), *arguments]) == 0
     out, err = capsys.readouterr()
     assert "textbook" not in err
     assert re.findall(r"^h = (\S+), textbook", out, flags=re.M) == ["0.001", "1e-05"]
@@ -256,7 +257,7 @@ def test_a_quick_textbook_loop_shows_no_bar(digits, capsys):
 
 def test_exercise_leaves_out_the_kinks_of_relu(digits, capsys):
     arguments = ["exercise", "--activation", "relu", "--h", "0.003", "--seed", "2"]
-    assert cli.main([*arguments, "--data", str(digits)]) == 0
+    assert parser.main([*arguments, "--data", str(digits)]) == 0
     out = capsys.readouterr().out
     assert "whose ±h reaches a kink of ReLU" in out
     *_, digits_in_common = figures(out, "h = 0.003, numerical_gradient")
@@ -264,7 +265,7 @@ def test_exercise_leaves_out_the_kinks_of_relu(digits, capsys):
 
 
 def test_exercise_in_float32(digits, capsys):
-    assert cli.main(["exercise", "--dtype", "float32", "--data", str(digits)]) == 0
+    assert parser.main(["exercise", "--dtype", "float32", "--data", str(digits)]) == 0
     out = capsys.readouterr().out
     *_, digits_in_common = figures(out, "h = 0.0001, numerical_gradient")
     assert digits_in_common > 4
@@ -278,7 +279,7 @@ def test_differences_are_found(digits, capsys, monkeypatch):
         return {name: 1.001 * array for name, array in right(self, *arguments).items()}
 
     monkeypatch.setattr(fastgrad.TwoLayerNet, "numerical_gradient", wrong)
-    assert cli.main(["exercise", "--data", str(digits)]) == 0
+    assert parser.main(["exercise", "--data", str(digits)]) == 0
     out = capsys.readouterr().out
     assert figures(out, "h = 0.0001, numerical_gradient") == [1e-4] + [1e-3] * 4 + [3.0]
 
@@ -289,7 +290,7 @@ def test_differences_are_found(digits, capsys, monkeypatch):
 def test_train_a_convnet(digits, tmp_path, capsys):
     arguments = ["--network", "convnet", "--data", str(digits), "--iterations", "60"]
     files = ["--save", str(tmp_path / "net.npz"), "--plot", str(tmp_path / "net.png")]
-    assert cli.main(["train", *arguments, *files, "--batch-size", "20", "--seed", "0",
+    assert parser.main(["train", *arguments, *files, "--batch-size", "20", "--seed", "0",
                      "--learning-rate", "0.01"]) == 0  # fmt: skip
     out = capsys.readouterr().out
     assert figures(out, "test accuracy")[0] > 50
@@ -330,7 +331,7 @@ def test_train(digits, tmp_path):
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam"])
 def test_every_optimizer(optimizer, digits, capsys):
     arguments = ["--iterations", "30", "--batch-size", "20", "--activation", "relu", "--seed", "1"]
-    assert cli.main(["train", "--data", str(digits), "--optimizer", optimizer, *arguments]) == 0
+    assert parser.main(["train", "--data", str(digits), "--optimizer", optimizer, *arguments]) == 0
     out = capsys.readouterr().out
     default = {"sgd": 0.1, "adam": 0.001}.get(optimizer, 0.01)
     assert f"{optimizer}, learning rate {default:g}, seed 1" in out.replace("\n", " ")
@@ -340,7 +341,7 @@ def test_both_methods_learn_the_same(digits, tmp_path, capsys):
     for method in ("gradient", "numerical_gradient"):
         arguments = ["--method", method, "--iterations", "20", "--hidden-size", "4", "--seed", "1"]
         save = ["--save", str(tmp_path / method)]
-        assert cli.main(["train", "--data", str(digits), *arguments, *save]) == 0
+        assert parser.main(["train", "--data", str(digits), *arguments, *save]) == 0
     backward, numerical = (
         fastgrad.TwoLayerNet.load(tmp_path / f"{method}.npz").params
         for method in ("gradient", "numerical_gradient")
@@ -352,7 +353,7 @@ def test_both_methods_learn_the_same(digits, tmp_path, capsys):
 def test_no_iterations(digits, tmp_path, capsys):
     picture = tmp_path / "curves"
     arguments = ["--iterations", "0", "--plot", str(picture)]
-    assert cli.main(["train", "--data", str(digits), *arguments]) == 0
+    assert parser.main(["train", "--data", str(digits), *arguments]) == 0
     assert "0 iterations" in capsys.readouterr().out
     assert (tmp_path / "curves.png").exists()
 
@@ -360,7 +361,7 @@ def test_no_iterations(digits, tmp_path, capsys):
 def test_a_picture_is_of_the_kind_that_its_name_says(digits, tmp_path, capsys):
     picture = tmp_path / "curves.jpg"
     arguments = ["--iterations", "0", "--plot", str(picture)]
-    assert cli.main(["train", "--data", str(digits), *arguments]) == 0
+    assert parser.main(["train", "--data", str(digits), *arguments]) == 0
     assert picture.read_bytes().startswith(b"\xff\xd8")
     assert list(tmp_path.iterdir()) == [picture]
 
@@ -437,7 +438,7 @@ def test_ctrl_c_elsewhere(monkeypatch):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fastgrad, "load_mnist", interrupted)
-    assert cli.main(["exercise"]) == 130
+    assert parser.main(["exercise"]) == 130
 
 
 def test_a_second_ctrl_c_keeps_what_was_learned(digits, tmp_path, monkeypatch, capsys):
@@ -448,7 +449,7 @@ def test_a_second_ctrl_c_keeps_what_was_learned(digits, tmp_path, monkeypatch, c
     monkeypatch.setattr(commands, "compile_ahead", lambda *_: 0.0)  # it calls `fit`, too
     monkeypatch.setattr(fastgrad.TwoLayerNet, "fit", interrupted)
     file = tmp_path / "net.npz"
-    assert cli.main(["train", "--data", str(digits), "--save", str(file)]) == 130
+    assert parser.main(["train", "--data", str(digits), "--save", str(file)]) == 130
     assert (fastgrad.TwoLayerNet.load(file).params["b1"] == 7).all()
 
 

@@ -16,22 +16,22 @@ from reference import from_python
 
 import fastgrad
 from fastgrad.kernels import bitmask
-from fastgrad.kernels import compile as policy
-from fastgrad.kernels.runtime import Arguments
+from fastgrad.runtime import compile as policy
+from fastgrad.runtime.steps import Arguments
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
 #: Of the package, and of the modules of the tests.
 PATH = os.pathsep.join([str(ROOT), str(Path(__file__).parent)])
 HELPER = """
-from fastgrad.kernels.compile import kernel
+from fastgrad.runtime.compile import kernel
 
 @kernel
 def scaled(x):
     return {factor} * x
 """
 CALLER = """
-from fastgrad.kernels.compile import kernel
+from fastgrad.runtime.compile import kernel
 from fastgrad.kernels.helper import scaled
 
 @kernel

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import fastgrad
-from fastgrad import compile_time
-from fastgrad.kernels.compile import kernel
+from fastgrad.runtime import compile_time
+from fastgrad.runtime.compile import kernel
 
 
 def compile_something(ours=True, seconds=0.0):

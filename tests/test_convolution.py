@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fastgrad
-from fastgrad import Convolution, Pooling, convolution
+from fastgrad import Convolution, Pooling
+from fastgrad.nn import convolution
 
 ROUNDING = {np.float64: 1e-12, np.float32: 1e-5}
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import open_files
 
-from fastgrad import datasets
-from fastgrad.datasets import load_mnist
+from fastgrad.data import mnist
+from fastgrad.data.mnist import load_mnist
 
 MIB = 1 << 20
 
@@ -68,9 +68,9 @@ def mnist():
 
 def test_the_files_are_the_original_ones():
     # The sums are those of the notice beside the files.
-    notice = (datasets._PACKAGE_DATA / "NOTICE.md").read_text(encoding="utf-8")
+    notice = (mnist._PACKAGE_DATA / "NOTICE.md").read_text(encoding="utf-8")
     for name in NAMES:
-        data = gzip.decompress((datasets._PACKAGE_DATA / f"{name}.gz").read_bytes())
+        data = gzip.decompress((mnist._PACKAGE_DATA / f"{name}.gz").read_bytes())
         assert f"| {name} | {hashlib.sha256(data).hexdigest()} |" in notice
 
 

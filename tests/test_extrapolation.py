@@ -10,7 +10,7 @@ import pytest
 from numba import njit
 
 from fastgrad import check_gradient, numerical_diff, numerical_gradient
-from fastgrad.extrapolation import _romberg, extrapolate
+from fastgrad.numdiff.extrapolation import _romberg, extrapolate
 
 EPS = np.finfo(np.float64).eps
 

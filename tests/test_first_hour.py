@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 
 import fastgrad
-from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet, cli, commands, tables, textbook
+from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet, tables
 from fastgrad.book import DeepConvNet, SimpleConvNet
+from fastgrad.cli import commands, parser, textbook
 from fastgrad.runtime import interrupt
 
 SMALL = {"filter_num": 3, "filter_size": 3, "pad": 0, "stride": 1}
@@ -132,7 +133,7 @@ class TestInterrupts:
 
     def test_compiling_ahead_is_ended(self, monkeypatch):
         """The `fit` that compiles takes the interrupt for a wish to end early."""
-        from fastgrad import warmup
+        from fastgrad.cli import warmup
 
         net = TwoLayerNet(6, 4, 3, rng=0)
         monkeypatch.setattr(net, "accuracy", lambda x, t: press_ctrl_c() or 0.0, raising=False)
@@ -201,7 +202,7 @@ class TestFit:
         assert net.accuracy(IMAGES, T) == other.accuracy(IMAGES, T)
 
     def test_a_convnet_trains_without_the_time_of_compiling(self):
-        from fastgrad import compile_time
+        from fastgrad.runtime import compile_time
 
         def callback(iteration, loss):
             compile_time._begin(True)
@@ -371,14 +372,14 @@ def test_dir_lists_the_public_names():
 )
 def test_what_is_not_done_is_refused(arguments, message, capsys):
     with pytest.raises(SystemExit) as caught:
-        cli.main(arguments)
+        parser.main(arguments)
     assert caught.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_exercise_has_no_convnet(capsys):
     with pytest.raises(SystemExit):
-        cli.main(["exercise", "--help"])
+        parser.main(["exercise", "--help"])
     assert "convnet" not in capsys.readouterr().out
 
 
@@ -386,7 +387,7 @@ def test_exercise_has_no_convnet(capsys):
 def test_help_has_80_columns(name, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
-        cli.main([*[name] * bool(name), "--help"])
+        parser.main([*[name] * bool(name), "--help"])
     assert max(map(len, capsys.readouterr().out.splitlines())) <= 80
 
 

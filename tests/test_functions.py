@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-import fastgrad.functions as F  # noqa: N812
+from fastgrad.nn import functions as F  # noqa: N812
 
 
 def plain_sigmoid(x):

@@ -22,14 +22,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from numba import njit, prange
 
-from fastgrad import evaluation
-from fastgrad.gradients import (
-    check_gradient,
-    gradient_descent,
-    numerical_diff,
-    numerical_gradient,
-)
-from fastgrad.kernels import functions
+from fastgrad.checking.check import check_gradient
+from fastgrad.kernels import user_function
+from fastgrad.numdiff import objective
+from fastgrad.numdiff.gradients import gradient_descent, numerical_diff, numerical_gradient
 
 
 def rosenbrock(x):
@@ -495,8 +491,8 @@ class TestCompiledFunctions:
         np.testing.assert_allclose(found, 3 * scale * self.x**2, atol=1e-6)
 
     def test_functions_with_threads_of_their_own_are_not_nested(self):
-        assert evaluation._compiled(calls_threaded, self.x, ()) is None
-        assert evaluation._compiled(compiled_sum_of_cubes, self.x, ()) is not None
+        assert objective._compiled(calls_threaded, self.x, ()) is None
+        assert objective._compiled(compiled_sum_of_cubes, self.x, ()) is not None
 
     def test_functions_from_a_cache(self, tmp_path):
         (tmp_path / "cached.py").write_text(
@@ -504,8 +500,8 @@ class TestCompiledFunctions:
                 import sys
                 import numpy as np
                 from numba import njit, prange
-                from fastgrad import evaluation
-                from fastgrad.gradients import numerical_gradient
+                from fastgrad.numdiff import objective
+                from fastgrad.numdiff.gradients import numerical_gradient
 
                 @njit(cache=True)
                 def plain(x):
@@ -549,8 +545,8 @@ class TestCompiledFunctions:
 
     def test_nothing_is_compiled_for_a_new_function_of_known_types(self):
         numerical_gradient(compiled_sum_of_cubes, self.x)
-        driver = len(functions.evaluate_nudged.signatures)
-        bridges = functions.evaluator.cache_info().misses
+        driver = len(user_function.evaluate_nudged.signatures)
+        bridges = user_function.evaluator.cache_info().misses
 
         @njit
         def f(x):
@@ -558,15 +554,15 @@ class TestCompiledFunctions:
 
         np.testing.assert_allclose(numerical_gradient(f, self.x), -np.sin(self.x), atol=1e-7)
         numerical_gradient(f, self.x.reshape(37, 1)[:, 0])
-        assert len(functions.evaluate_nudged.signatures) == driver
-        assert functions.evaluator.cache_info().misses == bridges
+        assert len(user_function.evaluate_nudged.signatures) == driver
+        assert user_function.evaluator.cache_info().misses == bridges
         assert len(f.signatures) == 1
 
     def test_one_signature_of_the_driver_for_each_dtype(self):
         for x in (self.x, self.x[::2], np.ones((3, 4)), np.ones((2, 2, 2), order="F")):
             numerical_gradient(compiled_sum_of_cubes, x)
             numerical_gradient(compiled_sum_of_cubes, x.astype(np.float32))
-        assert len(functions.evaluate_nudged.signatures) <= 2
+        assert len(user_function.evaluate_nudged.signatures) <= 2
 
     def test_recompiled_function(self):
         scale = 2.0
@@ -592,7 +588,7 @@ class TestCompiledFunctions:
         assert alive() is None
 
     def test_many_stretches(self, monkeypatch):
-        monkeypatch.setattr(evaluation, "_STRETCH", 0.0)
+        monkeypatch.setattr(objective, "_STRETCH", 0.0)
         np.testing.assert_allclose(
             numerical_gradient(compiled_sum_of_cubes, self.x), 3 * self.x**2, atol=1e-6
         )
@@ -724,7 +720,7 @@ INTERRUPTED = """
     import time
     import numpy as np
     from numba import njit
-    from fastgrad.gradients import gradient_descent, numerical_gradient
+    from fastgrad.numdiff.gradients import gradient_descent, numerical_gradient
 
     @njit
     def slow(x):
@@ -777,7 +773,7 @@ def test_without_compilation():
     source = """
         import numpy as np
         from numba import njit
-        from fastgrad.gradients import numerical_gradient
+        from fastgrad.numdiff.gradients import numerical_gradient
         f = njit(lambda x, a: a * np.sum(x**3))
         found = numerical_gradient(f, np.arange(3.0), args=(2.0,), workers=map)
         np.testing.assert_allclose(found, [0, 6, 24], atol=1e-7)

@@ -20,9 +20,9 @@ from reference import (
     rows,
 )
 
-from fastgrad.engine import Engine
-from fastgrad.kernels import central_difference
-from fastgrad.kernels.compile import COMPILED
+from fastgrad.kernels.central_difference import two_layers
+from fastgrad.networks.engine import Engine
+from fastgrad.runtime.compile import COMPILED
 
 TOLERANCE = {"f": 1e-5, "d": 1e-13}
 TARGETS = ("labels", "one-hot", "soft", "weights", "negative")
@@ -46,7 +46,7 @@ def generally(monkeypatch):
 def variant(request, monkeypatch, generally):
     """Force one of the two variants, and see to it that no other one ran."""
     if request.param == "general":
-        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
+        monkeypatch.setattr(two_layers, "LOGIT_MOVE_LIMIT", -1.0)
     yield request.param
     assert bool(generally) == (request.param == "general")
 
@@ -113,8 +113,8 @@ def test_two_layers(activation, kind, delta, h, dtype, monkeypatch):
     params["W2"] *= params["W2"].dtype.type(0.02 if h == 1e-2 else 1)
     x *= x.dtype.type(0.5)
     want = exact(sizes, params, x, t, activation, delta, h)
-    for limit in (central_difference.LOGIT_MOVE_LIMIT, -1.0):
-        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", limit)
+    for limit in (two_layers.LOGIT_MOVE_LIMIT, -1.0):
+        monkeypatch.setattr(two_layers, "LOGIT_MOVE_LIMIT", limit)
         errors = relative_errors(compute(sizes, params, x, t, activation, delta, h), want)
         assert max(errors.values()) <= TOLERANCE[dtype], (limit, errors)
 
@@ -128,7 +128,7 @@ def test_both_variants_agree_wherever_the_series_runs(activation, h, monkeypatch
     for scale in (0.01, 1.0):
         params = random_params(sizes, rng, scale=scale)
         either = compute(sizes, params, x, t, activation, 1e-7, h)
-        monkeypatch.setattr(central_difference, "LOGIT_MOVE_LIMIT", -1.0)
+        monkeypatch.setattr(two_layers, "LOGIT_MOVE_LIMIT", -1.0)
         general = compute(sizes, params, x, t, activation, 1e-7, h)
         monkeypatch.undo()
         assert max(relative_errors(either, general).values()) <= 1e-12
@@ -225,7 +225,7 @@ def test_steps_in_and_out_of_series_range_in_turn(chunks):
 @pytest.mark.parametrize("dtype", ["f", "d"])
 def test_unique_values(dtype):
     rng = np.random.default_rng(0)
-    slots = central_difference.HASH_SLOTS
+    slots = two_layers.HASH_SLOTS
     table = np.zeros((slots + 1, 2), np.uint64)
     pixels = (np.arange(1, 256) / 255).astype(dtype)  # of 0 nobody asks
     gray, far = rng.choice(pixels, 700), rng.standard_normal(3 * slots).astype(dtype)
@@ -235,7 +235,7 @@ def test_unique_values(dtype):
     for values in samples:
         unique, inverse = np.full_like(values, np.nan), np.full(values.size, 2**32 - 1, np.uint32)
         with np.errstate(over="ignore"):  # for kernels that are not compiled
-            count = from_python(central_difference.unique_values)(
+            count = from_python(two_layers.unique_values)(
                 values, values.view(f"u{values.itemsize}"), table, unique, inverse
             )
         assert 0 < count <= values.size

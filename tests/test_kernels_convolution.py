@@ -3,7 +3,7 @@
 import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 
-from fastgrad import convolution
+from fastgrad.nn import convolution
 
 
 def test_convolution_relu_and_pool():

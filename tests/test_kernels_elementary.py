@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fastgrad.kernels import elementary
-from fastgrad.kernels.compile import FASTMATH, kernel
+from fastgrad.runtime.compile import FASTMATH, kernel
 
 COMPILED = not numba.config.DISABLE_JIT
 FUNCTIONS = {

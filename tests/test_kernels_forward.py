@@ -13,10 +13,11 @@ from reference import (
 )
 from strategies import network_samples, network_targets
 
-from fastgrad import engine as engine_module
-from fastgrad import threads, workspace
-from fastgrad.engine import Engine
-from fastgrad.kernels.compile import COMPILED
+from fastgrad.networks import engine as engine_module
+from fastgrad.networks import workspace
+from fastgrad.networks.engine import Engine
+from fastgrad.runtime import threads
+from fastgrad.runtime.compile import COMPILED
 
 #: Around the widths of a vector register, a group of samples and a block of rows.
 SIZES = (1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 63, 64, 65) if COMPILED else (1, 2, 4, 5, 8, 9)

@@ -13,10 +13,10 @@ from processes import answer
 from processes import run as run_python
 from reference import from_python
 
-from fastgrad.kernels import runtime
-from fastgrad.kernels.compile import COMPILED, address, kernel, step_kernel
-from fastgrad.kernels.runtime import Arguments, launch, program, progress_rows, run_thread
-from fastgrad.threads import YIELD
+from fastgrad.runtime import steps
+from fastgrad.runtime.compile import COMPILED, address, kernel, step_kernel
+from fastgrad.runtime.steps import Arguments, launch, program, progress_rows, run_thread
+from fastgrad.runtime.threads import YIELD
 
 STEPS = 40
 
@@ -137,7 +137,7 @@ class TestArguments:
         want = [7, -1.5, 2, 4, 3, 4, 5, other[1, 0, 2], other[2, 1, 0], other[1, 3, 4], 0, 1, 9]
         assert self.described(args, out) == want
         twice = 2 * other
-        point = runtime.pointing([(args, "cube"), (args, "integers")])
+        point = steps.pointing([(args, "cube"), (args, "integers")])
         point([twice, np.array([3, 4, 9], np.uint8)])
         want[2:4] = 3, 9
         want[7:10] = [2 * value for value in want[7:10]]
@@ -206,7 +206,7 @@ def test_counters_are_swapped_by_one_thread_only():
 
     @numba.njit
     def claim(counters, value):
-        return runtime.compare_and_swap(counters, 0, 3, value, value + 1)
+        return steps.compare_and_swap(counters, 0, 3, value, value + 1)
 
     assert claim(counters, 0)
     assert not claim(counters, 0)
@@ -225,7 +225,7 @@ def test_a_call_through_a_pointer_takes_integers_of_every_kind():
 
     @numba.njit
     def call(place, out, a, b):
-        return runtime.call_pointer(place, (out, a, b))
+        return steps.call_pointer(place, (out, a, b))
 
     out = np.zeros(1, np.int64)
     for a, b in [(1, 2), (np.int8(-3), 2), (np.uint8(200), np.int32(5))]:
@@ -239,7 +239,7 @@ def test_yield_is_a_function_of_the_system():
 
 BROKEN_LABEL = """
 import numpy as np
-from fastgrad import engine
+from fastgrad.networks import engine
 
 sizes = (6, 4, 3)
 rng = np.random.default_rng(0)
@@ -279,7 +279,7 @@ def test_an_exception_inside_a_step_reaches_the_caller(tmp_path):
 @pytest.mark.parametrize("size", [0, 1, 6, 7, 20, 100, 784])
 @pytest.mark.parametrize("n_chunks", [1, 2, 3, 5])
 def test_chunks_are_neighbours_of_equal_size(size, n_chunks):
-    ends = [from_python(runtime.chunk_range)(size, chunk, n_chunks) for chunk in range(n_chunks)]
+    ends = [from_python(steps.chunk_range)(size, chunk, n_chunks) for chunk in range(n_chunks)]
     assert [begin for begin, _ in ends] == [0, *(end for _, end in ends[:-1])]
     assert ends[-1][1] == size
     lengths = [end - begin for begin, end in ends]

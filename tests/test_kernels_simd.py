@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from fences import fenced
 
-from fastgrad.kernels import simd
-from fastgrad.kernels.compile import COMPILED
+from fastgrad.runtime import simd
+from fastgrad.runtime.compile import COMPILED
 
 #: Every remainder of every pass, in both dtypes and with both sizes of vectors.
 WIDTHS = range(1, 301) if COMPILED else [1, 4, 9]

@@ -10,9 +10,10 @@ from reference import SETTINGS, gradient, loss, random_params, rows, step
 from strategies import network_samples, network_targets
 
 import fastgrad
-from fastgrad import threads, training
-from fastgrad.engine import Engine
-from fastgrad.kernels.compile import COMPILED
+from fastgrad.networks import fit
+from fastgrad.networks.engine import Engine
+from fastgrad.runtime import threads
+from fastgrad.runtime.compile import COMPILED
 
 SIZES = (1, 2, 3, 5, 8, 9, 63, 64, 65, 128, 130) if COMPILED else (1, 2, 5, 8, 9, 65)
 TOLERANCE = {"f": 2e-4, "d": 1e-9}
@@ -21,7 +22,7 @@ TOLERANCE = {"f": 2e-4, "d": 1e-9}
 @pytest.fixture(params=[False, True], ids=["dense", "sparse"])
 def sparse(request, monkeypatch):
     """Have training take all data sets, or none, as sparse."""
-    monkeypatch.setattr(training, "SPARSE_BELOW", 2 if request.param else -1)
+    monkeypatch.setattr(fit, "SPARSE_BELOW", 2 if request.param else -1)
     return request.param
 
 
@@ -41,8 +42,8 @@ def train(params, x, labels, soft, batches, optimizer, *, activation="sigmoid", 
     sizes = (x.shape[1], *(params[f"b{k + 1}"].size for k in range(len(params) // 2)))
     engine = Engine(sizes, activation, delta, params["W1"].dtype, decay)
     copies = {name: array.copy() for name, array in params.items()}
-    data = training._Data(x, labels, soft, batches.shape[1])
-    run = training._GradientRun(engine, optimizer, Network(copies), data)
+    data = fit._Data(x, labels, soft, batches.shape[1])
+    run = fit._GradientRun(engine, optimizer, Network(copies), data)
     losses = np.full(len(batches), np.nan)
     run.advance(batches, losses)
     assert run.done == len(batches)
@@ -161,8 +162,8 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
     x = np.abs(x).astype(dtype[0])
     threads.layer()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "SPARSE_BELOW", 2)
-        data_set = training._data_set(x, n_chunks, np.dtype(dtype[1]))
+        patch.setattr(fit, "SPARSE_BELOW", 2)
+        data_set = fit._data_set(x, n_chunks, np.dtype(dtype[1]))
     marked = is_marked(data_set.bits, 64 * data_set.bits.shape[1])
     np.testing.assert_array_equal(marked[:, :width], x != 0)
     assert not marked[:, width:].any()
@@ -184,16 +185,16 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
 def test_rows_are_dealt_out_by_their_non_zero_entries():
     x = np.zeros((20, 800))
     x[:, 600:] = 1
-    bounds = training._data_set(x, 4, np.dtype("d")).bounds
+    bounds = fit._data_set(x, 4, np.dtype("d")).bounds
     parts = [np.count_nonzero(x[:, a:b]) for a, b in itertools.pairwise(bounds)]
     assert max(parts) < 1.2 * np.mean(parts)
 
 
 def test_dense_data_sets_are_not_packed():
     x = np.ones((20, 70))
-    assert training._data_set(x, 2, np.dtype("d")) is None
+    assert fit._data_set(x, 2, np.dtype("d")) is None
     x[:, ::2] = x[:, ::3] = 0
-    assert training._data_set(x, 2, np.dtype("d")) is not None
+    assert fit._data_set(x, 2, np.dtype("d")) is not None
 
 
 @pytest.mark.parametrize("width", [5, 64, 100])
@@ -201,7 +202,7 @@ def test_nan_and_infinity_are_marked(width):
     x = np.zeros((3, width))
     x[1, [1, -1]] = np.nan, -np.inf
     x[2] = -0.0
-    data_set = training._data_set(x, 1, np.dtype("d"))
+    data_set = fit._data_set(x, 1, np.dtype("d"))
     np.testing.assert_array_equal(data_set.data, [np.nan, -np.inf])
     np.testing.assert_array_equal(np.argwhere(is_marked(data_set.bits, width)),
                                   [[1, 1], [1, width - 1]])  # fmt: skip

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from fastgrad import functions
-from fastgrad.layers import (
+from fastgrad.nn import functions
+from fastgrad.nn.layers import (
     AddLayer,
     Affine,
     BatchNormalization,

@@ -23,7 +23,8 @@ from reference import (
 )
 
 import fastgrad
-from fastgrad import GradientCheck, MultiLayerNet, TwoLayerNet, engine
+from fastgrad import GradientCheck, MultiLayerNet, TwoLayerNet
+from fastgrad.networks import engine
 
 KINDS = {"two": (6, 5, 4), "one": (6, 4), "three": (6, 5, 3, 4), "four": (6, 3, 5, 3, 4)}
 

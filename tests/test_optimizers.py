@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from reference import Optimizer
 
-from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
+from fastgrad.nn.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 
 KINDS = [SGD, Momentum, Nesterov, AdaGrad, RMSprop, Adam]
 MEMORY = {SGD: "", Momentum: "v", Nesterov: "v", AdaGrad: "h", RMSprop: "h", Adam: "mv"}

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fastgrad import History, check_gradient
-from fastgrad.plots import plot_history
+from fastgrad.drawing import plot_history
 
 
 def history(n_iterations=400, n_epochs=3, **changes):
@@ -102,7 +102,7 @@ def test_ticks_of_a_histogram_do_not_touch(largest, decades):
 
 def test_pyplot_is_never_imported():
     code = (
-        "import sys, numpy as np, fastgrad.plots;"
+        "import sys, numpy as np, fastgrad.drawing;"
         "assert 'matplotlib' not in sys.modules;"
         "fastgrad.History(np.ones(3)).plot();"
         "assert 'matplotlib.figure' in sys.modules;"

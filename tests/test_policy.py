@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import fastgrad
-from fastgrad.layers import Layer
+from fastgrad.nn.layers import Layer
 
 PACKAGE = Path(fastgrad.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
@@ -259,7 +259,7 @@ def test_names_are_imported_when_asked_for():
     out = run(
         "import sys, fastgrad\n"
         f"print({names} & set(sys.modules), fastgrad.__version__)\n"
-        "print(fastgrad.relu(-1.0), fastgrad.networks.TwoLayerNet is fastgrad.TwoLayerNet)\n"
+        "print(fastgrad.relu(-1.0), fastgrad.networks.fully_connected.TwoLayerNet is fastgrad.TwoLayerNet)\n"
         "print(hasattr(fastgrad, 'sigmoids'))\n"
     )
     assert out.splitlines() == [f"set() {fastgrad.__version__}", "0.0 True", "False"]

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from fastgrad import book, cli
+from fastgrad import book
+from fastgrad.cli import parser
 
 FOLDER = Path(__file__).resolve().parent.parent
 READMES = ("README.md", "README.ja.md")
@@ -96,7 +97,7 @@ def test_commands_are_those_of_the_command_line():
         for command in line.split(" && "):
             program, *arguments = shlex.split(command)
             if program == ".venv/bin/fastgrad":
-                assert cli._parser().parse_args(arguments).command
+                assert parser._parser().parse_args(arguments).command
             else:
                 assert (program, *arguments[:2]) in (
                     ("python3", "-m", "venv"), (".venv/bin/pip", "install", "-e"),

@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastgrad import gradients, layers
 from fastgrad.book import closures, recognition
 from fastgrad.book.recognition import numerical_gradient
+from fastgrad.nn import layers
+from fastgrad.numdiff import gradients
 
 
 @pytest.fixture(autouse=True)

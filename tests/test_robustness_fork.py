@@ -12,7 +12,7 @@ SCRIPT = """
 import concurrent.futures, multiprocessing, os, sys, traceback, warnings
 import numpy as np
 import fastgrad as fg
-from fastgrad import engine
+from fastgrad.networks import engine
 from numba import njit
 
 # However little: on all threads.

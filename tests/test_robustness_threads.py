@@ -9,7 +9,7 @@ from processes import answer, run
 from strategies import NIGHTLY
 
 import fastgrad
-from fastgrad import threads
+from fastgrad.runtime import threads
 
 LAYERS = ["tbb", "omp", "workqueue"]
 
@@ -19,7 +19,7 @@ import struct, tempfile, threading
 from pathlib import Path
 import numpy as np
 import fastgrad as fg
-from fastgrad import engine
+from fastgrad.networks import engine
 from numba import njit
 
 # However little: on all threads.
@@ -204,7 +204,7 @@ def test_thread_counts_agree_to_rounding(method):
 LAUNCHES = """
 import os, statistics, subprocess, sys, time
 import numpy as np
-from fastgrad import threads
+from fastgrad.runtime import threads
 from fastgrad.kernels import activations
 
 a, x, out = np.ones((300, 300)), np.ones(64), np.empty(64)

@@ -350,7 +350,7 @@ def test_data_of_the_readers_own_are_read_by_the_readers_own_function(tmp_path, 
     assert "module.py" not in report
     (tmp_path / "mnist.pkl").unlink()
     module, _ = adopted(tmp_path, monkeypatch, text, {"load_mnist": text}, "dataset.mnist")
-    assert module.load_mnist.__module__ == "fastgrad.datasets"
+    assert module.load_mnist.__module__ == "fastgrad.data.mnist"
 
 
 def test_the_closing_lines_never_fail(tmp_path, monkeypatch):

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from fastgrad import TwoLayerNet, textbook
+from fastgrad import TwoLayerNet
+from fastgrad.cli import textbook
 
 
 @pytest.fixture(params=["sigmoid", "relu"])

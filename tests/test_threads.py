@@ -10,7 +10,7 @@ from pathlib import Path
 import numba
 import pytest
 
-from fastgrad import tbb, threads
+from fastgrad.runtime import tbb, threads
 
 TESTS = Path(__file__).parent
 
@@ -56,7 +56,7 @@ import numba
 import numpy as np
 from reference import gradient, random_params, relative_errors, rows
 import fastgrad
-from fastgrad import engine, threads
+from fastgrad.networks import engine; from fastgrad.runtime import threads
 
 # However little: on all threads.
 engine.PASS = engine.SERIES = engine.GENERAL = engine.Effort(1, 0)
@@ -87,7 +87,7 @@ curves = []
 def test_tbb_is_found_without_any_setting():
     if not installed("tbb"):
         pytest.skip("there is no wheel of tbb for this machine")
-    done = run("from fastgrad import threads; print(threads.layer())")
+    done = run("from fastgrad.runtime import threads; print(threads.layer())")
     assert done.stdout.split() == ["tbb"], done.stderr
 
 
@@ -156,7 +156,7 @@ def test_many_threads_want_more_work(count, enough, monkeypatch):
 
 
 def test_small_work_stays_serial_on_workqueue():
-    code = "from fastgrad.threads import chunks; print(chunks(29, 1), chunks(30, 1))"
+    code = "from fastgrad.runtime.threads import chunks; print(chunks(29, 1), chunks(30, 1))"
     assert run(code, "workqueue").stdout.split() == ["1", "2"]
     for layer in set(LAYERS) - {"workqueue"}:
         assert run(code, layer).stdout.split() == ["2", "2"]
@@ -197,7 +197,7 @@ class TestLoadingTbb:
 
 def test_other_settings_of_numba_stand():
     done = run(
-        "import numba, fastgrad; from fastgrad import threads; threads.layer()\n"
+        "import numba, fastgrad; from fastgrad.runtime import threads; threads.layer()\n"
         "print(numba.get_num_threads(), numba.config.THREADING_LAYER)",
         "workqueue",
         NUMBA_NUM_THREADS="3",

@@ -24,8 +24,8 @@ from fastgrad import (
     RMSprop,
     TwoLayerNet,
     load_mnist,
-    training,
 )
+from fastgrad.networks import fit
 
 #: Rates at which every rule still learns after a hundred steps.
 OPTIMIZERS = {
@@ -565,7 +565,7 @@ class HaltError(Exception):
     pass
 
 
-RUNS = {"gradient": training._GradientRun, "numerical_gradient": training._NumericalRun}
+RUNS = {"gradient": fit._GradientRun, "numerical_gradient": fit._NumericalRun}
 
 
 class TestWhatUsersDoMeanwhile:

@@ -11,7 +11,7 @@ import pytest
 from numba import njit
 
 from fastgrad import check_gradient, gradient_descent, numerical_gradient
-from fastgrad.trees import Tree
+from fastgrad.numdiff.trees import Tree
 
 Layer = collections.namedtuple("Layer", "W b")
 

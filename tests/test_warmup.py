@@ -8,7 +8,7 @@ import numba
 import pytest
 from processes import answer, environment_of, run
 
-from fastgrad import cli, commands, warmup
+from fastgrad.cli import commands, parser, warmup
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing 
 TYPICAL = """
 import numpy as np
 import fastgrad
-from fastgrad.compile_time import Watch
+from fastgrad.runtime.compile_time import Watch
 
 with Watch() as compiling:
     (x, t), test = fastgrad.load_mnist()
@@ -46,19 +46,19 @@ print(compiling.seconds)
 
 
 def test_nothing_is_compiled_after_it(capsys):
-    assert cli.main(["warmup"]) == 0
+    assert parser.main(["warmup"]) == 0
     out, err = capsys.readouterr()
     assert out.splitlines()[1].startswith("compiled for float64 and float32 in ")
     total = 2 * len(warmup.CALLS)
     assert f"{total}/{total}" in err  # the progress bar
     assert answer(run(TYPICAL)) == "0.0"
-    assert cli.main(["warmup"]) == 0
+    assert parser.main(["warmup"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("nothing to compile for float64 and ")
 
 
 def test_calls_are_dealt_out_where_something_is_to_compile(tmp_path):
     code = """
-from fastgrad import warmup
+from fastgrad.cli import warmup
 if __name__ == "__main__":
     print(warmup.compile_ahead(["losses", "functions"], "float32", "a test"))
 """
@@ -78,7 +78,7 @@ if __name__ == "__main__":
 def test_processes_do_not_each_say_it_in_a_terminal(tmp_path):
     script = tmp_path / "everything.py"
     script.write_text("""
-from fastgrad import warmup
+from fastgrad.cli import warmup
 warmup.CALLS = {"losses": warmup.CALLS["losses"]}
 if __name__ == "__main__":
     warmup.compile_everything(["float64"], print)
@@ -100,5 +100,5 @@ if __name__ == "__main__":
 def test_nowhere_to_keep_it(monkeypatch, capsys):
     monkeypatch.setattr(commands, "cache_folder", lambda: None)
     with pytest.raises(SystemExit):
-        cli.main(["warmup"])
+        parser.main(["warmup"])
     assert "no folder can be written" in capsys.readouterr().err

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from numba import njit
 
-from fastgrad.gradients import WorkerTraceback, numerical_gradient
+from fastgrad.numdiff.gradients import numerical_gradient
+from fastgrad.numdiff.objective import WorkerTraceback
 
 
 def cubes(x, scale=1.0):

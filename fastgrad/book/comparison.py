@@ -64,7 +64,7 @@ def time_limit(seconds: Any) -> float:
     ValueError
         If it is not above 0.
     """
-    from fastgrad.arrays import step_size  # which needs NumPy
+    from fastgrad.validation import step_size  # which needs NumPy
 
     return step_size(seconds, "compare")
 

@@ -12,14 +12,15 @@ from typing import Any, ClassVar, Self
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import convolution, gradients, layers, optimizers
-from fastgrad.archives import load_arrays, save_arrays
-from fastgrad.arrays import FloatArray, IntArray, one_of, real_array, step_size, whole_number
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.layers import SoftmaxWithLoss
-from fastgrad.gradients import GradientCheck, compare_gradients
-from fastgrad.networks import check_loss_gradient, has_own
-from fastgrad.training import History, LayerRun, chosen_optimizer, pair, run_training
+from fastgrad.checking.result import GradientCheck, compare_gradients
+from fastgrad.data.archives import load_arrays, save_arrays
+from fastgrad.networks.fit import History, LayerRun, chosen_optimizer, pair, run_training
+from fastgrad.networks.fully_connected import check_loss_gradient, has_own
+from fastgrad.nn import convolution, layers, optimizers
+from fastgrad.numdiff import gradients
+from fastgrad.validation import FloatArray, IntArray, one_of, real_array, step_size, whole_number
 
 __all__ = ["BookDeepConvNet", "BookSimpleConvNet", "DeepConvNet", "SimpleConvNet"]
 

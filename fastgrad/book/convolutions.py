@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import convolution
+from fastgrad.nn import convolution
 
 __all__ = ["Convolution", "Pooling", "col2im", "im2col"]
 

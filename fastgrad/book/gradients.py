@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import gradients
 from fastgrad.book import recognition
+from fastgrad.numdiff import gradients
 
 __all__ = ["numerical_gradient", "numerical_gradient_2d"]
 

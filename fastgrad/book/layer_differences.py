@@ -23,8 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad import convolution, functions, layers, networks
-from fastgrad.arrays import FloatArray, real_array, scores_and_targets
+from fastgrad.networks import fully_connected
+from fastgrad.nn import convolution, functions, layers
+from fastgrad.validation import FloatArray, real_array, scores_and_targets
 
 __all__ = ["LayerDifferences", "knows"]
 
@@ -120,7 +121,7 @@ class LayerDifferences:
             yield weights[0], weights[1]
             yield slopes[:, -1], switches[:, -1]
 
-    def _two_affine_layers(self, at: int) -> networks.TwoLayerNet | None:
+    def _two_affine_layers(self, at: int) -> fully_connected.TwoLayerNet | None:
         """Return what is left from a layer on as a compiled network, if that is worth it."""
         rest = self.layers[at:]
         kinds = [type(layer).forward for layer in rest]
@@ -129,7 +130,7 @@ class LayerDifferences:
         if np.size(rest[0].W) * len(self.t) < _MANY_LOSSES:
             return None
         sizes = (*np.shape(rest[0].W), np.shape(rest[2].W)[1])
-        net = networks.TwoLayerNet(*sizes, activation="relu", rng=0)
+        net = fully_connected.TwoLayerNet(*sizes, activation="relu", rng=0)
         arrays = (rest[0].W, rest[0].b, rest[2].W, rest[2].b)
         for name, array in zip(net.params, arrays, strict=True):
             net.params[name] = np.asarray(array, np.float64)

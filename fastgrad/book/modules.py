@@ -16,7 +16,7 @@ FORMULAS = (
     "fastgrad.book.functions",
     "fastgrad.book.layers",
     "fastgrad.book.training",
-    "fastgrad.layers",
+    "fastgrad.nn.layers",
     "numpy",
     "collections",
 )
@@ -47,7 +47,7 @@ _COLUMNS = _from("fastgrad.book.convolutions", "im2col", "col2im")
 _LAYERS = {
     **_FUNCTIONS,
     **_from("fastgrad.book.layers", "Relu", "Sigmoid", "Affine", "SoftmaxWithLoss", "Dropout"),
-    **_from("fastgrad.layers", "BatchNormalization"),
+    **_from("fastgrad.nn.layers", "BatchNormalization"),
     **_from("fastgrad.book.convolutions", "Convolution", "Pooling"),
     **_COLUMNS,
 }
@@ -77,7 +77,7 @@ CONTENTS: dict[str, Mapping[str, str]] = {
     | _COLUMNS
     | _from("fastgrad.book.functions", "smooth_curve", "shuffle_dataset", "conv_output_size"),
     "dataset.mnist": _NUMPY
-    | _from("fastgrad.datasets", "load_mnist")
+    | _from("fastgrad.data.mnist", "load_mnist")
     | _from(
         "fastgrad.book.functions",
         "init_mnist",

@@ -15,17 +15,19 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from fastgrad import gradients, networks, threads
-from fastgrad import layers as compiled_layers
-from fastgrad.arrays import FloatArray, IntArray, step_size
 from fastgrad.book import layers
 from fastgrad.book.functions import cross_entropy_error, sigmoid, sigmoid_grad, softmax
 from fastgrad.kernels import central_difference_layers
+from fastgrad.networks import fully_connected
+from fastgrad.nn import layers as compiled_layers
+from fastgrad.numdiff import gradients
+from fastgrad.runtime import threads
+from fastgrad.validation import FloatArray, IntArray, step_size
 
 __all__ = ["BookTwoLayerNet", "LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
 
 
-class _Book(networks.Network):
+class _Book(fully_connected.Network):
     """What the book's networks have in common."""
 
     def _pair(self) -> None:
@@ -33,7 +35,7 @@ class _Book(networks.Network):
 
         That is the derivative of the loss without the small number under its logarithm.
         """
-        self._exact = networks.MultiLayerNet(
+        self._exact = fully_connected.MultiLayerNet(
             self._sizes[0], self._sizes[1:-1], self._sizes[-1], self._activation, 0,
             self._decay, delta=0, rng=0,
         )  # fmt: skip
@@ -50,7 +52,7 @@ class _Book(networks.Network):
             and params.keys() == shapes.keys()
             and all(_is_usual_array(params[name], shapes[name]) for name in shapes)
             and (t is None or _is_usual_target(t, len(x), self._sizes[-1]))
-            and not networks.has_own(self, "predict", "loss")
+            and not fully_connected.has_own(self, "predict", "loss")
         )
 
     def _share_of_hits(self, x: Any, y: Any, t: Any) -> Any:
@@ -111,7 +113,7 @@ def _is_usual_target(t: Any, n: int, classes: int) -> bool:
     return bool(((t == 0) | (t == 1)).all() and (t.sum(axis=1) == 1).all())
 
 
-class BookTwoLayerNet(_Book, networks.TwoLayerNet):
+class BookTwoLayerNet(_Book, fully_connected.TwoLayerNet):
     """Chapter 4's ``TwoLayerNet``: sigmoid, and probabilities from `predict`.
 
     Parameters
@@ -286,7 +288,7 @@ class _Layered(_Book):
 
     def _scores(self, x: Any) -> FloatArray:
         """Return what `predict` does, without running the layers."""
-        return networks.Network.predict(self, x)
+        return fully_connected.Network.predict(self, x)
 
     def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too."""
@@ -320,7 +322,7 @@ class _Layered(_Book):
         return grads
 
 
-class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
+class LayeredTwoLayerNet(_Layered, fully_connected.TwoLayerNet):
     """Chapter 5's ``TwoLayerNet``: ReLU, raw scores from `predict`, ``layers`` and ``lastLayer``.
 
     Parameters
@@ -359,7 +361,7 @@ class LayeredTwoLayerNet(_Layered, networks.TwoLayerNet):
         self._finish()
 
 
-class LayeredMultiLayerNet(_Layered, networks.MultiLayerNet):
+class LayeredMultiLayerNet(_Layered, fully_connected.MultiLayerNet):
     """The book's ``common.multi_layer_net.MultiLayerNet``, with ``layers`` and ``last_layer``.
 
     Parameters
@@ -491,7 +493,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             weight_decay_lambda,
         )  # fmt: skip
         #: Without batch normalisation, dropout and weight decay: what is left of it at test time.
-        self._plain = networks.MultiLayerNet(
+        self._plain = fully_connected.MultiLayerNet(
             input_size, hidden_size_list, output_size, self._activation, 0, rng=0
         )
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import optimizers
-from fastgrad.optimizers import SGD
+from fastgrad.nn import optimizers
+from fastgrad.nn.optimizers import SGD
 
 __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
 

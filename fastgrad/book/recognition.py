@@ -32,10 +32,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fastgrad import gradients, networks
-from fastgrad.arrays import FloatArray
-from fastgrad.functions import DELTA
-from fastgrad.numdiff import reading
+from fastgrad.networks import fully_connected
+from fastgrad.nn.functions import DELTA
+from fastgrad.numdiff import gradients, reading
+from fastgrad.validation import FloatArray
 
 __all__ = ["Recognition", "numerical_gradient", "use"]
 
@@ -172,7 +172,7 @@ class _State(threading.local):
         self.seconds = 0.0
         self.networks: OrderedDict[Any, _Network] = OrderedDict()
         self.vain: OrderedDict[Any, int] = OrderedDict()
-        self.compiled: dict[Any, networks.MultiLayerNet] = {}
+        self.compiled: dict[Any, fully_connected.MultiLayerNet] = {}
         #: What the last gradients belong to, and those that have not been asked for yet.
         self.inputs: tuple[Any, ...] = ()
         self.slopes: dict[int, FloatArray] = {}
@@ -329,7 +329,7 @@ class Recognition:
 
     def _compiled(
         self, hypothesis: Hypothesis, arrays: Sequence[FloatArray], batch: _Batch
-    ) -> networks.MultiLayerNet:
+    ) -> fully_connected.MultiLayerNet:
         """Return the compiled network of a hypothesis, with these parameters."""
         first, *rest = [len(arrays[0]), *(np.size(b) for b in arrays[1::2])]
         decay = hypothesis.decay / (batch.size if hypothesis.summed else 1)
@@ -337,7 +337,7 @@ class Recognition:
         if key not in self._state.compiled:
             if len(self._state.compiled) > _MEMORY:
                 self._state.compiled.clear()
-            self._state.compiled[key] = networks.MultiLayerNet(
+            self._state.compiled[key] = fully_connected.MultiLayerNet(
                 first, rest[:-1], rest[-1], hypothesis.activation, 0.01, decay,
                 delta=hypothesis.delta, rng=0,
             )  # fmt: skip

@@ -1,10 +1,5 @@
-"""Checking a gradient: evidence about each entry, one table of rules, and how it is told."""
+"""Checking a gradient: evidence about each entry, one table of rules, and how it is told.
 
-from fastgrad.checking.check import (
-    ArrayCheck,
-    GradientCheck,
-    GradientCheckWarning,
-    compare_gradients,
-)
-
-__all__ = ["ArrayCheck", "GradientCheck", "GradientCheckWarning", "compare_gradients"]
+Begin with `check`, the two public functions. `evidence` looks, `verdicts` judges, `suspects` guesses
+what is wrong, and `result` is what the user gets. It imports `fastgrad.numdiff` and what is below.
+"""

@@ -1,478 +1,299 @@
-"""Verdicts: what a comparison of two gradients shows, entry by entry, and how it is told."""
+"""The gradient checker: a gradient, or a layer's backward pass, against the numerical gradient.
+
+`fastgrad.checking.evidence` finds out what is known of each entry, `fastgrad.checking.verdicts`
+judges it, and `fastgrad.checking.result` tells the outcome.
+"""
 
 from __future__ import annotations
 
-import math
-import warnings
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from fastgrad import tables
-from fastgrad.arrays import FloatArray, real_array
-from fastgrad.checking import suspects
-from fastgrad.checking.verdicts import (
-    KINK,
-    MISTAKE,
-    NOISE,
-    REASONS,
-    RIGHT,
-    TOLERANCE,
-    WRONG,
-    Codes,
-    Evidence,
-    judge,
+from fastgrad.checking import evidence, result, verdicts
+from fastgrad.checking.result import GradientCheck
+from fastgrad.numdiff.arguments import (
+    Batched,
+    Step,
+    Workers,
+    flattened,
+    generator_of,
+    is_auto,
+    limits_of,
+    objective_of,
+    order_of,
+    sampled_entries,
+    scattered,
+    step_for_display,
+    steps_of,
+    tree_of,
+)
+from fastgrad.numdiff.directions import along_directions
+from fastgrad.numdiff.noise import Noise, noise_of
+from fastgrad.numdiff.objective import Function, Objective
+from fastgrad.numdiff.trees import is_tree, leaves_like
+from fastgrad.validation import (
+    FloatArray,
+    IntArray,
+    real_array,
+    whole_number,
 )
 
-__all__ = ["ArrayCheck", "GradientCheck", "GradientCheckWarning", "compare_gradients"]
-
-#: The columns of the table.
-_TITLES = ("array", "worst at", "analytic", "numerical", "error", "allowed", "verdict")
-
-Verdict = Literal["wrong", "not deterministic", "unresolved", "ok"]
+__all__ = ["check_backward", "check_gradient"]
 
 
-class GradientCheckWarning(UserWarning):
-    """A numerical gradient could not see what it was asked about, for example in float32."""
-
-
-@dataclass(frozen=True)
-class ArrayCheck:
-    r"""What a gradient check found in one array.
-
-    Attributes
-    ----------
-    shape : tuple of int
-    verdict : {"wrong", "not deterministic", "unresolved", "ok"}
-        The first of these that applies. "unresolved" if no entry is wrong, but the largest one, or
-        every one, could not be judged.
-    wrong, judged : int
-        How many entries are wrong, and how many could be judged: in these a mistake of 0.1% would
-        have been seen, or one was seen.
-    not_judged : dict of str to int
-        How many entries were not judged, and why: "kink" within ±h; "noise", if a mistake of 0.1%
-        would be lost in the noise of f; "not finite", if f is not at x ± h; "not drawn" for a
-        sample.
-    max_abs_error : float
-        The largest \|analytic - numerical\| among the entries judged, or lost in noise.
-    max_rel_error : float
-        The largest \|analytic - numerical\| in proportion to the larger of the two numbers, among
-        the entries large enough for a mistake of 0.1% to be seen; 0 if there are none.
-    index : tuple of int
-        Where the two differ most in proportion to what is allowed there; empty in an empty array.
-    analytic, numerical : float
-        The two numbers at that place.
-    noise : float
-        The noise floor: the error to expect of the numerical gradient, the median over the entries.
-    allowed : float
-        By how much the two numbers may differ at that place.
-    """
-
-    shape: tuple[int, ...]
-    verdict: Verdict
-    wrong: int
-    judged: int
-    not_judged: dict[str, int]
-    max_abs_error: float
-    max_rel_error: float
-    index: tuple[int, ...]
-    analytic: float
-    numerical: float
-    noise: float
-    allowed: float = math.nan
-
-    def cells(self) -> tuple[str, ...]:
-        """Return what a table says of the array: the worst entry, and the verdict."""
-        if not math.prod(self.shape):
-            return ("", "", "", "", "", self.verdict)
-        verdict = f"wrong: {self.wrong} of {self.judged}" if self.wrong else self.verdict
-        if self.not_judged:
-            reasons = ", ".join(f"{count} {reason}" for reason, count in self.not_judged.items())
-            verdict += f"; not judged: {reasons}"
-        return (
-            str(self.index),
-            f"{self.analytic:.6g}",
-            f"{self.numerical:.6g}",
-            f"{abs(self.analytic - self.numerical):.1e}",
-            f"{self.allowed:.1e}",
-            verdict,
-        )
-
-    def __str__(self) -> str:
-        """Return the same in a line."""
-        index, analytic, numerical, error, allowed, verdict = self.cells()
-        if not index:
-            return verdict
-        return (
-            f"{verdict}; at {index} {analytic}, numerical {numerical}: "
-            f"error {error}, allowed {allowed}"
-        )
-
-    @property
-    def kinks(self) -> int:
-        """In how many entries a kink lies within ±h; these are not judged."""
-        return self.not_judged.get("kink", 0)
-
-
-@dataclass(frozen=True, repr=False)
-class GradientCheck:
-    """The result of a gradient check: a table when printed, a truth value in a condition.
-
-    ``bool(check)`` is `ok`, so that ``assert net.check_gradient(x, t)`` says what it seems to say.
-
-    Attributes
-    ----------
-    arrays : dict of str to ArrayCheck
-        What was found in each array, by its path.
-    h : float, ndarray or "auto"
-        The step of the numerical gradient.
-    analytic, numerical : dict of str to ndarray
-        The two gradients; the numerical one is NaN where it was not computed.
-    parameters : dict of str to ndarray
-        The arrays that the gradient is by; empty if they are not known.
-    codes : dict of str to ndarray of int
-        What is known of each entry: 0 right, 1 wrong, above that not judged.
-    repeats : tuple of float
-        Two values of f at the same point, if they differ.
-    noise : float
-        How noisy f is: the standard deviation of its values; NaN if it was not measured.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from fastgrad import check_gradient
-    >>> x = np.array([1.0, 2.0])
-    >>> check = check_gradient(lambda x: np.sum(x**3), [3.0, 12.1], x)
-    >>> check.ok
-    False
-    >>> check.arrays["x"].index
-    (1,)
-    >>> print(check.report())
-    `x` is wrong in 1 of 2 entries judged: at (1,) the gradient is 12.1, the numerical one 12.
-    Only this entry is wrong.
-    """
-
-    arrays: dict[str, ArrayCheck]
-    h: Any
-    analytic: dict[str, FloatArray]
-    numerical: dict[str, FloatArray]
-    parameters: dict[str, FloatArray] = field(default_factory=dict)
-    codes: dict[str, Codes] = field(default_factory=dict)
-    repeats: tuple[float, ...] = ()
-    noise: float = math.nan
-
-    @property
-    def ok(self) -> bool:
-        """Whether every array is ok."""
-        return all(array.verdict == "ok" for array in self.arrays.values())
-
-    @property
-    def resolved(self) -> bool:
-        """Whether a mistake of 0.1% would have been seen in every array."""
-        return all(array.verdict in ("ok", "wrong") for array in self.arrays.values())
-
-    def __bool__(self) -> bool:
-        """Return `ok`."""
-        return self.ok
-
-    def __str__(self) -> str:
-        """Return the table."""
-        lines = [tables.wrapped(f"{self._step()}: {self._summary()}", between="; ")]
-        if self.arrays:
-            lines.insert(0, tables.text_table(_TITLES, self._rows(), "llrrrrl"))
-        return "\n".join(lines)
-
-    def _repr_html_(self) -> str:
-        """Return the table as a notebook shows it."""
-        return tables.html_table(_TITLES, self._rows(), f"{self._step()}: {self._summary()}")
-
-    def _rows(self) -> list[tuple[str, ...]]:
-        """Return a row for each array: all figures are those of one entry, the worst."""
-        return [(name, *array.cells()) for name, array in self.arrays.items()]
-
-    __repr__ = __str__
-
-    def _step(self) -> str:
-        if isinstance(self.h, str):
-            return f"h = {self.h!r}"
-        steps = np.asarray(self.h, float)
-        low, high = steps.min(initial=np.inf), steps.max(initial=0)
-        return f"h from {low:g} to {high:g}" if low < high else f"h = {high:g}"
-
-    def _summary(self) -> str:
-        verdicts = {array.verdict for array in self.arrays.values()}
-        if "wrong" in verdicts:
-            parts = ["WRONG"]
-        else:
-            parts = ["NOT PASSED" if verdicts - {"ok"} else "no mistake found"]
-        if self.repeats:
-            parts.append(self._not_deterministic())
-        unseen = [name for name, a in self.arrays.items() if a.verdict == "unresolved"]
-        if unseen:
-            parts.append(f"a mistake of 0.1% could not be seen in {', '.join(unseen)}")
-        total = sum(a.judged + sum(a.not_judged.values()) for a in self.arrays.values())
-        counts: dict[str, int] = {}
-        for array in self.arrays.values():
-            for reason, count in array.not_judged.items():
-                counts[reason] = counts.get(reason, 0) + count
-        words = {
-            "kink": "{} not judged, for a kink lies within ±h",
-            "noise": "{} of {} entries could not be judged beside the noise of f"
-            + ("" if math.isnan(self.noise) else f", about {self.noise:.2g}"),
-            "not finite": "{} of {} entries could not be judged, for f is not finite at x ± h",
-            "not drawn": "{} of {} entries not drawn",
-        }
-        parts += [text.format(counts[reason], total) for reason, text in words.items()
-                  if reason in counts]  # fmt: skip
-        return "; ".join(parts)
-
-    def _not_deterministic(self) -> str:
-        low, high = self.repeats
-        return f"f is not deterministic: two calls at the same point gave {low} and {high}"
-
-    def report(self) -> str:
-        """Say in sentences what is wrong where, and what is usually behind such a pattern.
-
-        Returns
-        -------
-        str
-            A line or two for each array that is not ok; one line if all are.
-        """
-        lines = [line for name in self.arrays for line in self._sentences(name)]
-        if self.repeats:
-            lines.insert(0, f"{self._not_deterministic().replace('f is', '`f` is')}. Fix its seed "
-                            "in every call, or switch dropout and the like off.")  # fmt: skip
-        return "\n".join(lines) or "No mistake found."
-
-    def _sentences(self, name: str) -> Iterator[str]:
-        array = self.arrays[name]
-        if array.verdict == "wrong":
-            yield (
-                f"`{name}` is wrong in {array.wrong} of {array.judged} entries judged: at "
-                f"{array.index} the gradient is {array.analytic:.9g}, the numerical one "
-                f"{array.numerical:.9g}."
-            )
-            pattern = suspects.suspect(
-                self.analytic[name],
-                self.numerical[name],
-                self.parameters.get(name),
-                self.codes[name] == WRONG,
-                self.codes[name] <= WRONG,
-            )
-            if pattern:
-                yield pattern
-        elif array.verdict == "unresolved":
-            yield f"`{name}` could not be judged: {_why(array, self.numerical[name])}."
-        elif array.not_judged:
-            listed = ", ".join(f"{n} ({reason})" for reason, n in array.not_judged.items())
-            yield f"`{name}` is ok in {array.judged} entries; not judged: {listed}."
-
-    def raise_if_wrong(self) -> None:
-        """Raise an AssertionError with the table and the report unless every array is ok.
-
-        Raises
-        ------
-        AssertionError
-            If a mistake was found, or one could not have been seen.
-        """
-        if not self.ok:
-            raise AssertionError(f"\n{self}\n{self.report()}")
-
-    def plot(self) -> Any:
-        """Draw the error of each array as an image beside its histogram.
-
-        Returns
-        -------
-        matplotlib.figure.Figure
-            One row for each array, or one overview of many; wrong entries are marked. A notebook
-            shows it; ``savefig`` saves it.
-
-        Raises
-        ------
-        ImportError
-            If matplotlib is not installed (extra ``plot``).
-        """
-        from fastgrad.plots import plot_check
-
-        return plot_check(self)
-
-
-def compare_gradients(
-    analytic: Mapping[str, ArrayLike],
-    numerical: Mapping[str, ArrayLike],
+def check_gradient(
+    f: Function,
+    grad: Any,
+    x: Any,
+    h: Step = 1e-4,
     *,
-    h: Any,
-    noise: float | Mapping[str, Any],
-    kinks: Mapping[str, NDArray[np.bool_]] | None = None,
+    args: tuple[Any, ...] = (),
+    workers: Workers | None = None,
+    order: int = 2,
+    sample: int | None = None,
+    directions: int | None = None,
+    bounds: tuple[Any, Any] | None = None,
+    progress: bool = False,
+    rng: Any = None,
+    batched: Batched = "auto",
 ) -> GradientCheck:
-    """Compare gradients array by array and judge them.
+    """Compare a gradient with the numerical gradient of the function.
 
     Parameters
     ----------
-    analytic, numerical : mapping of str to array_like
-        The gradient to check and the numerical one, with the same keys and shapes.
-    h : float or ndarray
-        The step of the numerical gradient.
-    noise : float, or mapping of str to float or ndarray
-        The absolute error to expect of the numerical gradient. One number for an array is its
-        rounding error, to which ``h**2`` times the largest entry is added for the truncation; an
-        array of its shape is the whole error, entry by entry.
-    kinks : mapping of str to ndarray of bool, optional
-        The entries within ±h of a kink; they are counted, not judged.
+    f : callable
+        ``f(x, *args)``, one real number, as for `numerical_gradient`.
+    grad : array_like of x's shape, tree like x, or callable
+        The gradient to check, or ``grad(x, *args)`` that computes it.
+    x : array_like, or a tree of arrays and numbers
+        Where to check it; see `numerical_gradient`.
+    h : float, array_like of x's shape, tree like x, or "auto", default 1e-4
+        The step.
+    args : tuple
+        Further arguments of f and `grad`.
+    directions : int, optional
+        Check the derivatives along so many random directions of each array as well, or, without
+        `sample`, instead of the entries. It takes about ten evaluations each, whatever the number
+        of entries, and shows mistakes of the whole array; that of a single entry may be lost.
+    workers, order, sample, bounds, progress, rng, batched
+        As for `numerical_gradient`. f is evaluated at twice as many points, all within ±h for order
+        2 (one and a half times as many for the others), and at about 6 to 24 more for each entry
+        that these do not show to be right.
 
     Returns
     -------
     GradientCheck
+        True in a condition if every array could be judged and no mistake was found; printed, it is
+        a table.
 
     Raises
     ------
     TypeError
-        If the gradients do not hold real numbers.
+        If an argument has the wrong type, or f returns something else than a real number.
     ValueError
-        If keys or shapes do not fit.
+        If `grad` does not have x's form and shapes; and as `numerical_gradient`.
+    Exception
+        Whatever f or `grad` raises.
 
     Warns
     -----
     GradientCheckWarning
-        If a mistake of 0.1% in the largest entry of an array could not be seen.
+        If a mistake of 0.1% could not be seen, as where f has a kink at x, or is too noisy.
 
     Notes
     -----
-    An entry is wrong if the two numbers differ by more than ``noise + 0.00025 max(|a|, |n|)``: a
-    quarter of a mistake of 0.1%. NaN is wrong in `analytic`; in `numerical` it is no evidence, and
-    the entry is not judged. Where both numbers are exactly zero the entry is right.
+    For the order 2, f is evaluated at x ± h/2 and x ± h for each entry. An entry is right at once
+    if all values are finite, the two slopes agree, f shows no kink, and the gradient agrees with
+    them. All others are looked at again with the steps of ``h="auto"``, and judged by that:
+    `fastgrad.checking.verdicts.judge` has the rules, `fastgrad.numdiff.noise.noise_of` how noise is
+    measured. A kink at x is counted, and fails only if the gradient lies outside of the slopes to
+    the left and to the right.
+
+    f is called several times at x. If the values differ by more than rounding, nothing is ok.
+
+    An entry that f does not depend on is right if both gradients are zero to rounding.
 
     Examples
     --------
-    >>> print(compare_gradients({"b": [1.0, 2.0]}, {"b": [1.0, 2.002]}, h=1e-4, noise=1e-12))
-    array  worst at  analytic  numerical    error  allowed  verdict
-    b      (1,)             2      2.002  2.0e-03  5.0e-04  wrong: 1 of 2
-    h = 0.0001: WRONG
+    >>> import numpy as np
+    >>> x = np.array([0.5, 2.0])
+    >>> check = check_gradient(lambda x: np.sum(np.log(x)), 1 / x, x)
+    >>> check.ok
+    True
+    >>> bool(check_gradient(lambda x: np.sum(np.log(x)), 1.001 / x, x))
+    False
     """
-    if set(analytic) != set(numerical):
-        raise ValueError(
-            f"`analytic` must have the keys {sorted(numerical)}. Got {sorted(analytic)}."
+    order = order_of(order)
+    tree = tree_of(x, "x")
+    with objective_of(f, tree, args, workers, progress, batched) as objective:
+        if callable(grad):
+            grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
+        claimed = leaves_like(grad, tree, "grad")
+        analytic = flattened(tree, claimed)
+        source = generator_of(rng)
+        noise = noise_of(objective, objective.here())
+        found = GradientCheck(
+            {}, step_for_display(h), {}, {}, repeats=noise.repeats, noise=noise.level
         )
-    found = GradientCheck({}, h, {}, {})
-    for name in numerical:
-        n = real_array(numerical[name], f"numerical[{name!r}]")
-        a = real_array(analytic[name], f"analytic[{name!r}]", shape=n.shape)
-        error = noise[name] if isinstance(noise, Mapping) else noise
-        if np.shape(error) != n.shape or n.shape == ():
-            error = error + np.max(h) ** 2 * np.nanmax(np.abs(n), initial=0.0)
-        eps = float(np.finfo(np.result_type(a, n)).eps)
-        codes = judge(a, Evidence.plain(n, np.broadcast_to(error, n.shape)), eps)
-        if kinks is not None:
-            codes[np.asarray(kinks[name], bool)] = KINK
-        record(found, name, a, n, noise[name] if isinstance(noise, Mapping) else noise, codes)
-    warn_if_unresolved(found)
+        if directions is None or sample is not None:
+            entries = sampled_entries(objective, sample, source)
+            limits = limits_of(bounds, objective, entries)
+            steps = None if is_auto(h) else steps_of(h, objective, entries)
+            seen, codes = evidence.gather(
+                objective, entries, analytic[entries], noise, steps, order, limits
+            )
+            _record_entries(found, objective, entries, claimed, seen, codes)
+        if directions is not None:
+            count = whole_number(directions, "directions", minimum=1)
+            _record_directions(found, objective, count, source, noise, analytic)
+    if not noise.repeats:
+        result.warn_if_unresolved(found)
     return found
 
 
-def array_check(
-    analytic: FloatArray,
-    numerical: FloatArray,
-    error: Any,
-    codes: Codes,
-    *,
-    deterministic: bool = True,
-) -> ArrayCheck:
-    """Sum up what is known of the entries of one array."""
-    shape = numerical.shape
-    if numerical.size == 0:
-        return ArrayCheck(shape, "ok", 0, 0, {}, 0.0, 0.0, (), 0.0, 0.0, 0.0)
-    a, n = analytic.astype(np.float64), numerical.astype(np.float64)
-    counts = {
-        reason: count
-        for code, reason in REASONS.items()
-        if (count := int(np.count_nonzero(codes == code)))
-    }
-    wrong, right = (int(np.count_nonzero(codes == code)) for code in (WRONG, RIGHT))
-    with np.errstate(all="ignore"):
-        largest = np.fmax(np.abs(a), np.abs(n))
-        apart = np.where(codes <= WRONG, np.abs(a - n), 0.0)
-        allowed = error + TOLERANCE * largest
-        excess = apart / np.where(allowed > 0, allowed, 1.0)
-        excess = np.where((codes == WRONG) & ~np.isfinite(excess), np.inf, excess)
-        seen = (codes <= WRONG) & (MISTAKE * largest > allowed)
-        relative = np.where(seen, apart / np.where(largest > 0, largest, 1.0), 0.0)
-    index = np.unravel_index(np.argmax(np.nan_to_num(excess, posinf=np.inf)), shape)
-    if not excess.any():  # nothing judged differs: show the largest entry
-        index = np.unravel_index(np.argmax(np.nan_to_num(largest)), shape)
-    comparable = np.isin(codes, (RIGHT, NOISE))
-    if wrong:
-        verdict: Verdict = "wrong"
-    elif not deterministic:
-        verdict = "not deterministic"
-    elif not right or codes.flat[np.argmax(np.where(comparable, largest, -1.0))] != RIGHT:
-        verdict = "unresolved"
-    else:
-        verdict = "ok"
-    return ArrayCheck(
-        shape=shape,
-        verdict=verdict,
-        wrong=wrong,
-        judged=wrong + right,
-        not_judged=counts,
-        max_abs_error=float(np.max(apart)),
-        max_rel_error=float(np.max(relative)),
-        index=tuple(int(i) for i in index),
-        analytic=float(a[index]),
-        numerical=float(n[index]),
-        allowed=float(np.broadcast_to(allowed, shape)[index]),
-        noise=float(np.nanmedian(error)) if np.isfinite(error).any() else float("nan"),
-    )
-
-
-def record(
-    check: GradientCheck,
-    name: str,
-    analytic: FloatArray,
-    numerical: FloatArray,
-    error: Any,
-    codes: Codes,
-    parameters: FloatArray | None = None,
+def _record_entries(
+    found: GradientCheck,
+    objective: Objective,
+    entries: IntArray,
+    claimed: list[FloatArray],
+    seen: verdicts.Evidence,
+    codes: verdicts.Codes,
 ) -> None:
-    """Add what was found in one array to a check."""
-    check.arrays[name] = array_check(
-        analytic, numerical, error, codes, deterministic=not check.repeats
+    everywhere = (
+        scattered(objective, entries, seen.numerical),
+        scattered(objective, entries, seen.error),
+        scattered(objective, entries, codes, verdicts.NOT_DRAWN),
     )
-    check.analytic[name], check.numerical[name] = analytic.copy(), numerical.copy()
-    check.codes[name] = codes
-    if parameters is not None:
-        check.parameters[name] = parameters.copy()
-
-
-def warn_if_unresolved(check: GradientCheck) -> None:
-    """Warn of each array in which a mistake could not have been seen."""
-    for name, array in check.arrays.items():
-        if array.verdict == "unresolved":
-            warnings.warn(
-                f"the numerical gradient of `{name}` cannot show a mistake of 0.1%: "
-                f"{_why(array, check.numerical[name])}.",
-                GradientCheckWarning,
-                stacklevel=4,
-            )
-
-
-def _why(array: ArrayCheck, numerical: FloatArray) -> str:
-    """Say why an array could not be judged, and what to do about it."""
-    reasons = set(array.not_judged) - {"not drawn"}
-    if reasons == {"kink"}:
-        return (
-            "f has a kink at x in every entry, or within ±h of it; check at another point, or with "
-            "a smaller h"
+    parts = (objective.by_leaf(values) for values in everywhere)
+    for leaf, a, n, e, c in zip(objective.x.leaves, claimed, *parts, strict=True):
+        n, e, c = (leaf.shaped(part) for part in (n, e, c))
+        result.record(
+            found, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
         )
-    if reasons == {"not finite"}:
-        return "f is not finite at x, or beside it; give `bounds`, or check at another point"
-    largest = np.max(np.abs(numerical), initial=0.0, where=np.isfinite(numerical))
-    remedy = "use another h, or check at another point"
-    if numerical.dtype == np.float32:
-        remedy = "use float64"
-    return (
-        f"its noise floor is {array.noise:.1e} in {numerical.dtype}, its largest entry "
-        f"{largest:.1e}; {remedy}"
-    )
+
+
+def _record_directions(
+    found: GradientCheck,
+    objective: Objective,
+    count: int,
+    rng: np.random.Generator,
+    noise: Noise,
+    analytic: FloatArray,
+) -> None:
+    derivatives = along_directions(objective, count, rng, noise, analytic)
+    eps = float(np.max(objective.eps, initial=0))
+    pairs = zip(objective.x.leaves, objective.by_leaf(analytic), derivatives, strict=True)
+    for leaf, part, (directions, slopes) in pairs:
+        along, seen = directions @ part, evidence.of_slopes(slopes)
+        codes = verdicts.judge(along, seen, eps)
+        name = f"{leaf.path} along {len(directions)} directions"
+        result.record(found, name, along, seen.numerical, seen.error, codes)
+
+
+def check_backward(
+    forward: Callable[[Any], Any],
+    backward: Callable[[FloatArray], Any],
+    x: Any,
+    params: Any = None,
+    h: Step = 1e-4,
+    *,
+    rng: Any = None,
+    **options: Any,
+) -> GradientCheck:
+    """Check the backward pass of a layer.
+
+    Parameters
+    ----------
+    forward : callable
+        ``forward(x)``, an array of any shape. It reads the parameters where they are.
+    backward : callable
+        ``backward(dout)``, the gradient by x for a gradient `dout` of the output's shape; with
+        `params` a pair of the gradient by x and a tree of the gradients by the parameters. It is
+        called after ``forward(x)``.
+    x : array_like, or a tree of arrays and numbers
+        The input. A layer of two inputs has a tuple: ``lambda x: layer.forward(*x)``.
+    params : tree of arrays and numbers, optional
+        The parameters, as the layer has them: they are nudged in place.
+    h : float or "auto", default 1e-4
+        The step.
+    rng : int or numpy.random.Generator, optional
+        Where `dout` is drawn from.
+    **options
+        As for `check_gradient`.
+
+    Returns
+    -------
+    GradientCheck
+        Its arrays are called "x" and "params" and what is within these.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As `check_gradient`.
+    Exception
+        Whatever `forward` or `backward` raises.
+
+    Notes
+    -----
+    What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
+    mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
+    If the output is a number, as that of a loss is, `dout` is 1.
+
+    A complex output has a complex `dout`, and what is checked is the gradient of the real part of
+    ``np.sum(forward(x) * np.conj(dout))``. That is PyTorch's convention; a backward pass by JAX's,
+    which does not conjugate, is checked as ``lambda dout: backward(np.conj(dout))``.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from fastgrad import Affine
+    >>> layer = Affine(np.ones((3, 2)), np.zeros(2))
+    >>> def backward(dout):
+    ...     dx = layer.backward(dout)
+    ...     return dx, {"W": layer.dW, "b": layer.db}
+    >>> params = {"W": layer.W, "b": layer.b}
+    >>> check = check_backward(layer.forward, backward, np.eye(3), params, rng=0)
+    >>> check.ok, list(check.arrays)
+    (True, ['x', 'params.W', 'params.b'])
+    """
+    source = generator_of(rng)
+    for name, function in (("forward", forward), ("backward", backward)):
+        if not callable(function):
+            raise TypeError(f"`{name}` must be callable. Got {function!r}.")
+    tree = {"x": real_array(x, "x", layout="K").copy() if not is_tree(x) else x}
+    if params is not None:
+        tree["params"] = params
+    out = _output(forward(tree["x"]))
+    dout = source.normal(size=out.shape).astype(out.dtype) if out.ndim else np.ones((), out.dtype)
+    if out.dtype.kind == "c":
+        dout = (dout + 1j * source.normal(size=out.shape)).astype(out.dtype)
+    found = backward(dout.copy()[()])
+    if params is None:
+        grads = {"x": found}
+    elif isinstance(found, tuple) and len(found) == 2:
+        grads = dict(zip(("x", "params"), found, strict=True))
+    else:
+        raise TypeError(
+            "`backward` must return a pair, the gradients by `x` and by `params`. "
+            f"Got {type(found).__name__}."
+        )
+
+    def weighted(nudged: Any) -> Any:
+        product = np.sum(np.multiply(forward(nudged["x"]), np.conj(dout)))
+        return product.real if dout.dtype.kind == "c" else product
+
+    return check_gradient(weighted, grads, tree, h, rng=source, **options)
+
+
+def _output(out: Any) -> NDArray[Any]:
+    """Return what a layer's forward pass returned as an array of numbers."""
+    array = np.asarray(out) if not isinstance(out, tuple | dict) else np.asarray(None)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(
+            f"`forward` must return an array of numbers. Got {type(out).__name__}; join "
+            "several outputs by np.concatenate."
+        )
+    return array

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.arrays import FloatArray
 from fastgrad.checking.verdicts import TOLERANCE
+from fastgrad.validation import FloatArray
 
 __all__ = ["suspect"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.arrays import FloatArray
+from fastgrad.validation import FloatArray
 
 #: Two gradients may differ by this part. A mistake of 0.1% is four times as large, the truncation
 #: error of a well-chosen step far smaller.

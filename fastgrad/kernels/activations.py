@@ -11,8 +11,8 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastgrad.kernels.compile import helper, kernel, parallel_kernel
 from fastgrad.kernels.elementary import exp, like
+from fastgrad.runtime.compile import helper, kernel, parallel_kernel
 
 SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
 

@@ -1,4 +1,4 @@
-r"""The affine map x W + b and its backward pass, on the register tile of `fastgrad.kernels.simd`.
+r"""The affine map x W + b and its backward pass, on the register tile of `fastgrad.runtime.simd`.
 
 A tile adds up a few entries of a product in registers while it goes along the terms of the sums: at
 each step four numbers of the left factor, spread over a register each, meet neighbours of the right
@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numba import prange, types
 
-from fastgrad.kernels.compile import (
+from fastgrad.runtime.compile import (
     address,
     allocating_helper,
     array_type,
@@ -26,8 +26,8 @@ from fastgrad.kernels.compile import (
     kernel,
     parallel_kernel,
 )
-from fastgrad.kernels.runtime import call_pointer, chunk_range
-from fastgrad.kernels.simd import TILE_ROWS, add_tile
+from fastgrad.runtime.simd import TILE_ROWS, add_tile
+from fastgrad.runtime.steps import call_pointer, chunk_range
 
 #: Terms of all sums that are added at most before the next ones: so many rows of the right factor
 #: stay in L1 while row after row of the product is added to. Sums are cut into even lengths, since
@@ -127,7 +127,7 @@ def affine_forward(body, x, W, b, out):
     ----------
     body : int
         From `forward_pointer`. What is called through a pointer is compiled only once, for this
-        kernel and the parallel one: see `fastgrad.kernels.runtime`.
+        kernel and the parallel one: see `fastgrad.runtime.steps`.
     x : ndarray, shape (N, D)
     W : ndarray of x's dtype, shape (D, H)
     b : ndarray of x's dtype, shape (H,)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgrad.kernels.compile import helper, step_kernel
-from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import count_bits, lowest_bit, nonzero_bits
+from fastgrad.runtime.compile import helper, step_kernel
+from fastgrad.runtime.simd import count_bits, lowest_bit, nonzero_bits
+from fastgrad.runtime.steps import chunk_range
 
 #: Entries in a number of a bitmask.
 WORD = 64

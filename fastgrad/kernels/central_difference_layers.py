@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 from numba import prange
 
 from fastgrad.kernels.activations import relu, sigmoid
-from fastgrad.kernels.compile import helper, parallel_kernel
+from fastgrad.runtime.compile import helper, parallel_kernel
 
 
 class Layers(NamedTuple):

@@ -16,7 +16,7 @@ import numpy as np
 from numba import types
 from numba.extending import overload
 
-from fastgrad.kernels.compile import exact_helper, helper
+from fastgrad.runtime.compile import exact_helper, helper
 
 _LOG2_E = 1.4426950408889634
 _LOG2_E_32 = np.float32(_LOG2_E)

@@ -2,7 +2,7 @@
 
 Each thread takes its own samples through all layers, from the pixels to the loss and back, on the
 arrays as the user has them. So threads wait for each other only once, before the way back, which
-needs all rows of the transposed weights. `fastgrad.kernels.gradient` goes by rows of the weights
+needs all rows of the transposed weights. `fastgrad.kernels.backward` goes by rows of the weights
 instead.
 
 The arguments of a layer
@@ -56,11 +56,11 @@ import numpy as np
 from fastgrad.kernels.activations import activate_rows
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.bitmask import WORD, build_bitmask
-from fastgrad.kernels.compile import step_kernel
 from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
-from fastgrad.kernels.runtime import chunk_range
-from fastgrad.kernels.simd import PASS_BYTES, masked_axpy
+from fastgrad.runtime.compile import step_kernel
+from fastgrad.runtime.simd import PASS_BYTES, masked_axpy
+from fastgrad.runtime.steps import chunk_range
 
 #: Samples that go through 64 rows of W together: L1 holds the rows, L2 the samples.
 GROUP = 64

@@ -12,7 +12,7 @@ scores follows from :math:`\partial y_m / \partial a_k = y_m ([m = k] - y_k)`:
 for targets of every kind. For :math:`\delta = 0` all q are 1, also where y is 0.
 
 Targets come as labels or as soft targets, the array that does not apply having no rows, as
-`fastgrad.arrays.targets` returns them.
+`fastgrad.validation.targets` returns them.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import math
 import numpy as np
 from numba import prange
 
-from fastgrad.kernels.compile import helper, kernel, parallel_kernel
 from fastgrad.kernels.elementary import exp, like, relative_to
+from fastgrad.runtime.compile import helper, kernel, parallel_kernel
 
 
 @kernel

@@ -6,7 +6,7 @@ ones are contiguous and vectorise.
 
 from __future__ import annotations
 
-from fastgrad.kernels.compile import kernel
+from fastgrad.runtime.compile import kernel
 
 
 @kernel

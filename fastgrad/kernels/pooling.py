@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from fastgrad.kernels.compile import helper, parallel_kernel
+from fastgrad.runtime.compile import helper, parallel_kernel
 
 #: What `arg_max` holds for a window whose largest entry gets no gradient.
 NOWHERE = -1

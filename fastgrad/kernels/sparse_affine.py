@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import prange
 
-from fastgrad.kernels.compile import parallel_kernel
+from fastgrad.runtime.compile import parallel_kernel
 
 
 @parallel_kernel

@@ -56,9 +56,9 @@ from __future__ import annotations
 
 from fastgrad.kernels.affine import sum_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
-from fastgrad.kernels.compile import helper, step_kernel
-from fastgrad.kernels.runtime import ROW, call_pointer, chunk_range
-from fastgrad.kernels.simd import masked_axpy, masked_gemv, prefetch
+from fastgrad.runtime.compile import helper, step_kernel
+from fastgrad.runtime.simd import masked_axpy, masked_gemv, prefetch
+from fastgrad.runtime.steps import ROW, call_pointer, chunk_range
 
 #: How many samples ahead of the one at work are fetched from memory.
 AHEAD = 2

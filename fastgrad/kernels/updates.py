@@ -34,8 +34,8 @@ import math
 
 from numba import prange, types
 
-from fastgrad.kernels.compile import address, array_type, kernel, parallel_kernel
-from fastgrad.kernels.runtime import call_pointer
+from fastgrad.runtime.compile import address, array_type, kernel, parallel_kernel
+from fastgrad.runtime.steps import call_pointer
 
 #: Keeps the division by a root defined at the start; the book's number.
 EPSILON = 1e-7

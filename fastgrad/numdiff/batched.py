@@ -21,10 +21,10 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from fastgrad.arrays import FloatArray, IntArray
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
 from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.rewriting import Rewriting
+from fastgrad.validation import FloatArray, IntArray
 
 __all__ = ["NotCarried", "evaluate"]
 

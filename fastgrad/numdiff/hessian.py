@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad import gradients
-from fastgrad.arrays import FloatArray
-from fastgrad.evaluation import Objective, one_number
-from fastgrad.trees import is_tree
+from fastgrad.numdiff import arguments
+from fastgrad.numdiff.objective import Objective, one_number
+from fastgrad.numdiff.trees import is_tree
+from fastgrad.validation import FloatArray
 
 __all__ = ["numerical_hessian"]
 
@@ -74,7 +74,7 @@ def numerical_hessian(
         raise TypeError(
             "`x` must be an array. Got a tree; join its arrays, and let f take them apart."
         )
-    tree = gradients._tree(x, "x")
+    tree = arguments.tree_of(x, "x")
     objective = Objective(f, tree, args)
     leaf = tree.leaves[0]
     center, size = objective.center, objective.size

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import gradients
-from fastgrad.arrays import FloatArray, IntArray, flag
-from fastgrad.differences import evaluate_around
-from fastgrad.evaluation import Objective
-from fastgrad.extrapolation import extrapolate
-from fastgrad.trees import Tree
+from fastgrad.numdiff import arguments
+from fastgrad.numdiff.extrapolation import extrapolate
+from fastgrad.numdiff.formulas import evaluate_around
+from fastgrad.numdiff.objective import Objective
+from fastgrad.numdiff.trees import Tree
+from fastgrad.validation import FloatArray, IntArray, flag
 
 __all__ = ["numerical_jacobian"]
 
@@ -79,24 +79,24 @@ def numerical_jacobian(
     >>> bool(abs(found + 1j) < 1e-12)
     True
     """
-    order = gradients._order(order)
-    tree = gradients._tree(x, "x")
+    order = arguments.order_of(order)
+    tree = arguments.tree_of(x, "x")
     outputs: Any = _Outputs(f, tree, args, workers, progress=flag(progress, "progress"))
     try:
-        entries = gradients._drawn(outputs.objective, sample, rng)
-        limits = gradients._limits(bounds, outputs.objective, entries)
+        entries = arguments.sampled_entries(outputs.objective, sample, rng)
+        limits = arguments.limits_of(bounds, outputs.objective, entries)
         every = outputs.each(entries)
         here = outputs.here[every % outputs.count]
         low_high = None if limits is None else tuple(map(outputs.spread, limits))
         with np.errstate(all="ignore"):
-            if gradients._is_auto(h):
+            if arguments.is_auto(h):
                 found = extrapolate(
                     outputs.beside(every, low_high), outputs.center[every], here,
                     outputs.eps_of(every),
                 )  # fmt: skip
                 slope, estimate = found.slope, found.error
             else:
-                steps = gradients._steps(h, outputs.objective, entries)
+                steps = arguments.steps_of(h, outputs.objective, entries)
                 around = evaluate_around(
                     outputs, every, outputs.spread(steps) if steps.ndim else steps, order,
                     twice=error, here=here, bounds=low_high,

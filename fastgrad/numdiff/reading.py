@@ -530,7 +530,7 @@ class _Reader:
         if getattr(f, "__module__", None) == "math" and f is getattr(math, f.__name__, None):
             self._iterate(*everything)
             return _NUMBER
-        if _is_of(f, "fastgrad") and str(f.__module__) == "fastgrad.functions":
+        if _is_of(f, "fastgrad") and str(f.__module__) == "fastgrad.nn.functions":
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in everything)
             return _Value(None, fresh, flat=True)
         call = inspect.getattr_static(type(f), "__call__", None)

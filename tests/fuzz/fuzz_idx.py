@@ -9,10 +9,10 @@ from pathlib import Path
 import atheris
 
 sys.modules.pop("gzip", None)  # what is imported already is not instrumented
-with atheris.instrument_imports(include=["fastgrad.datasets", "gzip"]):
+with atheris.instrument_imports(include=["fastgrad.data.mnist", "gzip"]):
     import gzip
 
-    from fastgrad import datasets
+    from fastgrad.data import mnist
 
 PLAIN, GZIPPED, AS_IT_IS = range(3)
 
@@ -26,7 +26,7 @@ def one_input(data: bytes) -> None:
     packing, ndim, content = data[0] % 3, 3 if data[1] % 2 else 1, data[2:]
     FILE.write_bytes(gzip.compress(content, 1) if packing == GZIPPED else content)
     try:
-        array = datasets._read_idx(FILE, ndim)
+        array = mnist._read_idx(FILE, ndim)
     except ValueError as error:
         if str(FILE) not in str(error):
             raise

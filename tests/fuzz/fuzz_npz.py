@@ -11,10 +11,10 @@ import atheris
 import numpy as np
 
 sys.modules.pop("zipfile", None)  # what is imported already is not instrumented
-with atheris.instrument_imports(include=["fastgrad.archives", "zipfile"]):
+with atheris.instrument_imports(include=["fastgrad.data.archives", "zipfile"]):
     import zipfile
 
-    from fastgrad import archives
+    from fastgrad.data import archives
 
 WHOLE, MEMBER, HEADER, DIRECTORY, SETTINGS = range(5)
 

@@ -1,0 +1,360 @@
+"""The command line: ``fastgrad`` or ``python -m fastgrad``.
+
+Here are its arguments; what a command does is in `fastgrad.cli.commands`. That needs NumPy and Numba,
+which take the better part of a second to import, and is imported once the arguments are right and
+a first line has been written.
+
+Wrong arguments, files that cannot be read or written, and numbers that the library refuses give
+one line on stderr and exit status 2. Ctrl-C gives 130.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import math
+import os
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import fastgrad
+from fastgrad.runtime import interrupt
+
+__all__ = ["INTERRUPTED", "OPTIMIZERS", "SGD_RATE", "main", "version"]
+
+#: What ``--optimizer`` takes: the classes' names, in lower case.
+OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
+
+#: Of plain gradient descent, as in the book's run; the other optimizers have their own defaults.
+SGD_RATE = 0.1
+
+#: Where commands are, but for `run`.
+_COMMANDS = "fastgrad.cli.commands"
+
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line.
+
+    Parameters
+    ----------
+    argv : sequence of str, optional
+        Arguments; by default those of the process.
+
+    Returns
+    -------
+    int
+        The exit status.
+
+    Raises
+    ------
+    SystemExit
+        By `argparse`: with status 2 for wrong arguments, 0 after ``--help`` and ``--version``.
+
+    Examples
+    --------
+    >>> main(["--version"])
+    Traceback (most recent call last):
+        ...
+    SystemExit: 0
+    """
+    try:
+        try:
+            parser = _parser()
+            options = parser.parse_args(argv)
+            if options.command is None:
+                parser.print_help()
+                return 0
+            return int(options.run(options))
+        finally:
+            # A script that was run may have closed it or put something else in its place.
+            with contextlib.suppress(AttributeError, ValueError):
+                sys.stdout.flush()
+    except BrokenPipeError:
+        # Whoever read our output (head, say) has gone. Python flushes once more when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, where argparse prints the usage as well."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastgrad",
+        description="Numerical gradients and two-layer networks at compiled speed.",
+        epilog="'fastgrad COMMAND --help' lists the options of a command.",
+    )
+    parser.add_argument("--version", action="version", version=f"fastgrad {fastgrad.__version__}")
+    parser.set_defaults(command=None)
+    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
+    _add_exercise(subparsers)
+    _add_train(subparsers)
+    _add_run(subparsers)
+    _add_warmup(subparsers)
+    _add_info(subparsers)
+    return parser
+
+
+def _add_command(subparsers: Any, name: str, text: str) -> Any:
+    """Add a command, a function of `fastgrad.cli.commands`; that of `run` is in `fastgrad.cli.run`.
+
+    Its errors of input and of files end in one line.
+    """
+
+    def guarded(options: argparse.Namespace) -> int:
+        try:
+            with interrupt.kept(may_be_caught=name == "run"):  # a script may handle Ctrl-C itself
+                _say_that_it_runs(options)
+                # A script that is run may need neither NumPy nor Numba.
+                module = importlib.import_module("fastgrad.cli.run" if name == "run" else _COMMANDS)
+                run: Callable[[argparse.Namespace], int] = getattr(module, name)
+                return run(options)
+        except BrokenPipeError:
+            raise
+        except (ValueError, OSError, MemoryError) as error:
+            text = " ".join(str(error).split()) or type(error).__name__
+            if isinstance(error, OSError) and error.strerror:  # without its number
+                text = error.strerror + (f": {error.filename!r}" if error.filename else "")
+            parser.error(text)
+
+    parser: _Parser = subparsers.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + "."
+    )
+    parser.set_defaults(run=guarded)
+    return parser
+
+
+def _say_that_it_runs(options: argparse.Namespace) -> None:
+    """Write a line before the imports, which somebody may be waiting for."""
+    if options.command == "run":  # stdout belongs to the script, also where there is no stderr
+        if sys.stderr is not None:
+            print(f"fastgrad: running {options.script}", file=sys.stderr, flush=True)
+    elif options.command != "info":
+        print(
+            f"fastgrad {fastgrad.__version__}, Python {platform.python_version()}, "
+            f"NumPy {version('numpy')}, Numba {version('numba')}",
+            flush=True,
+        )
+
+
+def version(package: str) -> str:
+    """Return the version of an installed distribution.
+
+    Parameters
+    ----------
+    package : str
+        Its name.
+
+    Returns
+    -------
+    str
+        The version, or "not installed".
+
+    Examples
+    --------
+    >>> version("no-such-package")
+    'not installed'
+    """
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _add_network_options(parser: Any, *, convnet: bool) -> None:
+    """Add the options of a network; `convnet` says whether it can be a convolutional one."""
+    parser.add_argument(
+        "--batch-size", type=_count, default=100, metavar="N",
+        help="images in a mini-batch (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--hidden-size", type=_count, metavar="N",
+        help=f"units of the hidden layer (default: 50{', or 100 of a convnet' * convnet})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--activation", choices=("sigmoid", "relu"),
+        help=f"of the hidden layer (default: sigmoid{'; a convnet has relu' * convnet})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), default="float64",
+        help="of all numbers (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--seed", type=_seed, metavar="N",
+        help="repeat a run: numpy.random.seed(N) (default: a new one, which is printed)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--data", metavar="FOLDER",
+        help="four IDX files of another data set, Fashion-MNIST say (default: MNIST)",
+    )  # fmt: skip
+
+
+def _count(text: str) -> int:
+    return _whole_number(text, 1, None)
+
+
+def _count_from_0(text: str) -> int:
+    return _whole_number(text, 0, None)
+
+
+def _seed(text: str) -> int:
+    return _whole_number(text, 0, 2**32 - 1)  # what numpy.random.seed takes
+
+
+def _whole_number(text: str, low: int, high: int | None) -> int:
+    wanted = f"from {low} to {high}" if high is not None else f"from {low} on"
+    try:
+        number = int(text)
+    except ValueError:
+        number = low - 1
+    if number < low or (high is not None and number > high):
+        raise argparse.ArgumentTypeError(f"must be a whole number {wanted}. Got {text!r}.")
+    return number
+
+
+def _finite(text: str) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise argparse.ArgumentTypeError(f"must be a finite number. Got {text!r}.")
+    return number
+
+
+def _rate(text: str) -> float:
+    number = _finite(text)
+    if number < 0:
+        raise argparse.ArgumentTypeError(f"must be from 0 on. Got {text!r}.")
+    return number
+
+
+def _step(text: str) -> float:
+    number = _finite(text)
+    if number <= 0:
+        raise argparse.ArgumentTypeError(f"must be above 0. Got {text!r}.")
+    return number
+
+
+# exercise --------------------------------------------------------------------------------------
+
+
+def _add_exercise(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "exercise",
+        "time and check the numerical gradient of the book's network on a batch of MNIST",
+    )
+    _add_network_options(parser, convnet=False)
+    parser.add_argument(
+        "--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
+        help="steps of the central difference; times are those of the first (default: 1e-4 1e-6)",
+    )  # fmt: skip
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument(
+        "--sample", type=_count, default=1000, metavar="N",
+        help="random parameters for which the textbook loop runs (default: %(default)s)",
+    )  # fmt: skip
+    how_many.add_argument(
+        "--full", action="store_true", help="run the textbook loop for every parameter"
+    )
+
+
+# train -----------------------------------------------------------------------------------------
+
+
+def _add_train(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers, "train", "train the book's networks on MNIST, as in its chapters 4 to 7"
+    )
+    parser.add_argument(
+        "--network", choices=("two-layer", "convnet"), default="two-layer",
+        help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)",
+    )  # fmt: skip
+    _add_network_options(parser, convnet=True)
+    parser.add_argument(
+        "--iterations", type=_count_from_0, default=10_000, metavar="N",
+        help="mini-batches (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--method", choices=("gradient", "numerical_gradient"), default="gradient",
+        help="backpropagation, or numerical gradients alone (default: %(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--optimizer", choices=OPTIMIZERS,
+        help="(default: sgd, and adam for a convnet)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--learning-rate", type=_rate, metavar="RATE",
+        help=f"(default: {SGD_RATE} for sgd, else the optimizer's own)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--save", metavar="FILE",
+        help="write the trained network to an .npz file, which its class can load",
+    )  # fmt: skip
+    parser.add_argument(
+        "--plot",
+        metavar="FILE",
+        help="draw loss and accuracies into a picture, .png, .svg or .pdf say (extra: plot)",
+    )
+
+
+# run -------------------------------------------------------------------------------------------
+
+
+def _add_run(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers,
+        "run",
+        "run a script as python does, with the book's modules and your networks computed faster",
+    )
+    parser.add_argument(
+        "--keep", action="append", default=[], metavar="NAME",
+        help="leave a module to the script's own file, two_layer_net say; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--serve", action="append", default=[], metavar="NAME=MODULE",
+        help="serve a module of yours as one of the book's: lib.net=two_layer_net; may be repeated",
+    )  # fmt: skip
+    parser.add_argument(
+        "--compare", type=float, metavar="SECONDS",
+        help="run the script's own way as well, that long at most, and say how much faster it was",
+    )  # fmt: skip
+    parser.add_argument("script", metavar="SCRIPT", help="runs as by python SCRIPT ARGS")
+    args = parser.add_argument(
+        "args", nargs=argparse.REMAINDER, metavar="ARGS", help="what the script finds in sys.argv"
+    )
+    args.required = False  # else argparse would ask for ARGS where SCRIPT is missing
+
+
+# warmup ----------------------------------------------------------------------------------------
+
+
+def _add_warmup(subparsers: Any) -> None:
+    parser = _add_command(
+        subparsers, "warmup", "compile everything ahead, on all cores, for later processes"
+    )
+    parser.add_argument(
+        "--dtype", choices=("float64", "float32"), nargs="+", default=("float64", "float32"),
+        help="for networks of these numbers (default: both)",
+    )  # fmt: skip
+
+
+# info ------------------------------------------------------------------------------------------
+
+
+def _add_info(subparsers: Any) -> None:
+    _add_command(subparsers, "info", "tell versions, threads, the cache and the processor")

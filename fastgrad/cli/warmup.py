@@ -1,0 +1,344 @@
+"""Compiling ahead: small calls that between them need every kernel, dealt out to processes.
+
+Nothing here knows a kernel: a call of the public names compiles what it needs, and the processes
+meet in the cache on disk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import multiprocessing
+import os
+import signal
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Executor, ProcessPoolExecutor, as_completed, wait
+from typing import Any
+
+import numpy as np
+
+import fastgrad
+from fastgrad.book.convnets import SimpleConvNet
+from fastgrad.book.networks import MultiLayerNetExtend
+from fastgrad.nn.optimizers import BY_NAME
+from fastgrad.runtime.compile import cache_folder
+from fastgrad.runtime.compile_time import Watch, say
+
+__all__ = ["CALLS", "call", "compile_ahead", "compile_everything"]
+
+
+def _images(dtype: Any, n: int = 100) -> tuple[Any, Any]:
+    """Return what looks like a batch of MNIST, where four of five pixels are zero, and labels."""
+    rng = np.random.default_rng(0)
+    x = rng.random((n, 784)) * (rng.random((n, 784)) < 0.2)
+    return x.astype(dtype), rng.integers(10, size=n)
+
+
+def _unusual(dtype: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield batches of other dtypes, targets and sizes, and one without zeros."""
+    x, labels = _images(dtype)
+    yield x.astype(np.float32), labels
+    yield (255 * x).astype(np.uint8), labels
+    yield x, np.eye(10, dtype=dtype)[labels] * 0.9 + 0.01
+    yield x[:5], labels[:5]
+    yield x + 1, labels
+
+
+def _net(dtype: Any, activation: str = "sigmoid") -> Any:
+    return fastgrad.TwoLayerNet(784, 50, 10, activation=activation, dtype=dtype, rng=0)
+
+
+def _deep_net(dtype: Any) -> Any:
+    return fastgrad.MultiLayerNet(784, [6, 5], 10, dtype=dtype, rng=0)
+
+
+def _numerical_gradient(dtype: Any) -> None:
+    _net(dtype).numerical_gradient(*_images(dtype))
+
+
+def _gradient(dtype: Any) -> None:
+    _net(dtype).gradient(*_images(dtype))
+
+
+def _fit(
+    dtype: Any,
+    optimizers: Sequence[Any] = (fastgrad.SGD,),
+    method: str = "gradient",
+    activation: str = "sigmoid",
+) -> None:
+    x, t = _images(np.float32)  # as `load_mnist` has them
+    for optimizer in optimizers:
+        _train(
+            _net(dtype, activation), x, t, batch_size=100, method=method, optimizer=optimizer(),
+            validation=(x, t),
+        )  # fmt: skip
+
+
+def _train(net: Any, x: Any, t: Any, **options: Any) -> None:
+    """Train for two iterations. Ctrl-C, which ends a `fit` early, ends the compiling as well."""
+    if net.fit(x, t, iterations=2, rng=0, **options).interrupted:
+        raise KeyboardInterrupt
+
+
+def _convolutional_fit(dtype: Any, method: str = "gradient") -> None:
+    # Of the usual size, for which there are parallel kernels; numerical gradients take too long.
+    n, filters, hidden = (100, 30, 100) if method == "gradient" else (5, 3, 5)
+    x, t = _images(np.float32, n)
+    images = x.reshape(-1, 1, 28, 28)
+    for optimizer in _OPTIMIZERS if method == "gradient" else (fastgrad.Adam,):
+        net = SimpleConvNet(
+            (1, 28, 28), {"filter_num": filters, "filter_size": 5, "pad": 0, "stride": 1}, hidden
+        )
+        for name, array in net.params.items():
+            net.params[name] = array.astype(dtype)
+        _train(
+            net, images, t, batch_size=n, method=method, optimizer=optimizer(),
+            validation=(images, t),
+        )  # fmt: skip
+
+
+def _unusual_numerical_gradients(dtype: Any) -> None:
+    for activation in ("sigmoid", "relu"):
+        net = _net(dtype, activation)
+        for x, t in _unusual(dtype):
+            net.numerical_gradient(x, t)
+        net.numerical_gradient(x[:5], t[:5], h=0.5)  # beyond the range of the series
+
+
+def _unusual_gradients(dtype: Any) -> None:
+    for activation in ("sigmoid", "relu"):
+        for x, t in _unusual(dtype):
+            _net(dtype, activation).gradient(x, t)
+
+
+def _unusual_fits(dtype: Any) -> None:
+    _fit(dtype, [fastgrad.SGD], activation="relu")
+    for x, t in _unusual(dtype):
+        _train(_net(dtype), x, t, batch_size=len(x))
+        _train(_deep_net(dtype), x, t, batch_size=len(x))
+
+
+def _accuracy(dtype: Any) -> None:
+    for net in (_net(dtype), _net(dtype, "relu"), _deep_net(dtype)):
+        for x, t in (_images(dtype), *_unusual(dtype)):
+            net.predict(x)
+            net.loss(x, t)
+            net.accuracy(x, t)
+
+
+def _deep_networks(dtype: Any) -> None:
+    net = _deep_net(dtype)
+    for samples in (dtype, np.float32, np.uint8):
+        x, t = _images(dtype, 5)
+        net.numerical_gradient((x * 255).astype(samples), t)
+    for x, t in (_images(dtype), *_unusual(dtype)):
+        net.gradient(x, t)
+
+
+def _functions(dtype: Any) -> None:
+    x = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3)
+    for function in (
+        fastgrad.step_function, fastgrad.sigmoid, fastgrad.sigmoid_grad, fastgrad.relu,
+        fastgrad.relu_grad, fastgrad.softmax,
+    ):  # fmt: skip
+        for argument in (x, x[0], x[0, 0]):
+            function(argument)
+
+
+def _losses(dtype: Any) -> None:
+    x, labels = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3), np.arange(4) % 3
+    soft = np.full((4, 3), 1 / 3, dtype)
+    fastgrad.sum_squared_error(x, soft)
+    for t in (labels, soft):
+        fastgrad.cross_entropy_error(soft, t)
+        fastgrad.softmax_cross_entropy(x, t)
+        fastgrad.softmax_cross_entropy_backward(soft, t)
+
+
+def _layers(dtype: Any) -> None:
+    x = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3)
+    layers: list[Any] = [
+        fastgrad.Affine(np.ones((3, 2), dtype), np.ones(2, dtype)),
+        fastgrad.Relu(),
+        fastgrad.Sigmoid(),
+    ]
+    for layer in layers:
+        x = layer.forward(x)
+    last = fastgrad.SoftmaxWithLoss()
+    last.forward(x, np.arange(4) % 2)
+    dout = last.backward()
+    for layer in reversed(layers):
+        dout = layer.backward(dout)
+    for optimizer in _OPTIMIZERS:
+        optimizer().update({"b": np.ones(2, dtype)}, {"b": np.ones(2, dtype)})
+
+
+def _convolutional_layers(dtype: Any) -> None:
+    x = np.linspace(-1, 1, 2 * 3 * 6 * 6, dtype=dtype).reshape(2, 3, 6, 6)
+    of_images: list[Any] = [
+        fastgrad.Convolution(np.ones((4, 3, 3, 3), dtype), np.ones(4, dtype), pad=1),
+        fastgrad.Pooling(2, 2),
+    ]
+    for layer in of_images:
+        layer.backward(layer.forward(x))
+    flat = x.reshape(2, -1)
+    of_training: list[Any] = [
+        fastgrad.BatchNormalization(np.ones(108, dtype), np.zeros(108, dtype)),
+        fastgrad.Dropout(),
+    ]
+    for layer in of_training:
+        layer.forward(flat, False)
+        layer.backward(layer.forward(flat, True))
+
+
+def _networks_of_the_book(dtype: Any) -> None:
+    if dtype != np.float64:  # the only one that they have
+        return
+    x, t = _images(np.float32, 5)
+    extended = MultiLayerNetExtend(784, [6, 5], 10, use_batchnorm=True, use_dropout=True)
+    convolutional = SimpleConvNet(
+        (1, 28, 28), {"filter_num": 3, "filter_size": 5, "pad": 0, "stride": 1}, 5
+    )
+    nets: list[tuple[Any, Any]] = [(extended, x), (convolutional, x.reshape(-1, 1, 28, 28))]
+    extended.gradient(*_images(np.float32, 30))  # enough of them that zeros are left out
+    for net, images in nets:
+        net.loss(images, t)
+        net.accuracy(images, t)
+        net.gradient(images, t)
+        net.numerical_gradient(images, t)
+
+
+_OPTIMIZERS = tuple(BY_NAME.values())
+
+#: Functions of a dtype, by name. Those that take long come first.
+CALLS: dict[str, Callable[[Any], object]] = {
+    "numerical_gradient": _numerical_gradient,
+    "gradient": _gradient,
+    "fit": _fit,
+    "fit by numerical_gradient": functools.partial(
+        _fit, optimizers=_OPTIMIZERS, method="numerical_gradient"
+    ),
+    "optimizers": functools.partial(_fit, optimizers=_OPTIMIZERS[1:]),
+    "deep networks": _deep_networks,
+    "unusual numerical gradients": _unusual_numerical_gradients,
+    "unusual gradients": _unusual_gradients,
+    "unusual fits": _unusual_fits,
+    "accuracy": _accuracy,
+    "functions": _functions,
+    "losses": _losses,
+    "layers": _layers,
+    "layers of convolutional networks": _convolutional_layers,
+    "networks of the book": _networks_of_the_book,
+    "fit of a convnet": _convolutional_fit,
+    "fit of a convnet by numerical_gradient": functools.partial(
+        _convolutional_fit, method="numerical_gradient"
+    ),
+}
+
+#: How long the calls compile that commands make ahead, in seconds: measured with an empty cache
+#: each on two cores, those of convolutional networks and optimizers beside other programs.
+_SECONDS = {
+    "numerical_gradient": 5, "gradient": 4, "fit": 6, "fit by numerical_gradient": 6, "accuracy": 4,
+    "optimizers": 4, "fit of a convnet": 15, "fit of a convnet by numerical_gradient": 8,
+}  # fmt: skip
+
+
+def call(name: str, dtype: str) -> str:
+    """Make one of the `CALLS` in this process; return its name."""
+    with np.errstate(all="ignore"):
+        CALLS[name](np.dtype(dtype))
+    return f"{name} {dtype}"
+
+
+def _call_quietly(name: str, dtype: str) -> tuple[str, float]:
+    """Make a call in a process of the pool, and return for how many seconds it compiled.
+
+    Nothing is written: the process that has this one has said already that it compiles.
+    """
+    with Watch(lambda: None) as compiling:
+        return call(name, dtype), compiling.seconds
+
+
+def compile_everything(dtypes: Sequence[str], done: Callable[[str], object]) -> float:
+    """Make all calls for these dtypes, on all cores.
+
+    Parameters
+    ----------
+    dtypes : sequence of {"float64", "float32"}
+        What to compile for.
+    done : callable
+        Called with the name of each call after it.
+
+    Returns
+    -------
+    float
+        For how many seconds the processes compiled, taken together; 0 if nothing was to be done.
+    """
+    seconds = 0.0
+    with _processes() as pool:
+        for future in as_completed(
+            pool.submit(_call_quietly, name, dtype) for name in CALLS for dtype in dtypes
+        ):
+            name, compiling = future.result()
+            done(name)
+            seconds += compiling
+    return seconds
+
+
+def compile_ahead(names: Sequence[str], dtype: str, what: str) -> float:
+    """Make some of the calls here; where something is to compile, the others go to other cores.
+
+    Parameters
+    ----------
+    names : sequence of str
+        Of `CALLS`.
+    dtype : {"float64", "float32"}
+        The dtype.
+    what : str
+        What the kernels are for; it is written on stderr if there is something to compile.
+
+    Returns
+    -------
+    float
+        Seconds taken, or 0 if nothing had to be compiled.
+    """
+    begin = time.perf_counter()
+    with contextlib.ExitStack() as stack:
+        others: list[Any] = []
+        ahead = list(names)
+
+        def deal_out() -> None:
+            say(f"{what} in {dtype}", sum(_SECONDS.get(name, 5) for name in names))
+            if ahead and not others and cache_folder() is not None and _cores() > 1:
+                pool = stack.enter_context(_processes())
+                others.extend(pool.submit(_call_quietly, name, dtype) for name in ahead)
+
+        compiling = stack.enter_context(Watch(deal_out))
+        while ahead:
+            call(ahead.pop(0), dtype)
+            wait(others)  # what they compiled, this process loads
+        return time.perf_counter() - begin if compiling.seconds else 0.0
+
+
+@contextlib.contextmanager
+def _processes() -> Iterator[Executor]:
+    """Provide a process for each core. They end when this one is interrupted."""
+    with ProcessPoolExecutor(
+        _cores(),
+        multiprocessing.get_context("spawn"),  # a fork of a process with threads may hang
+        initializer=signal.signal,
+        initargs=(signal.SIGINT, signal.SIG_DFL),  # without a traceback from each
+    ) as pool:
+        try:
+            yield pool
+        except BaseException:
+            for process in multiprocessing.active_children():
+                process.terminate()
+            raise
+
+
+def _cores() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

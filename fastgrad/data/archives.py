@@ -1,0 +1,278 @@
+"""Named arrays and settings in one ``.npz`` file: written whole or not at all, read without trust.
+
+The file is what `numpy.savez` writes, an uncompressed zip archive with one ``.npy`` member an
+array, plus a member ``settings`` that holds a JSON object as UTF-8 bytes. Pickle has no part in
+it. NumPy reads it too::
+
+    archive = np.load(path)
+    archive["W1"]
+    json.loads(archive["settings"].tobytes())
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import math
+import os
+import re
+import secrets
+import stat
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["load_arrays", "save_arrays"]
+
+_SETTINGS = "settings"
+
+_NUMERIC_KINDS = "biufc"
+
+#: The one form in which NumPy writes the header of an array of plain numbers.
+_NPY_HEADER = re.compile(
+    rb"\x93NUMPY\x01\x00(?P<length>..)"
+    rb"\{'descr': '(?P<descr>[<>|][biufc]\d{1,2})', 'fortran_order': (?P<fortran>True|False), "
+    rb"'shape': \((?P<shape>(?:(?:\d{1,19}, )*\d{1,19},?)?)\), \} *\n",
+    re.DOTALL,
+)
+_NPY_PREAMBLE = 10  # bytes before the text, whose length the last two of them tell
+
+
+def save_arrays(
+    path: str | os.PathLike[str], arrays: Mapping[str, NDArray[Any]], /, **settings: Any
+) -> Path:
+    """Write arrays and settings to a file, all or nothing.
+
+    The archive is written to a temporary file in the same folder, flushed to the disk, and then
+    put in the place of `path` in one step. An exception, a full disk or Ctrl-C before that step
+    leaves an older file untouched and no temporary file behind. (A process that is killed
+    outright has no chance to tidy up: the older file is untouched, ``.fastgrad-*.tmp`` stays.)
+
+    Parameters
+    ----------
+    path : str or path-like
+        Where to. ``.npz`` is appended if it is missing, as `numpy.savez` does.
+    arrays : mapping of str to ndarray
+        Arrays of numbers or booleans; names are identifiers, and not ``settings``.
+    **settings : Any
+        What JSON can hold: strings, numbers, booleans, None, lists and dicts of them. NumPy
+        scalars become Python numbers and tuples become lists.
+
+    Returns
+    -------
+    pathlib.Path
+        The file written.
+
+    Raises
+    ------
+    TypeError
+        If an array does not hold numbers, or a setting does not fit into JSON.
+    ValueError
+        If the name of an array is no identifier, or ``settings``.
+    OSError
+        If the file cannot be written.
+
+    Examples
+    --------
+    >>> import os, tempfile
+    >>> import numpy as np
+    >>> from fastgrad.data.archives import load_arrays, save_arrays
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     path = save_arrays(os.path.join(folder, "net"), {"b1": np.arange(3.0)}, delta=1e-7)
+    ...     path.name, load_arrays(path)
+    ('net.npz', ({'b1': array([0., 1., 2.])}, {'delta': 1e-07}))
+    """
+    members = {_require_name(name): _numeric(array, name) for name, array in arrays.items()}
+    members[_SETTINGS] = _encode(settings)
+    target = _with_suffix(path)
+    _replace(target, members)
+    return target
+
+
+def load_arrays(
+    path: str | os.PathLike[str],
+) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    """Read arrays and settings from a file that `save_arrays` wrote.
+
+    Whatever the file holds, no code in it is executed, and no more memory is taken than the file
+    is long, a few times over.
+
+    Parameters
+    ----------
+    path : str or path-like
+        The file, with ``.npz`` or without it.
+
+    Returns
+    -------
+    arrays : dict of str to ndarray
+        New arrays, in the order and of the dtypes in which they were saved.
+    settings : dict
+        Empty if the file has none, as one made by `numpy.savez`.
+
+    Raises
+    ------
+    ValueError
+        If the file is truncated, damaged, compressed, or holds something else than arrays of
+        numbers. The message names the file.
+    OSError
+        If the file cannot be read.
+
+    Examples
+    --------
+    See `save_arrays`.
+    """
+    source = _with_suffix(path)
+    if not source.exists():
+        source = Path(os.fsdecode(path))  # a file that was given another name since
+    with open(source, "rb") as file:
+        try:
+            return _read(file)
+        except _DAMAGE as error:
+            raise ValueError(
+                f"`path` must be an archive of arrays (.npz). Got {str(source)!r}: "
+                f"{str(error).rstrip('.')}."
+            ) from error
+
+
+def _with_suffix(path: str | os.PathLike[str]) -> Path:
+    try:
+        text = os.fsdecode(path)
+    except TypeError:
+        raise TypeError(f"`path` must be the path of a file. Got {type(path).__name__}.") from None
+    return Path(text if text.endswith(".npz") else f"{text}.npz")
+
+
+# --- Writing -------------------------------------------------------------------------------------
+
+
+def _require_name(name: str) -> str:
+    if not isinstance(name, str) or not name.isidentifier() or name == _SETTINGS:
+        raise ValueError(
+            f"the name of an array must be an identifier other than {_SETTINGS!r}. Got {name!r}."
+        )
+    return name
+
+
+def _numeric(value: NDArray[Any], name: str) -> NDArray[Any]:
+    array = np.asarray(value)
+    if array.dtype.kind not in _NUMERIC_KINDS:
+        raise TypeError(f"`{name}` must be an array of numbers. Got dtype {array.dtype}.")
+    return array
+
+
+def _encode(settings: Mapping[str, Any]) -> NDArray[np.uint8]:
+    def to_python(value: object) -> Any:
+        if isinstance(value, np.generic):
+            return value.item()
+        raise TypeError(f"a setting must fit into JSON. Got {type(value).__name__}.")
+
+    return np.frombuffer(json.dumps(settings, default=to_python).encode(), np.uint8)
+
+
+def _replace(target: Path, members: Mapping[str, NDArray[Any]]) -> None:
+    """Write an archive beside `target`, then put it in the place of `target`."""
+    real = Path(os.path.realpath(target))  # keeps a symbolic link, and replaces what it points to
+    if real.exists() and not real.is_file():
+        raise OSError(errno.EEXIST, "Not a regular file, so not overwritten", str(target))
+    if real.exists() and not os.access(real, os.W_OK):
+        raise PermissionError(errno.EACCES, "File is read-only", str(target))
+    temporary = real.with_name(f".fastgrad-{secrets.token_hex(8)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            _write(file, members)
+            file.flush()
+            os.fsync(file.fileno())
+        if real.exists():
+            os.chmod(temporary, stat.S_IMODE(real.stat().st_mode))
+        os.replace(temporary, real)
+    except OSError as error:
+        # The caller's file, not the temporary one, belongs in the message.
+        raise OSError(error.errno, error.strerror, str(target)) from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _write(file: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:
+    with zipfile.ZipFile(file, "w") as archive:  # stored, not compressed
+        for name, array in members.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, array, allow_pickle=False)
+
+
+# --- Reading -------------------------------------------------------------------------------------
+
+_ZIP_MEMBER = b"PK\x03\x04"
+
+#: What `zipfile` and the checks below raise for bytes that are no archive.
+_DAMAGE = (
+    zipfile.BadZipFile,
+    ValueError,
+    EOFError,
+    OverflowError,
+    RuntimeError,  # encrypted; and with it NotImplementedError, for unknown methods
+)
+
+
+def _read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+    arrays: dict[str, NDArray[Any]] = {}
+    length = os.fstat(file.fileno()).st_size
+    if file.read(len(_ZIP_MEMBER)) != _ZIP_MEMBER:  # `zipfile` looks at the end of a file only
+        raise ValueError("it does not start as a zip archive")
+    with zipfile.ZipFile(file) as archive:
+        members = archive.infolist()
+        # Members may neither reach beyond the file nor lie upon each other: whoever forges sizes
+        # gets no more memory than the file is long.
+        if sum(member.compress_size for member in members) > length or any(
+            not 0 <= member.header_offset < length for member in members
+        ):
+            raise ValueError("its members are larger than the file")
+        for member in members:
+            name = member.filename.removesuffix(".npy")
+            if name == member.filename or not name.isidentifier() or name in arrays:
+                raise ValueError(f"it holds {member.filename!r}, not one .npy file a name")
+            if member.compress_type != zipfile.ZIP_STORED:
+                raise ValueError(f"{member.filename!r} is compressed")
+            arrays[name] = _parse_npy(archive.read(member), member.filename)
+    encoded = arrays.pop(_SETTINGS, None)
+    return arrays, {} if encoded is None else _decode(encoded)
+
+
+def _decode(encoded: NDArray[Any]) -> dict[str, Any]:
+    try:
+        settings = json.loads(encoded.tobytes())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise ValueError("its settings are no JSON object")
+    return settings
+
+
+def _parse_npy(data: bytes, name: str) -> NDArray[Any]:
+    """Return the array in a ``.npy`` file; nothing is allocated on the header's word.
+
+    Stricter than NumPy's own reader, which evaluates the header as Python source and then
+    allocates whatever shape that declares.
+    """
+    header = _NPY_HEADER.match(data)
+    if header is None:
+        raise ValueError(f"{name!r} is no array of numbers")
+    start = header.end()
+    shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
+    try:
+        dtype = np.dtype(header["descr"].decode())
+    except TypeError:
+        raise ValueError(f"{name!r} has a dtype that this machine lacks") from None
+    if (
+        _NPY_PREAMBLE + int.from_bytes(header["length"], "little") != start
+        or math.prod(shape) * dtype.itemsize != len(data) - start
+    ):
+        raise ValueError(f"{name!r} has a header that does not fit its length")
+    order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
+    array: NDArray[Any] = np.ndarray(shape, dtype, data, start, order=order)
+    return array.copy(order="K")

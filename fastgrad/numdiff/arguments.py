@@ -1,0 +1,167 @@
+"""Arguments of numerical gradients and checks: from what the caller gives to entries and steps."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastgrad.numdiff.formulas import CENTRAL
+from fastgrad.numdiff.objective import Function, Objective
+from fastgrad.numdiff.trees import Tree, is_tree, leaves_like
+from fastgrad.validation import (
+    FloatArray,
+    IntArray,
+    as_generator,
+    flag,
+    one_of,
+    step_size,
+    whole_number,
+)
+
+Step = float | ArrayLike | Literal["auto"]
+Workers = Callable[..., Iterable[Any]]
+Batched = Literal["auto"] | bool
+
+
+def tree_of(x: Any, name: str) -> Tree:
+    """Take a tree apart, but for tables with labels: f would get a bare array instead."""
+    if hasattr(x, "to_numpy"):
+        raise TypeError(
+            f"`{name}` must be an array, or a tree of arrays and numbers. Got "
+            f"{type(x).__name__}; hand on {name}.to_numpy(), and let f put the labels back."
+        )
+    return Tree(x, name)
+
+
+@contextmanager
+def objective_of(
+    f: Function, tree: Tree, args: Any, workers: Workers | None, progress: Any, batched: Any
+) -> Iterator[Objective]:
+    """Make an objective, and take its progress bar down in the end."""
+    objective = Objective(
+        f, tree, args, workers, progress=flag(progress, "progress"), batched=batched
+    )
+    try:
+        yield objective
+    finally:
+        objective.close()
+
+
+def order_of(order: Any) -> int:
+    """Return the order of a formula."""
+    if not isinstance(order, int | np.integer) or order not in CENTRAL:
+        raise ValueError(f"`order` must be 2, 4 or 6. Got {order!r}.")
+    return int(order)
+
+
+def sampled_entries(objective: Objective, sample: Any, rng: Any) -> IntArray:
+    """Return the entries to look at: all, or so many of each array."""
+    if sample is None:
+        return objective.entries
+    sample = whole_number(sample, "sample", minimum=1)
+    source = generator_of(rng)
+    return np.concatenate(
+        [
+            np.sort(source.choice(part, min(sample, len(part)), replace=False))
+            for part in objective.by_leaf(objective.entries)
+        ]
+        or [objective.entries]
+    )
+
+
+def step_for_display(h: Any) -> Any:
+    """Return the step as a check shows it."""
+    if isinstance(h, str) or (np.ndim(h) == 0 and not is_tree(h)):
+        return h
+    leaves = Tree(h, "h").leaves
+    return np.concatenate([np.empty(0), *(leaf.flat() for leaf in leaves)])
+
+
+def is_auto(h: Any) -> bool:
+    """Return whether the step is "auto"."""
+    return isinstance(h, str) and one_of(h, "h", ("auto",)) == "auto"
+
+
+def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
+    """Return the step of each entry, or one for all."""
+    leaves = objective.x.leaves
+    if np.ndim(h) == 0 and not is_tree(h):
+        dtypes = [leaf.array.dtype for leaf in leaves]
+        narrowest = np.float32 if np.dtype(np.float32) in dtypes else np.float64
+        return np.array(step_size(h, dtype=np.dtype(narrowest)))
+    steps = objective.rounded(
+        objective.entries, flattened(objective.x, leaves_like(h, objective.x, "h"))
+    )
+    if not (np.isfinite(steps) & (steps > 0)).all():
+        raise ValueError(f"`h` must hold finite numbers above 0 only, in {leaves[0].array.dtype}.")
+    return steps[entries]
+
+
+def limits_of(
+    bounds: Any, objective: Objective, entries: IntArray
+) -> tuple[FloatArray, FloatArray] | None:
+    """Return the bounds of each entry."""
+    if bounds is None:
+        return None
+    if not isinstance(bounds, tuple | list) or len(bounds) != 2:
+        raise TypeError(f"`bounds` must be a pair (low, high). Got {bounds!r:.60}.")
+    low, high = (
+        np.full(objective.size, float(bound))
+        if isinstance(bound, numbers.Real)
+        else flattened(objective.x, leaves_like(bound, objective.x, f"bounds[{i}]"))
+        for i, bound in enumerate(bounds)
+    )
+    outside = ~((low <= objective.center) & (objective.center <= high) & (low < high))
+    if outside.any():
+        i = int(np.argmax(outside))
+        raise ValueError(
+            f"`bounds` must have `x` between them. Got {objective.center[i]} and "
+            f"({low[i]}, {high[i]})."
+        )
+    objective.inward = np.where(high - objective.center >= objective.center - low, 1.0, -1.0)
+    return low[entries], high[entries]
+
+
+def flattened(tree: Tree, arrays: list[FloatArray]) -> FloatArray:
+    """Return arrays of the leaves' shapes as numbers in the order of the entries, in float64."""
+    return np.concatenate(
+        [
+            array.transpose(leaf.axes).reshape(-1)
+            for leaf, array in zip(tree.leaves, arrays, strict=True)
+        ]
+        or [np.empty(0)],
+        dtype=np.float64,
+    )
+
+
+def result_tree(objective: Objective, entries: IntArray, values: FloatArray) -> Any:
+    """Return numbers of some entries as a tree of the same form; all others are NaN."""
+    tree = objective.x
+    if entries is not objective.entries:
+        values = scattered(objective, entries, values)
+    parts = zip(tree.leaves, objective.by_leaf(values), strict=True)
+    return tree.rebuilt(
+        [leaf.shaped(part).astype(leaf.array.dtype, copy=False) for leaf, part in parts]
+    )
+
+
+def scattered(objective: Objective, entries: IntArray, values: Any, rest: float = np.nan) -> Any:
+    """Return numbers of some entries as numbers of all."""
+    spread = np.full(objective.size, rest)
+    spread[entries] = values
+    return spread
+
+
+def generator_of(rng: Any) -> np.random.Generator:
+    """Return a generator: by default one of its own, not NumPy's global one."""
+    if rng is None:
+        return np.random.default_rng()
+    source = as_generator(rng)
+    if isinstance(source, np.random.Generator):
+        return source
+    return np.random.Generator(np.random.MT19937(source.randint(2**32, size=8, dtype=np.uint32)))

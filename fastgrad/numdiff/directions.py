@@ -1,0 +1,78 @@
+"""Derivatives along random directions: for arrays of more entries than one can go through."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastgrad.numdiff.extrapolation import Extrapolated, extrapolate
+from fastgrad.numdiff.noise import Noise
+from fastgrad.numdiff.objective import Objective
+from fastgrad.validation import FloatArray, IntArray
+
+__all__ = ["along_directions"]
+
+
+def along_directions(
+    objective: Objective, count: int, rng: np.random.Generator, noise: Noise, gradient: FloatArray
+) -> list[tuple[FloatArray, Extrapolated]]:
+    """Differentiate along random directions of each array.
+
+    Parameters
+    ----------
+    objective : Objective
+    count : int
+        How many directions.
+    rng : numpy.random.Generator
+    noise : Noise
+    gradient : ndarray, shape (size,)
+        The gradient, about: what the rounding of x does to f depends on it.
+
+    Returns
+    -------
+    list of (ndarray of shape (K, n), Extrapolated)
+        For each array the directions, unit vectors of ±1/√n in the order of its entries, and the
+        derivatives along them.
+    """
+    found = []
+    for number, size in enumerate(np.diff(objective.begins).tolist()):
+        signs = _directions(count, size, rng)
+
+        def values(
+            which: IntArray, offsets: FloatArray, number: int = number, signs: FloatArray = signs
+        ) -> tuple[FloatArray, FloatArray]:
+            rows = [
+                objective.along(
+                    [
+                        leaf.shaped(signs[i]) if j == number else np.zeros(leaf.array.shape)
+                        for j, leaf in enumerate(objective.x.leaves)
+                    ],
+                    steps,
+                )
+                for i, steps in zip(which, offsets.T, strict=True)
+            ]
+            return np.array(rows).reshape(-1, 2).T, offsets
+
+        part = slice(objective.begins[number], objective.begins[number + 1])
+        eps = float(np.max(objective.eps, initial=0))
+        moved = eps * float(np.linalg.norm(np.nan_to_num(gradient[part] * objective.center[part])))
+        center, here = np.zeros(len(signs)), np.full(len(signs), noise.here)
+        level = max(2 * noise.level, moved)
+        with np.errstate(all="ignore"):
+            found.append(
+                (signs, extrapolate(values, center, here, np.full(len(signs), eps), level))
+            )
+    return found
+
+
+def _directions(count: int, size: int, rng: np.random.Generator) -> FloatArray:
+    """Draw directions that all differ, in more than their sign: fewer if there are no more."""
+    if size > 16:
+        signs = rng.choice([-1.0, 1.0], (count, size))
+    else:
+        possible = 2 ** max(size - 1, 0)
+        numbers = rng.choice(possible, min(count, possible), replace=False)
+        signs = 1.0 - 2.0 * (numbers[:, None] >> np.arange(size) & 1)
+    drawn: FloatArray = signs / math.sqrt(max(size, 1))
+    return drawn

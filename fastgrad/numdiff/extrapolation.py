@@ -1,0 +1,513 @@
+"""``h="auto"``: steps that look at the function, and extrapolation to a step of zero.
+
+Each entry has a ladder of steps, each a fixed part of the one before, with a central difference on
+each rung. Extrapolated to a step of zero (Romberg), three rungs or more give the derivative, and
+the last correction an estimate of its error. The ladder grows by a shorter step where the function
+bends too much, by a longer one where rounding is the larger error, and until neither helps.
+
+C. J. F. Ridders, "Accurate computation of F'(x) and F'(x) F''(x)", Adv. Eng. Software 4 (1982);
+J. N. Lyness and C. B. Moler, "Van der Monde systems and numerical differentiation", Numer. Math. 8
+(1966).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastgrad.numdiff.noise import Noise
+from fastgrad.numdiff.objective import Objective
+from fastgrad.validation import FloatArray, IntArray
+
+#: Each step is this part of the one before. A whole number would fall into step with a periodic
+#: function: where sin(100 h) is 0 on one rung, it would be so on all.
+_RATIO = 3.6
+
+#: The first step is this times the root of |x|, between functions that scale with x and those
+#: that do not.
+_FIRST, _SMALLEST = 0.06, 1e-4
+
+#: At most so many rungs, of two values each.
+_RUNGS = 12
+
+#: An error of this part of the slope is small enough; above that of the second one, a second try
+#: is worth while.
+_ENOUGH, _TOO_MUCH = 2e-12, 1e-10
+
+#: So many times the last correction is an upper estimate of what is left: terms of different orders
+#: may cancel each other in one of the two numbers that it is taken from.
+_UPPER = 4
+
+#: Slopes that differ by less than so many times their rounding may differ by noise.
+_NOISE = 30
+
+#: A bend that changes by less than this factor from one rung to the next is a kink's. One of a
+#: smooth function falls by 3.6, one that is noise grows by as much.
+_STEADY = 2.0
+
+#: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
+_ONE_SIDED_ROUNDING = 6.0
+
+#: The least offset there is: it is widened to the next floating-point number.
+_NEAREST = np.array([[1e-300], [-1e-300]])
+
+Bounds = tuple[FloatArray, FloatArray] | None
+
+Values = Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray]]
+
+
+class Extrapolated(NamedTuple):
+    """What extrapolation gave for each entry.
+
+    Attributes
+    ----------
+    slope, error : ndarray, shape (M,)
+        The derivative, and an upper estimate of its error.
+    bend : ndarray, shape (M,)
+        Half the difference between the slopes to the right and to the left, over the shortest step
+        where that is not noise: what stays of it there is a kink.
+    kink : ndarray of bool, shape (M,)
+        Whether there is one, at the point itself or next to it.
+    """
+
+    slope: FloatArray
+    error: FloatArray
+    bend: FloatArray
+    kink: NDArray[np.bool_]
+
+
+def extrapolate(
+    values: Values, center: FloatArray, here: FloatArray, eps: FloatArray, noise: float = 0.0
+) -> Extrapolated:
+    """Differentiate functions of one variable, each at a point.
+
+    Parameters
+    ----------
+    values : callable
+        ``values(which, offsets)`` evaluates some of the functions, `which` of shape (M,), beside
+        their points, at offsets of shape (2, M). It returns the values, NaN where a function is not
+        defined, and the points as they were rounded.
+    center, here : ndarray, shape (M,)
+        The points, and the values there.
+    eps : ndarray, shape (M,)
+        The machine epsilon of each.
+    noise : float
+        The noise of the values, if it is more than their rounding.
+
+    Returns
+    -------
+    Extrapolated
+    """
+    ladders = _Ladders(values, center, here, eps, noise)
+    active = np.arange(center.size)
+    ladders.start(active)
+    ladders.restart_where_undefined(active)
+    active = ladders.restart_where_flat(active)
+    ladders.go_on(active)
+    ladders.try_again(ladders.restart_near_zero)
+    ladders.try_again(ladders.restart_in_noise)
+    return ladders.result()
+
+
+def extrapolated(
+    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
+) -> Extrapolated:
+    """Differentiate by some entries, with steps that look at the function.
+
+    Parameters
+    ----------
+    objective : Objective
+    entries : ndarray of int64, shape (M,)
+    noise : Noise
+    bounds : pair of ndarray of shape (M,), or None
+
+    Returns
+    -------
+    Extrapolated
+    """
+    center = objective.center[entries]
+    eps = objective.eps_of(entries)
+
+    def values(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        points = objective.nudged(entries[which], offsets)
+        inside = points
+        if bounds is not None:
+            inside = np.clip(points, bounds[0][which], bounds[1][which])
+        found = objective.at(entries[which], inside, tolerant=True)
+        return np.where(inside == points, found, np.nan), points
+
+    unit = float(np.max(eps, initial=0)) * abs(noise.here)
+    level = 2 * noise.level if noise.level > unit else 0.0
+    with np.errstate(all="ignore"):
+        found = extrapolate(values, center, np.full(center.shape, noise.here), eps, level)
+    undefined = np.flatnonzero(np.isnan(found.slope))
+    if undefined.size:  # f may have raised there: let it do so again
+        objective.at(entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST))
+    return found
+
+
+def _first_step(center: FloatArray) -> FloatArray:
+    size = np.abs(center)
+    step: FloatArray = np.maximum(_FIRST * np.sqrt(np.maximum(size, _SMALLEST)), 1e-6 * size)
+    return step
+
+
+class _Ladders:
+    """The rungs of all entries, the longest step first; rows that are not in use are NaN."""
+
+    def __init__(
+        self, values: Values, center: FloatArray, here: FloatArray, eps: FloatArray, noise: float
+    ) -> None:
+        size = center.size
+        self.values, self.center, self.here, self.eps = values, center, here, eps
+        # The noise of the values beside x, and of the value at x, which only the bends have.
+        self.noise, self.noise_here = np.full((2, size), noise)
+        self.first = _first_step(center)
+        self.side = np.zeros(size)
+        self.slopes, self.bends, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
+        # Which rows are in use: rung 0 is in the middle.
+        self.top = np.full(size, _RUNGS)
+        self.bottom = self.top + 2
+        self.rungs = np.zeros(size, np.int64)
+        self.failures = np.zeros(size, np.int64)
+        self.flat_error = np.full(size, np.nan)
+        self.slope = np.full(size, np.nan)
+        self.error = np.full(size, np.inf)
+
+    def start(self, which: IntArray) -> None:
+        """Put up the first three rungs."""
+        for row in range(3):
+            self._climb(which, self.top[which] + row)
+
+    def grow(self, which: IntArray, longer: NDArray[np.bool_]) -> None:
+        """Add a rung to each ladder, at one of its ends."""
+        self.top[which] -= longer
+        self.bottom[which] += ~longer
+        self._climb(which, np.where(longer, self.top[which], self.bottom[which]))
+
+    def _steps(self, rows: IntArray, which: IntArray) -> FloatArray:
+        steps: FloatArray = self.first[which] * _RATIO ** -(rows - float(_RUNGS))
+        return steps
+
+    def _climb(self, which: IntArray, rows: IntArray) -> None:
+        if which.size == 0:
+            return
+        x, f, side = self.center[which], self.here[which], self.side[which]
+        h = self._steps(rows, which)
+        offsets = np.stack(
+            [np.where(side == 0, h, side * h), np.where(side == 0, -h, side * h / 2)]
+        )
+        found, (upper, lower) = self.values(which, offsets)
+        above, below = np.where(np.isfinite(found), found, np.nan)
+        right, left = (above - f) / (upper - x), (below - f) / (lower - x)
+        central = side == 0
+        slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
+        self.slopes[rows, which] = slopes
+        self.bends[rows, which] = (right - left) / np.where(central, 2, 1)
+        self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
+        self.rungs[which] += 1
+
+    def _begin_anew(self, which: IntArray, first: FloatArray) -> None:
+        for array in (self.slopes, self.bends, self.largest):
+            array[:, which] = np.nan
+        self.first[which] = first
+        self.rungs[which] = 0
+        self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
+        self.start(which)
+
+    def restart_where_undefined(self, which: IntArray) -> None:
+        """Take shorter steps where f is not defined; if that does not help, go to one side.
+
+        The edge of a domain is most often at 0, so steps shorter than x stay clear of it.
+        """
+        undefined = which[np.isnan(self.slopes[self.bottom[which], which])]
+        near = undefined[self.center[undefined] != 0]
+        self._begin_anew(near, np.abs(self.center[near]) / _RATIO)
+        undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
+        for side in (1.0, -1.0):
+            undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
+            self.side[undefined] = side
+            self._begin_anew(undefined, _first_step(self.center[undefined]))
+
+    def restart_where_flat(self, which: IntArray) -> IntArray:
+        """Take far longer steps where f did not change at all, to see whether it depends on x.
+
+        Returns
+        -------
+        ndarray of int
+            Those of `which` where it does, or might do.
+        """
+        flat = self._flat(which)
+        size = np.abs(self.center[flat])
+        small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
+        self._begin_anew(flat[small], size[small] / _RATIO)
+        flat = self._flat(flat)
+        self.flat_error[flat] = (
+            self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
+        )
+        self._begin_anew(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
+        constant = self._flat(flat)
+        self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
+        left: IntArray = np.setdiff1d(which, constant)
+        return left
+
+    def _flat(self, which: IntArray) -> IntArray:
+        rows = self.top[which] + np.arange(3)[:, None]
+        chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
+        return chosen
+
+    def restart_near_zero(self) -> IntArray:
+        """Take steps shorter than x where f proves to bend on that scale, or nothing was found.
+
+        Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
+        """
+        shortest = self._steps(self.bottom, np.arange(self.center.size))
+        few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
+        beyond = few & (self.center != 0) & (self.side == 0)
+        which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
+        if which.size == 0:
+            return which
+        first = np.abs(self.center[which]) / _RATIO
+        found, (upper, lower) = self.values(which, np.stack([first, -first]))
+        slope = (found[0] - found[1]) / (upper - lower)
+        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+        rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
+        error = self.error[which]
+        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+        again = other | better | ~np.isfinite(error)
+        chosen: IntArray = which[again]
+        self._begin_anew(chosen, first[again])
+        return chosen
+
+    def restart_in_noise(self) -> IntArray:
+        """Start from the quietest rungs where nothing was found, with the noise that they show.
+
+        The differences between the slopes of a smooth function shrink with the step until they are
+        noise, and grow from there on: it is what the first ones after the smallest show. Those of
+        a function with kinks or peaks close to x shrink again, and the smallest are the last.
+        """
+        everything = np.arange(self.center.size)
+        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, everything)
+        which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
+        rows = self._quietest(which)
+        loud = self.bottom[which] > rows + 2
+        loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
+        loud &= self.slopes[rows + 3, which] != self.slopes[rows + 2, which]
+        which, rows = which[loud], rows[loud]
+        steps = self._steps(rows, which)
+        slopes = self.slopes[rows + np.arange(4)[:, None], which]
+        bends = np.abs(self.bends[rows + np.arange(3)[:, None], which])
+        shown = np.abs(slopes[3] - slopes[2]) * steps / _RATIO**3
+        self.noise[which] = np.fmax(self.noise[which], shown)
+        # A bend that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
+        grown = np.where(bends[2] > _STEADY * bends[0], bends[2] * steps / _RATIO**2, 0.0)
+        self.noise_here[which] = np.fmax(self.noise[which], grown)
+        self.failures[which] = 0
+        self._begin_anew(which, steps)
+        return which
+
+    def try_again(self, restart: Callable[[], IntArray]) -> None:
+        """Put up other ladders; go back to the former ones where these show nothing."""
+        state = (self.first, self.top, self.bottom, self.slopes, self.bends, self.largest,
+                 self.slope, self.error, self.noise, self.noise_here)  # fmt: skip
+        former = [array.copy() for array in state]
+        bend = np.abs(self.bends[self.bottom, np.arange(self.center.size)])
+        which = restart()
+        self.go_on(which)
+        # An error as large as a kink that was seen is no progress.
+        lost = which[~(self.error < np.where(bend > 0, bend, np.inf))[which]]
+        for array, values in zip(state, former, strict=True):
+            array[..., lost] = values[..., lost]
+
+    def _quietest(self, which: IntArray) -> IntArray:
+        """Return the first of the three rungs in a row whose slopes differ least."""
+        flat = self._is_flat(np.arange(len(self.slopes))[:, None], which)
+        told = np.where(flat, np.nan, self.slopes[:, which])
+        apart = np.abs(np.diff(told, axis=0))
+        pairs = np.maximum(apart[:-1], apart[1:])
+        quietest = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
+        unknown = ~np.isfinite(pairs).any(axis=0)
+        rows: IntArray = np.where(unknown, self.bottom[which] - 2, quietest)
+        return rows
+
+    def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether f is on a rung what it is at x."""
+        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
+        return flat
+
+    def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether the bend on a rung is about that on the rung before, as at a kink."""
+        bend, before = (np.abs(self.bends[rows - k, which]) for k in (0, 1))
+        steady: NDArray[np.bool_] = (bend * _STEADY > before) & (bend < _STEADY * before)
+        return steady
+
+    def go_on(self, active: IntArray) -> None:
+        """Add rungs until they help no more."""
+        while active.size:
+            active, longer = self.decide(active)
+            self.grow(active, longer)
+
+    def decide(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+        """Extrapolate; return which ladders are to grow, and whether by a longer step."""
+        count = int((self.bottom[active] - self.top[active]).max()) + 1
+        rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
+        slopes, bends, largest = (a[rows, active] for a in (self.slopes, self.bends, self.largest))
+        steps = self._steps(rows, active)
+        central = self.side[active] == 0
+        # f is rounded, and so is x where f takes it in.
+        scale = largest + np.abs(self.center[active] * slopes)
+        # What is noisier than that is so, most often, because it is computed in float32: then the
+        # noise grows with the values.
+        grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
+        noise = self.noise[active] * np.fmax(grown, 1)
+        rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
+        rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
+        rounding_of_bends = np.maximum(rounding, self.noise_here[active] / steps)
+
+        apart = np.diff(slopes, axis=0)
+        noisy = np.abs(apart) <= _NOISE * rounding[1:]
+        regular, settled = _regular(apart, np.abs(bends), rounding, rounding_of_bends, noisy)
+        best, error, correction, first, last = _romberg(
+            slopes, rounding, regular, settled, np.where(central, 2, 1)
+        )
+
+        columns = np.arange(active.size)
+        lost = ~np.isfinite(error)
+        self.failures[active] += ~lost & (error > 0.5 * self.error[active])
+        self.slope[active], self.error[active] = best, error
+        # Longer steps help against rounding, if the extrapolation reaches to the longest one so
+        # far, and f does not grow faster than the steps.
+        top = count - 1 - (self.bottom - self.top)[active]
+        falls = rounding[top, columns] < rounding[top + 1, columns]
+        can_grow = (first == top) & falls
+        by_rounding = correction < 1.5 * rounding[last, columns]
+        unseen = noisy & (np.abs(bends[1:]) <= _NOISE * rounding_of_bends[1:])
+        only_noise = (unseen | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
+        longer = np.where(lost, only_noise, by_rounding & can_grow)
+        tries = np.where(error > _TOO_MUCH * np.abs(best), 2, 1)
+        done = ~lost & (
+            (error <= _ENOUGH * np.abs(best))
+            | (by_rounding & ~can_grow)
+            | (self.failures[active] >= tries)
+        )
+        done |= self.rungs[active] >= _RUNGS
+        return active[~done], longer[~done]
+
+    def result(self) -> Extrapolated:
+        """Return the derivatives; where no ladder was regular, what the shortest steps show."""
+        columns = np.arange(self.center.size)
+        lost = ~np.isfinite(self.error)
+        bottom = np.where(lost, self._quietest(columns) + 2, self.bottom)
+        bend = self.bends[bottom, columns]
+        before = self.bends[bottom - 1, columns]
+        apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
+        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise_here)
+        noise = noise / self._steps(bottom, columns)
+        kink = lost & self._is_steady(bottom, columns) & (np.abs(bend) > 8 * noise)
+        slope = np.where(lost, self.slopes[bottom, columns], self.slope)
+        widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
+        error = np.where(lost, widest, self.error)
+        # What no step shows may be a bounded function below the noise, such as 1e-20 sin(x), whose
+        # differences over long steps tell nothing.
+        hidden = np.abs(slope) < 4 * error
+        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise)
+        below = below / np.maximum(np.abs(self.center), 1.0)
+        error = np.where(hidden, np.maximum(error, below), error)
+        # Flat beside x: the slope is 0 to rounding, whatever else far steps seem to show.
+        flat = np.isfinite(self.flat_error) & (lost | (np.abs(slope) > 2 * self.flat_error))
+        slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
+        return Extrapolated(slope, error, bend, kink)
+
+
+def _regular(
+    apart: FloatArray,
+    bends: FloatArray,
+    rounding: FloatArray,
+    rounding_of_bends: FloatArray,
+    noisy: NDArray[np.bool_],
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return which three rungs in a row are those of a smooth function, and of which all below are.
+
+    There the slopes' differences shrink with the square of the step, by 13, and the bends with the
+    step, by 3.6, or faster. Further down both may be noise.
+    """
+    errors = rounding[1:-1] + rounding[2:]
+    smaller = np.abs(apart[1:]) <= np.abs(apart[:-1]) / 6 + 2 * errors
+    flatter = bends[1:] <= 0.4 * bends[:-1] + 4 * rounding_of_bends[1:]
+    regular: NDArray[np.bool_] = (
+        smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1]) & np.isfinite(apart[1:])
+    )
+    fine = regular | (noisy[1:] & noisy[:-1])
+    settled = np.logical_and.accumulate(fine[::-1], axis=0)[::-1]
+    return regular, settled
+
+
+def _romberg(
+    slopes: FloatArray,
+    rounding: FloatArray,
+    regular: NDArray[np.bool_],
+    settled: NDArray[np.bool_],
+    power: IntArray,
+) -> tuple[FloatArray, FloatArray, FloatArray, IntArray, IntArray]:
+    """Return the best extrapolation of regular rungs, and an upper estimate of its error.
+
+    Parameters
+    ----------
+    slopes, rounding : ndarray, shape (K, M)
+    regular, settled : ndarray of bool, shape (K - 2, M)
+        As `_regular` returns them.
+    power : ndarray of int, shape (M,)
+        The errors are a series in the powers ``2, 2 + power, 2 + 2 power, ..`` of the step.
+
+    Returns
+    -------
+    best, error : ndarray, shape (M,)
+        The estimate is infinite where no three rungs are regular.
+    correction : ndarray, shape (M,)
+        The part of the error that is not rounding.
+    first, last : ndarray of int, shape (M,)
+        The rungs extrapolated from.
+    """
+    count, size = slopes.shape
+    # Within these limits, by its last rung, each extrapolation sees the derivative.
+    low, high = np.full((count + 1, size), -np.inf), np.full((count + 1, size), np.inf)
+    candidates = []
+    table, usable = slopes, settled
+    for column in range(1, count):
+        weight = _RATIO ** (2.0 + (column - 1) * power) - 1
+        finer = table[1:]
+        table = finer + np.diff(table, axis=0) / weight
+        if column == 1:
+            continue
+        # Rungs k to k + column: each three of them in a row are regular.
+        usable = usable[: len(table)] & regular[column - 2 :][: len(table)]
+        last_change = np.abs(table - finer)
+        estimate = _UPPER * last_change + 2 * rounding[column:] + 0.1 * rounding[column - 1 : -1]
+        estimate = np.where(usable & np.isfinite(estimate), estimate, np.inf)
+        candidates.append((table, estimate, last_change))
+        low[column:-1] = np.fmax(low[column:-1], table - estimate)
+        high[column:-1] = np.fmin(high[column:-1], table + estimate)
+    low = np.maximum.accumulate(low[::-1], axis=0)[::-1]
+    high = np.minimum.accumulate(high[::-1], axis=0)[::-1]
+
+    columns = np.arange(size)
+    best = np.full(size, np.nan)
+    error = correction = np.full(size, np.inf)
+    first = last = np.zeros(size, np.int64)
+    for column, (table, estimate, last_change) in enumerate(candidates, start=2):
+        # Long steps may agree with one another by chance: the shorter ones know better.
+        apart = np.maximum(low[column + 1 :] - table, table - high[column + 1 :])
+        estimate = np.fmax(estimate, apart)
+        row = estimate.argmin(axis=0)
+        found = estimate[row, columns]
+        better = found < error
+        best = np.where(better, table[row, columns], best)
+        correction = np.where(better, last_change[row, columns], correction)
+        first = np.where(better, row, first)
+        last = np.where(better, row + column, last)
+        error = np.where(better, found, error)
+    return best, error, correction, first, last

@@ -1,0 +1,285 @@
+"""Finite differences with given steps: formulas of three orders, and how far to trust them."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fastgrad.numdiff.objective import Objective
+from fastgrad.validation import FloatArray, IntArray
+
+#: Central differences of each order: the slope between x - k h and x + k h has weight w[k].
+CENTRAL: dict[int, dict[int, float]] = {
+    2: {1: 1.0},
+    4: {1: 4 / 3, 2: -1 / 3},
+    6: {1: 3 / 2, 2: -3 / 5, 3: 1 / 10},
+}
+
+#: One-sided differences of each order: the slope between x and x + k h has weight w[k]. They are
+#: the slopes extrapolated to k = 0 by a polynomial, which makes the weights binomial coefficients.
+ONE_SIDED: dict[int, dict[int, float]] = {
+    order: {k: -float((-1) ** k * math.comb(order, k)) for k in range(1, order + 1)}
+    for order in CENTRAL
+}
+
+#: A bend above this part of the disagreement of two slopes is not a smooth function's.
+_KINK = 0.3
+
+#: Differences of one-sided slopes that grow by less, with twice the step, are not a smooth one's.
+_DOUBLES = 1.5
+
+
+class Differences(NamedTuple):
+    """A function's values around some of its entries, and what follows from them.
+
+    Attributes
+    ----------
+    multiples : tuple of int
+        Central points are ``x + k h`` and ``x - k h`` for each k of these.
+    one_sided : tuple of int
+        Those of entries near a bound are ``x + k h``, or ``x - k h``, for each k of these.
+    points, values : ndarray, shape (K, M)
+        The points in turn, as they were rounded, and the function's values there.
+    center : ndarray, shape (M,)
+    here : float, or ndarray of shape (M,)
+        The value at x.
+    side : ndarray of int, shape (M,)
+        0 for central points, else 1 or -1.
+
+    Notes
+    -----
+    The slopes of a smooth function between x - t and x + t are f' and a multiple of t**2, the
+    *bends*, half the difference between the slopes to its right and to its left, a multiple of t;
+    with terms of higher order. A kink at the distance d on one side adds the same to both, a
+    multiple of 1 - d / t for t > d. That is how it is told from curvature.
+    """
+
+    multiples: tuple[int, ...]
+    one_sided: tuple[int, ...]
+    points: FloatArray
+    values: FloatArray
+    center: FloatArray
+    here: float | FloatArray
+    side: IntArray
+
+    def width(self) -> FloatArray:
+        """Return the distance between the two points of each multiple."""
+        width: FloatArray = self.points[0::2] - self.points[1::2]
+        return width
+
+    def slopes(self) -> dict[int, FloatArray]:
+        """Return the slope between the two points of each multiple."""
+        slopes = (self.values[0::2] - self.values[1::2]) / self.width()
+        return dict(zip(self.multiples, slopes, strict=True))
+
+    def bends(self) -> dict[int, FloatArray]:
+        """Return half the difference between the slopes to the right and to the left."""
+        bends = (self.values[0::2] + self.values[1::2] - 2 * self.here) / self.width()
+        return dict(zip(self.multiples, bends, strict=True))
+
+    def sides(self) -> FloatArray:
+        """Return the slope between x and each point."""
+        sides: FloatArray = (self.values - self.here) / (self.points - self.center)
+        return sides
+
+    def gradient(self, order: int, times: int = 1) -> FloatArray:
+        """Return the difference of an order with a multiple of the step.
+
+        Where a kink lies within an order's points, it is that of the largest order below.
+        """
+        slopes = self.slopes()
+        found = slopes[times]
+        if order == 2 and not self.side.any():
+            return found
+        chosen = self._orders(order, times)
+        for higher in range(4, order + 1, 2):
+            found = np.where(chosen >= higher, _formula(CENTRAL[higher], slopes, times), found)
+        if self.side.any():
+            found = np.where(self.side == 0, found, self._on_one_side(order, times))
+        return found
+
+    def error(self, order: int, noise: FloatArray) -> FloatArray:
+        """Return an upper estimate of the error of `gradient`.
+
+        Parameters
+        ----------
+        order : int
+        noise : ndarray, shape (M,)
+            The error to expect of the function's values.
+        """
+        slopes = self.slopes()
+        noise = noise / np.abs(self.points[0] - self.center)  # of a slope over one step
+        chosen = self._orders(order, 1)
+        found = estimate = np.full(noise.shape, np.inf)
+        below = slopes[1]
+        for p in range(2, order + 1, 2):
+            fine = _formula(CENTRAL[p], slopes, 1)
+            coarse = _formula(CENTRAL[p], slopes, 2)
+            rounding = noise * sum(abs(w) / k for k, w in CENTRAL[p].items())
+            own = _richardson(np.abs(fine - coarse), rounding, p)
+            for low, high in ((1, 2), (2, 4), (3, 6))[: p // 2]:
+                slope, bend = self._disagreement(low, high)
+                kink = bend > _KINK * slope + 4 * noise
+                own = np.where(kink, np.maximum(own, 2 * np.maximum(slope, bend) + noise), own)
+            estimate = np.fmin(own, np.abs(fine - below) + estimate)
+            found = np.where(chosen >= p, estimate, found)
+            below = fine
+        if self.side.any():
+            weights = ONE_SIDED[order]
+            rounding = noise * sum(abs(w) / k for k, w in weights.items())
+            coarse = self._on_one_side(order, 2)
+            apart = np.abs(self._on_one_side(order, 1) - coarse)
+            # The slopes' differences of a smooth function double with the step. Where they do not,
+            # f bends too much for these steps to tell how wrong they are.
+            sides = dict(zip(self.one_sided, self.sides(), strict=True))
+            near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
+            apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
+            found = np.where(self.side == 0, found, rounding + apart)
+        return found
+
+    def _orders(self, order: int, times: int) -> IntArray:
+        """Return for each entry the largest order whose points have no kink between them."""
+        chosen = np.full(self.center.shape, 2)
+        slopes, bends = self.slopes(), self.bends()
+        for higher in range(4, order + 1, 2):
+            if higher == 4:
+                slope, bend = self._disagreement(times, 2 * times)
+            else:  # both continued from the first two multiples
+                s1, s2, s3 = (slopes[k * times] for k in (1, 2, 3))
+                b1, b2, b3 = (bends[k * times] for k in (1, 2, 3))
+                slope = np.abs(s3 - s1 - (s2 - s1) * 8 / 3)
+                bend = np.abs(b3 - 4 * b2 + 5 * b1)
+            chosen[(bend <= _KINK * slope) & (chosen == higher - 2)] = higher
+        return chosen
+
+    def _disagreement(self, low: int, high: int) -> tuple[FloatArray, FloatArray]:
+        """Return how far the slopes, and the bends, of two multiples disagree."""
+        slopes, bends = self.slopes(), self.bends()
+        return np.abs(slopes[high] - slopes[low]), np.abs(bends[high] - high / low * bends[low])
+
+    def _on_one_side(self, order: int, times: int) -> FloatArray:
+        slopes = dict(zip(self.one_sided, self.sides(), strict=True))
+        return _formula(ONE_SIDED[order], slopes, times)
+
+    def unit(self, eps: FloatArray) -> FloatArray:
+        """Return a unit in the last place of the largest value met at each entry."""
+        units: FloatArray = eps * np.max(np.abs(self.values), axis=0)
+        return units
+
+    def residuals(self) -> FloatArray:
+        """Return what no smooth curve explains of each entry's values.
+
+        The sums f(x + k h) + f(x - k h) are a polynomial in k**2 as far as f is smooth, and the
+        highest divided difference of all of them is what is left; scaled so that noise of
+        deviation s in every value gives it the deviation s.
+        """
+        nodes = [0, *(k * k for k in self.multiples)]
+        weights = [1 / math.prod(a - b for b in nodes if b != a) for a in nodes]
+        sums = self.values[0::2] + self.values[1::2]
+        rest = _sum(w * s for w, s in zip(weights[1:], sums, strict=True))
+        scale = math.sqrt(4 * weights[0] ** 2 + 2 * sum(w * w for w in weights[1:]))
+        left: FloatArray = (rest + 2 * self.here * weights[0]) / scale
+        return left
+
+
+def evaluate_around(
+    objective: Objective,
+    entries: IntArray,
+    steps: FloatArray,
+    order: int,
+    *,
+    twice: bool,
+    here: float | FloatArray = math.nan,
+    bounds: tuple[FloatArray, FloatArray] | None = None,
+) -> Differences:
+    """Evaluate a function around some of its entries.
+
+    Parameters
+    ----------
+    objective : Objective
+    entries : ndarray of int64, shape (M,)
+    steps : ndarray, shape (M,) or ()
+    order : {2, 4, 6}
+    twice : bool
+        Whether to evaluate what the formula needs for steps twice as large, too.
+    here : float
+        The function's value at x; the order 2 alone does not need it.
+    bounds : pair of ndarray of shape (M,), optional
+        Where the function is defined. Entries too near to a bound for central points get points on
+        one side of x, and smaller steps where these do not fit either.
+
+    Returns
+    -------
+    Differences
+    """
+    multiples, one_sided = _multiples(order, twice=twice)
+    center = objective.center[entries]
+    side = np.zeros(center.shape, np.int64)
+    offsets = np.array([sign * k for k in multiples for sign in (1, -1)], float)[:, None] * steps
+    if bounds is not None:
+        low, high = bounds
+        reach = steps * multiples[-1]
+        outside = (center + reach > high) | (center - reach < low)
+        upwards = high - center >= center - low
+        side[outside] = np.where(upwards, 1, -1)[outside]
+        room = np.where(upwards, high - center, center - low) / one_sided[-1]
+        away = np.array(one_sided, float)[:, None] * (side * np.minimum(steps, room))
+        offsets = np.where(side == 0, offsets, away)
+    points = objective.nudged(entries, offsets)
+    if bounds is not None:
+        points = np.clip(points, *bounds)
+    values = objective.at(entries, points)
+    return Differences(multiples, one_sided, points, values, center, here, side)
+
+
+@functools.cache
+def _multiples(order: int, *, twice: bool) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the multiples of h of central points, and as many of one-sided points."""
+    central, one_sided = set(CENTRAL[order]), set(ONE_SIDED[order])
+    if twice:
+        central |= {2 * k for k in central}
+        one_sided |= {2 * k for k in one_sided}
+    spare = (k for k in range(1, 2 * order) if k not in one_sided)
+    missing = list(itertools.islice(spare, 2 * len(central) - len(one_sided)))
+    return tuple(sorted(central)), tuple(sorted([*one_sided, *missing]))
+
+
+def _formula(weights: dict[int, float], slopes: dict[int, FloatArray], times: int) -> FloatArray:
+    return _sum(w * slopes[k * times] for k, w in weights.items())
+
+
+def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
+    return functools.reduce(np.add, arrays)
+
+
+def central_error(slope: Any, bend: Any, noise: Any, order: int) -> Any:
+    """Estimate the error of a central difference from how far slopes and bends disagree.
+
+    Parameters
+    ----------
+    slope, bend : ndarray
+        How far the slope over twice the step is from that over the step; and the bend over twice
+        the step from twice that over the step. A bend that is out of proportion is a kink's.
+    noise : ndarray
+        The error of the difference by rounding.
+    order : {2, 4, 6}
+    """
+    estimate = _richardson(slope, noise, order)
+    kink = bend > _KINK * slope + 4 * noise
+    return np.where(kink, np.maximum(estimate, 2 * np.maximum(slope, bend) + noise), estimate)
+
+
+def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> FloatArray:
+    """Estimate the error of a difference at h from how far that at 2 h is from it.
+
+    What may be rounding in the disagreement counts in full; the rest is truncation, of which the
+    difference at h has the (2**order - 1)th part, doubled for the orders above.
+    """
+    rounding = np.minimum(disagreement, 30 * noise)
+    estimate: FloatArray = noise + rounding + 2 * (disagreement - rounding) / (2**order - 1)
+    return estimate

@@ -1,0 +1,456 @@
+"""Numerical derivatives of any function, and gradient descent on them.
+
+`fastgrad.numdiff.trees` takes a model apart, `fastgrad.numdiff.objective` evaluates the function
+around it, and `fastgrad.numdiff.formulas` turns values into slopes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fastgrad.numdiff.arguments import (
+    Batched,
+    Step,
+    Workers,
+    flattened,
+    generator_of,
+    is_auto,
+    limits_of,
+    objective_of,
+    order_of,
+    result_tree,
+    sampled_entries,
+    steps_of,
+    tree_of,
+)
+from fastgrad.numdiff.directions import along_directions
+from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
+from fastgrad.numdiff.formulas import Differences, central_error, evaluate_around
+from fastgrad.numdiff.noise import noise_of, scatter
+from fastgrad.numdiff.objective import Function, Objective
+from fastgrad.numdiff.trees import Leaf
+from fastgrad.validation import (
+    FloatArray,
+    IntArray,
+    real_array,
+    real_number,
+    whole_number,
+)
+
+__all__ = ["gradient_descent", "numerical_diff", "numerical_gradient"]
+
+
+# ------------------------------------------------------------------------------------ public
+
+
+def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = False) -> Any:
+    """Differentiate a function of one variable numerically, by a central difference.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x)`` of one number; for an array x it must work element by element.
+    x : float or array_like
+        Where to differentiate.
+    h : float, array_like of x's shape or "auto", default 1e-4
+        The step; see `numerical_gradient`.
+    error : bool
+        Whether to return an estimate of the error as well.
+
+    Returns
+    -------
+    slope : float or ndarray
+        ``(f(x + h) - f(x - h)) / (2 h)``, with the step really taken in the denominator.
+    error : float or ndarray
+        Only with ``error=True``: an upper estimate of the absolute error. At a kink, such as that
+        of ReLU at 0, it is at least half the difference between the slopes to both sides.
+
+    Raises
+    ------
+    TypeError
+        If x or h is not real, or f does not return numbers.
+    ValueError
+        If a step is not above zero.
+
+    Notes
+    -----
+    *Deep Learning from Scratch*, section 4.3.1.
+
+    Examples
+    --------
+    >>> round(numerical_diff(lambda x: 0.01 * x**2 + 0.1 * x, 5), 9)
+    0.2
+    >>> import numpy as np
+    >>> numerical_diff(np.sin, np.array([0.0, np.pi])).round(6)
+    array([ 1., -1.])
+
+    A kink shows in the error:
+
+    >>> slope, error = numerical_diff(lambda x: max(x, 0.0), 0.0, error=True)
+    >>> slope, error >= 0.5
+    (0.5, True)
+    """
+    tree = tree_of(x, "x")
+    objective = Objective(f, tree, ())
+    leaf = tree.leaves[0]
+
+    def values(points: FloatArray) -> FloatArray:
+        """Return f at points in memory order; as in the book, a number goes in as a number."""
+        nudged = leaf.shaped(points).astype(leaf.array.dtype)
+        return real_array(f(nudged.copy()[()]), "f(x)", layout="K")
+
+    if is_auto(h):
+        slope, estimate = _extrapolated_diff(values, objective, leaf)
+    else:
+        steps = steps_of(h, objective, objective.entries)
+        multiples = np.array([1, -1, 2, -2] if error else [1, -1], float)
+        nudged = objective.nudged(
+            objective.entries, np.multiply.outer(multiples, steps).reshape(len(multiples), -1)
+        )
+        upper, lower, *twice = (values(points) for points in nudged)
+        with np.errstate(all="ignore"):
+            width = leaf.shaped(nudged[0] - nudged[1]).astype(leaf.array.dtype)
+            slope = (upper - lower) / width
+            estimate = slope
+            if error:
+                here = values(objective.center)
+                estimate = _error_of_diff(leaf, nudged, here, [upper, lower, *twice])
+    results = [
+        float(part) if leaf.array.ndim == 0 == np.ndim(part) else part for part in (slope, estimate)
+    ]
+    return (results[0], results[1]) if error else results[0]
+
+
+def _error_of_diff(
+    leaf: Leaf, points: FloatArray, here: FloatArray, values: list[FloatArray]
+) -> FloatArray:
+    """Estimate the error of a central difference from values at x, x ± h and x ± 2 h."""
+    steps = [leaf.shaped(row) for row in points]
+    h = np.abs(steps[0] - steps[1]) / 2
+    unit = np.finfo(leaf.array.dtype).eps * np.max(np.abs(values), axis=0)
+    fine, coarse = ((values[k] - values[k + 1]) / (steps[k] - steps[k + 1]) for k in (0, 2))
+    bends = [(values[k] + values[k + 1] - 2 * here) / (steps[k] - steps[k + 1]) for k in (0, 2)]
+    estimate = central_error(
+        np.abs(coarse - fine), np.abs(bends[1] - 2 * bends[0]), 2 * unit / h, 2
+    )
+    return np.asarray(estimate, leaf.array.dtype)
+
+
+def _extrapolated_diff(
+    values: Callable[[FloatArray], FloatArray], objective: Objective, leaf: Leaf
+) -> tuple[FloatArray, FloatArray]:
+    """Differentiate each element of f(x) by its own element of x, or all by the only one."""
+    here = values(objective.center)
+    shape = here.shape if leaf.array.ndim == 0 else leaf.array.shape
+    flat = here.reshape(-1) if leaf.array.ndim == 0 else flattened(objective.x, [here])
+    center = np.broadcast_to(objective.center, flat.shape)
+
+    def beside(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        points = objective.rounded(np.zeros_like(which), center[which] + offsets)
+        found = np.empty(points.shape)
+        for row, row_points in zip(found, points, strict=True):
+            if leaf.array.ndim == 0:
+                for point in np.unique(row_points):
+                    chosen = row_points == point
+                    row[chosen] = values(np.array([point])).reshape(-1)[which[chosen]]
+            else:
+                moved = objective.center.copy()
+                moved[which] = row_points
+                row[:] = flattened(objective.x, [values(moved)])[which]
+        return found, points
+
+    eps = np.full(flat.shape, np.max(objective.eps, initial=0))
+    with np.errstate(all="ignore"):
+        found = extrapolate(beside, center, flat.astype(np.float64), eps)
+    if leaf.array.ndim == 0:
+        return found.slope.reshape(shape), found.error.reshape(shape)
+    slope, error = (leaf.shaped(part).astype(leaf.array.dtype) for part in found[:2])
+    return slope, error
+
+
+def numerical_gradient(
+    f: Function,
+    x: Any,
+    h: Step = 1e-4,
+    *,
+    args: tuple[Any, ...] = (),
+    workers: Workers | None = None,
+    order: int = 2,
+    error: bool = False,
+    sample: int | None = None,
+    directions: int | None = None,
+    bounds: tuple[Any, Any] | None = None,
+    progress: bool = False,
+    rng: Any = None,
+    batched: Batched = "auto",
+) -> Any:
+    r"""Compute the gradient of a function of an array by central differences.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x, *args)``, one real number: a Python or NumPy scalar, or an array of one element.
+        A function compiled with ``numba.njit`` is evaluated on all threads at once.
+    x : array_like, or a tree of arrays and numbers
+        Where to differentiate; any shape and memory layout. A float32 or float64 array is nudged in
+        place, one element at a time, so an f that ignores its argument and reads the live array
+        works; it is restored exactly, whatever happens. Anything else is converted to float64
+        first, and f sees the converted array. A compiled f, and f in `workers`, gets copies.
+
+        A tree is a dict, list, tuple, named tuple or dataclass of arrays and numbers, nested as one
+        likes; lists and tuples of numbers alone are arrays. f gets the caller's own tree. For a
+        compiled f it may be a tuple of arrays, or of such tuples.
+    h : float, array_like of x's shape, tree like x, or "auto", default 1e-4
+        The step. "auto" looks at the function: it extrapolates from a sequence of steps that it
+        chooses for each element, with 6 evaluations of an easy one and about 24 of a hard one. It
+        keeps clear of the edges of the domain and of kinks; `order` does not matter then.
+    args : tuple
+        Further arguments of f: for a compiled f numbers, arrays and tuples of them.
+    workers : callable, optional
+        A map-like callable that evaluates f elsewhere: the ``map`` of a ``multiprocessing`` pool,
+        or of any executor with the interface of ``concurrent.futures`` (Dask, mpi4py, ...).
+    order : {2, 4, 6}
+        The order of the error in h. The function is evaluated `order` times an element.
+    error : bool
+        Whether to return an estimate of the error as well, at one and a half times to twice the
+        work.
+    sample : int, optional
+        So many entries of each array, drawn at random; the others are NaN.
+    directions : int, optional
+        Estimate the gradient from so many derivatives along random directions of each array, about
+        ten evaluations each, instead of going through the entries. It is right on average, and as
+        far off as there are more entries than directions; the error is that of the average, three
+        standard deviations.
+    bounds : (low, high), optional
+        Where f is defined: two numbers, or arrays or trees like x. Near a bound the points lie on
+        one side of x, and the formula is one of the same order.
+    progress : bool
+        Whether to show a progress bar.
+    rng : int or numpy.random.Generator, optional
+        Where `sample` draws from.
+    batched : {"auto", True, False}
+        Whether a Python f is evaluated at all points at once, in a single run of its code: where
+        that is possible and the loop would take longer than a moment; always, or a ValueError says
+        why not; or never.
+
+    Returns
+    -------
+    gradient : ndarray, of x's shape, memory order and dtype (float32 or float64); or a tree like x
+    error : ndarray or tree, of the same form
+        Only with ``error=True``: an upper estimate of the absolute error of each element.
+
+    Warns
+    -----
+    UserWarning
+        If all values of f are the same although x was converted: f reads another array then.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or f returns something else than a real number.
+    ValueError
+        If `order` or a step is out of range, f returns more than one number, f changes its
+        argument, or entries of x share memory; if `batched` is True and f cannot be evaluated so.
+    Exception
+        Whatever f raises. From a worker it comes with a `WorkerTraceback` as its cause.
+
+    Notes
+    -----
+    *Deep Learning from Scratch*, section 4.4: ``(f(x + h) - f(x - h)) / (2 h)``. The denominator is
+    the distance between the two points as they were rounded, so no error is made there; a step too
+    small to change an element is widened to the next floating-point number. The orders
+    4 and 6 combine the slopes over h, 2 h and 3 h. The error estimate is Richardson's, from the
+    same formula at 2 h, plus the rounding error of f: two units in the last place, or more if the
+    values scatter more around a smooth curve (the median over the elements).
+
+    With h="auto" the central differences over a ladder of steps are extrapolated to a step of zero
+    (Romberg), as C. J. F. Ridders did (1982); see `fastgrad.numdiff.extrapolation`.
+
+    In place means: do not use x in another thread meanwhile.
+
+    The orders 4 and 6 take three and five points more. Where a kink lies between them, as of ReLU,
+    the formula is that of the largest order below whose points have none between them.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> numerical_gradient(lambda x: np.sum(x**2), np.array([3.0, 4.0])).round(9)
+    array([6., 8.])
+
+    Compiled, and with a further argument:
+
+    >>> from numba import njit
+    >>> @njit
+    ... def weighted(x, w):
+    ...     return np.sum(w * x**2)
+    >>> numerical_gradient(weighted, [3.0, 4.0], args=(np.array([1.0, 10.0]),)).round(8)
+    array([ 6., 80.])
+
+    Four more digits, and how far to trust them:
+
+    >>> gradient, error = numerical_gradient(np.exp, [1.0], "auto", error=True)
+    >>> bool(abs(gradient[0] - np.e) < error[0] < 1e-10)
+    True
+
+    A model:
+
+    >>> params = {"W": np.ones((2, 2)), "b": np.zeros(2)}
+    >>> gradient = numerical_gradient(lambda p: np.sum((p["W"] @ [1, 2] + p["b"]) ** 2), params)
+    >>> gradient["b"].round(8)
+    array([6., 6.])
+    """
+    order = order_of(order)
+    tree = tree_of(x, "x")
+    with objective_of(f, tree, args, workers, progress, batched) as objective:
+        entries = sampled_entries(objective, sample, rng)
+        limits = limits_of(bounds, objective, entries)
+        if directions is not None:
+            both = _from_directions(objective, directions, rng)
+            return both if error else both[0]
+        if is_auto(h):
+            here = objective.here()
+            noise = noise_of(objective, here, repeats=1)
+            found = extrapolated(objective, entries, noise, limits)
+            gradient = result_tree(objective, entries, found.slope)
+            return (gradient, result_tree(objective, entries, found.error)) if error else gradient
+        steps = steps_of(h, objective, entries)
+        # NaN and infinities go on as they are.
+        with np.errstate(all="ignore"):
+            here = objective.here() if error or order > 2 or limits is not None else np.nan
+            around = evaluate_around(
+                objective, entries, steps, order, twice=error, here=here, bounds=limits
+            )
+            gradient = around.gradient(order)
+            if error:
+                level = scatter(noise_of(objective, here), around)
+                estimate = around.error(
+                    order, np.maximum(4 * level, 2 * around.unit(objective.eps_of(entries)))
+                )
+    if tree.converted:
+        _warn_if_constant(around)
+    if error:
+        return result_tree(objective, entries, gradient), result_tree(objective, entries, estimate)
+    return result_tree(objective, entries, gradient)
+
+
+def gradient_descent(
+    f: Function,
+    init_x: Any,
+    lr: float = 0.01,
+    step_num: int = 100,
+    *,
+    return_history: bool = False,
+    batched: Batched = "auto",
+) -> Any:
+    r"""Minimise a function by gradient descent on its numerical gradient.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x)``, one real number; Python or compiled, as for `numerical_gradient`.
+    init_x : array_like, or a tree of arrays and numbers
+        Where to start; not changed. f gets a copy, and must use it.
+    lr : float, default 0.01
+        The learning rate.
+    step_num : int, default 100
+        The number of steps.
+    return_history : bool
+        Whether to return the path as well.
+    batched : {"auto", True, False}
+        As for `numerical_gradient`.
+
+    Returns
+    -------
+    x : ndarray, of init_x's shape; float32 or float64; or a tree like init_x
+        The last point.
+    history : ndarray, shape (step_num + 1, \*x.shape)
+        Only with ``return_history=True``: all points, the first one included; of a tree, a tree of
+        such arrays.
+
+    Warns
+    -----
+    UserWarning
+        If all values of f around the first point are the same.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or f returns something else than a real number.
+    ValueError
+        If `lr` is not finite, or `step_num` is negative.
+    Exception
+        Whatever f raises.
+
+    Notes
+    -----
+    *Deep Learning from Scratch*, section 4.4.1: ``x -= lr * gradient``. The gradient is taken with
+    the step 1e-4, or with the root of the machine epsilon times \|x\| where that is larger.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> x = gradient_descent(lambda x: np.sum(x**2), [-3.0, 4.0], lr=0.1)
+    >>> bool(np.all(abs(x) < 1e-9))
+    True
+    """
+    lr = real_number(lr, "lr")
+    step_num = whole_number(step_num, "step_num", minimum=0)
+    tree = tree_of(init_x, "init_x").copied()
+    history = [[leaf.array.copy(order="K")] for leaf in tree.leaves]
+    objective = Objective(f, tree, (), batched=batched)
+    relative = np.sqrt(objective.eps)
+    for step in range(step_num):
+        # A descent that diverges goes on to diverge: no step is lost beside a huge x.
+        steps = np.fmax(1e-4, relative * np.nan_to_num(np.abs(objective.center)))
+        around = evaluate_around(objective, objective.entries, steps, 2, twice=False)
+        if step == 0:
+            _warn_if_constant(around)
+        with np.errstate(all="ignore"):
+            slopes = objective.by_leaf(around.gradient(2))
+        for leaf, slope, points in zip(tree.leaves, slopes, history, strict=True):
+            leaf.array -= lr * leaf.shaped(slope).astype(leaf.array.dtype)
+            if return_history:
+                points.append(leaf.array.copy(order="K"))
+        objective.update()
+    x = tree.rebuilt([leaf.array for leaf in tree.leaves])
+    if not return_history:
+        return x
+    return x, tree.rebuilt([np.stack(points) for points in history])
+
+
+def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:
+    """Return an estimate of the gradient from derivatives along directions, and its error."""
+    count = whole_number(directions, "directions", minimum=1)
+    noise = noise_of(objective, objective.here(), repeats=1)
+    found = along_directions(objective, count, generator_of(rng), noise, np.zeros(objective.size))
+    means, errors = [], []
+    for vectors, derivatives in found:
+        # The mean of v v^T is 1/n times the identity.
+        each = vectors.shape[1] * vectors * derivatives.slope[:, None]
+        means.append(each.mean(axis=0))
+        spread = each.std(axis=0, ddof=1) if count > 1 else np.full(each.shape[1], np.inf)
+        errors.append(3 * spread / np.sqrt(count))
+    everything = objective.entries
+    mean, error = (
+        result_tree(objective, everything, np.concatenate([np.empty(0), *parts]))
+        for parts in (means, errors)
+    )
+    return mean, error
+
+
+def _warn_if_constant(around: Differences) -> None:
+    """Warn if f is the same at all points, although these are not lost in rounding beside x."""
+    values = around.values
+    if values.size == 0 or not (values == values.flat[0]).all():
+        return
+    if np.max(np.abs(around.points - around.center) - 1e-9 * np.abs(around.center)) > 0:
+        warnings.warn(
+            "f does not depend on `x`, which was copied for it; does it read another array?",
+            UserWarning,
+            stacklevel=3,
+        )

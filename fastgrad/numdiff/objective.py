@@ -1,0 +1,665 @@
+"""A function of a tree, evaluated with one number at a time nudged: here, compiled, or by workers.
+
+Exceptions, a Ctrl-C among them, leave the tree as it was.
+"""
+
+# Numba leaves the types of types untyped, and its dispatcher half typed.
+# mypy: disable-error-code="no-untyped-call, attr-defined, call-overload, no-any-return"
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import itertools
+import math
+import os
+import pickle
+import time
+import traceback
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numba
+import numpy as np
+from numba import types
+from numba.extending import is_jitted
+
+from fastgrad.kernels import user_function
+from fastgrad.numdiff import batched as at_once
+from fastgrad.numdiff.trees import Leaf, Tree, rebuild
+from fastgrad.runtime import threads
+from fastgrad.runtime.compile import code_address, users_overload
+from fastgrad.validation import FloatArray, IntArray
+
+Function = Callable[..., Any]
+
+#: Ctrl-C is noticed between two compiled stretches of about this many seconds.
+_STRETCH = 0.05
+
+#: After so many seconds the loop is left for an evaluation of f at all points at once.
+_MOMENT = 0.05
+
+#: Blocks sent to each worker: one would do if all were equally fast and idle.
+_BLOCKS_PER_WORKER = 4
+
+#: How often a progress bar moves while all entries are evaluated once.
+_BLOCKS_SHOWN = 500
+
+
+class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one itself
+    """Where in a worker an exception came from: the cause of the exception that reaches you."""
+
+    def __str__(self) -> str:
+        """Return the traceback as the worker printed it."""
+        return f"\n{self.args[0]}"
+
+
+class Objective:
+    """A function of the entries of a tree, which are counted leaf by leaf in memory order.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x.root, *args)``, one real number.
+    x : Tree
+    args : tuple
+    workers : callable or None
+        A map-like callable that evaluates f elsewhere.
+    progress : bool
+        Whether to show a progress bar.
+    batched : bool or "auto"
+        Whether a Python f is evaluated at all points at once: where it can be and the loop would
+        take longer than a moment ("auto"), always, or never.
+
+    Attributes
+    ----------
+    center : ndarray of float64, shape (size,)
+        The entries as they are.
+    eps : float or ndarray, shape (size,)
+        The machine epsilon of each entry's dtype.
+    begins : list of int
+        Where each leaf's entries begin, and the last one's end.
+    size : int
+        The number of entries.
+    entries : ndarray of int64
+        The numbers of all entries.
+    inward : ndarray, shape (size,), or None
+        The sign of the direction in which each entry has more room, if there are bounds.
+    """
+
+    def __init__(
+        self,
+        f: Function,
+        x: Tree,
+        args: Any,
+        workers: Callable[..., Iterable[Any]] | None = None,
+        *,
+        progress: bool = False,
+        batched: Any = "auto",
+    ) -> None:
+        if not callable(f):
+            raise TypeError(f"`f` must be callable. Got {f!r}.")
+        if workers is not None and not callable(workers):
+            raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
+        if not (batched is True or batched is False or batched == "auto"):
+            raise ValueError(f'`batched` must be "auto", True or False. Got {batched!r}.')
+        if batched is True and workers is not None:
+            raise ValueError("`batched` must not be True where `workers` evaluate f.")
+        self.f = f
+        self.x = x
+        self.args = further_arguments(args)
+        self._batched = batched
+        self._workers = workers
+        self._bar = _progress_bar() if progress else None
+        self.update()
+        sizes = [leaf.array.size for leaf in x.leaves]
+        self.begins = [0, *itertools.accumulate(sizes)]
+        self.size = self.begins[-1]
+        self.entries = np.arange(self.size)
+        self.inward: FloatArray | None = None
+        self.eps: Any = float(np.finfo(np.float64).eps)
+        self._is_single = np.zeros(0, bool)
+        singles = [leaf.array.dtype == np.float32 for leaf in x.leaves]
+        if any(singles):
+            self._is_single = np.repeat(singles, sizes)
+            self.eps = np.where(self._is_single, np.finfo(np.float32).eps, self.eps)
+
+    def update(self) -> None:
+        """Take note that the leaves' arrays have changed."""
+        flat = [leaf.flat() for leaf in self.x.leaves]
+        self.center = np.concatenate([np.empty(0), *flat], dtype=np.float64)
+
+    def eps_of(self, entries: IntArray) -> FloatArray:
+        """Return the machine epsilon of each of some entries."""
+        eps: FloatArray = np.broadcast_to(self.eps, (self.size,))[entries]
+        return eps
+
+    def here(self) -> float:
+        """Return f(x)."""
+        with self.x.mounted() as root:  # f may work in place
+            return one_number(self.f(root, *self.args))
+
+    def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Return points as the dtype of each entry holds them; the last axis runs over entries."""
+        if self._is_single.size == 0:
+            return points
+        with np.errstate(over="ignore"):
+            narrow = points.astype(np.float32)
+        chosen: FloatArray = np.where(self._is_single[entries], narrow, points)
+        return chosen
+
+    def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
+        """Return entries plus offsets, shape (K, M) or (K, 1), rounded; no offset gets lost."""
+        center = self.center[entries]
+        with np.errstate(all="ignore"):
+            points = self.rounded(entries, center + offsets)
+            lost = points == center
+            if lost.any():
+                towards = np.copysign(np.inf, offsets)
+                nearest = np.nextafter(center, towards)
+                if self._is_single.size:
+                    narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
+                    nearest = np.where(self._is_single[entries], narrow, nearest)
+                points = np.where(lost, nearest, points)
+        return points
+
+    def at(self, entries: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+        """Evaluate f with one entry at a time elsewhere.
+
+        Parameters
+        ----------
+        entries : ndarray of int64, shape (M,)
+            Which entries to move, in ascending order.
+        points : ndarray, shape (K, M)
+            Column i holds the values that entry ``entries[i]`` takes in turn.
+        tolerant : bool
+            Whether arithmetic errors that f raises count as NaN: far from x a function need not be
+            defined.
+
+        Returns
+        -------
+        ndarray of float64, shape (K, M)
+        """
+        if self._workers is not None:
+            return self._shared_out(entries, points, tolerant)
+        if self._bar is None:
+            return self._block(entries, points, tolerant)
+        values = np.empty(points.shape)
+        for start, stop in _blocks(len(entries), _BLOCKS_SHOWN):
+            part = slice(start, stop)
+            values[:, part] = self._block(entries[part], points[:, part], tolerant)
+            self.bar(values[:, part].size)
+        return values
+
+    def _block(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
+        return _evaluate_block(
+            self.f, self.x, self.args, entries, points, tolerant, batched=self._batched
+        )
+
+    def _shared_out(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
+        """Evaluate f in blocks of entries, through a map-like callable."""
+        assert self._workers is not None
+        count = _BLOCKS_PER_WORKER * _worker_count(self._workers)
+        tasks = [
+            (entries[start:stop], points[:, start:stop])
+            for start, stop in _blocks(len(entries), count)
+        ]
+        if not tasks:
+            return np.empty(points.shape)
+        work = functools.partial(_work, self.f, _Parcel.of(self.x), self.args, tolerant)
+        blocks = []
+        for block in self._workers(work, tasks):
+            if isinstance(block, _Failure):
+                raise block.exception()
+            if not isinstance(block, np.ndarray):
+                raise TypeError(
+                    "`workers` must be a map that gives results, such as the map of an executor. "
+                    f"It gave {type(block).__name__}."
+                )
+            blocks.append(block)
+            self.bar(block.size)
+        return np.concatenate(blocks, axis=1)
+
+    def along(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
+        """Evaluate f with all entries moved at once.
+
+        Parameters
+        ----------
+        direction : list of ndarray
+            For each leaf how far its entries move for a step of 1.
+        steps : ndarray, shape (K,)
+
+        Returns
+        -------
+        ndarray of float64, shape (K,)
+        """
+        values = np.empty(len(steps))
+        for k, step in enumerate(steps):
+            with self.x.mounted(), np.errstate(all="ignore"):
+                for leaf, part in zip(self.x.leaves, direction, strict=True):
+                    leaf.array[...] = leaf.array + step * part
+                    if leaf.is_number:
+                        leaf.put(float(leaf.array))
+                values[k] = _tolerant_number(self.f, self.x.root, *self.args)
+            self.bar(1)
+        return values
+
+    def bar(self, count: int) -> None:
+        """Show that `count` evaluations more are done."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """Take the progress bar down."""
+        if self._bar is not None:
+            self._bar.close()
+
+    def by_leaf(self, values: FloatArray) -> list[FloatArray]:
+        """Cut values of all entries into one array for each leaf."""
+        return [values[a:b] for a, b in itertools.pairwise(self.begins)]
+
+
+def _progress_bar() -> Any:
+    from tqdm import tqdm
+
+    return tqdm(unit=" evaluations", dynamic_ncols=True)
+
+
+def _blocks(size: int, count: int) -> list[tuple[int, int]]:
+    """Return where each of `count` blocks begins and ends, or fewer: none is empty."""
+    count = min(size, count)
+    edges = [size * block // count for block in range(count + 1)] if count else []
+    return list(itertools.pairwise(edges))
+
+
+def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, slice]]:
+    """Yield each leaf that has some of the entries, their numbers within it, and where they are."""
+    if len(x.leaves) == 1:
+        yield x.leaves[0], entries, slice(0, len(entries))
+        return
+    begins = [0, *itertools.accumulate(leaf.array.size for leaf in x.leaves)]
+    places = np.searchsorted(entries, begins).tolist()
+    for leaf, begin, first, last in zip(x.leaves, begins, places, places[1:], strict=False):
+        if last > first:
+            yield leaf, entries[first:last] - begin, slice(first, last)
+
+
+def _evaluate_block(
+    f: Function,
+    x: Tree,
+    args: tuple[Any, ...],
+    entries: IntArray,
+    points: FloatArray,
+    tolerant: bool,
+    batched: Any = False,
+) -> FloatArray:
+    if is_jitted(f) and _Copies.fit(x):
+        copies = _Copies(x, min(numba.get_num_threads(), max(1, len(entries))))
+        compiled = _compiled(f, copies.trees[0], args)
+        if compiled is not None:
+            return _evaluate_compiled(compiled, f, x, args, copies, entries, points, tolerant)
+    return _evaluate_python(f, x, args, entries, points, tolerant, batched)
+
+
+def _evaluate_python(
+    f: Function,
+    x: Tree,
+    args: tuple[Any, ...],
+    entries: IntArray,
+    points: FloatArray,
+    tolerant: bool,
+    batched: Any,
+) -> FloatArray:
+    """Evaluate f in a loop, with x nudged in place, or at all points at once."""
+    itself = f
+    quietly: Any = contextlib.nullcontext()
+    until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[batched]
+    if tolerant:
+        f, quietly = functools.partial(_tolerant_number, f), np.errstate(all="ignore")
+    values: list[float] = []
+    mounted = x.mounted()
+    with mounted as root, quietly:
+        for leaf, places, part in _leaves_of(x, entries):
+            live = leaf.array.transpose(leaf.axes).flat
+            columns = zip(places.tolist(), points.T[part].tolist(), strict=True)
+            if leaf.is_number:
+                for _, nudged in columns:
+                    for number in nudged:
+                        leaf.put(number)
+                        values.append(one_number(f(x.root, *args)))
+                    leaf.put(float(leaf.array))
+                    root = x.root
+                continue
+            for done, (i, nudged) in enumerate(columns):
+                if time.perf_counter() > until:
+                    rest = slice(part.start + done, part.stop)
+                    try:
+                        found = at_once.evaluate(
+                            itself, root, leaf.array, places[done:], points[:, rest], args,
+                            insist=batched is True, alone=f,
+                        )  # fmt: skip
+                    except at_once.NotCarried as reason:
+                        if batched is True:
+                            raise ValueError(
+                                f"`f` cannot be evaluated at all points at once: {reason}. "
+                                'Use `batched="auto"`.'
+                            ) from reason
+                        until = math.inf
+                    else:
+                        values.extend(found.T.reshape(-1).tolist())
+                        break
+                kept = live[i]
+                for number in nudged:
+                    live[i] = number
+                    value = f(root, *args)
+                    values.append(value if isinstance(value, float) else one_number(value))
+                live[i] = kept
+        if not mounted.is_unchanged():
+            raise ValueError("`f` must not change `x`.")
+    return np.array(values, np.float64).reshape(points.T.shape).T
+
+
+def _tolerant_number(f: Function, *args: Any) -> float:
+    """Return a value of f, or NaN where it raises an arithmetic error."""
+    try:
+        return one_number(f(*args))
+    except (ArithmeticError, ValueError):
+        return math.nan
+
+
+def one_number(value: Any) -> float:
+    """Return what f returned as a float."""
+    if isinstance(value, float):  # NumPy's float64 too
+        return value
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        array = np.asarray(None)
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"`f` must return one real number. Got {value!r:.60}.")
+    if array.size != 1:
+        raise ValueError(
+            f"`f` must return one real number. Got an array of shape {array.shape}. For a number "
+            "that depends on all of it take np.sum(f(x) * v) with a random v; for a layer with a "
+            "backward pass there is `check_backward`."
+        )
+    return float(array.item())
+
+
+def further_arguments(args: Any) -> tuple[Any, ...]:
+    """Return `args` if it is a tuple, as it must be."""
+    if not isinstance(args, tuple):
+        raise TypeError(f"`args` must be a tuple. Got {type(args).__name__}.")
+    return args
+
+
+# ------------------------------------------------------------------------ compiled functions
+
+
+class _Compiled(NamedTuple):
+    """A function compiled for given types: where it is, and the bridge to it."""
+
+    overload: Any
+    address: int
+    evaluator: Any
+
+
+#: What has been compiled, by function, and by the types of x and of further arguments.
+_known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled | None]] = weakref.WeakKeyDictionary()
+
+
+def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
+    """Compile f for these arguments; None if it is to be called from Python."""
+    if not is_jitted(f):
+        return None
+    signature = (_type_of(x), *(_argument_type(arg) for arg in args))
+    known = _known.setdefault(f, {})
+    compiled = known.get(signature)
+    # A function that was recompiled lies somewhere else.
+    if compiled is None or f.overloads.get(signature) is not compiled.overload:
+        compiled = known[signature] = _compile(f, signature)
+    return compiled
+
+
+def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
+    overload = users_overload(f, signature)
+    if overload is None:
+        return None
+    result = overload.signature.return_type
+    number = result.dtype if isinstance(result, types.Array) else result
+    if not isinstance(number, types.Integer | types.Float | types.Boolean):
+        raise TypeError(f"`f` must return one real number. Got {result}.")
+    bridge = user_function.evaluator(signature[0], types.Tuple(signature[1:]), result)
+    return _Compiled(overload, code_address(overload), bridge)
+
+
+def _type_of(x: Any) -> types.Type:
+    """Return the type of C-contiguous arrays and tuples of them."""
+    return _array_type(x.dtype, x.ndim) if isinstance(x, np.ndarray) else numba.typeof(x)
+
+
+@functools.cache
+def _array_type(dtype: np.dtype[Any], ndim: int) -> types.Type:
+    return numba.typeof(np.empty((1,) * ndim, dtype))
+
+
+def _argument_type(arg: Any) -> types.Type:
+    """Return the type of a further argument of a compiled function."""
+    if isinstance(arg, tuple):
+        return types.Tuple([_argument_type(element) for element in arg])
+    if isinstance(arg, np.ndarray | np.number | np.bool_ | bool | int | float | complex):
+        return numba.typeof(arg)
+    raise TypeError(
+        "`args` must hold numbers, arrays and tuples of them for a compiled function. "
+        f"Got {type(arg).__name__}."
+    )
+
+
+class _Copies:
+    """The numbers of an array, or of tuples of arrays, once for each thread, C-contiguous.
+
+    Attributes
+    ----------
+    trees : list
+        The array, or the tuples, of each thread; views of its row of `rows`.
+    rows : ndarray of uint8, shape (threads, bytes)
+    """
+
+    def __init__(self, x: Tree, count: int) -> None:
+        begins = [0]
+        for leaf in x.leaves:
+            # Two cache lines each, which processors fetch in pairs.
+            begins.append(begins[-1] + 128 * (leaf.array.nbytes // 128 + 1))
+        self.rows = np.zeros((count, begins[-1]), np.uint8)
+        self._x = x
+        self._begins = begins
+        self.trees = []
+        for row in self.rows:
+            arrays = []
+            for leaf, begin in zip(x.leaves, begins, strict=False):
+                part = row[begin : begin + leaf.array.nbytes].view(leaf.array.dtype)
+                arrays.append(part.reshape(leaf.array.shape))
+                arrays[-1][...] = leaf.array
+            self.trees.append(rebuild(x.root, arrays))
+
+    @staticmethod
+    def fit(x: Tree) -> bool:
+        """Return whether a compiled function can be given such a tree."""
+        return (x.is_single or _is_tuples(x.root)) and all(
+            leaf.array.ndim and not leaf.is_number for leaf in x.leaves
+        )
+
+    def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], IntArray, IntArray]]:
+        """Yield a dtype, which of the entries have it, and their places in rows of that dtype."""
+        if len(self._x.leaves) == 1 and self._x.leaves[0].array.flags.c_contiguous:
+            yield self._x.leaves[0].array.dtype, np.arange(len(entries)), entries
+            return
+        found: dict[np.dtype[Any], list[IntArray]] = {}
+        which: dict[np.dtype[Any], list[IntArray]] = {}
+        begins = {
+            id(leaf): begin for leaf, begin in zip(self._x.leaves, self._begins, strict=False)
+        }
+        for leaf, inside, part in _leaves_of(self._x, entries):
+            array = leaf.array
+            if not array.flags.c_contiguous:  # from places in memory order to places in C order
+                numbered = np.arange(array.size).reshape(array.shape)
+                inside = numbered.transpose(leaf.axes).reshape(-1)[inside]
+            places = inside + begins[id(leaf)] // array.itemsize
+            found.setdefault(array.dtype, []).append(places)
+            which.setdefault(array.dtype, []).append(np.arange(part.start, part.stop))
+        for dtype, parts in found.items():
+            yield dtype, np.concatenate(which[dtype]), np.concatenate(parts)
+
+
+def _is_tuples(tree: Any) -> bool:
+    return isinstance(tree, np.ndarray) or (
+        isinstance(tree, tuple) and all(map(_is_tuples, tree)) and len(tree) > 0
+    )
+
+
+def _evaluate_compiled(
+    compiled: _Compiled,
+    f: Function,
+    x: Tree,
+    args: tuple[Any, ...],
+    copies: _Copies,
+    entries: IntArray,
+    points: FloatArray,
+    tolerant: bool,
+) -> FloatArray:
+    """Evaluate f on all threads, each on copies of its own, in stretches that let Ctrl-C in."""
+    values = np.empty(points.shape)
+    original = copies.rows[0].tobytes()
+    count = len(copies.rows)
+    blocks = np.stack([user_function.pack(compiled.address, tree, args) for tree in copies.trees])
+    for dtype, which, places in copies.places(entries):
+        nudged = np.ascontiguousarray(points[:, which])
+        found = np.empty(nudged.shape)
+        failed = np.full(count, -1)
+        start, stop, size = 0, min(count, len(which)), len(which)
+        while start < size:
+            began = time.perf_counter()
+            threads.launch(
+                user_function.evaluate_nudged, compiled.evaluator.address, blocks,
+                copies.rows.view(dtype), places, nudged, found, failed, start, stop, tolerant,
+            )  # fmt: skip
+            if failed.max() >= 0:
+                i, k = divmod(int(failed[failed >= 0].min()), len(points))
+                _raise_again(f, x, args, int(entries[which[i]]), float(nudged[k, i]))
+            rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
+            start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
+        values[:, which] = found
+    if any(row.tobytes() != original for row in copies.rows):
+        raise ValueError("`f` must not change `x`.")
+    return values
+
+
+def _raise_again(f: Function, x: Tree, args: tuple[Any, ...], entry: int, number: float) -> None:
+    """Evaluate f where a thread met an exception, so that it reaches the caller."""
+    copies = _Copies(x, 1)
+    for dtype, _, places in copies.places(np.array([entry])):
+        copies.rows.view(dtype)[0, places] = number
+        one_number(f(copies.trees[0], *args))
+    for leaf, places, _ in _leaves_of(x, np.array([entry])):
+        raise RuntimeError(
+            f"`f` raised an exception with element {int(places[0])} of `{leaf.path}` at {number}, "
+            "but not when it was called there again."
+        )
+
+
+# ------------------------------------------------------------------------------------ workers
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What went wrong in a worker: pickled exceptions, each the cause of the one before."""
+
+    chain: list[bytes]
+    text: str
+
+    def exception(self) -> BaseException:
+        """Return the first exception, with all causes and the worker's traceback as the last."""
+        exceptions: list[BaseException] = [pickle.loads(data) for data in self.chain]
+        for error, cause in itertools.pairwise([*exceptions, WorkerTraceback(self.text)]):
+            error.__cause__ = cause
+        return exceptions[0]
+
+
+class _Parcel(NamedTuple):
+    """A tree as it travels to a worker.
+
+    Arrays go as they lie in memory, because pickling would turn every other layout into C order;
+    the rounding of a sum depends on it.
+    """
+
+    form: Any
+    leaves: list[Any]
+    axes: list[tuple[int, ...]]
+
+    @classmethod
+    def of(cls, x: Tree) -> _Parcel:
+        return cls(
+            rebuild(x.root, itertools.repeat(np.empty(0))),
+            [
+                float(leaf.array) if leaf.is_number else leaf.array.transpose(leaf.axes)
+                for leaf in x.leaves
+            ],
+            [leaf.axes for leaf in x.leaves],
+        )
+
+    def tree(self) -> Tree:
+        """Return a tree of copies."""
+        leaves = [
+            leaf if isinstance(leaf, float) else leaf.copy().transpose(np.argsort(axes))
+            if axes else leaf.copy()
+            for leaf, axes in zip(self.leaves, self.axes, strict=True)
+        ]  # fmt: skip
+        return Tree(rebuild(self.form, leaves), "x")
+
+
+def _work(
+    f: Function,
+    parcel: _Parcel,
+    args: tuple[Any, ...],
+    tolerant: bool,
+    task: tuple[IntArray, FloatArray],
+) -> FloatArray | _Failure:
+    """Evaluate one block, in the worker."""
+    try:
+        return _evaluate_block(f, parcel.tree(), args, *task, tolerant)
+    except Exception as error:  # noqa: BLE001 - it is raised in the parent
+        # Pools differ in what they hand on: causes get lost, and an exception that cannot be
+        # unpickled leaves multiprocessing's Pool waiting for ever.
+        try:
+            chain = [pickle.dumps(link) for link in _causes(error)]
+        except Exception:  # noqa: BLE001 - the pool may know better, as Dask does
+            raise error from error.__cause__
+        text = traceback.format_exc()
+        try:
+            for data in chain:
+                pickle.loads(data)
+        except Exception:  # noqa: BLE001 - an __init__ of another signature, most often
+            chain = [pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))]
+        return _Failure(chain, text)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """Yield an exception, its cause, and so on."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _worker_count(workers: Callable[..., Any]) -> int:
+    """Return how many workers a pool has, if it says so, or the number of processors here."""
+    pool = getattr(workers, "__self__", None)
+    client = getattr(pool, "_client", None)  # Dask
+    if client is not None:
+        return max(1, len(client.nthreads()))
+    for name in ("_max_workers", "_processes"):  # concurrent.futures and joblib, multiprocessing
+        count = getattr(pool, name, None)
+        if isinstance(count, int):
+            return max(1, count)
+    return os.cpu_count() or 1
