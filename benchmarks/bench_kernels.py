@@ -197,7 +197,7 @@ class Others(PerCall):
 
 def loop(function):
     """Compile a loop over an array, as a kernel has it."""
-    kernel = find("fastgrad.kernels.compile", "kernel")
+    kernel = find("fastgrad.runtime.compile", "kernel")
 
     def loop_over(x, out):
         for i in range(x.size):

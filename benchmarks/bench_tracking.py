@@ -1,6 +1,7 @@
 """Figures that do not depend on the machine's speed: ratios, errors, counts, and sizes."""
 
 import functools
+import importlib.util
 import io
 import json
 import zipfile
@@ -166,19 +167,24 @@ class Signatures:
 
 
 def compiled_kernels():
-    """Return the dispatchers in the modules of `fastgrad.kernels`, each once."""
-    import importlib
+    """Return the dispatchers in the modules that hold kernels, each once."""
     import pkgutil
 
     from numba.core.dispatcher import Dispatcher
 
-    folder = find("fastgrad", "kernels").__path__
     modules = [
-        importlib.import_module(f"fastgrad.kernels.{info.name}")
-        for info in pkgutil.iter_modules(folder)
+        importlib.import_module(info.name)
+        for room in ("kernels", "runtime")
+        for info in pkgutil.walk_packages(_folders(f"fastgrad.{room}"), f"fastgrad.{room}.")
     ]
     members = [member for module in modules for member in vars(module).values()]
     return {id(member): member for member in members if isinstance(member, Dispatcher)}.values()
+
+
+def _folders(package):
+    """Return where a package lies; nowhere at a commit that does not have it."""
+    spec = importlib.util.find_spec(package)
+    return spec.submodule_search_locations if spec else []
 
 
 class Size:

@@ -34,17 +34,31 @@ def _warm_up():
 _warm_up()
 
 
+#: Where modules lay at older commits, the last place first.
+FORMER_PLACES = {
+    "fastgrad.runtime.compile": ("fastgrad.kernels.compile",),
+    "fastgrad.kernels.user_function": (
+        "fastgrad.kernels.functions",
+        "fastgrad.kernels.differences",
+    ),
+}
+
+
 def find(module, *names):
     """Return members of a module; skip the benchmark at a commit that does not have them.
 
     To be called in `setup`: asv skips a benchmark whose setup raises NotImplementedError.
     """
-    try:
-        found = importlib.import_module(module)
-        members = [getattr(found, name) for name in names]
-    except (ImportError, AttributeError) as error:
-        raise NotImplementedError(f"this commit is older: {error}") from error
-    return members[0] if len(members) == 1 else members
+    reason = None
+    for place in (module, *FORMER_PLACES.get(module, ())):
+        try:
+            found = importlib.import_module(place)
+            members = [getattr(found, name) for name in names]
+        except (ImportError, AttributeError) as error:
+            reason = error
+        else:
+            return members[0] if len(members) == 1 else members
+    raise NotImplementedError(f"this commit is older: {reason}")
 
 
 @functools.cache

@@ -164,12 +164,13 @@ def plot_check(check: Any) -> Any:
 def _errors(check: Any, name: str) -> FloatArray:
     with np.errstate(invalid="ignore"):
         difference = check.analytic[name].astype(np.float64) - check.numerical[name]
-    return np.abs(difference)
+    errors: FloatArray = np.abs(difference)
+    return errors
 
 
 def _title(check: Any, name: str) -> str:
     """Return the verdict on an array, and how many entries were not judged and why."""
-    return check.arrays[name].cells()[-1]
+    return str(check.arrays[name].cells()[-1])
 
 
 def _image(figure: Any, axes: Any, check: Any, name: str) -> None:

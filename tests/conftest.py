@@ -28,8 +28,28 @@ settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" els
 collect_ignore = ["book_scripts"]
 
 
+#: Files whose tests start processes or train for long; all others are quick.
+STARTING_PROCESSES = {
+    "test_book.py",
+    "test_benchmark_scripts.py",
+    "test_cli.py",
+    "test_compile.py",
+    "test_examples.py",
+    "test_policy.py",
+    "test_readmes.py",
+    "test_threads.py",
+    "test_training.py",
+    "test_warmup.py",
+    "test_workers.py",
+}
+
+
 def pytest_collection_modifyitems(items):
-    """Begin with the warm-up: what it compiles, on all cores, all other tests load."""
+    """Mark what is quick, and begin with the warm-up: what it compiles, all other tests load."""
+    for item in items:
+        name = item.path.name
+        if not (name in STARTING_PROCESSES or name.startswith("test_robustness_")):
+            item.add_marker("quick")
     items.sort(key=lambda item: item.path.name != "test_warmup.py")
 
 

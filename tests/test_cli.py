@@ -141,7 +141,7 @@ def test_a_first_line_before_the_imports(command, tmp_path):
         "import sys\n"
         "sys.modules['numpy'] = sys.modules['numba'] = None  # importing them raises\n"
         "from fastgrad.cli import parser\n"
-        f"cli.main([{command!r}, *{['a.py'] * (command == 'run')}])\n"
+        f"parser.main([{command!r}, *{['a.py'] * (command == 'run')}])\n"
     )
     result = subprocess.run(
         [sys.executable, "-c", code],

@@ -57,7 +57,7 @@ def package(tmp_path):
     """Return a folder with a copy of the package that holds two small kernels more."""
     copy = tmp_path / "copy" / "fastgrad"
     shutil.copytree(
-        Path(fastgrad.__file__).parent, copy, ignore=shutil.ignore_patterns("data", "__pycache__")
+        Path(fastgrad.__file__).parent, copy, ignore=shutil.ignore_patterns("*.gz", "__pycache__")
     )
     (copy / "kernels" / "helper.py").write_text(HELPER.format(factor=2))
     (copy / "kernels" / "caller.py").write_text(CALLER)
@@ -248,7 +248,7 @@ for missing in NAMES:
         del sys.modules[name]
     operator.attrgetter = without  # Numba itself goes on with what it has
     import fastgrad.api  # and with it all kernels
-    from fastgrad.kernels import compile as policy
+    from fastgrad.runtime import compile as policy
     operator.attrgetter = find
     assert policy.private_name(missing) is not None  # it is there again
     assert abs(fastgrad.sigmoid_grad(0.0) - 0.25) < 1e-15

@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from processes import open_files
 
-from fastgrad.data import mnist
+from fastgrad.data import mnist as mnist_module
 from fastgrad.data.mnist import load_mnist
 
 MIB = 1 << 20
@@ -68,9 +68,9 @@ def mnist():
 
 def test_the_files_are_the_original_ones():
     # The sums are those of the notice beside the files.
-    notice = (mnist._PACKAGE_DATA / "NOTICE.md").read_text(encoding="utf-8")
+    notice = (mnist_module._PACKAGE_DATA / "NOTICE.md").read_text(encoding="utf-8")
     for name in NAMES:
-        data = gzip.decompress((mnist._PACKAGE_DATA / f"{name}.gz").read_bytes())
+        data = gzip.decompress((mnist_module._PACKAGE_DATA / f"{name}.gz").read_bytes())
         assert f"| {name} | {hashlib.sha256(data).hexdigest()} |" in notice
 
 

@@ -521,7 +521,7 @@ class TestCompiledFunctions:
                 x = np.linspace(-1, 1, 9)
                 for f in (plain, threaded, calls_threaded):
                     np.testing.assert_allclose(numerical_gradient(f, x), 3 * x**2, atol=1e-7)
-                    assert (evaluation._compiled(f, x, ()) is None) == (f is not plain)
+                    assert (objective._compiled(f, x, ()) is None) == (f is not plain)
                 print(sum(sum(f.stats.cache_hits.values()) for f in (plain, calls_threaded)))
             """)
         )

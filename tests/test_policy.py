@@ -1,6 +1,7 @@
 """Rules of the house that no single test would notice: read from the source, or counted."""
 
 import ast
+import graphlib
 import inspect
 import subprocess
 import sys
@@ -14,18 +15,22 @@ from fastgrad.nn.layers import Layer
 PACKAGE = Path(fastgrad.__file__).parent
 SOURCES = sorted(PACKAGE.rglob("*.py"))
 
-#: Imports run downwards, or along a floor. `fastgrad` itself stands on top.
-FLOORS = {
-    5: ["__main__", "cli", "commands", "run"],
-    4: ["book", "plots", "textbook", "warmup"],
-    3: ["api", "networks", "training"],
-    2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
-        "extrapolation", "functions", "gradients", "layers", "noise", "numdiff", "optimizers",
-        "trees", "workspace"],
-    1: ["arrays", "compile_time", "tbb", "tables", "threads", "kernels",
-        "runtime"],
-}  # fmt: skip
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
+#: The rooms from the top floor down. Imports run downwards, or within a room.
+ROOMS = (
+    ("__main__",),
+    ("cli",),
+    ("book",),
+    ("__init__", "api"),
+    ("networks",),
+    ("checking",),
+    ("numdiff",),
+    ("nn",),
+    ("kernels",),
+    ("data", "drawing"),
+    ("tables", "validation"),
+    ("runtime",),
+)
+FLOOR = {name: floor for floor, names in enumerate(ROOMS) for name in names}
 
 
 def module_name(path):
@@ -33,84 +38,67 @@ def module_name(path):
 
 
 def tree_of(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    for node in ast.walk(tree):
-        for child in ast.iter_child_nodes(node):
-            child.parent = node
-    return tree
+    return ast.parse(path.read_text(encoding="utf-8"))
 
 
-def functions_around(node):
-    while node := getattr(node, "parent", None):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node.name
-
-
-def is_for_annotations(node):
-    """Return whether an import stands below ``if TYPE_CHECKING:``."""
-    while node := getattr(node, "parent", None):
-        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
-            return True
-    return False
-
-
-def imports(tree):
-    """Return every import of a part of the package: the part's name, and the node."""
-    for node in ast.walk(tree):
+def imports(path):
+    """Yield each module of the package that a file imports, inside functions too."""
+    names = {module_name(path) for path in SOURCES}
+    for node in ast.walk(tree_of(path)):
         if isinstance(node, ast.Import):
-            for alias in node.names:
-                if alias.name.startswith("fastgrad."):
-                    yield alias.name.removeprefix("fastgrad."), node
+            found = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "imports are absolute"
-            if node.module == "fastgrad":
-                for alias in node.names:
-                    yield alias.name, node
-            elif node.module and node.module.startswith("fastgrad."):
-                yield node.module.removeprefix("fastgrad."), node
+            found = [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in found:
+            package, _, inside = name.partition(".")
+            if package == "fastgrad":
+                module = inside or "__init__"
+                if module not in names and f"{module}.__init__" not in names:
+                    module = inside.rpartition(".")[0]  # a name out of a module
+                yield module if module in names else f"{module}.__init__".removeprefix(".")
 
 
-def test_every_module_has_a_floor():
-    names = {module_name(path).split(".")[0] for path in SOURCES}
-    assert names - {"__init__"} == set(FLOOR)
+def room_of(module):
+    return module.partition(".")[0]
+
+
+def test_every_module_lies_in_a_room():
+    assert {room_of(module_name(path)) for path in SOURCES} == set(FLOOR)
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_imports_run_downwards(path):
-    own = module_name(path)
-    if own == "__init__":
-        return
-    for name, node in imports(tree_of(path)):
-        # A method `plot` fetches matplotlib, which is slow and optional, when it is called.
-        if (name == "plots" and "plot" in functions_around(node)) or is_for_annotations(node):
-            continue
-        part = name.split(".")[0]
-        assert part in FLOOR, f"{own} imports the package itself: {ast.unparse(node)}"
-        assert FLOOR[part] <= FLOOR[own.split(".")[0]], f"{own} imports {name}, above it"
+    own = room_of(module_name(path))
+    for module in imports(path):
+        room = room_of(module)
+        assert room == own or FLOOR[room] > FLOOR[own] or (own, room) == ("__init__", "api"), module
 
 
-def test_imports_have_no_cycles():
-    below = {
-        module_name(path): {
-            name for name, node in imports(tree_of(path)) if not list(functions_around(node))
-            and not is_for_annotations(node)
-        }
-        for path in SOURCES
-    }  # fmt: skip
-    below.pop("__init__")
+def test_imports_have_no_circles():
+    below = {module_name(path): set(imports(path)) for path in SOURCES}
+    graphlib.TopologicalSorter(below).prepare()  # raises CycleError, which names the circle
 
-    def visit(name, above):
-        assert name not in above, " -> ".join((*above, name))
-        for other in below.get(name, ()):
-            visit(other, (*above, name))
 
-    for name in below:
-        visit(name, ())
+def test_every_room_says_what_it_is_for():
+    for room in PACKAGE.iterdir():
+        if room.is_dir() and list(room.glob("*.py")):
+            text = ast.get_docstring(tree_of(room / "__init__.py"))
+            assert len((text or "").splitlines()) >= 3, room.name
+
+
+def test_the_list_of_rooms_stands_in_contributing():
+    text = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    block = text.partition("## How the code is laid out")[2].split("```")[1]
+    listed = [line.split("  ")[0].split() for line in block.splitlines()[1:]]
+    assert [names for names in listed if names] == [list(names) for names in ROOMS]
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=module_name)
 def test_options_of_compiling_have_one_place(path):
-    if module_name(path) == "kernels.compile":
+    if module_name(path) == "runtime.compile":
         return
     options = {"njit", "jit", "generated_jit", "vectorize", "guvectorize", "cfunc", "stencil"}
     for node in ast.walk(tree_of(path)):
@@ -122,11 +110,11 @@ def test_options_of_compiling_have_one_place(path):
 
 #: What is not promised by its owner, by the modules that may use it.
 PRIVATE_ATTRIBUTES = {
-    "kernels.compile": {
+    "runtime.compile": {
         "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path",
     },
-    "kernels.functions": {"_getvalue"},
-    "kernels.runtime": {"_getvalue"},
+    "kernels.user_function": {"_getvalue"},
+    "runtime.steps": {"_getvalue"},
 }  # fmt: skip
 
 
@@ -156,7 +144,7 @@ def test_private_names_of_others_have_one_place():
                             for part in name.split())  # fmt: skip
             assert not is_numbas, f"{own}, line {node.lineno}: {ast.unparse(node)}"
             if isinstance(node, ast.Attribute):
-                assert ast.unparse(node) != "numba.core" or own == "kernels.compile", node.lineno
+                assert ast.unparse(node) != "numba.core" or own == "runtime.compile", node.lineno
                 private = node.attr.startswith("_") and not node.attr.startswith("__")
                 if private and node.attr not in ours:
                     found.setdefault(own, set()).add(node.attr)
@@ -164,7 +152,7 @@ def test_private_names_of_others_have_one_place():
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SOURCES if path.parent.name == "kernels"], ids=module_name
+    "path", [path for path in SOURCES if room_of(module_name(path)) == "kernels"], ids=module_name
 )
 def test_kernels_do_not_raise_or_validate(path):
     for node in ast.walk(tree_of(path)):
@@ -259,7 +247,7 @@ def test_names_are_imported_when_asked_for():
     out = run(
         "import sys, fastgrad\n"
         f"print({names} & set(sys.modules), fastgrad.__version__)\n"
-        "print(fastgrad.relu(-1.0), fastgrad.networks.fully_connected.TwoLayerNet is fastgrad.TwoLayerNet)\n"
+        "print(fastgrad.relu(-1.0), fastgrad.api.TwoLayerNet is fastgrad.TwoLayerNet)\n"
         "print(hasattr(fastgrad, 'sigmoids'))\n"
     )
     assert out.splitlines() == [f"set() {fastgrad.__version__}", "0.0 True", "False"]
@@ -285,14 +273,15 @@ COUNT = """
 import importlib, pkgutil
 import numpy as np
 from numba.extending import is_jitted
-import fastgrad, fastgrad.kernels
+import fastgrad, fastgrad.kernels, fastgrad.runtime
 from fastgrad import SGD, Adam, MultiLayerNet, TwoLayerNet
 
 kernels = {
     name: thing
-    for module in pkgutil.iter_modules(fastgrad.kernels.__path__)
-    for name, thing in vars(importlib.import_module("fastgrad.kernels." + module.name)).items()
-    if is_jitted(thing) and thing.__module__.endswith("." + module.name)
+    for room in (fastgrad.kernels, fastgrad.runtime)
+    for module in pkgutil.walk_packages(room.__path__, room.__name__ + ".")
+    for name, thing in vars(importlib.import_module(module.name)).items()
+    if is_jitted(thing) and thing.__module__ == module.name
 }
 step_kernels = {
     name

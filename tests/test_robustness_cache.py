@@ -39,8 +39,8 @@ def no_folder(place):
 
 
 def test_read_only_install_without_a_home(installed, tmp_path):
-    no_folder(installed / "fastgrad" / "__pycache__")
-    no_folder(installed / "fastgrad" / "kernels" / "__pycache__")
+    for folder in (installed / "fastgrad").rglob("*/"):
+        no_folder(folder / "__pycache__")
     nowhere = str(no_folder(tmp_path / "nowhere") / "home")
     process = run(
         ONE_KERNEL, "-B", root=installed, NUMBA_CACHE_DIR=None, HOME=nowhere,

@@ -50,7 +50,7 @@ def forked(wanted):
 
 if __name__ == "__main__":
     wanted = outcome()
-    print("layer", fg.threads.layer())
+    print("layer", fg.runtime.threads.layer())
     print("fork", forked(wanted))
     for kind in ("fork", "spawn"):
         context = multiprocessing.get_context(kind)

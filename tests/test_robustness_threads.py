@@ -133,7 +133,7 @@ rounds = int(sys.argv[1])
 numba.set_num_threads(1)
 wanted = {name: call() for name, call in calls.items()}
 numba.set_num_threads(numba.config.NUMBA_NUM_THREADS)
-assert fg.threads.layer() == sys.argv[2], fg.threads.layer()
+assert fg.runtime.threads.layer() == sys.argv[2], fg.runtime.threads.layer()
 failures, begin = [], threading.Barrier(8)
 
 def work(number):
@@ -242,7 +242,8 @@ def test_a_first_launch_in_a_thread_on_one_core_lets_the_process_end():
 import os, threading
 os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
 import numpy as np
-from fastgrad import TwoLayerNet, threads
+from fastgrad import TwoLayerNet
+from fastgrad.runtime import threads
 
 def job():
     print(threads.layer(), TwoLayerNet(10, 8, 3, rng=0).loss(np.zeros((6, 10)), [0, 1, 2, 0, 1, 2]))

@@ -1,8 +1,8 @@
 """The command line: ``fastgrad`` or ``python -m fastgrad``.
 
-Here are its arguments; what a command does is in `fastgrad.cli.commands`. That needs NumPy and Numba,
-which take the better part of a second to import, and is imported once the arguments are right and
-a first line has been written.
+Here are its arguments; what a command does is in `fastgrad.cli.commands`. That needs NumPy and
+Numba, which take the better part of a second to import, and is imported once the arguments are
+right and a first line has been written.
 
 Wrong arguments, files that cannot be read or written, and numbers that the library refuses give
 one line on stderr and exit status 2. Ctrl-C gives 130.

@@ -26,7 +26,7 @@ from fastgrad import validation
 
 __all__ = ["load_mnist"]
 
-_PACKAGE_DATA = Path(__file__).parent / "data"
+_PACKAGE_DATA = Path(__file__).parent
 
 _UBYTE = 0x08  # the code for unsigned bytes in an IDX header
 _IMAGE_NDIM, _LABEL_NDIM = 3, 1

@@ -157,7 +157,7 @@ class Engine:
         """Return the loss over samples as one batch, and its central difference.
 
         Evaluates the loss at both perturbed points of every parameter, see
-        `fastgrad.kernels.central_difference.two_layers`. A loss or a parameter that is not finite makes every
+        `fastgrad.kernels.central_difference`. A loss or a parameter that is not finite makes every
         entry NaN, as it would if the losses themselves were subtracted.
         """
         flat = np.empty(self.n_parameters, self.dtype)

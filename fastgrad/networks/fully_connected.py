@@ -318,7 +318,7 @@ class Network:
         Notes
         -----
         (L(w + h) − L(w − h)) / 2h, section 4.4 of the book; the arithmetic is described in
-        `fastgrad.kernels.central_difference.two_layers`. A subclass with a `predict` or `loss` of its own has
+        `fastgrad.kernels.central_difference`. A subclass with a `predict` or `loss` of its own has
         that evaluated, twice for each parameter, as the book does.
         """
         h = step_size(h)

@@ -29,6 +29,9 @@ import numpy as np
 from numba import types
 from numba.extending import intrinsic, is_jitted
 
+#: The folders of the package that have kernels in them. An edit there compiles all of them anew.
+KERNEL_FOLDERS = ("kernels", "runtime")
+
 #: Fast-math flags of all but `exact_helper`. Without ``nnan`` and ``ninf``: a NaN must reach the
 #: caller.
 FASTMATH = {"contract", "reassoc", "nsz", "arcp"}
@@ -319,9 +322,11 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
 def sources_stamp() -> str:
     """Return a hash over the names and the text of every kernel source of the package."""
     digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parent.glob("*.py")):
-        digest.update(path.name.encode())
-        digest.update(path.read_bytes())
+    package = Path(__file__).parent.parent
+    for folder in KERNEL_FOLDERS:
+        for path in sorted((package / folder).rglob("*.py")):
+            digest.update(str(path.relative_to(package)).encode())
+            digest.update(path.read_bytes())
     return digest.hexdigest()
 
 
