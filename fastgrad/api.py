@@ -47,6 +47,8 @@ from fastgrad.layers import (
     SoftmaxWithLoss,
 )
 from fastgrad.networks import MultiLayerNet, TwoLayerNet
+from fastgrad.numdiff.hessian import numerical_hessian
+from fastgrad.numdiff.jacobian import numerical_jacobian
 from fastgrad.optimizers import SGD, AdaGrad, Adam, Momentum, Nesterov, RMSprop
 from fastgrad.training import History
 
@@ -89,6 +91,8 @@ __all__ = [
     "mean_squared_error",
     "numerical_diff",
     "numerical_gradient",
+    "numerical_hessian",
+    "numerical_jacobian",
     "relu",
     "relu_grad",
     "sigmoid",

@@ -1,0 +1,1 @@
+"""Numerical differentiation: what is evaluated, where, and how values become slopes."""

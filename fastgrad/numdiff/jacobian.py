@@ -1,0 +1,186 @@
+"""Jacobians: derivatives of all numbers that a function returns, real or complex.
+
+Each output is a function of its own of each entry. `_Outputs` evaluates f at each point once and
+gives its values to all of them, so that the formulas for a function of one number serve as they are.
+"""
+
+from __future__ import annotations
+
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+
+from fastgrad.arrays import FloatArray, IntArray, flag
+from fastgrad.differences import evaluate_around
+from fastgrad.evaluation import Function, Objective, Row
+from fastgrad.extrapolation import extrapolate
+from fastgrad.gradients import Step, Workers, _drawn, _is_auto, _limits, _order, _steps
+from fastgrad.trees import Tree
+
+__all__ = ["numerical_jacobian"]
+
+
+def numerical_jacobian(
+    f: Function,
+    x: Any,
+    h: Step = 1e-4,
+    *,
+    args: tuple[Any, ...] = (),
+    workers: Workers | None = None,
+    order: int = 2,
+    error: bool = False,
+    sample: int | None = None,
+    bounds: tuple[Any, Any] | None = None,
+    progress: bool = False,
+    rng: Any = None,
+) -> Any:
+    r"""Compute the derivatives of a function with an array as result by central differences.
+
+    Parameters
+    ----------
+    f : callable
+        ``f(x, *args)``, a number or an array of any shape, real or complex. It is evaluated once at
+        each point for all its outputs. A compiled f is called from Python.
+    x : array_like, or a tree of arrays and numbers
+        Where to differentiate, real; nudged in place and restored, as by `numerical_gradient`.
+    h, args, workers, order, sample, bounds, progress, rng
+        As for `numerical_gradient`. With "auto" each element has steps of its own, and the outputs
+        share the evaluations at steps that they have in common.
+    error : bool
+        Whether to return an estimate of the error as well.
+
+    Returns
+    -------
+    jacobian : ndarray, shape f(x).shape + x.shape; or a tree like x of such arrays
+        Of dtype float64, or complex128 if f(x) is complex.
+    error : ndarray of float64, or tree, of the same form
+        Only with ``error=True``: an upper estimate of the absolute error of each element.
+
+    Raises
+    ------
+    TypeError
+        If an argument has the wrong type, or f returns something else than numbers.
+    ValueError
+        If an argument is out of range, f changes x, or the shape of f(x) differs between points.
+    Exception
+        Whatever f raises.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> numerical_jacobian(lambda x: np.array([x[0] * x[1], x[0]]), np.array([3.0, 4.0])).round(8)
+    array([[4., 3.],
+           [1., 0.]])
+    """
+    order, error = _order(order), flag(error, "error")
+    tree = Tree(x, "x")
+    objective = Objective(f, tree, args, workers, progress=flag(progress, "progress"))
+    with closing(objective), np.errstate(all="ignore"):
+        entries = _drawn(objective, sample, rng)
+        limits = _limits(bounds, objective, entries)
+        steps = None if _is_auto(h) else _steps(h, objective, entries)
+        outputs = _Outputs(objective)
+        every = outputs.of(entries)
+        if limits is not None:
+            limits = (outputs.repeated(limits[0]), outputs.repeated(limits[1]))
+        if steps is None:
+            slope, estimate = outputs.extrapolated(every, limits)
+        else:
+            steps = outputs.repeated(np.broadcast_to(steps, entries.shape))
+            around = evaluate_around(
+                outputs, every, steps, order, twice=error, here=outputs.here(every), bounds=limits
+            )
+            slope = estimate = around.gradient(order)
+            if error:
+                # f is rounded, and so is x where f takes it in.
+                largest = np.abs(around.values).max(axis=0) + np.abs(outputs.center[every] * slope)
+                estimate = around.error(order, 2 * outputs.eps_of(every) * largest)
+    jacobian = outputs.result(every, slope)
+    return (jacobian, outputs.result(every, estimate, errors=True)) if error else jacobian
+
+
+class _Outputs:
+    """All outputs of a function as functions of its entries: output k of entry i is one number.
+
+    Output k of entry i has the number ``i * count + k``.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        self.objective = objective
+        with objective.x.mounted() as root:
+            value = objective.f(root, *objective.args)
+            self.row = Row.of(value)
+            self.row_here = self.row(value)
+        self.count = self.row_here.size
+        self.center = self.repeated(objective.center)
+        self._known: dict[tuple[int, float], FloatArray] = {}
+
+    def of(self, entries: IntArray) -> IntArray:
+        """Return the numbers of all outputs of some entries."""
+        numbers: IntArray = (entries[:, None] * self.count + np.arange(self.count)).reshape(-1)
+        return numbers
+
+    def repeated(self, values: Any) -> Any:
+        """Return what holds for each entry for each output of it."""
+        return np.repeat(values, self.count)
+
+    def here(self, numbers: IntArray) -> Any:
+        """Return the values at x."""
+        return self.row_here[numbers % max(1, self.count)]
+
+    def eps_of(self, numbers: IntArray) -> FloatArray:
+        """Return the machine epsilon of each."""
+        eps = np.broadcast_to(self.objective.eps, self.objective.center.shape)
+        chosen: FloatArray = eps[numbers // max(1, self.count)]
+        return chosen
+
+    def nudged(self, numbers: IntArray, offsets: FloatArray) -> FloatArray:
+        """Return entries plus offsets, as `Objective.nudged`."""
+        return self.objective.nudged(numbers // max(1, self.count), offsets)
+
+    def at(self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+        """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""
+        entries, outputs = np.divmod(numbers, max(1, self.count))
+        keys = [list(zip(entries.tolist(), row, strict=True)) for row in points.tolist()]
+        new = sorted({key for row in keys for key in row if key not in self._known})
+        if new:
+            moved = np.array([entry for entry, _ in new])
+            places = np.array([[point for _, point in new]])
+            rows = self.objective.rows_at(self.row, moved, places, tolerant=tolerant)[0]
+            self._known.update(zip(new, rows, strict=True))
+        found = [self._known[key][k] for row in keys for key, k in zip(row, outputs, strict=True)]
+        return np.array(found, np.float64).reshape(points.shape)
+
+    def extrapolated(self, every: IntArray, limits: Any) -> tuple[FloatArray, FloatArray]:
+        """Return the derivatives of some outputs with ``h="auto"``, and estimates of the errors."""
+
+        def values(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
+            points = self.nudged(every[which], offsets)
+            inside = points
+            if limits is not None:
+                inside = np.clip(points, limits[0][which], limits[1][which])
+            found = self.at(every[which], inside, tolerant=True)
+            return np.where(inside == points, found, np.nan), points
+
+        found = extrapolate(values, self.center[every], self.here(every), self.eps_of(every))
+        return found.slope, found.error
+
+    def result(self, numbers: IntArray, values: FloatArray, *, errors: bool = False) -> Any:
+        """Return numbers as a tree of arrays of the outputs' and each leaf's shape."""
+        tree = self.objective.x
+        everything = np.full(self.objective.size * self.count, np.nan)
+        everything[numbers] = values
+        by_output = np.ascontiguousarray(everything.reshape(self.objective.size, self.count).T)
+        if self.row.is_complex:
+            real, imaginary = by_output[0::2], by_output[1::2]
+            by_output = np.hypot(real, imaginary) if errors else real + 1j * imaginary
+        leaves = []
+        for leaf, begin in zip(tree.leaves, self.objective.begins, strict=False):
+            part = by_output[:, begin : begin + leaf.array.size]
+            shape = leaf.array.shape
+            each = np.empty((len(part), *shape), part.dtype)
+            for k, values_of_one in enumerate(part):
+                each[k] = leaf.shaped(values_of_one)
+            leaves.append(each.reshape(self.row.shape + shape))
+        return tree.rebuilt(leaves)
