@@ -7,14 +7,19 @@ accuracy of extrapolated derivatives. ``--size 0.1`` does a tenth of it; a test 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 import warnings
 import zlib
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastgrad import GradientCheckWarning, check_gradient, numerical_gradient
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checking_models import MODELS, relu_network, single_precision
 
 EPS = np.finfo(np.float64).eps
 
@@ -152,6 +157,166 @@ def _transposed(right: Any) -> Any:
     return "W1", right["W1"], None
 
 
+def flat(tree: Any) -> Any:
+    """Return the numbers of an array, or of a dict of arrays."""
+    return np.concatenate([np.ravel(tree[k]) for k in tree]) if isinstance(tree, dict) else (
+        np.ravel(tree)
+    )  # fmt: skip
+
+
+def bounds_of(model: Any) -> Any:
+    """Return the bounds that a user gives."""
+    return (0, np.inf) if model.__name__ in ("edges", "barrier") else None
+
+
+def right_models(count: int, seed: int = 0, **options: Any) -> dict[str, Any]:
+    """Check right gradients of twenty kinds of models with exact gradients."""
+    checks = entries = evaluations = 0
+    wrong, unresolved = [], []
+    for number in range(count):
+        model = MODELS[number % len(MODELS)]
+        rng = np.random.default_rng((seed, number))
+        f, grads, x = model(rng)
+        calls = [0]
+
+        def counted(x: Any, f: Any = f, calls: Any = calls) -> Any:
+            calls[0] += 1
+            return f(x)
+
+        bounds = bounds_of(model) if number % 2 else None
+        check = quiet_check(counted, grads, x, bounds=bounds, **options)
+        verdicts = [array.verdict for array in check.arrays.values()]
+        checks, entries = checks + 1, entries + flat(grads).size
+        evaluations += calls[0]
+        if "wrong" in verdicts:
+            wrong.append((number, model.__name__))
+        elif "unresolved" in verdicts:
+            unresolved.append((number, model.__name__))
+    return {"right gradients": checks, "called wrong": len(wrong), "unresolved": len(unresolved),
+            "evaluations an entry": evaluations / entries,
+            "which": wrong[:9], "which unresolved": unresolved[:9]}  # fmt: skip
+
+
+def wrong_models(count: int, seed: int = 0, **options: Any) -> dict[str, Any]:
+    """Plant mistakes of 0.1% and more in the twenty kinds of models.
+
+    Planted in an entry that the check does not judge, a mistake cannot be seen; it must not pass in
+    one that it calls right.
+    """
+    planted = 0
+    passed = []
+    for number in range(count):
+        model = MODELS[number % len(MODELS)]
+        rng = np.random.default_rng((seed, number))
+        f, grads, x = model(rng)
+        tree = grads if isinstance(grads, dict) else {"x": grads}
+        name = str(rng.choice([k for k in tree if np.abs(tree[k]).max() > 1e-12]))
+        size = np.abs(tree[name])
+        largest = np.unravel_index(np.argmax(size), size.shape)
+        one = tree[name].copy()
+        one[largest] *= 1 + 10 ** rng.uniform(-3, 0) * rng.choice([-1, 1])
+        any_one = tree[name].copy()
+        any_one[tuple(rng.integers(size.shape))] *= 1.01
+        for kind, wrong in {"whole": 1.0011 * tree[name], "sign": -tree[name], "zero": 0 * one,
+                            "largest": one, "any": any_one}.items():  # fmt: skip
+            claimed = {**tree, name: wrong}
+            check = quiet_check(f, claimed if isinstance(grads, dict) else wrong, x,
+                                bounds=bounds_of(model), **options)  # fmt: skip
+            key = next(k for k in check.arrays if k.endswith(name))
+            bad = np.abs(wrong - tree[name]) > 1e-3 * size
+            planted += 1
+            if check.arrays[key].wrong == 0 and (check.codes[key][bad] == 0).any():
+                passed.append((number, model.__name__, kind))
+    return {"planted": planted, "passed": len(passed), "which": passed[:9]}
+
+
+def auto_on_models(count: int, seed: int = 0) -> dict[str, Any]:
+    """Compare ``h="auto"`` with exact gradients: accuracy, evaluations, estimates."""
+    relative, above, evaluations = [], [], 0
+    far = []
+    for number in range(count):
+        model = MODELS[number % len(MODELS)]
+        f, grads, x = model(np.random.default_rng((seed, number)))
+        calls = [0]
+
+        def counted(x: Any, f: Any = f, calls: Any = calls) -> Any:
+            calls[0] += 1
+            return f(x)
+
+        with np.errstate(all="ignore"):
+            found, error = numerical_gradient(
+                counted, x, "auto", error=True, bounds=bounds_of(model)
+            )
+        right, found, error = flat(grads), flat(found), flat(error)
+        evaluations += calls[0]
+        off = np.abs(found - right)
+        relative.append(np.max(off) / np.max(np.abs(right)))
+        above += (off / np.where(error > 0, error, 1e-300)).tolist()
+        if relative[-1] > 1e-6:
+            far.append((number, model.__name__, float(relative[-1])))
+    excess = np.array(above)
+    return {"models": count, "largest error beside the largest entry above 1e-6": far,
+            "median": float(np.median(relative)), "evaluations an entry": evaluations / excess.size,
+            "above the estimate": f"{np.mean(excess > 1):.2%}",
+            "by more than a factor of 3": int(np.sum(excess > 3))}  # fmt: skip
+
+
+def float32_models(count: int, seed: int = 0) -> dict[str, Any]:
+    """Check right gradients of models in float32, with the default step."""
+    passed = wrong = 0
+    for number in range(count):
+        f, grads, x = single_precision(np.random.default_rng((seed, number)))
+        check = quiet_check(f, grads, x)
+        passed += check.ok
+        wrong += any(array.wrong for array in check.arrays.values())
+    return {"models": count, "passed": passed, "called wrong": wrong}
+
+
+def relu_seeds(count: int = 60) -> dict[str, Any]:
+    """Check ReLU networks at h = 1e-2, where most entries have kinks within the step."""
+    wrong = 0
+    for seed in range(count):
+        f, grads, x = relu_network(np.random.default_rng(seed))
+        wrong += any(array.wrong for array in quiet_check(f, grads, x, 1e-2).arrays.values())
+    return {"seeds": count, "called wrong": wrong}
+
+
+def suspects(count: int, seed: int = 0) -> dict[str, Any]:
+    """Count suspects named where none fits, and fitting ones that are not named."""
+    rng = np.random.default_rng(seed)
+    false = missed = fitting = 0
+    false_ones, missed_ones = [], []
+    for number in range(count):
+        shape = tuple(int(n) for n in rng.integers(2, 9, rng.integers(1, 3)))
+        x, right = rng.normal(size=shape), rng.normal(size=shape)
+        noise = rng.normal(size=shape) * (rng.random(shape) < rng.uniform(0.3, 1))
+        f = lambda x, right=right: float(np.sum(right * x))  # noqa: E731
+        if np.count_nonzero(noise) > 1:
+            lines = quiet_check(f, right + noise, x).report().splitlines()
+            false += len(lines) > 1
+            if len(lines) > 1:
+                false_ones.append((number, shape, lines[1][:60]))
+        n = int(rng.integers(3, 200))
+        planted = {"opposite sign": -right, "missing ½": 2 * right, "½ too much": right / 2,
+                   f" {n} times": n * right, f"1/{n} ": right / n,
+                   "is missing: the gradient of the weight decay": right - 0.1 * x}  # fmt: skip
+        if right.size > 3:
+            planted["constant factor"] = 1.37 * right
+        if right.shape[0] > 3:
+            planted["shifted"] = np.roll(right, 1, 0)
+        if right.ndim == 2 and right.shape[0] == right.shape[1]:
+            planted["transpose"] = right.T.copy()
+        for words, wrong in planted.items():
+            if wrong.size < 4:
+                continue
+            fitting += 1
+            if words not in quiet_check(f, wrong, x).report():
+                missed += 1
+                missed_ones.append((number, shape, words))
+    return {"named where none fits": f"{false} of {count}", "which": false_ones[:6],
+            "not named": f"{missed} of {fitting}", "which not": missed_ones[:6]}  # fmt: skip
+
+
 def one_in_thirty_thousand(count: int, seed: int = 0) -> dict[str, Any]:
     """Plant one wrong entry in an array of 30,000."""
     rng = np.random.default_rng(seed)
@@ -177,7 +342,8 @@ def right_gradients(count: int, seed: int = 0) -> dict[str, Any]:
             if array.wrong:
                 wrong += 1
                 examples.append((number, kind, h, order))
-        if kind == "random" and check.ok and size > 1e-15 * abs(f(x)) * 64:
+        eps = np.finfo(x["W1"].dtype).eps if kind == "random" else EPS
+        if kind == "random" and check.ok and size > 64 * eps * abs(f(x)):
             examples.append((number, "random passed", size / abs(f(x))))
     return {"arrays": total, "called wrong": wrong, "judged": judged, "examples": examples[:10]}
 
@@ -223,7 +389,7 @@ def _hash_noise(p: dict[str, Any]) -> float:
 
 
 def unseen(count: int, seed: int = 0) -> dict[str, Any]:
-    """Check what cannot be seen: random functions, float32 with a tiny step, kinks everywhere."""
+    """Check what h cannot show: random functions, mistakes below a tiny step, kinks everywhere."""
     rng = np.random.default_rng(seed)
     passed = 0
     for _ in range(count):
@@ -233,9 +399,10 @@ def unseen(count: int, seed: int = 0) -> dict[str, Any]:
             lambda x, keep=keep: float(np.sum((x * (rng.random(12) < keep)) ** 2)), 2 * x, x
         ).ok
         narrow = rng.uniform(1, 2, 5).astype(np.float32)
-        passed += quiet_check(lambda x: np.sum(np.log(x)), 1 / narrow, narrow, 1e-5).ok
+        wrong = np.float32(1.002) / narrow
+        passed += quiet_check(lambda x: np.sum(np.log(x)), wrong, narrow, 1e-5).ok
         passed += quiet_check(lambda x: np.sum(np.abs(x)), np.zeros(3), np.zeros(3)).ok
-        passed += quiet_check(lambda x: 1 + np.sum(np.sin(x)), np.cos(x), x, 1e-14).ok
+        passed += quiet_check(lambda x: 1 + np.sum(np.sin(x)), 1.001 * np.cos(x), x, 1e-14).ok
     return {"checks": 4 * count, "passed": passed}
 
 
@@ -421,6 +588,13 @@ def main() -> None:
     campaigns = {
         "planted": lambda: planted_mistakes(round(200 * size)),
         "one_entry": lambda: one_in_thirty_thousand(max(1, round(3 * size))),
+        "right_models": lambda: right_models(round(1050 * size)),
+        "right_models_auto": lambda: right_models(round(525 * size), h="auto"),
+        "wrong_models": lambda: wrong_models(round(231 * size)),
+        "auto_on_models": lambda: auto_on_models(round(525 * size)),
+        "float32": lambda: float32_models(round(26 * max(size, 1))),
+        "relu_seeds": relu_seeds,
+        "suspects": lambda: suspects(round(240 * size)),
         "right": lambda: right_gradients(round(2000 * size)),
         "unseen": lambda: unseen(round(200 * size)),
         "elementary": lambda: elementary(8),

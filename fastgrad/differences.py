@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -29,6 +29,9 @@ ONE_SIDED: dict[int, dict[int, float]] = {
 
 #: A bend above this part of the disagreement of two slopes is not a smooth function's.
 _KINK = 0.3
+
+#: Differences of one-sided slopes that grow by less, with twice the step, are not a smooth one's.
+_DOUBLES = 1.5
 
 
 class Differences(NamedTuple):
@@ -131,6 +134,11 @@ class Differences(NamedTuple):
             rounding = noise * sum(abs(w) / k for k, w in weights.items())
             coarse = self._on_one_side(order, 2)
             apart = np.abs(self._on_one_side(order, 1) - coarse)
+            # The slopes' differences of a smooth function double with the step. Where they do not,
+            # f bends too much for these steps to tell how wrong they are.
+            sides = dict(zip(self.one_sided, self.sides(), strict=True))
+            near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
+            apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
             found = np.where(self.side == 0, found, rounding + apart)
         return found
 
@@ -158,29 +166,10 @@ class Differences(NamedTuple):
         slopes = dict(zip(self.one_sided, self.sides(), strict=True))
         return _formula(ONE_SIDED[order], slopes, times)
 
-    def rounding(self, order: int, noise: FloatArray) -> FloatArray:
-        """Return the error of ``gradient(order, 2)`` for a given error of the values."""
-        central = sum(abs(w) / k for k, w in CENTRAL[order].items())
-        one_sided = sum(abs(w) / k for k, w in ONE_SIDED[order].items())
-        share = np.where(self.side == 0, central, 2 * one_sided)
-        step = np.abs(self.points[0] - self.center)
-        errors: FloatArray = noise / (2 * step) * share
-        return errors
-
-    def unevenness(self) -> FloatArray:
-        """Return how far the second difference at the last points is from four times that halfway.
-
-        As a slope, over the last points' distance: that is at least what a kink at x itself adds to
-        the central difference.
-        """
-        second = self.values[0::2] + self.values[1::2] - 2 * self.here
-        near, far = second[self.multiples.index(self.multiples[-1] // 2)], second[-1]
-        return np.where(self.side == 0, np.abs(far - 4 * near) / self.width()[-1], 0.0)
-
-    def bend(self) -> FloatArray:
-        """Return half the difference between the slopes to both sides of x, to the last points."""
-        bend: FloatArray = np.where(self.side == 0, np.abs(self.bends()[self.multiples[-1]]), 0.0)
-        return bend
+    def unit(self, eps: FloatArray) -> FloatArray:
+        """Return a unit in the last place of the largest value met at each entry."""
+        units: FloatArray = eps * np.max(np.abs(self.values), axis=0)
+        return units
 
     def residuals(self) -> FloatArray:
         """Return what no smooth curve explains of each entry's values.
@@ -266,6 +255,23 @@ def _formula(weights: dict[int, float], slopes: dict[int, FloatArray], times: in
 
 def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
     return functools.reduce(np.add, arrays)
+
+
+def central_error(slope: Any, bend: Any, noise: Any, order: int) -> Any:
+    """Estimate the error of a central difference from how far slopes and bends disagree.
+
+    Parameters
+    ----------
+    slope, bend : ndarray
+        How far the slope over twice the step is from that over the step; and the bend over twice
+        the step from twice that over the step. A bend that is out of proportion is a kink's.
+    noise : ndarray
+        The error of the difference by rounding.
+    order : {2, 4, 6}
+    """
+    estimate = _richardson(slope, noise, order)
+    kink = bend > _KINK * slope + 4 * noise
+    return np.where(kink, np.maximum(estimate, 2 * np.maximum(slope, bend) + noise), estimate)
 
 
 def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> FloatArray:

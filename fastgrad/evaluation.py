@@ -160,6 +160,11 @@ class Objective:
         flat = [leaf.flat() for leaf in self.x.leaves]
         self.center = np.concatenate([np.empty(0), *flat], dtype=np.float64)
 
+    def eps_of(self, entries: IntArray) -> FloatArray:
+        """Return the machine epsilon of each of some entries."""
+        eps: FloatArray = np.broadcast_to(self.eps, (self.size,))[entries]
+        return eps
+
     def here(self) -> float:
         """Return f(x)."""
         with self.x.mounted() as root:  # f may work in place

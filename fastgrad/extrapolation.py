@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.evaluation import Objective
+from fastgrad.noise import Noise
 
 #: Each step is this part of the one before. A whole number would fall into step with a periodic
 #: function: where sin(100 h) is 0 on one rung, it would be so on all.
@@ -42,8 +44,17 @@ _UPPER = 4
 #: Slopes that differ by less than so many times their rounding may differ by noise.
 _NOISE = 30
 
+#: A bend that changes by less than this factor from one rung to the next is a kink's. One of a
+#: smooth function falls by 3.6, one that is noise grows by as much.
+_STEADY = 2.0
+
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
+
+#: The least offset there is: it is widened to the next floating-point number.
+_NEAREST = np.array([[1e-300], [-1e-300]])
+
+Bounds = tuple[FloatArray, FloatArray] | None
 
 Values = Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray]]
 
@@ -96,8 +107,46 @@ def extrapolate(
     ladders.restart_where_undefined(active)
     active = ladders.restart_where_flat(active)
     ladders.go_on(active)
-    ladders.go_on(ladders.restart_near_zero())
+    ladders.try_again(ladders.restart_near_zero)
+    ladders.try_again(ladders.restart_in_noise)
     return ladders.result()
+
+
+def extrapolated(
+    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
+) -> Extrapolated:
+    """Differentiate by some entries, with steps that look at the function.
+
+    Parameters
+    ----------
+    objective : Objective
+    entries : ndarray of int64, shape (M,)
+    noise : Noise
+    bounds : pair of ndarray of shape (M,), or None
+
+    Returns
+    -------
+    Extrapolated
+    """
+    center = objective.center[entries]
+    eps = objective.eps_of(entries)
+
+    def values(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        points = objective.nudged(entries[which], offsets)
+        inside = points
+        if bounds is not None:
+            inside = np.clip(points, bounds[0][which], bounds[1][which])
+        found = objective.at(entries[which], inside, tolerant=True)
+        return np.where(inside == points, found, np.nan), points
+
+    unit = float(np.max(eps, initial=0)) * abs(noise.here)
+    level = 2 * noise.level if noise.level > unit else 0.0
+    with np.errstate(all="ignore"):
+        found = extrapolate(values, center, np.full(center.shape, noise.here), eps, level)
+    undefined = np.flatnonzero(np.isnan(found.slope))
+    if undefined.size:  # f may have raised there: let it do so again
+        objective.at(entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST))
+    return found
 
 
 def _first_step(center: FloatArray) -> FloatArray:
@@ -113,7 +162,9 @@ class _Ladders:
         self, values: Values, center: FloatArray, here: FloatArray, eps: FloatArray, noise: float
     ) -> None:
         size = center.size
-        self.values, self.center, self.here, self.eps, self.noise = values, center, here, eps, noise
+        self.values, self.center, self.here, self.eps = values, center, here, eps
+        # The noise of the values beside x, and of the value at x, which only the bends have.
+        self.noise, self.noise_here = np.full((2, size), noise)
         self.first = _first_step(center)
         self.side = np.zeros(size)
         self.slopes, self.bends, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
@@ -149,7 +200,8 @@ class _Ladders:
         offsets = np.stack(
             [np.where(side == 0, h, side * h), np.where(side == 0, -h, side * h / 2)]
         )
-        (above, below), (upper, lower) = self.values(which, offsets)
+        found, (upper, lower) = self.values(which, offsets)
+        above, below = np.where(np.isfinite(found), found, np.nan)
         right, left = (above - f) / (upper - x), (below - f) / (lower - x)
         central = side == 0
         slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
@@ -189,7 +241,13 @@ class _Ladders:
             Those of `which` where it does, or might do.
         """
         flat = self._flat(which)
-        self.flat_error[flat] = self.eps[flat] * np.abs(self.here[flat]) / self.first[flat]
+        size = np.abs(self.center[flat])
+        small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
+        self._begin_anew(flat[small], size[small] / _RATIO)
+        flat = self._flat(flat)
+        self.flat_error[flat] = (
+            self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
+        )
         self._begin_anew(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
         constant = self._flat(flat)
         self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
@@ -198,17 +256,94 @@ class _Ladders:
 
     def _flat(self, which: IntArray) -> IntArray:
         rows = self.top[which] + np.arange(3)[:, None]
-        flat = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
-        chosen: IntArray = which[flat.all(axis=0)]
+        chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
         return chosen
 
     def restart_near_zero(self) -> IntArray:
-        """Take steps shorter than x where nothing was found, for poles and kinks at 0."""
+        """Take steps shorter than x where f proves to bend on that scale, or nothing was found.
+
+        Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
+        """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
-        lost = ~np.isfinite(self.error) & ~np.isfinite(self.flat_error) & (self.side == 0)
-        which = np.flatnonzero(lost & (shortest > np.abs(self.center)) & (self.center != 0))
-        self._begin_anew(which, np.abs(self.center[which]) / _RATIO)
+        few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
+        beyond = few & (self.center != 0) & (self.side == 0)
+        which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
+        if which.size == 0:
+            return which
+        first = np.abs(self.center[which]) / _RATIO
+        found, (upper, lower) = self.values(which, np.stack([first, -first]))
+        slope = (found[0] - found[1]) / (upper - lower)
+        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+        rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
+        error = self.error[which]
+        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+        again = other | better | ~np.isfinite(error)
+        chosen: IntArray = which[again]
+        self._begin_anew(chosen, first[again])
+        return chosen
+
+    def restart_in_noise(self) -> IntArray:
+        """Start from the quietest rungs where nothing was found, with the noise that they show.
+
+        The differences between the slopes of a smooth function shrink with the step until they are
+        noise, and grow from there on: it is what the first ones after the smallest show. Those of
+        a function with kinks or peaks close to x shrink again, and the smallest are the last.
+        """
+        everything = np.arange(self.center.size)
+        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, everything)
+        which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
+        rows = self._quietest(which)
+        loud = self.bottom[which] > rows + 2
+        loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
+        loud &= self.slopes[rows + 3, which] != self.slopes[rows + 2, which]
+        which, rows = which[loud], rows[loud]
+        steps = self._steps(rows, which)
+        slopes = self.slopes[rows + np.arange(4)[:, None], which]
+        bends = np.abs(self.bends[rows + np.arange(3)[:, None], which])
+        shown = np.abs(slopes[3] - slopes[2]) * steps / _RATIO**3
+        self.noise[which] = np.fmax(self.noise[which], shown)
+        # A bend that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
+        grown = np.where(bends[2] > _STEADY * bends[0], bends[2] * steps / _RATIO**2, 0.0)
+        self.noise_here[which] = np.fmax(self.noise[which], grown)
+        self.failures[which] = 0
+        self._begin_anew(which, steps)
         return which
+
+    def try_again(self, restart: Callable[[], IntArray]) -> None:
+        """Put up other ladders; go back to the former ones where these show nothing."""
+        state = (self.first, self.top, self.bottom, self.slopes, self.bends, self.largest,
+                 self.slope, self.error, self.noise, self.noise_here)  # fmt: skip
+        former = [array.copy() for array in state]
+        bend = np.abs(self.bends[self.bottom, np.arange(self.center.size)])
+        which = restart()
+        self.go_on(which)
+        # An error as large as a kink that was seen is no progress.
+        lost = which[~(self.error < np.where(bend > 0, bend, np.inf))[which]]
+        for array, values in zip(state, former, strict=True):
+            array[..., lost] = values[..., lost]
+
+    def _quietest(self, which: IntArray) -> IntArray:
+        """Return the first of the three rungs in a row whose slopes differ least."""
+        flat = self._is_flat(np.arange(len(self.slopes))[:, None], which)
+        told = np.where(flat, np.nan, self.slopes[:, which])
+        apart = np.abs(np.diff(told, axis=0))
+        pairs = np.maximum(apart[:-1], apart[1:])
+        quietest = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
+        unknown = ~np.isfinite(pairs).any(axis=0)
+        rows: IntArray = np.where(unknown, self.bottom[which] - 2, quietest)
+        return rows
+
+    def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether f is on a rung what it is at x."""
+        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
+        return flat
+
+    def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether the bend on a rung is about that on the rung before, as at a kink."""
+        bend, before = (np.abs(self.bends[rows - k, which]) for k in (0, 1))
+        steady: NDArray[np.bool_] = (bend * _STEADY > before) & (bend < _STEADY * before)
+        return steady
 
     def go_on(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
@@ -225,12 +360,17 @@ class _Ladders:
         central = self.side[active] == 0
         # f is rounded, and so is x where f takes it in.
         scale = largest + np.abs(self.center[active] * slopes)
-        rounding = np.maximum(self.eps[active] * scale / 2, self.noise) / steps
+        # What is noisier than that is so, most often, because it is computed in float32: then the
+        # noise grows with the values.
+        grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
+        noise = self.noise[active] * np.fmax(grown, 1)
+        rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
+        rounding_of_bends = np.maximum(rounding, self.noise_here[active] / steps)
 
         apart = np.diff(slopes, axis=0)
         noisy = np.abs(apart) <= _NOISE * rounding[1:]
-        regular, settled = _regular(apart, np.abs(bends), rounding, noisy)
+        regular, settled = _regular(apart, np.abs(bends), rounding, rounding_of_bends, noisy)
         best, error, correction, first, last = _romberg(
             slopes, rounding, regular, settled, np.where(central, 2, 1)
         )
@@ -245,7 +385,8 @@ class _Ladders:
         falls = rounding[top, columns] < rounding[top + 1, columns]
         can_grow = (first == top) & falls
         by_rounding = correction < 1.5 * rounding[last, columns]
-        only_noise = (noisy | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
+        unseen = noisy & (np.abs(bends[1:]) <= _NOISE * rounding_of_bends[1:])
+        only_noise = (unseen | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
         longer = np.where(lost, only_noise, by_rounding & can_grow)
         tries = np.where(error > _TOO_MUCH * np.abs(best), 2, 1)
         done = ~lost & (
@@ -259,13 +400,14 @@ class _Ladders:
     def result(self) -> Extrapolated:
         """Return the derivatives; where no ladder was regular, what the shortest steps show."""
         columns = np.arange(self.center.size)
-        bottom = self.bottom
+        lost = ~np.isfinite(self.error)
+        bottom = np.where(lost, self._quietest(columns) + 2, self.bottom)
         bend = self.bends[bottom, columns]
         before = self.bends[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
-        lost = ~np.isfinite(self.error)
-        noise = self.eps * self.largest[bottom, columns] / self._steps(bottom, columns)
-        kink = lost & (np.abs(bend) > 0.5 * np.abs(before)) & (np.abs(bend) > 8 * noise)
+        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise_here)
+        noise = noise / self._steps(bottom, columns)
+        kink = lost & self._is_steady(bottom, columns) & (np.abs(bend) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)
@@ -282,7 +424,11 @@ class _Ladders:
 
 
 def _regular(
-    apart: FloatArray, bends: FloatArray, rounding: FloatArray, noisy: NDArray[np.bool_]
+    apart: FloatArray,
+    bends: FloatArray,
+    rounding: FloatArray,
+    rounding_of_bends: FloatArray,
+    noisy: NDArray[np.bool_],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which three rungs in a row are those of a smooth function, and of which all below are.
 
@@ -291,7 +437,7 @@ def _regular(
     """
     errors = rounding[1:-1] + rounding[2:]
     smaller = np.abs(apart[1:]) <= np.abs(apart[:-1]) / 6 + 2 * errors
-    flatter = bends[1:] <= 0.4 * bends[:-1] + 4 * rounding[1:]
+    flatter = bends[1:] <= 0.4 * bends[:-1] + 4 * rounding_of_bends[1:]
     regular: NDArray[np.bool_] = (
         smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1]) & np.isfinite(apart[1:])
     )

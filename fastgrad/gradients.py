@@ -15,7 +15,6 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad import checking, evidence
 from fastgrad.arrays import (
     FloatArray,
     IntArray,
@@ -30,11 +29,14 @@ from fastgrad.checking import (
     ArrayCheck,
     GradientCheck,
     GradientCheckWarning,
+    check,
     compare_gradients,
+    evidence,
+    verdicts,
 )
-from fastgrad.differences import CENTRAL, Differences, evaluate_around
+from fastgrad.differences import CENTRAL, Differences, central_error, evaluate_around
 from fastgrad.evaluation import Function, Objective, WorkerTraceback
-from fastgrad.extrapolation import extrapolate
+from fastgrad.extrapolation import extrapolate, extrapolated
 from fastgrad.noise import Noise, noise_of, scatter
 from fastgrad.trees import Leaf, Tree, is_tree, leaves_like
 
@@ -58,7 +60,7 @@ Workers = Callable[..., Iterable[Any]]
 # ------------------------------------------------------------------------------------ public
 
 
-def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4) -> Any:
+def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = False) -> Any:
     """Differentiate a function of one variable numerically, by a central difference.
 
     Parameters
@@ -69,11 +71,16 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4) -> Any:
         Where to differentiate.
     h : float, array_like of x's shape or "auto", default 1e-4
         The step; see `numerical_gradient`.
+    error : bool
+        Whether to return an estimate of the error as well.
 
     Returns
     -------
-    float or ndarray
+    slope : float or ndarray
         ``(f(x + h) - f(x - h)) / (2 h)``, with the step really taken in the denominator.
+    error : float or ndarray
+        Only with ``error=True``: an upper estimate of the absolute error. At a kink, such as that
+        of ReLU at 0, it is at least half the difference between the slopes to both sides.
 
     Raises
     ------
@@ -93,8 +100,14 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4) -> Any:
     >>> import numpy as np
     >>> numerical_diff(np.sin, np.array([0.0, np.pi])).round(6)
     array([ 1., -1.])
+
+    A kink shows in the error:
+
+    >>> slope, error = numerical_diff(lambda x: max(x, 0.0), 0.0, error=True)
+    >>> slope, error >= 0.5
+    (0.5, True)
     """
-    tree = Tree(x, "x")
+    tree = _tree(x, "x")
     objective = Objective(f, tree, ())
     leaf = tree.leaves[0]
 
@@ -104,20 +117,45 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4) -> Any:
         return real_array(f(nudged.copy()[()]), "f(x)", layout="K")
 
     if _is_auto(h):
-        slope = _extrapolated_diff(values, objective, leaf)
+        slope, estimate = _extrapolated_diff(values, objective, leaf)
     else:
         steps = _steps(h, objective, objective.entries)
-        nudged = objective.nudged(objective.entries, np.stack([steps, -steps]).reshape(2, -1))
-        upper, lower = (values(points) for points in nudged)
+        multiples = np.array([1, -1, 2, -2] if error else [1, -1], float)
+        nudged = objective.nudged(
+            objective.entries, np.multiply.outer(multiples, steps).reshape(len(multiples), -1)
+        )
+        upper, lower, *twice = (values(points) for points in nudged)
         with np.errstate(all="ignore"):
             width = leaf.shaped(nudged[0] - nudged[1]).astype(leaf.array.dtype)
             slope = (upper - lower) / width
-    return float(slope) if leaf.array.ndim == 0 == np.ndim(slope) else slope
+            estimate = slope
+            if error:
+                here = values(objective.center)
+                estimate = _error_of_diff(leaf, nudged, here, [upper, lower, *twice])
+    results = [
+        float(part) if leaf.array.ndim == 0 == np.ndim(part) else part for part in (slope, estimate)
+    ]
+    return (results[0], results[1]) if error else results[0]
+
+
+def _error_of_diff(
+    leaf: Leaf, points: FloatArray, here: FloatArray, values: list[FloatArray]
+) -> FloatArray:
+    """Estimate the error of a central difference from values at x, x ± h and x ± 2 h."""
+    steps = [leaf.shaped(row) for row in points]
+    h = np.abs(steps[0] - steps[1]) / 2
+    unit = np.finfo(leaf.array.dtype).eps * np.max(np.abs(values), axis=0)
+    fine, coarse = ((values[k] - values[k + 1]) / (steps[k] - steps[k + 1]) for k in (0, 2))
+    bends = [(values[k] + values[k + 1] - 2 * here) / (steps[k] - steps[k + 1]) for k in (0, 2)]
+    estimate = central_error(
+        np.abs(coarse - fine), np.abs(bends[1] - 2 * bends[0]), 2 * unit / h, 2
+    )
+    return np.asarray(estimate, leaf.array.dtype)
 
 
 def _extrapolated_diff(
     values: Callable[[FloatArray], FloatArray], objective: Objective, leaf: Leaf
-) -> FloatArray:
+) -> tuple[FloatArray, FloatArray]:
     """Differentiate each element of f(x) by its own element of x, or all by the only one."""
     here = values(objective.center)
     shape = here.shape if leaf.array.ndim == 0 else leaf.array.shape
@@ -140,10 +178,11 @@ def _extrapolated_diff(
 
     eps = np.full(flat.shape, np.max(objective.eps, initial=0))
     with np.errstate(all="ignore"):
-        slope = extrapolate(beside, center, flat.astype(np.float64), eps).slope
+        found = extrapolate(beside, center, flat.astype(np.float64), eps)
     if leaf.array.ndim == 0:
-        return slope.reshape(shape)
-    return leaf.shaped(slope).astype(leaf.array.dtype)
+        return found.slope.reshape(shape), found.error.reshape(shape)
+    slope, error = (leaf.shaped(part).astype(leaf.array.dtype) for part in found[:2])
+    return slope, error
 
 
 def numerical_gradient(
@@ -214,7 +253,7 @@ def numerical_gradient(
 
     Warns
     -----
-    GradientCheckWarning
+    UserWarning
         If all values of f are the same although x was converted: f reads another array then.
 
     Raises
@@ -273,7 +312,7 @@ def numerical_gradient(
     array([6., 6.])
     """
     order = _order(order)
-    tree = Tree(x, "x")
+    tree = _tree(x, "x")
     with _objective(f, tree, args, workers, progress) as objective:
         entries = _drawn(objective, sample, rng)
         limits = _limits(bounds, objective, entries)
@@ -283,7 +322,7 @@ def numerical_gradient(
         if _is_auto(h):
             here = objective.here()
             noise = noise_of(objective, here, repeats=1)
-            found = evidence.extrapolated(objective, entries, noise, limits)
+            found = extrapolated(objective, entries, noise, limits)
             gradient = _result(objective, entries, found.slope)
             return (gradient, _result(objective, entries, found.error)) if error else gradient
         steps = _steps(h, objective, entries)
@@ -297,7 +336,7 @@ def numerical_gradient(
             if error:
                 level = scatter(noise_of(objective, here), around)
                 estimate = around.error(
-                    order, np.maximum(4 * level, 2 * evidence.rounding(objective, around, entries))
+                    order, np.maximum(4 * level, 2 * around.unit(objective.eps_of(entries)))
                 )
     if tree.converted:
         _warn_if_constant(around)
@@ -339,7 +378,7 @@ def gradient_descent(
 
     Warns
     -----
-    GradientCheckWarning
+    UserWarning
         If all values of f around the first point are the same.
 
     Raises
@@ -365,7 +404,7 @@ def gradient_descent(
     """
     lr = real_number(lr, "lr")
     step_num = whole_number(step_num, "step_num", minimum=0)
-    tree = Tree(init_x, "init_x").copied()
+    tree = _tree(init_x, "init_x").copied()
     history = [[leaf.array.copy(order="K")] for leaf in tree.leaves]
     objective = Objective(f, tree, ())
     relative = np.sqrt(objective.eps)
@@ -423,7 +462,8 @@ def check_gradient(
         of entries, and shows mistakes of the whole array; that of a single entry may be lost.
     workers, order, sample, bounds, progress, rng
         As for `numerical_gradient`. f is evaluated at twice as many points, all within ±h for order
-        2 (one and a half times as many for the others), and at a few more.
+        2 (one and a half times as many for the others), and at about 6 to 24 more for each entry
+        that these do not show to be right.
 
     Returns
     -------
@@ -443,21 +483,20 @@ def check_gradient(
     Warns
     -----
     GradientCheckWarning
-        If a mistake of 0.1% could not be seen, as with float32 and a small step.
+        If a mistake of 0.1% could not be seen, as where f has a kink at x, or is too noisy.
 
     Notes
     -----
-    For the order 2, f is evaluated at x ± h/2 and x ± h for each entry. The difference between the
-    two slopes is the truncation error (Richardson). Where it, or the difference between the bends
-    at h/2 and h, is out of proportion to the noise of f, f has a kink or a sharp bend within ±h:
-    such an entry is counted and fails only if the gradient lies outside of the slopes to the left
-    and to the right. See `fastgrad.noise.noise_of` for how noise is measured.
+    For the order 2, f is evaluated at x ± h/2 and x ± h for each entry. An entry is right at once
+    if all values are finite, the two slopes agree, f shows no kink, and the gradient agrees with
+    them. All others are looked at again with the steps of ``h="auto"``, and judged by that:
+    `fastgrad.checking.verdicts.judge` has the rules, `fastgrad.noise.noise_of` how noise is
+    measured. A kink at x is counted, and fails only if the gradient lies outside of the slopes to
+    the left and to the right.
 
     f is called several times at x. If the values differ by more than rounding, nothing is ok.
 
-    An entry whose gradient and numerical gradient are both too small to be told from zero is tried
-    once more, with a step of many times its own size: if f does not change there either, the entry
-    is right.
+    An entry that f does not depend on is right if both gradients are zero to rounding.
 
     Examples
     --------
@@ -470,7 +509,7 @@ def check_gradient(
     False
     """
     order = _order(order)
-    tree = Tree(x, "x")
+    tree = _tree(x, "x")
     with _objective(f, tree, args, workers, progress) as objective:
         if callable(grad):
             grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
@@ -491,47 +530,47 @@ def check_gradient(
             count = whole_number(directions, "directions", minimum=1)
             _record_directions(found, objective, count, source, noise, analytic)
     if not noise.repeats:
-        checking.warn_if_unresolved(found)
+        check.warn_if_unresolved(found)
     return found
 
 
 def _record_entries(
-    check: GradientCheck,
+    found: GradientCheck,
     objective: Objective,
     entries: IntArray,
     claimed: list[FloatArray],
-    seen: evidence.Evidence,
-    codes: checking.Codes,
+    seen: verdicts.Evidence,
+    codes: verdicts.Codes,
 ) -> None:
     everywhere = (
         _spread(objective, entries, seen.numerical),
         _spread(objective, entries, seen.error),
-        _spread(objective, entries, codes, checking.NOT_DRAWN),
+        _spread(objective, entries, codes, verdicts.NOT_DRAWN),
     )
     parts = (objective.by_leaf(values) for values in everywhere)
     for leaf, a, n, e, c in zip(objective.x.leaves, claimed, *parts, strict=True):
         n, e, c = (leaf.shaped(part) for part in (n, e, c))
-        checking.record(
-            check, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
+        check.record(
+            found, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
         )
 
 
 def _record_directions(
-    check: GradientCheck,
+    found: GradientCheck,
     objective: Objective,
     count: int,
     rng: np.random.Generator,
     noise: Noise,
     analytic: FloatArray,
 ) -> None:
-    found = evidence.along_directions(objective, count, rng, noise, analytic)
-    pairs = zip(objective.x.leaves, objective.by_leaf(analytic), found, strict=True)
-    for leaf, part, (directions, derivatives) in pairs:
-        along = directions @ part
-        codes = checking.judge(along, derivatives.slope, derivatives.error)
-        codes[derivatives.kink & (codes != checking.RIGHT)] = checking.KINK
-        name = f"{leaf.path} along {count} directions"
-        checking.record(check, name, along, derivatives.slope, derivatives.error, codes)
+    derivatives = evidence.along_directions(objective, count, rng, noise, analytic)
+    eps = float(np.max(objective.eps, initial=0))
+    pairs = zip(objective.x.leaves, objective.by_leaf(analytic), derivatives, strict=True)
+    for leaf, part, (directions, slopes) in pairs:
+        along, seen = directions @ part, evidence.of_slopes(slopes)
+        codes = verdicts.judge(along, seen, eps)
+        name = f"{leaf.path} along {len(directions)} directions"
+        check.record(found, name, along, seen.numerical, seen.error, codes)
 
 
 def check_backward(
@@ -581,7 +620,7 @@ def check_backward(
     -----
     What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
     mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
-    If the output is a number, as that of a loss is, `dout` is 1.
+    If the output is a number, as that of a loss is, `dout` is 1. Complex outputs are refused.
 
     Examples
     --------
@@ -603,7 +642,7 @@ def check_backward(
     tree = {"x": real_array(x, "x", layout="K").copy() if not is_tree(x) else x}
     if params is not None:
         tree["params"] = params
-    out = np.asarray(forward(tree["x"]))
+    out = _output(forward(tree["x"]))
     dout = source.normal(size=out.shape).astype(out.dtype) if out.ndim else np.ones((), out.dtype)
     found = backward(dout.copy()[()])
     if params is None:
@@ -617,12 +656,38 @@ def check_backward(
         )
 
     def weighted(nudged: Any) -> float:
-        return float(np.sum(np.asarray(forward(nudged["x"])) * dout))
+        return float(np.sum(_output(forward(nudged["x"])) * dout))
 
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
 
+def _output(out: Any) -> FloatArray:
+    """Return what a layer's forward pass returned as an array of real numbers."""
+    array = np.asarray(out) if not isinstance(out, tuple | dict) else np.asarray(None)
+    if array.dtype.kind == "c":
+        raise TypeError(
+            "`forward` must return real numbers. Got complex ones; check their real and their "
+            "imaginary parts, each with a backward pass of its own."
+        )
+    if array.dtype.kind not in "biuf":
+        raise TypeError(
+            f"`forward` must return an array of real numbers. Got {type(out).__name__}; join "
+            "several outputs by np.concatenate."
+        )
+    return array
+
+
 # ------------------------------------------------------------------------------------ arguments
+
+
+def _tree(x: Any, name: str) -> Tree:
+    """Take a tree apart, but for tables with labels: f would get a bare array instead."""
+    if hasattr(x, "to_numpy"):
+        raise TypeError(
+            f"`{name}` must be an array, or a tree of arrays and numbers. Got "
+            f"{type(x).__name__}; hand on {name}.to_numpy(), and let f put the labels back."
+        )
+    return Tree(x, name)
 
 
 @contextmanager
@@ -775,6 +840,6 @@ def _warn_if_constant(around: Differences) -> None:
     if np.max(np.abs(around.points - around.center) - 1e-9 * np.abs(around.center)) > 0:
         warnings.warn(
             "f does not depend on `x`, which was copied for it; does it read another array?",
-            GradientCheckWarning,
+            UserWarning,
             stacklevel=3,
         )

@@ -25,6 +25,9 @@ _NOISIEST = 30
 _POINTS = 9
 _SPACINGS = (2.0**6, 2.0**14, 2.0**22, 2.0**30, 2.0**36)
 
+#: Further steps, over which a function bends. There only values that come in steps show noise.
+_FAR = (2.0**42, 2.0**46, 2.0**49)
+
 
 class Noise(NamedTuple):
     """The noise of a function.
@@ -105,21 +108,44 @@ def _difference_table(objective: Objective) -> float:
     if objective.inward is not None:
         signs = objective.inward
     unit = objective.eps * signs * np.maximum(np.abs(objective.center), 1e-3)
-    for spacing in _SPACINGS:
-        direction = [
-            leaf.shaped(part)
-            for leaf, part in zip(objective.x.leaves, objective.by_leaf(unit), strict=True)
-        ]
+    unit = np.where(np.isfinite(unit), unit, 0.0)
+    direction = [
+        leaf.shaped(part)
+        for leaf, part in zip(objective.x.leaves, objective.by_leaf(unit), strict=True)
+    ]
+    for spacing in (*_SPACINGS, *_FAR):
         # From x on to one side: x itself may lie on a kink.
         values = objective.along(direction, spacing * np.arange(_POINTS))
         if not np.isfinite(values).all():
             return 0.0
-        if np.count_nonzero(np.diff(values)) > _POINTS // 2:
-            return max(_deviation(values, order) for order in (4, 5))
+        if np.count_nonzero(np.diff(values)) <= _POINTS // 2:
+            continue
+        if spacing in _FAR:
+            return _step_of(values) / math.sqrt(12)
+        found = _deviation(values)
+        if found > _NOISIEST * np.max(objective.eps) * np.max(np.abs(values)):
+            # Closest to x a removable pole, as of (exp(x) - 1) / x, is noisier than further away.
+            further = objective.along(direction, _SPACINGS[-1] * np.arange(_POINTS))
+            if np.isfinite(further).all() and _deviation(further) < found / _NOISIEST:
+                return _deviation(further)
+        return found
     return 0.0
 
 
-def _deviation(values: FloatArray, order: int) -> float:
-    """Return the deviation of noise whose differences of this order are those of the values."""
-    scale = math.factorial(order) ** 2 / math.factorial(2 * order)
-    return math.sqrt(scale * float(np.mean(np.diff(values, order) ** 2)))
+def _step_of(values: FloatArray) -> float:
+    """Return the step that all values are whole multiples of apart: their rounding, if no more."""
+    rounding = 8 * np.finfo(np.float64).eps * float(np.max(np.abs(values)))
+    step = 0.0
+    for apart in np.abs(np.diff(values)).tolist():
+        while apart > rounding:  # Euclid's algorithm
+            rest = math.fmod(step, apart)
+            step, apart = apart, min(rest, apart - rest)
+    return step
+
+
+def _deviation(values: FloatArray) -> float:
+    """Return the deviation of noise whose differences of fourth and fifth order are the values'."""
+    scales = {order: math.factorial(order) ** 2 / math.factorial(2 * order) for order in (4, 5)}
+    return math.sqrt(
+        max(scale * float(np.mean(np.diff(values, order) ** 2)) for order, scale in scales.items())
+    )

@@ -6,11 +6,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgrad.arrays import FloatArray
+from fastgrad.checking.verdicts import TOLERANCE
 
 __all__ = ["suspect"]
 
-#: A pattern fits if it leaves this part of the difference between the gradients unexplained.
-_UNEXPLAINED = 1e-2
+#: A pattern fits an entry if it leaves this part of the difference between the gradients
+#: unexplained, and an array if it fits nine entries of ten: others may lie at kinks.
+_UNEXPLAINED, _MOST = 1e-2, 0.9
+
+#: How often chance may put wrong entries where a sentence says that they are.
+_CHANCE = 0.01
+
+#: A batch is no larger than that.
+_LARGEST_BATCH = 10**6
 
 Mask = NDArray[np.bool_]
 
@@ -51,7 +59,7 @@ def suspect(
     if not a[judged].any():
         return "It is zero throughout: never computed, or not stored?"
     for sentence in (
-        _factor(a, n, wrong, judged),
+        _factor(a, n, judged),
         _transposed(a, n, judged),
         _decay(a, n, parameters, judged),
         _shifted(a, n, judged),
@@ -62,52 +70,64 @@ def suspect(
     return ""
 
 
-def _explains(prediction: FloatArray, a: FloatArray, n: FloatArray, judged: Mask) -> bool:
-    """Return whether a prediction of the wrong gradient is far nearer to it than the right one."""
-    left = np.linalg.norm((a - prediction)[judged])
-    return bool(left <= _UNEXPLAINED * np.linalg.norm((a - n)[judged]))
+def _explains(
+    prediction: FloatArray, a: FloatArray, n: FloatArray, judged: Mask, fitted: int = 0
+) -> bool:
+    """Return whether a prediction of the wrong gradient is far nearer to it than the right one.
+
+    It must do so in two entries more than there are numbers fitted to them.
+    """
+    left, off = np.abs(a - prediction)[judged], np.abs(a - n)[judged]
+    wrong = off > TOLERANCE * np.maximum(np.abs(a), np.abs(n))[judged]
+    # An entry that is right must not be spoilt by it.
+    fits = left <= np.where(wrong, _UNEXPLAINED * off, TOLERANCE * np.abs(n[judged]))
+    enough = np.count_nonzero(fits & wrong) >= 2 + fitted
+    return bool(enough and np.count_nonzero(fits) >= _MOST * fits.size)
 
 
-def _factor(a: FloatArray, n: FloatArray, wrong: Mask, judged: Mask) -> str:
-    if np.count_nonzero(judged) < 2 or np.count_nonzero(wrong) < 2:
+def _factor(a: FloatArray, n: FloatArray, judged: Mask) -> str:
+    ratios = (a / np.where(n == 0, np.nan, n))[judged]
+    if not np.isfinite(ratios).any():
         return ""
-    size = np.sum(n[judged] ** 2)
-    factor = float(np.sum((a * n)[judged]) / size) if size > 0 else 0.0
-    if factor == 0 or not _explains(factor * n, a, n, judged):
-        return ""
+    factor = float(np.nanmedian(ratios))
     text = f"The gradient is {factor:.6g} times the numerical one"
-    if abs(factor + 1) < 1e-3:
-        return "The gradient is the numerical one with the opposite sign: a wrong sign?"
-    if abs(factor - 2) < 2e-3:
-        return f"{text}: a missing ½, as of a squared error, or a term added twice?"
-    if abs(factor - 0.5) < 5e-4:
-        return f"{text}: a ½ too much, or a forgotten 2 of a square?"
-    if factor > 2 and abs(factor - round(factor)) < 1e-3 * factor:
-        times = f"{round(factor)} times the numerical one"
-        return f"The gradient is {times}: a missing mean over the batch?"
-    if 0 < factor < 0.5 and abs(1 / factor - round(1 / factor)) < 1e-3 / factor:
-        return (
-            f"The gradient is 1/{round(1 / factor)} of the numerical one: a mean over the batch "
-            "taken twice, or where the loss has a sum?"
+    batch = round(factor) if factor > 1 else round(1 / factor) if 0 < factor < 1 else 0
+    named = {
+        -1.0: "The gradient is the numerical one with the opposite sign: a wrong sign?",
+        2.0: f"{text}: a missing ½, as of a squared error, or a term added twice?",
+        0.5: f"{text}: a ½ too much, or a forgotten 2 of a square?",
+    }
+    if 2 < batch <= _LARGEST_BATCH:
+        named[float(batch)] = (
+            f"The gradient is {batch} times the numerical one: a missing mean over the batch?"
         )
-    return f"{text}: a constant factor is wrong."
+        named[1 / batch] = (
+            f"The gradient is 1/{batch} of the numerical one: a mean over the batch taken twice, "
+            "or where the loss has a sum?"
+        )
+    for value, sentence in named.items():
+        if abs(factor - value) < 1e-3 * abs(value) and _explains(factor * n, a, n, judged):
+            return sentence
+    if factor != 0 and _explains(factor * n, a, n, judged, fitted=1):
+        return f"{text}: a constant factor is wrong."
+    return ""
 
 
 def _transposed(a: FloatArray, n: FloatArray, judged: Mask) -> str:
     if a.ndim == 2 and a.shape[0] == a.shape[1] > 1:
         both = judged & judged.T
-        if both.any() and _explains(n.T, a, n, both):
+        if _explains(n.T, a, n, both):
             return "The gradient is the transpose of the numerical one: x.T @ dout, or dout.T @ x?"
     return ""
 
 
 def _decay(a: FloatArray, n: FloatArray, parameters: FloatArray | None, judged: Mask) -> str:
-    if parameters is None or np.count_nonzero(judged) < 3:
+    if parameters is None:
         return ""
     p = parameters.astype(np.float64)
-    size = np.sum(p[judged] ** 2)
-    times = float(np.sum(((n - a) * p)[judged]) / size) if size > 0 else 0.0
-    if times == 0 or not _explains(n - times * p, a, n, judged):
+    ratios = ((n - a) / np.where(p == 0, np.nan, p))[judged]
+    times = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 0.0
+    if times == 0 or not _explains(n - times * p, a, n, judged, fitted=1):
         return ""
     if times > 0:
         return f"{times:.4g} times the parameter is missing: the gradient of the weight decay?"
@@ -124,7 +144,7 @@ def _shifted(a: FloatArray, n: FloatArray, judged: Mask) -> str:
             edge = [slice(None)] * a.ndim
             edge[axis] = slice(0, 1) if by == 1 else slice(-1, None)
             inside[tuple(edge)] = False
-            if inside.any() and _explains(rolled, a, n, inside):
+            if _explains(rolled, a, n, inside):
                 name = {0: "row", 1: "column"}.get(axis, f"place along axis {axis}")
                 name = "entry" if a.ndim == 1 else name
                 return f"The gradient is the numerical one shifted by one {name}: off by one?"
@@ -132,17 +152,17 @@ def _shifted(a: FloatArray, n: FloatArray, judged: Mask) -> str:
 
 
 def _place(a: FloatArray, n: FloatArray, wrong: Mask, judged: Mask) -> str:
-    count = int(np.count_nonzero(wrong))
+    count, others = int(np.count_nonzero(wrong)), judged & ~wrong
     if count == 1:
-        return "Only this entry is wrong."
+        return "Only this entry is wrong." if others.any() else ""
     for axis in range(a.ndim if a.ndim > 1 else 0):
-        others = tuple(other for other in range(a.ndim) if other != axis)
-        lines = np.flatnonzero(wrong.any(axis=others))
-        if len(lines) == 1 and a.shape[axis] > 1:
+        rest = tuple(other for other in range(a.ndim) if other != axis)
+        lines = np.flatnonzero(wrong.any(axis=rest))
+        occupied = np.count_nonzero(judged.any(axis=rest))
+        if len(lines) == 1 and occupied ** (1.0 - count) <= _CHANCE:
             name = {0: "row", 1: "column"}.get(axis, f"index along axis {axis}:")
             return f"All wrong entries are in {name} {lines[0]}."
-    if count < np.count_nonzero(judged):
-        sizes = np.abs(n)
-        if sizes[wrong].max() < np.median(sizes[judged & ~wrong]):
-            return "The wrong entries are the small ones: a term that the large ones hide?"
+    sizes = np.abs(n)
+    if others.any() and 0.5**count <= _CHANCE and sizes[wrong].max() < np.median(sizes[others]):
+        return "The wrong entries are the small ones: a term that the large ones hide?"
     return ""

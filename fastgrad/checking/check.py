@@ -11,24 +11,24 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastgrad import suspects
 from fastgrad.arrays import FloatArray, real_array
+from fastgrad.checking import suspects
+from fastgrad.checking.verdicts import (
+    KINK,
+    MISTAKE,
+    NOISE,
+    REASONS,
+    RIGHT,
+    TOLERANCE,
+    WRONG,
+    Codes,
+    Evidence,
+    judge,
+)
 
 __all__ = ["ArrayCheck", "GradientCheck", "GradientCheckWarning", "compare_gradients"]
 
-#: Two gradients may differ by this part. A mistake of 0.1% is four times as large, the truncation
-#: error of a well-chosen step far smaller.
-TOLERANCE = 2.5e-4
-
-#: The mistake that a check must be able to see in an entry, for the entry to count as judged.
-MISTAKE = 1e-3
-
-#: What is known of an entry, and for those not judged why.
-RIGHT, WRONG, KINK, NOISE, NOT_FINITE, NOT_DRAWN = range(6)
-_REASONS = {KINK: "kink", NOISE: "noise", NOT_FINITE: "not finite", NOT_DRAWN: "not drawn"}
-
 Verdict = Literal["wrong", "not deterministic", "unresolved", "ok"]
-Codes = NDArray[np.int8]
 
 
 class GradientCheckWarning(UserWarning):
@@ -319,8 +319,8 @@ def compare_gradients(
     Notes
     -----
     An entry is wrong if the two numbers differ by more than ``noise + 0.00025 max(|a|, |n|)``: a
-    quarter of a mistake of 0.1%. NaN is wrong. Where both numbers are exactly zero the
-    entry is right.
+    quarter of a mistake of 0.1%. NaN is wrong in `analytic`; in `numerical` it is no evidence, and
+    the entry is not judged. Where both numbers are exactly zero the entry is right.
 
     Examples
     --------
@@ -340,44 +340,13 @@ def compare_gradients(
         error = noise[name] if isinstance(noise, Mapping) else noise
         if np.shape(error) != n.shape or n.shape == ():
             error = error + np.max(h) ** 2 * np.nanmax(np.abs(n), initial=0.0)
-        codes = judge(a, n, error, (a == 0) & (n == 0))
+        eps = float(np.finfo(np.result_type(a, n)).eps)
+        codes = judge(a, Evidence.plain(n, np.broadcast_to(error, n.shape)), eps)
         if kinks is not None:
             codes[np.asarray(kinks[name], bool)] = KINK
         record(found, name, a, n, noise[name] if isinstance(noise, Mapping) else noise, codes)
     warn_if_unresolved(found)
     return found
-
-
-def judge(
-    analytic: FloatArray, numerical: FloatArray, error: Any, zero: NDArray[np.bool_] | bool = False
-) -> Codes:
-    """Judge each entry of a gradient.
-
-    Parameters
-    ----------
-    analytic, numerical : ndarray
-        The gradient to check and the numerical one.
-    error : float or ndarray
-        How far the numerical gradient may be from the true one.
-    zero : ndarray of bool, optional
-        Where the true gradient is known to be zero to rounding: there the noise hides nothing.
-
-    Returns
-    -------
-    ndarray of int8
-        `RIGHT`, `WRONG` or `NOISE`. What is not finite is wrong.
-    """
-    dtype = np.result_type(analytic, numerical)
-    a, n = analytic.astype(np.float64), numerical.astype(np.float64)
-    with np.errstate(all="ignore"):
-        largest = np.maximum(np.abs(a), np.abs(n))
-        # The two arrays are themselves rounded to their dtype.
-        allowed = error + (TOLERANCE + 2 * np.finfo(dtype).eps) * largest
-        agree = np.abs(a - n) <= allowed
-        seen = (MISTAKE * largest > allowed) | zero
-    codes = np.where(agree, np.where(seen, RIGHT, NOISE), WRONG)
-    result: Codes = np.where(np.isfinite(a) & np.isfinite(n), codes, WRONG).astype(np.int8)
-    return result
 
 
 def array_check(
@@ -395,7 +364,7 @@ def array_check(
     a, n = analytic.astype(np.float64), numerical.astype(np.float64)
     counts = {
         reason: count
-        for code, reason in _REASONS.items()
+        for code, reason in REASONS.items()
         if (count := int(np.count_nonzero(codes == code)))
     }
     wrong, right = (int(np.count_nonzero(codes == code)) for code in (WRONG, RIGHT))
@@ -470,11 +439,11 @@ def _why(array: ArrayCheck, numerical: FloatArray) -> str:
     reasons = set(array.not_judged) - {"not drawn"}
     if reasons == {"kink"}:
         return (
-            "f has a kink or a sharp bend within ±h of every entry; check at another point, or "
-            "with a smaller h"
+            "f has a kink at x in every entry, or within ±h of it; check at another point, or with "
+            "a smaller h"
         )
     if reasons == {"not finite"}:
-        return "f is not finite at x ± h; give `bounds`, a smaller h, or check at another point"
+        return "f is not finite at x, or beside it; give `bounds`, or check at another point"
     largest = np.max(np.abs(numerical), initial=0.0, where=np.isfinite(numerical))
     remedy = "use another h, or check at another point"
     if numerical.dtype == np.float32:

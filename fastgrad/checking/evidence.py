@@ -1,0 +1,195 @@
+"""What a check finds out about each entry of a gradient: differences first, then extrapolation."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from fastgrad.arrays import FloatArray, IntArray
+from fastgrad.checking.verdicts import TOLERANCE, Codes, Evidence, judge
+from fastgrad.differences import Differences, evaluate_around
+from fastgrad.evaluation import Objective
+from fastgrad.extrapolation import Bounds, Extrapolated, extrapolate, extrapolated
+from fastgrad.noise import Noise, scatter
+
+#: The error of an extrapolated slope exceeds its estimate in one entry of a hundred, by a factor
+#: of 3 at most. A verdict allows for twice that: in float32 more entries are lost in noise.
+_SAFETY = 6.0
+
+#: An entry may be zero to rounding if it is so many machine epsilons of the gradient's largest.
+_ROUNDED = 512.0
+
+#: An error measured is a deviation, of which a slope may be off by a few.
+_DEVIATIONS = 4.0
+
+
+def gather(
+    objective: Objective,
+    entries: IntArray,
+    analytic: FloatArray,
+    noise: Noise,
+    steps: FloatArray | None,
+    order: int,
+    bounds: Bounds,
+) -> tuple[Evidence, Codes]:
+    """Compute the numerical gradient by some entries and judge the analytic one.
+
+    Parameters
+    ----------
+    objective : Objective
+    entries : ndarray of int64, shape (M,)
+    analytic : ndarray, shape (M,)
+        The gradient to check.
+    noise : Noise
+    steps : ndarray or None
+        The step of each entry, or None for extrapolation.
+    order : {2, 4, 6}
+    bounds : pair of ndarray of shape (M,), or None
+
+    Returns
+    -------
+    evidence : Evidence
+    codes : ndarray of int8, shape (M,)
+        As `fastgrad.checking.verdicts` numbers them.
+    """
+    eps = float(np.max(objective.eps, initial=0))
+    with np.errstate(all="ignore"):
+        if steps is None:
+            seen = _by_extrapolation(objective, entries, noise, bounds)
+        else:
+            around = evaluate_around(
+                objective, entries, steps / order, order, twice=True, here=noise.here,
+                bounds=bounds,
+            )  # fmt: skip
+            seen = _by_differences(objective, entries, noise, around, order)
+            apart = np.abs(analytic - seen.numerical)
+            clear = (seen.error <= TOLERANCE * np.abs(seen.numerical)) & (
+                apart <= seen.error + TOLERANCE * np.abs(seen.numerical)
+            )
+            if not noise.repeats:
+                _look_again(objective, entries, noise, bounds, seen, np.flatnonzero(~clear))
+        if not math.isfinite(noise.here):
+            seen.numerical[:] = np.nan
+        sizes = np.abs(analytic)
+        largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
+        seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
+    return seen, judge(analytic, seen, eps)
+
+
+def _by_differences(
+    objective: Objective, entries: IntArray, noise: Noise, around: Differences, order: int
+) -> Evidence:
+    """Use differences of which the last points lie at x ± h, and those halfway to them."""
+    # One unit is a bound, what was measured a standard deviation.
+    unit, level = around.unit(objective.eps_of(entries)), scatter(noise, around)
+    error = around.error(order, np.maximum(1.5 * unit, _DEVIATIONS * level))
+    sides = around.sides()
+    finite = np.isfinite(around.values).all(axis=0)
+    seen = Evidence.plain(np.where(finite, around.gradient(order), np.nan), error)
+    seen.low, seen.high = np.min(sides, axis=0), np.max(sides, axis=0)
+    return seen
+
+
+def _look_again(
+    objective: Objective,
+    entries: IntArray,
+    noise: Noise,
+    bounds: Bounds,
+    seen: Evidence,
+    again: IntArray,
+) -> None:
+    """Replace what differences showed by what extrapolation shows."""
+    if again.size == 0:
+        return
+    limits = None if bounds is None else (bounds[0][again], bounds[1][again])
+    found = _by_extrapolation(objective, entries[again], noise, limits)
+    # Slopes to both sides are those over the longer steps, but for a kink.
+    low, high = seen.low[again], seen.high[again]
+    wider = ~found.kink & np.isfinite(low) & np.isfinite(high)
+    found.low, found.high = np.where(wider, low, found.low), np.where(wider, high, found.high)
+    for name, array in vars(found).items():
+        getattr(seen, name)[again] = array
+
+
+def _by_extrapolation(
+    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
+) -> Evidence:
+    found = extrapolated(objective, entries, noise, bounds)
+    level = max(noise.level, float(np.max(objective.eps, initial=0)) * abs(noise.here) / 2)
+    seen = of_slopes(found)
+    seen.rounding = level / np.maximum(np.abs(objective.center[entries]), 1.0)
+    return seen
+
+
+def of_slopes(found: Extrapolated) -> Evidence:
+    """Return what extrapolated slopes show."""
+    apart = np.abs(found.bend)
+    # At a kink the difference is halfway between the slopes to both sides, all else is rounding.
+    seen = Evidence.plain(found.slope, np.where(found.kink, 1e-3 * apart, _SAFETY * found.error))
+    seen.low, seen.high, seen.kink = found.slope - apart, found.slope + apart, found.kink
+    return seen
+
+
+def along_directions(
+    objective: Objective, count: int, rng: np.random.Generator, noise: Noise, gradient: FloatArray
+) -> list[tuple[FloatArray, Extrapolated]]:
+    """Differentiate along random directions of each array.
+
+    Parameters
+    ----------
+    objective : Objective
+    count : int
+        How many directions.
+    rng : numpy.random.Generator
+    noise : Noise
+    gradient : ndarray, shape (size,)
+        The gradient, about: what the rounding of x does to f depends on it.
+
+    Returns
+    -------
+    list of (ndarray of shape (K, n), Extrapolated)
+        For each array the directions, unit vectors of ±1/√n in the order of its entries, and the
+        derivatives along them.
+    """
+    found = []
+    for number, size in enumerate(np.diff(objective.begins).tolist()):
+        signs = _directions(count, size, rng)
+
+        def values(
+            which: IntArray, offsets: FloatArray, number: int = number, signs: FloatArray = signs
+        ) -> tuple[FloatArray, FloatArray]:
+            rows = [
+                objective.along(
+                    [
+                        leaf.shaped(signs[i]) if j == number else np.zeros(leaf.array.shape)
+                        for j, leaf in enumerate(objective.x.leaves)
+                    ],
+                    steps,
+                )
+                for i, steps in zip(which, offsets.T, strict=True)
+            ]
+            return np.array(rows).reshape(-1, 2).T, offsets
+
+        part = slice(objective.begins[number], objective.begins[number + 1])
+        eps = float(np.max(objective.eps, initial=0))
+        moved = eps * float(np.linalg.norm(np.nan_to_num(gradient[part] * objective.center[part])))
+        center, here = np.zeros(len(signs)), np.full(len(signs), noise.here)
+        level = max(2 * noise.level, moved)
+        with np.errstate(all="ignore"):
+            found.append(
+                (signs, extrapolate(values, center, here, np.full(len(signs), eps), level))
+            )
+    return found
+
+
+def _directions(count: int, size: int, rng: np.random.Generator) -> FloatArray:
+    """Draw directions that all differ, in more than their sign: fewer if there are no more."""
+    if size > 16:
+        signs = rng.choice([-1.0, 1.0], (count, size))
+    else:
+        possible = 2 ** max(size - 1, 0)
+        numbers = rng.choice(possible, min(count, possible), replace=False)
+        signs = 1.0 - 2.0 * (numbers[:, None] >> np.arange(size) & 1)
+    drawn: FloatArray = signs / math.sqrt(max(size, 1))
+    return drawn
