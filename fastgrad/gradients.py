@@ -620,7 +620,12 @@ def check_backward(
     -----
     What is checked is the gradient of ``np.sum(forward(x) * dout)`` with a random `dout`. Every
     mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
-    If the output is a number, as that of a loss is, `dout` is 1. Complex outputs are refused.
+    If the output is a number, as that of a loss is, `dout` is 1.
+
+    Complex outputs have a complex `dout`, whose real and imaginary parts are the gradients by those
+    of the output, and what is checked is the gradient of ``np.sum(forward(x) * dout.conj()).real``:
+    the convention of PyTorch. JAX's is the complex conjugate: hand on ``dout.conj()`` to a function
+    from `jax.vjp`. x and the parameters are real, and so are their gradients.
 
     Examples
     --------
@@ -643,7 +648,10 @@ def check_backward(
     if params is not None:
         tree["params"] = params
     out = _output(forward(tree["x"]))
-    dout = source.normal(size=out.shape).astype(out.dtype) if out.ndim else np.ones((), out.dtype)
+    dout = source.normal(size=out.shape) if out.ndim else np.ones(())
+    if out.dtype.kind == "c":
+        dout = source.normal(size=out.shape) + 1j * source.normal(size=out.shape)
+    dout = np.asarray(dout).astype(out.dtype)
     found = backward(dout.copy()[()])
     if params is None:
         grads = {"x": found}
@@ -656,22 +664,17 @@ def check_backward(
         )
 
     def weighted(nudged: Any) -> float:
-        return float(np.sum(_output(forward(nudged["x"])) * dout))
+        return float(np.sum(_output(forward(nudged["x"])) * dout.conj()).real)
 
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
 
-def _output(out: Any) -> FloatArray:
-    """Return what a layer's forward pass returned as an array of real numbers."""
+def _output(out: Any) -> Any:
+    """Return what a layer's forward pass returned as an array of real or complex numbers."""
     array = np.asarray(out) if not isinstance(out, tuple | dict) else np.asarray(None)
-    if array.dtype.kind == "c":
+    if array.dtype.kind not in "biufc":
         raise TypeError(
-            "`forward` must return real numbers. Got complex ones; check their real and their "
-            "imaginary parts, each with a backward pass of its own."
-        )
-    if array.dtype.kind not in "biuf":
-        raise TypeError(
-            f"`forward` must return an array of real numbers. Got {type(out).__name__}; join "
+            f"`forward` must return an array of numbers. Got {type(out).__name__}; join "
             "several outputs by np.concatenate."
         )
     return array

@@ -19,8 +19,8 @@ FLOORS = {
     4: ["book", "plots", "textbook", "warmup"],
     3: ["api", "networks", "training"],
     2: ["archives", "checking", "convolution", "datasets", "differences", "engine", "evaluation",
-        "extrapolation", "functions", "gradients", "layers", "noise", "optimizers",
-        "trees", "workspace"],
+        "extrapolation", "functions", "gradients", "layers", "noise", "numdiff",
+        "optimizers", "trees", "workspace"],
     1: ["arrays", "compile_time", "tbb", "threads", "kernels"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

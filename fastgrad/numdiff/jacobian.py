@@ -1,7 +1,7 @@
 """Jacobians: derivatives of all numbers that a function returns, real or complex.
 
 Each output is a function of its own of each entry. `_Outputs` evaluates f at each point once and
-gives its values to all of them, so that the formulas for a function of one number serve as they are.
+gives its values to all of them, so that the formulas for a function with one output serve.
 """
 
 from __future__ import annotations
@@ -131,9 +131,7 @@ class _Outputs:
 
     def eps_of(self, numbers: IntArray) -> FloatArray:
         """Return the machine epsilon of each."""
-        eps = np.broadcast_to(self.objective.eps, self.objective.center.shape)
-        chosen: FloatArray = eps[numbers // max(1, self.count)]
-        return chosen
+        return self.objective.eps_of(numbers // max(1, self.count))
 
     def nudged(self, numbers: IntArray, offsets: FloatArray) -> FloatArray:
         """Return entries plus offsets, as `Objective.nudged`."""
