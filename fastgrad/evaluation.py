@@ -73,12 +73,12 @@ class Row(NamedTuple):
         return cls(array.shape, array.dtype.kind == "c")
 
     @property
-    def count(self) -> int:
+    def size(self) -> int:
         """The number of real numbers."""
         return math.prod(self.shape) * (2 if self.is_complex else 1)
 
     def __call__(self, value: Any) -> FloatArray:
-        """Return what f returned as a new array of real numbers, shape (count,)."""
+        """Return what f returned as a new array of real numbers, shape (size,)."""
         array = _numbers(value)
         if array.shape != self.shape:
             raise ValueError(
@@ -231,7 +231,7 @@ class Objective:
 
         Returns
         -------
-        ndarray of float64, shape (K, M, row.count)
+        ndarray of float64, shape (K, M, row.size)
         """
         if self._workers is not None:
             return self._shared_out(entries, points, tolerant, row)
@@ -393,7 +393,7 @@ def _evaluate_rows(
     row: Row,
 ) -> FloatArray:
     """Evaluate an f with an array as result in a loop, with x nudged in place."""
-    values = np.empty((len(entries), len(points), row.count))
+    values = np.empty((len(entries), len(points), row.size))
     mounted = x.mounted()
     with mounted as root, np.errstate(all="ignore"):
         for leaf, places, part in _leaves_of(x, entries):
