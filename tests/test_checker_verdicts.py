@@ -290,6 +290,7 @@ class TestArguments:
         )  # fmt: skip
         assert number.ok
 
+    @pytest.mark.parametrize("output", [(np.ones(2), np.ones(3)), {"y": 1.0}, "text"])
     def test_what_is_no_array_is_refused(self, output):
         with pytest.raises(TypeError, match="`forward` must return an array"):
             check_backward(lambda x: output, lambda dout: dout, np.ones(2))
