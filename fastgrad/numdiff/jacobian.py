@@ -15,8 +15,7 @@ from fastgrad.arrays import FloatArray, IntArray, flag
 from fastgrad.differences import evaluate_around
 from fastgrad.evaluation import Function, Objective, Row
 from fastgrad.extrapolation import extrapolate
-from fastgrad.gradients import Step, Workers, _drawn, _is_auto, _limits, _order, _steps
-from fastgrad.trees import Tree
+from fastgrad.gradients import Step, Workers, _drawn, _is_auto, _limits, _order, _steps, _tree
 
 __all__ = ["numerical_jacobian"]
 
@@ -74,7 +73,7 @@ def numerical_jacobian(
            [1., 0.]])
     """
     order, error = _order(order), flag(error, "error")
-    tree = Tree(x, "x")
+    tree = _tree(x, "x")
     objective = Objective(f, tree, args, workers, progress=flag(progress, "progress"))
     with closing(objective), np.errstate(all="ignore"):
         entries = _drawn(objective, sample, rng)
