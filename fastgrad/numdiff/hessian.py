@@ -63,7 +63,7 @@ def numerical_hessian(
     difference there, less those of the two entries alone, is ``2 h_i h_j`` times the mixed
     derivative. Both have errors in even powers of h, which are extrapolated to a step of zero over
     steps that are halved until the estimate of the error is small or no longer falls. Smooth
-    functions have some ten correct digits, with about 5 n**2 evaluations for n entries.
+    functions have some ten correct digits, with 4 to 11 n**2 evaluations for n entries.
 
     Examples
     --------
