@@ -263,6 +263,33 @@ class TestArguments:
         values = check.analytic["x along 4 directions"]
         assert len(set(np.abs(values).round(9))) == 4
 
+    def test_complex_results(self):
+        u = np.array([1.0, 2.0, 3.0])
+
+        def forward(x):
+            return np.exp(1j * u * x[0]) * x[1]
+
+        def right(dout):
+            jacobian = np.stack([1j * u * forward(x), forward([x[0], 1.0])], axis=1)
+            return (dout.conj() @ jacobian).real
+
+        def conjugate(dout):
+            return right(dout.conj())
+
+        def real_part_alone(dout):
+            return right(dout.real + 0j)
+
+        x = np.array([0.4, 1.5])
+        assert check_backward(forward, right, x, rng=0).ok
+        assert not check_backward(forward, conjugate, x, rng=0).ok
+        assert not check_backward(forward, real_part_alone, x, rng=0).ok
+        number = check_backward(
+            lambda x: np.exp(1j * x[0]),
+            lambda dout: [(np.conj(dout) * 1j * np.exp(0.4j)).real, 0.0],
+            x, rng=0,
+        )  # fmt: skip
+        assert number.ok
+
     @pytest.mark.parametrize("output", [(np.ones(2), np.ones(3)), {"y": 1.0}, "text"])
     def test_what_is_no_array_is_refused(self, output):
         with pytest.raises(TypeError, match="`forward` must return an array"):

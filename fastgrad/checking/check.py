@@ -242,9 +242,10 @@ def check_backward(
     mistake in a backward pass shows in that, but for those that only a certain `dout` would show.
     If the output is a number, as that of a loss is, `dout` is 1.
 
-    A complex output has a complex `dout`, and what is checked is the gradient of the real part of
-    ``np.sum(forward(x) * np.conj(dout))``. That is PyTorch's convention; a backward pass by JAX's,
-    which does not conjugate, is checked as ``lambda dout: backward(np.conj(dout))``.
+    Complex outputs have a complex `dout`, whose real and imaginary parts are the gradients by those
+    of the output, and what is checked is the gradient of ``np.sum(forward(x) * dout.conj()).real``:
+    the convention of PyTorch. JAX's is the complex conjugate: hand on ``dout.conj()`` to a function
+    from `jax.vjp`. x and the parameters are real, and so are their gradients.
 
     Examples
     --------

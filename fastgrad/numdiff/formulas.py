@@ -6,11 +6,10 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
-from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
 
 #: Central differences of each order: the slope between x - k h and x + k h has weight w[k].
@@ -187,8 +186,22 @@ class Differences(NamedTuple):
         return left
 
 
+class Evaluator(Protocol):
+    """What can be evaluated with one entry at a time elsewhere: an `Objective`, or like one."""
+
+    center: FloatArray
+
+    def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
+        """Return entries plus offsets, rounded."""
+        ...
+
+    def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Return the values with one entry at a time at each of its points."""
+        ...
+
+
 def evaluate_around(
-    objective: Objective,
+    objective: Evaluator,
     entries: IntArray,
     steps: FloatArray,
     order: int,
@@ -201,7 +214,7 @@ def evaluate_around(
 
     Parameters
     ----------
-    objective : Objective
+    objective : Evaluator
     entries : ndarray of int64, shape (M,)
     steps : ndarray, shape (M,) or ()
     order : {2, 4, 6}

@@ -1,38 +1,39 @@
-"""Numerical Hessians: second derivatives by an extrapolated central formula."""
+"""Second derivatives of a function of an array by extrapolated central differences."""
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from fastgrad.numdiff import arguments
-from fastgrad.numdiff.objective import Objective, one_number
-from fastgrad.numdiff.trees import is_tree
-from fastgrad.validation import FloatArray
+from fastgrad.numdiff.objective import Function, further_arguments, one_number
+from fastgrad.numdiff.trees import Tree, is_tree
+from fastgrad.validation import FloatArray, flag
 
 __all__ = ["numerical_hessian"]
 
-#: Steps, each half of the one before, and the largest of them as a part of an entry's size. The
-#: rounding error of a second difference is eps / h², its truncation error h²; extrapolation makes
-#: that h⁴, h⁶, .., so that steps of some hundredths give nine digits.
-_STEPS, _LARGEST = 8, 0.25
+#: The longest step is this times the root of |x|; where x is small, that of the second number.
+_FIRST, _SMALLEST = 0.3, 1e-2
+
+#: Each step is half the one before; at most so many of them.
+_RUNGS = 14
+
+#: An error of this part of the second derivative is small enough.
+_ENOUGH = 1e-11
 
 
 def numerical_hessian(
-    f: Callable[..., Any], x: Any, *, args: tuple[Any, ...] = (), error: bool = False
+    f: Function, x: Any, *, args: tuple[Any, ...] = (), error: bool = False
 ) -> Any:
-    """Compute the second derivatives of a function of an array.
+    r"""Compute the matrix of second derivatives of a function by central differences.
 
     Parameters
     ----------
     f : callable
         ``f(x, *args)``, one real number.
     x : array_like
-        Where to differentiate; any shape, float32 or float64. Moved in place and restored exactly,
-        as by `numerical_gradient`.
+        Where to differentiate; any shape. A float64 array is nudged in place and restored
+        exactly, whatever happens; anything else is converted first, and f sees the converted array.
     args : tuple
         Further arguments of f.
     error : bool
@@ -40,15 +41,16 @@ def numerical_hessian(
 
     Returns
     -------
-    hessian : ndarray, shape ``x.shape + x.shape``
-        Symmetric: entry ``[i, j]`` is the derivative by ``x[i]`` and ``x[j]``.
-    error : ndarray, of the same shape
-        Only with ``error=True``: an upper estimate of the absolute error of each entry.
+    hessian : ndarray of float64, shape x.shape + x.shape
+        Symmetric: ``hessian[i, j] == hessian[j, i]`` for all indices i and j of x.
+    error : ndarray of float64, of the same shape
+        Only with ``error=True``: an estimate of the absolute error of each element.
 
     Raises
     ------
     TypeError
-        If x is a tree, or holds no real numbers, or f returns something else than a real number.
+        If an argument has the wrong type, x is a tree, or f returns something else than a real
+        number.
     ValueError
         If f returns more than one number.
     Exception
@@ -56,90 +58,122 @@ def numerical_hessian(
 
     Notes
     -----
-    With the steps h of one entry and k of another,
-    ``(f(+h, +k) + f(-h, -k) + 2 f - f(+h) - f(-h) - f(+k) - f(-k)) / (2 h k)``, and for one entry
-    ``(f(+h) - 2 f + f(-h)) / h**2`` (M. Abramowitz and I. A. Stegun, 25.3.27 and 25.3.23), over
-    eight steps, each half of the one before, extrapolated to a step of zero as C. J. F. Ridders did
-    (1982): of all extrapolations the one is taken that agrees best with those before it. f is
-    evaluated 8 n (n + 1) + 1 times for n entries.
+    The second derivative by x_i alone is ``(f(x + h) - 2 f(x) + f(x - h)) / h**2``. That by x_i and
+    x_j takes two further evaluations, with both entries moved by +h and both by -h: the second
+    difference there, less those of the two entries alone, is ``2 h_i h_j`` times the mixed
+    derivative. Both have errors in even powers of h, which are extrapolated to a step of zero over
+    steps that are halved until the estimate of the error is small or no longer falls. Smooth
+    functions have some ten correct digits, with 4 to 11 n**2 evaluations for n entries.
 
     Examples
     --------
     >>> import numpy as np
-    >>> numerical_hessian(lambda x: x[0] ** 2 * x[1], [2.0, 3.0]).round(6)
-    array([[6., 4.],
-           [4., 0.]])
+    >>> numerical_hessian(lambda x: x[0] ** 2 * x[1], np.array([3.0, 4.0])).round(8)
+    array([[8., 6.],
+           [6., 0.]])
     """
+    error = flag(error, "error")
+    if not callable(f):
+        raise TypeError(f"`f` must be callable. Got {f!r}.")
+    args = further_arguments(args)
     if is_tree(x):
         raise TypeError(
-            "`x` must be an array. Got a tree; join its arrays, and let f take them apart."
+            f"`x` must be an array, not a tree of arrays. Got {type(x).__name__}. Put the numbers "
+            "into one array, and take them apart in f."
         )
-    tree = arguments.tree_of(x, "x")
-    objective = Objective(f, tree, args)
-    leaf = tree.leaves[0]
-    center, size = objective.center, objective.size
-    steps = (
-        _LARGEST * np.where(center == 0, 1.0, np.abs(center)) * 0.5 ** np.arange(_STEPS)[:, None]
-    )
-    upper, lower = (objective.nudged(objective.entries, sign * steps) for sign in (1.0, -1.0))
-    up, down = upper - center, center - lower  # as they were rounded
+    if isinstance(x, np.ndarray) and x.dtype == np.float32:
+        x = x.astype(np.float64)  # second differences need all digits
+    tree = Tree(x, "x")
+    hessian, estimate = _extrapolated(_Second(f, tree, args))
+    shape = tree.leaves[0].array.shape * 2
+    if error:
+        return hessian.reshape(shape), estimate.reshape(shape)
+    return hessian.reshape(shape)
 
-    with tree.mounted(), np.errstate(all="ignore"):
 
-        def value(*moved: tuple[int, float]) -> float:
-            point = center.copy()
-            for entry, number in moved:
-                point[entry] = number
-            leaf.array[...] = leaf.shaped(point)
-            if leaf.is_number:
-                leaf.put(float(leaf.array))
-            return one_number(f(tree.root, *objective.args))
+class _Second:
+    """Second differences of a function of an array, whose entries are counted in C order."""
 
-        here = value()
-        alone = np.array(
-            [[[value((i, side[k, i])) for i in range(size)] for k in range(_STEPS)]
-             for side in (upper, lower)]
-        ).reshape(2, _STEPS, size)  # fmt: skip
-        hessian, errors = np.empty((2, size, size))
-        rounding = np.finfo(leaf.array.dtype).eps * np.abs(alone).max(initial=abs(here))
-        for i, j in itertools.combinations_with_replacement(range(size), 2):
-            width = (up[:, i] + down[:, i]) / 2 * (up[:, j] + down[:, j]) / 2
+    def __init__(self, f: Function, tree: Tree, args: tuple[Any, ...]) -> None:
+        self.f, self.tree, self.args = f, tree, args
+        self.center = tree.leaves[0].array.reshape(-1).copy()
+        self.size = self.center.size
+        self.first = _FIRST * np.sqrt(np.maximum(np.abs(self.center), _SMALLEST))
+        self.first = np.maximum(self.first, 1e-4 * np.abs(self.center))
+        self.here = self._values([()], self.first)[0] if self.size else 0.0
+        self.largest = abs(self.here)
+
+    def at(self, rung: int, pairs: list[tuple[int, int]]) -> tuple[FloatArray, FloatArray]:
+        """Return the derivatives by pairs of entries over one step, and their rounding."""
+        upper = self.center + self.first / 2**rung
+        h = upper - self.center  # as it was rounded
+        alone = sorted({i for pair in pairs for i in pair})
+        mixed = [(i, j) for i, j in pairs if i != j]
+        moved = [(i,) for i in alone] + mixed
+        sums = self._values(moved, h) + self._values(moved, -h) - 2 * self.here
+        second = dict(zip(moved, sums, strict=True))
+        slopes, rounding = np.empty((2, len(pairs)))
+        for k, (i, j) in enumerate(pairs):
             if i == j:
-                second = (alone[0, :, i] - 2 * here + alone[1, :, i]) / width
+                slopes[k] = second[i,] / h[i] ** 2
             else:
-                both = [
-                    value((i, upper[k, i]), (j, upper[k, j]))
-                    + value((i, lower[k, i]), (j, lower[k, j]))
-                    for k in range(_STEPS)
-                ]
-                sides = alone[:, :, [i, j]].sum(axis=(0, 2))
-                second = (np.array(both) + 2 * here - sides) / (2 * width)
-            hessian[i, j], errors[i, j] = _extrapolated(second, 4 * rounding / width)
-            hessian[j, i], errors[j, i] = hessian[i, j], errors[i, j]
-    shape = 2 * leaf.array.shape
-    found = [_as_shaped(leaf, table).reshape(shape)[()] for table in (hessian, errors)]
-    found = [part.astype(leaf.array.dtype) for part in found]
-    return tuple(found) if error else found[0]
+                slopes[k] = (second[i, j] - second[i,] - second[j,]) / (2 * h[i] * h[j])
+            rounding[k] = 4 * np.finfo(np.float64).eps * self.largest / (h[i] * h[j])
+        return slopes, rounding
+
+    def _values(self, moved: list[Any], offsets: FloatArray) -> FloatArray:
+        """Evaluate f with some entries at a time moved; NaN where it is not defined."""
+        values = np.empty(len(moved))
+        mounted = self.tree.mounted()
+        with mounted as root, np.errstate(all="ignore"):
+            array = self.tree.leaves[0].array
+            for k, entries in enumerate(moved):
+                for i in entries:
+                    array.flat[i] = self.center[i] + offsets[i]
+                try:
+                    values[k] = one_number(self.f(root, *self.args))
+                except ArithmeticError:
+                    values[k] = np.nan
+                for i in entries:
+                    array.flat[i] = self.center[i]
+            if not mounted.is_unchanged():
+                raise ValueError("`f` must not change `x`.")
+        finite = np.abs(values[np.isfinite(values)])
+        self.largest = max(getattr(self, "largest", 0.0), float(finite.max(initial=0)))
+        return values
 
 
-def _as_shaped(leaf: Any, table: FloatArray) -> FloatArray:
-    """Return a table whose rows and columns go by memory order as one by x's axes."""
-    rows = np.array([leaf.shaped(row).reshape(-1) for row in table]).reshape(table.shape)
-    return np.array([leaf.shaped(row).reshape(-1) for row in rows.T]).reshape(table.shape).T
-
-
-def _extrapolated(values: FloatArray, rounding: FloatArray) -> tuple[float, float]:
-    """Extrapolate differences over halved steps to a step of zero; return an error, too."""
-    best, least = float(values[-1]), np.inf
-    column, noise = values, rounding
-    for power in range(1, len(values)):
-        factor = 4.0**power
-        finer = column[1:] + (column[1:] - column[:-1]) / (factor - 1)
-        noise = noise[1:] + (noise[1:] + noise[:-1]) / (factor - 1)
-        errors = np.maximum(np.abs(finer - column[1:]), np.abs(finer - column[:-1])) + noise
-        if np.isfinite(errors).any():
-            k = int(np.nanargmin(errors))
-            if errors[k] < least:
-                best, least = float(finer[k]), float(errors[k])
-        column = finer
-    return best, least
+def _extrapolated(second: _Second) -> tuple[FloatArray, FloatArray]:
+    """Extrapolate the derivatives by all pairs of entries; return them, and their errors."""
+    i, j = np.triu_indices(second.size)
+    best, error = np.full(i.size, np.nan), np.full(i.size, np.inf)
+    row = np.empty((0, i.size))  # the last one of each pair's Romberg table
+    active = np.arange(i.size)
+    for rung in range(_RUNGS):
+        if active.size == 0:
+            break
+        pairs = list(zip(i[active].tolist(), j[active].tolist(), strict=True))
+        slope, rounding = second.at(rung, pairs)
+        new = np.full((rung + 1, i.size), np.nan)
+        new[0, active] = slope
+        if rung == 0:
+            best[active] = slope
+        for column in range(1, rung + 1):
+            correction = (new[column - 1] - row[column - 1]) / (4.0**column - 1)
+            new[column] = new[column - 1] + correction
+            # What two neighbours say differs by more than the error of the better one.
+            apart = np.maximum(
+                np.abs(new[column] - new[column - 1]), np.abs(new[column] - row[column - 1])
+            )
+            estimate = apart[active] + rounding
+            better = estimate < error[active]
+            chosen = active[better]
+            best[chosen], error[chosen] = new[column, chosen], estimate[better]
+        row = new
+        # Shorter steps are left out where rounding alone is more than the error so far.
+        settled = (error[active] <= _ENOUGH * np.abs(best[active])) | (rounding > error[active])
+        active = active[~settled]
+    hessian, errors = np.empty((2, second.size, second.size))
+    hessian[i, j] = hessian[j, i] = best
+    errors[i, j] = errors[j, i] = error
+    return hessian, errors

@@ -56,6 +56,48 @@ class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, n
         return f"\n{self.args[0]}"
 
 
+class Row(NamedTuple):
+    """How an array that f returned is written as a row of real numbers.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        The shape that f has to return at every point.
+    is_complex : bool
+        Whether each number is two, its real and its imaginary part.
+    """
+
+    shape: tuple[int, ...]
+    is_complex: bool
+
+    @classmethod
+    def of(cls, value: Any) -> Row:
+        """Return the form of what f returned at x."""
+        array = _numbers(value)
+        return cls(array.shape, array.dtype.kind == "c")
+
+    @property
+    def size(self) -> int:
+        """The number of real numbers."""
+        return math.prod(self.shape) * (2 if self.is_complex else 1)
+
+    def __call__(self, value: Any) -> FloatArray:
+        """Return what f returned as a new array of real numbers, shape (size,)."""
+        array = _numbers(value)
+        if array.shape != self.shape:
+            raise ValueError(
+                f"`f` must return the same shape at every point. Got {array.shape}, and "
+                f"{self.shape} at `x`."
+            )
+        if array.dtype.kind == "c" and not self.is_complex:
+            raise ValueError(
+                "`f` must return complex numbers at every point or at none. Got complex numbers, "
+                "and real ones at `x`."
+            )
+        dtype = np.complex128 if self.is_complex else np.float64
+        return np.array(array, dtype, order="C").reshape(-1).view(np.float64)
+
+
 class Objective:
     """A function of the entries of a tree, which are counted leaf by leaf in memory order.
 
@@ -198,7 +240,24 @@ class Objective:
             self.f, self.x, self.args, entries, points, tolerant, batched=self._batched
         )
 
-    def _shared_out(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
+    def rows_at(
+        self, row: Row, entries: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
+        """Evaluate an f with an array as result; see `at`.
+
+        Returns
+        -------
+        ndarray of float64, shape (K, M, row.size)
+        """
+        if self._workers is not None:
+            return self._shared_out(entries, points, tolerant, row)
+        values = _evaluate_rows(self.f, self.x, self.args, entries, points, tolerant, row)
+        self.bar(points.size)
+        return values
+
+    def _shared_out(
+        self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None = None
+    ) -> FloatArray:
         """Evaluate f in blocks of entries, through a map-like callable."""
         assert self._workers is not None
         count = _BLOCKS_PER_WORKER * _worker_count(self._workers)
@@ -208,7 +267,7 @@ class Objective:
         ]
         if not tasks:
             return np.empty(points.shape)
-        work = functools.partial(_work, self.f, _Parcel.of(self.x), self.args, tolerant)
+        work = functools.partial(_work, self.f, _Parcel.of(self.x), self.args, tolerant, row)
         blocks = []
         for block in self._workers(work, tasks):
             if isinstance(block, _Failure):
@@ -219,7 +278,7 @@ class Objective:
                     f"It gave {type(block).__name__}."
                 )
             blocks.append(block)
-            self.bar(block.size)
+            self.bar(block.shape[0] * block.shape[1])
         return np.concatenate(blocks, axis=1)
 
     def along(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
@@ -359,6 +418,57 @@ def _evaluate_python(
         if not mounted.is_unchanged():
             raise ValueError("`f` must not change `x`.")
     return np.array(values, np.float64).reshape(points.T.shape).T
+
+
+def _evaluate_rows(
+    f: Function,
+    x: Tree,
+    args: tuple[Any, ...],
+    entries: IntArray,
+    points: FloatArray,
+    tolerant: bool,
+    row: Row,
+) -> FloatArray:
+    """Evaluate an f with an array as result in a loop, with x nudged in place."""
+    values = np.empty((len(entries), len(points), row.size))
+    mounted = x.mounted()
+    with mounted as root, np.errstate(all="ignore"):
+        for leaf, places, part in _leaves_of(x, entries):
+            live = leaf.array.transpose(leaf.axes).flat
+            rows = values[part]
+            for i, nudged, found in zip(places.tolist(), points.T[part], rows, strict=True):
+                kept = live[i]
+                for k, number in enumerate(nudged.tolist()):
+                    live[i] = number
+                    if leaf.is_number:
+                        leaf.put(number)
+                        root = x.root
+                    try:
+                        value = f(root, *args)
+                    except ArithmeticError:
+                        if not tolerant:
+                            raise
+                        found[k] = math.nan
+                    else:
+                        found[k] = row(value)
+                live[i] = kept
+                if leaf.is_number:
+                    leaf.put(float(kept))
+                    root = x.root
+        if not mounted.is_unchanged():
+            raise ValueError("`f` must not change `x`.")
+    return values.transpose(1, 0, 2)
+
+
+def _numbers(value: Any) -> Any:
+    """Return what f returned as an array of real or complex numbers."""
+    try:
+        array = np.asarray(value)
+    except ValueError:  # a ragged list
+        array = np.asarray(None)
+    if array.dtype.kind not in "biufc":
+        raise TypeError(f"`f` must return an array of numbers. Got {value!r:.60}.")
+    return array
 
 
 def _tolerant_number(f: Function, *args: Any) -> float:
@@ -624,10 +734,13 @@ def _work(
     parcel: _Parcel,
     args: tuple[Any, ...],
     tolerant: bool,
+    row: Row | None,
     task: tuple[IntArray, FloatArray],
 ) -> FloatArray | _Failure:
     """Evaluate one block, in the worker."""
     try:
+        if row is not None:
+            return _evaluate_rows(f, parcel.tree(), args, *task, tolerant, row)
         return _evaluate_block(f, parcel.tree(), args, *task, tolerant)
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         # Pools differ in what they hand on: causes get lost, and an exception that cannot be

@@ -1,10 +1,10 @@
 r"""The central difference for a network of any depth and for steps of any size.
 
 As `fastgrad.kernels.central_difference.two_layers` this evaluates the change of the loss at both
-perturbed points of every parameter, but with library functions instead of short polynomials. A nudge of one
-weight moves the input of one unit; the moves of all units above it are found layer by layer, each
-by the exact change of its activation function. All weights in a row of a matrix are nudged
-together, so that the products with the layers above are products of matrices.
+perturbed points of every parameter, but with library functions instead of short polynomials. A
+nudge of one weight moves the input of one unit; the moves of all units above it are found layer by
+layer, each by the exact change of its activation function. All weights in a row of a matrix are
+nudged together, so that the products with the layers above are products of matrices.
 
 The steps follow a forward pass of `fastgrad.kernels.forward`. Their arguments:
 
