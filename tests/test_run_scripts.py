@@ -353,20 +353,6 @@ def test_data_of_the_readers_own_are_read_by_the_readers_own_function(tmp_path, 
     assert module.load_mnist.__module__ == "fastgrad.data.mnist"
 
 
-def test_the_closing_lines_never_fail(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    book.install()
-    try:
-        import common.gradient  # noqa: F401 - recognition begins with it
-
-        from fastgrad.book import finder
-
-        monkeypatch.setattr(finder._installed.recognition, "report", lambda: 1 / 0)
-        assert book.report() == "fastgrad served common.gradient."
-    finally:
-        book.uninstall()
-
-
 def test_a_served_network_is_pickled_by_the_name_that_it_was_imported_by(tmp_path, capfd):
     script = tmp_path / "ch05" / "main.py"
     script.parent.mkdir()

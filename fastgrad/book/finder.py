@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import contextlib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -54,21 +53,20 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.served: list[str] = []
         #: A line for each file with definitions of the book's names that are the reader's own.
         self.own: list[str] = []
-        #: What recognises the reader's networks, once ``common.gradient`` is served.
-        self.recognition: Any = None
         #: What is done to a module of a library when a script has imported it.
         self.afterwards: dict[str, Callable[[types.ModuleType], None]] = {}
 
     def lines(self) -> list[str]:
         """Return what there is to say at the end of a run."""
         found = [f"fastgrad served {', '.join(self.served) or 'no module'}.", *self.own]
-        if self.recognition is not None:
-            # The reader may have left anything where the networks' parameters were.
-            with contextlib.suppress(Exception):
-                found += self.recognition.report()
         if self._loops is not None:
             found += self._loops.lines()
         return found
+
+    @property
+    def is_used(self) -> bool:
+        """Whether anything has been served or computed."""
+        return bool(self.served or (self._loops is not None and self._loops.lines()))
 
     @property
     def _loops(self) -> Any:
@@ -173,23 +171,13 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             self.own.append(f"{place}: your own {_listed(own)}")
 
     def _note(self, name: str, title: str, remark: str) -> None:
-        """Note a module that has been served, and recognise networks from when that can be."""
+        """Note a module that has been served."""
         self.served.append(name + (f" (as {title})" if title != name else "") + remark)
-        served_gradient = "fastgrad.book.gradients" in sys.modules
-        if served_gradient and self.recognition is None and "common.gradient" not in self.keep:
-            from fastgrad.book import recognition
-
-            self.recognition = recognition.Recognition()
-            self._before = recognition.use(self.recognition)
 
     def stop(self) -> None:
-        """End the recognition of networks, and forget the reader's loops."""
+        """Forget the reader's loops."""
         if self._loops is not None:
             self._loops.forget()
-        if self.recognition is not None:
-            from fastgrad.book import recognition
-
-            recognition.use(self._before)
 
     def _chapter(self) -> int:
         """Return which chapter's ``two_layer_net`` is meant where there is no such file.

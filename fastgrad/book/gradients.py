@@ -1,4 +1,4 @@
-"""The book's ``common.gradient``: numerical gradients, recognised where they can be."""
+"""The book's ``common.gradient``: numerical gradients, in the fastest way there is."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.book import recognition
+from fastgrad.book import loops
 from fastgrad.numdiff import gradients
 
 __all__ = ["numerical_gradient", "numerical_gradient_2d"]
@@ -43,7 +43,7 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, h: Any = 1e-4, **options
     array([6., 8.])
     """
     if not (isinstance(x, np.ndarray) and x.dtype.kind in "biu"):
-        return recognition.numerical_gradient(f, x, h, **options)
+        return _of_numbers(f, x, h, options)
     grad = np.zeros_like(x)
     for index in np.ndindex(x.shape):
         held = x[index]
@@ -53,6 +53,26 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, h: Any = 1e-4, **options
         grad[index] = (upper - f(x)) / (2 * h)
         x[index] = held
     return grad
+
+
+def _of_numbers(f: Callable[[Any], Any], x: Any, h: Any, options: dict[str, Any]) -> Any:
+    """Differentiate by real numbers: in the fastest way, or in a loop that is timed."""
+    usual = (
+        type(x) is np.ndarray
+        and x.dtype in (np.float32, np.float64)
+        and x.flags.c_contiguous
+        and type(h) is float
+        and not options
+    )
+    if not usual:
+        return gradients.numerical_gradient(f, x, h, **options)
+    found = loops.central_differences(f, x, h)
+    if found is not None:
+        return found
+    try:
+        return gradients.numerical_gradient(f, x, h, batched=False)
+    finally:
+        loops.ended()
 
 
 def numerical_gradient_2d(f: Callable[..., Any], X: Any) -> Any:

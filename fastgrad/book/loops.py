@@ -31,8 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
+from fastgrad.numdiff.objective import one_number
 
-__all__ = ["computed", "ended", "forget", "lines", "result"]
+__all__ = ["central_differences", "computed", "ended", "forget", "lines", "result"]
 
 #: Loops over fewer entries are left alone, and those that take less time, in seconds.
 _FEW, _MOMENT = 8, 0.05
@@ -341,7 +342,57 @@ def ended() -> None:
         return
     began, key, f, why = _running.loops.pop()
     if why and (took := time.perf_counter() - began) >= _MOMENT:
-        _note(key, _title(key[0], f), f"left to your loop: {why}", took, took)
+        title = _name(f) if key[0] is central_differences else _title(key[0], f)
+        _note(key, title, f"left to your loop: {why}", took, took)
+
+
+def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
+    """Compute the gradient of f at x by central differences, in the fastest way there is.
+
+    It is for the book's own loop, whose rule is known.
+
+    Parameters
+    ----------
+    f : callable
+        Takes x, returns a number.
+    x : ndarray of float32 or float64
+        Moved in place and restored.
+    h : float
+
+    Returns
+    -------
+    ndarray of x's shape and dtype, or None
+        None if f has to be evaluated in a loop; `ended` has to be called at its end.
+    """
+    key: Any = (central_differences, getattr(getattr(f, "__func__", f), "__code__", type(f)))
+    start = time.perf_counter()
+    try:
+        read = reading.read(f, x)
+        if read.obstacle:
+            raise _Left(read.obstacle)
+        began = time.perf_counter()
+        here = one_number(f(x))
+        pace = time.perf_counter() - began
+        if 2 * x.size * pace < _MOMENT:
+            raise _Left("")
+        out = np.empty_like(x)
+        found = _recognised(f, x, h, here)
+        if found is not None:
+            out[...], way = found[0], f"by the compiled kernels, {found[1]}"
+        else:
+            rule = _Rule(0, (True, True), 0, "C", "x", (), True)
+            flat = x.reshape(-1)
+            points = np.stack([flat + h, flat - h])
+            upper, lower = _at_once(f, x, rule, points, pace)
+            out[...], way = ((upper - lower) / (2 * h)).reshape(x.shape), "all points at once"
+        if read.stores:
+            _at_last(f, x, _Rule(0, (True, True), 0, "C", "x", (), True), np.stack([x.ravel() - h]))
+    except (_Left, *_ERRORS) as reason:
+        why = str(reason).rstrip(".")
+        _running.loops.append((start, key, f, why))
+        return None
+    _note(key, _name(f), way, time.perf_counter() - start, 2 * x.size * pace)
+    return out
 
 
 def lines() -> list[str]:
@@ -375,6 +426,12 @@ def _title(code: types.CodeType, f: Any) -> str:
     of = str(getattr(f, "__qualname__", type(f).__name__)).replace(".<locals>", "")
     of = of.replace("<lambda>", "a lambda").rpartition(".")[2]
     return f"{os.path.basename(code.co_filename)}: {code.co_name} of {of}:"
+
+
+def _name(f: Any) -> str:
+    """Return what to call a function whose gradient the book's loop computes."""
+    name = str(getattr(f, "__qualname__", type(f).__name__)).partition(".<locals>")[0]
+    return f"numerical_gradient in {name}:".replace("in <lambda>", "of a lambda")
 
 
 def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
@@ -448,10 +505,11 @@ def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) ->
     pace = seconds / (rule.before + rule.after + len(rule.block) * x.size)
     # It takes a moment until the kernels are there.
     is_worth_it = seconds >= _LONG or _recognition is not None
-    slopes = _compiled(f, x, rule, points) if is_worth_it else None
-    if slopes is not None:
-        values = slopes * (points[0] - points[1]) / 2
-        values, way = np.stack([values, -values]), "by the compiled kernels"
+    found = _compiled(f, x, rule, points, here) if is_worth_it else None
+    if found is not None:
+        slopes, network = found
+        values = slopes.reshape(-1) * (points[0] - points[1]) / 2
+        values, way = np.stack([values, -values]), f"by the compiled kernels, {network}"
     else:
         values, way = _at_once(f, x, rule, points, pace), "all points at once"
     _running.result = _replayed(call, rule, points, values, here, like)
@@ -495,8 +553,8 @@ def _points(call: _Call, rule: _Rule) -> NDArray[Any]:
     return points
 
 
-def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> Any:
-    """Return the slopes of a recognised network's loss, or None."""
+def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any], here: Any) -> Any:
+    """Return the slopes of a recognised network's loss, and what it is, or None."""
     if rule.block != (True, True) or rule.passes != "x" or not rule.is_linear or rule.further:
         return None
     nearest = int(np.argmin(np.abs(x)))
@@ -509,14 +567,23 @@ def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any]) -> Any
         for i, side in enumerate((sign, -sign))
     ):
         return None
+    return _recognised(f, x, h, float(here))
+
+
+def _recognised(f: Any, x: NDArray[Any], h: float, here: float) -> Any:
+    """Return the central differences of a recognised network's loss, and what it is, or None."""
+    if x.dtype != np.float64:
+        return None
     from fastgrad.book import recognition  # which needs Numba
 
     global _recognition
     with _lock:
         if _recognition is None:
             _recognition = recognition.Recognition()
-    found = _recognition.gradient(f, x, h)
-    return None if found is None else found.reshape(-1)
+    try:
+        return _recognition.gradient(f, x, h, here)
+    except recognition.NotRecognised:
+        return None
 
 
 def _at_once(

@@ -103,13 +103,13 @@ def run_script(
         begin = time.perf_counter()
         status = _execute(code, str(script), main)
         seconds = time.perf_counter() - begin
-        report = served.lines()
+        report, used = served.lines(), served.is_used
     _flush_stdout()
     _say("\n".join(["", *report, f"The script took {seconds:.2f} s."]), stderr)
     if limit is not None:
         own = comparison.run_own_way(script, args, limit)
         ours = comparison.Timing([at - begin for at in lines], seconds, status)
-        _say(comparison.verdict(own, ours), stderr)
+        _say(comparison.verdict(own, ours, used=used), stderr)
     return status
 
 

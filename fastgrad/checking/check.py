@@ -286,6 +286,7 @@ def check_backward(
         product = np.sum(np.multiply(forward(nudged["x"]), np.conj(dout)))
         return product.real if dout.dtype.kind == "c" else product
 
+    weighted.__module__ = getattr(forward, "__module__", weighted.__module__)  # read as the user's
     return check_gradient(weighted, grads, tree, h, rng=source, **options)
 
 
