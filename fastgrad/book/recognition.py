@@ -252,7 +252,6 @@ class Recognition:
                 _Function(f, x, read.codes).at([x], [last])
         except _Refused as refused:
             state.reason = str(refused)
-            self._met.pop(title, None)
             line = f"fastgrad left {title} to the loop: {refused}."
             if line not in self.lines:
                 self.lines.append(line)
@@ -266,15 +265,15 @@ class Recognition:
     def _slopes(self, f: _Function, h: float, objects: list[Any], key: Any) -> FloatArray:
         """Return the compiled slopes, of the network known or of one that is found now."""
         state = self._state
-        start = time.perf_counter()
-        value = f.at([], [])
-        state.seconds = time.perf_counter() - start
         net = state.networks.get(key)
         if net is not None:
-            slopes = self._verified(f, value, h, objects, net)
+            slopes = self._verified(f, None, h, objects, net)
             if slopes is not None:
                 return slopes
             del state.networks[key]
+        start = time.perf_counter()
+        value = f.at([], [])
+        state.seconds = time.perf_counter() - start
         deadline = start + _SHARE * 2 * f.x.size * state.seconds
         for net in self._candidates(f, value, objects, deadline):
             slopes = self._verified(f, value, h, objects, net)
@@ -290,22 +289,40 @@ class Recognition:
         raise _Refused(_UNKNOWN)
 
     def _verified(
-        self, f: _Function, value: float, h: float, objects: list[Any], net: _Network
+        self, f: _Function, value: float | None, h: float, objects: list[Any], net: _Network
     ) -> FloatArray | None:
-        """Return the compiled slopes if f is the network's loss, every entry of x being moved."""
+        """Return the compiled slopes if f is the network's loss, every entry of x being moved.
+
+        The value at x itself is evaluated unless it is given, or was compared in the last call.
+        """
+        state = self._state
         arrays = [objects[place] for place in net.places]
         batch = _batch(objects, *net.batch, len(arrays[0]), np.size(arrays[-1]))
         number = next((n for n, array in enumerate(arrays) if array is f.x), None)
         if batch is None or number is None or not _chain_fits(arrays):
             return None
-        if not self._agrees(f.x.copy(), value, arrays, number, batch, net.hypothesis):
-            return None
+        activation, *numbers = net.hypothesis
+        settings = np.array([activation == "relu", *numbers, h], np.float64)
+        inputs = (*arrays, batch.x, batch.t, settings)
+        is_known = len(inputs) == len(state.inputs) and all(map(_equal, inputs, state.inputs))
         sign = self._rng.choice([-1.0, 1.0], f.x.shape)
-        for signs in (sign, -sign):
-            end = f.x + signs * self._rng.uniform(0.5 * h, h, f.x.shape)
-            if not self._agrees(end, f.at([f.x], [end]), arrays, number, batch, net.hypothesis):
+        points = [f.x + s * self._rng.uniform(0.5 * h, h, f.x.shape) for s in (sign, -sign)]
+        # First all of f, then all that is compiled: the threads of the two disturb one another.
+        start = time.perf_counter()
+        values = [f.at([f.x], [point]) for point in points]
+        state.seconds = 0.5 * (time.perf_counter() - start)
+        if not is_known:
+            points.append(f.x.copy())
+            values.append(f.at([], []) if value is None else value)
+        for point, there in zip(points, values, strict=True):
+            if not self._agrees(point, there, arrays, number, batch, net.hypothesis):
                 return None
-        return self._compiled_slopes(net.hypothesis, arrays, number, batch, h)
+        if not is_known or number not in state.slopes:
+            state.slopes = self._central_differences(net.hypothesis, arrays, batch, h)
+            state.inputs = tuple(np.array(part) for part in inputs)
+        out = np.empty_like(f.x)
+        out[...] = state.slopes.pop(number).reshape(out.shape)
+        return out
 
     def _agrees(
         self,
@@ -353,28 +370,15 @@ class Recognition:
     ) -> FloatArray:
         return self._compiled(hypothesis, arrays, batch).predict(batch.x)
 
-    def _compiled_slopes(
-        self,
-        hypothesis: Hypothesis,
-        arrays: list[FloatArray],
-        number: int,
-        batch: _Batch,
-        h: float,
-    ) -> FloatArray:
-        """Return the central differences by a parameter; computed for all of them at once."""
-        state = self._state
-        inputs = (*arrays, batch.x, batch.t, np.array([*hypothesis[1:], h], np.float64))
-        kept = len(inputs) == len(state.inputs) and all(map(_equal, inputs, state.inputs))
-        if number not in state.slopes or not kept:
-            net = self._compiled(hypothesis, arrays, batch)
-            t = batch.labels if hypothesis.largest else batch.t
-            found = net.numerical_gradient(batch.x, t, h)
-            scale = batch.size if hypothesis.summed else 1
-            state.slopes = {n: scale * grad for n, grad in enumerate(found.values())}
-            state.inputs = tuple(np.array(part) for part in inputs)
-        out = np.empty_like(arrays[number])
-        out[...] = state.slopes.pop(number).reshape(out.shape)
-        return out
+    def _central_differences(
+        self, hypothesis: Hypothesis, arrays: list[FloatArray], batch: _Batch, h: float
+    ) -> dict[int, FloatArray]:
+        """Return the central differences by all parameters."""
+        net = self._compiled(hypothesis, arrays, batch)
+        t = batch.labels if hypothesis.largest else batch.t
+        scale = batch.size if hypothesis.summed else 1
+        found = net.numerical_gradient(batch.x, t, h)
+        return {number: scale * slopes for number, slopes in enumerate(found.values())}
 
     # --- the search
 
