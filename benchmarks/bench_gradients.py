@@ -73,6 +73,23 @@ class PeakMemory:
         self.numerical_gradient(function(kind), self.x)
 
 
+class SeveralOutputs(PerCall):
+    """A Jacobian of 20 outputs by 10 entries, and a Hessian by 10 entries."""
+
+    def setup(self):
+        self.jacobian, self.hessian = find("fastgrad", "numerical_jacobian", "numerical_hessian")
+        rng = np.random.default_rng(0)
+        self.x, self.A = rng.normal(size=10), rng.normal(size=(20, 10))
+        self.time_jacobian()
+        self.time_hessian()
+
+    def time_jacobian(self):
+        self.jacobian(lambda x: np.tanh(self.A @ x), self.x)
+
+    def time_hessian(self):
+        self.hessian(lambda x: np.sum(np.tanh(self.A @ x)), self.x)
+
+
 class CheckGradient(PerCall):
     def setup(self):
         gradient, self.check_gradient = find("fastgrad", "numerical_gradient", "check_gradient")

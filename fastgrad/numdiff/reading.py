@@ -167,9 +167,15 @@ def _is_of(value: Any, *packages: str) -> bool:
     return str(getattr(value, "__module__", "")).partition(".")[0] in packages
 
 
+#: Modules of ours with the book's formulas in plain NumPy, which are read as the reader's are.
+_FORMULAS = frozenset({"fastgrad.book.functions", "fastgrad.book.layers"})
+
+
 @functools.cache
 def _is_the_readers(module: str) -> bool:
     """Return whether a module is neither the standard library's, nor installed, nor ours."""
+    if module in _FORMULAS:
+        return True
     root = module.partition(".")[0]
     if root in sys.stdlib_module_names or root in ("fastgrad", "numpy"):
         return False
