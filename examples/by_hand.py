@@ -1,7 +1,7 @@
 """The exercise of chapter 4 as a reader types it (*Deep Learning from Scratch*, section 4.5).
 
 Nothing in the class is fastgrad's, and nothing has to be changed: its numerical gradient is
-recognised, verified, and computed by compiled code.
+recognised, verified in every call, and computed by compiled code.
 """
 
 import time

@@ -960,6 +960,18 @@ def test_wrong_arguments_of_what_goes_back_over_windows():
             fastgrad.col2im(wrong, IMAGES.shape, 2, 2)
 
 
+@pytest.mark.parametrize("call", [fastgrad.numerical_jacobian, fastgrad.numerical_hessian])
+def test_wrong_arguments_of_derivatives_of_arrays(call):
+    for wrong in ("x", None, [[1.0], [1.0, 2.0]], 1j):
+        with pytest.raises((TypeError, ValueError), match="`x"):
+            call(np.sum, wrong)
+    for wrong in (None, 3, "f"):
+        with pytest.raises(TypeError, match="`f` must be callable"):
+            call(wrong, np.ones(2))
+    with pytest.raises(TypeError, match="`args` must be a tuple"):
+        call(np.sum, np.ones(2), args=1)
+
+
 def test_every_public_callable_is_covered():
     here = inspect.getsource(inspect.getmodule(test_every_public_callable_is_covered))
     here += " ".join(SETTINGS)  # the optimizers, by name

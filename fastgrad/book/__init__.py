@@ -3,9 +3,9 @@
 A script or a notebook of the book's chapters 2 to 8 imports ``common.functions``,
 ``dataset.mnist`` or ``two_layer_net``. After `install` those that are missing are served; in those
 that the reader has, each definition that is the book's gives way to a faster one, and everything
-else is the reader's. `run_script` does that for one script. A network that the reader wrote is
-recognised by `numerical_gradient` as ``common.gradient`` serves it, see
-`fastgrad.book.recognition`; `report` tells.
+else is the reader's. `run_script` does that for one script. A numerical
+gradient of a network that the reader wrote is computed in the fastest of three ways, see
+`fastgrad.book.loops`; `report` tells.
 
 Examples
 --------

@@ -324,12 +324,12 @@ def uninstall() -> None:
 
 
 def report() -> str:
-    """Say what has been served since `install`, and which networks were recognised.
+    """Say what has been served since `install`, and how numerical gradients were computed.
 
     Returns
     -------
     str
-        A line each; for a function with a network that was left to the loop the line says why.
+        A line each; for a function that was left to its loop the line says why.
 
     Raises
     ------

@@ -276,6 +276,8 @@ class _Record:
             else:
                 times = loop / max(took, 1e-9)
                 text = f"{self.title} {way}, {times:,.{1 if times < 10 else 0}f} times faster"
+                if times < 1:
+                    text = f"{self.title} {way}, no faster than the loop"
             text += f" ({calls:,.0f} calls)" if calls > 1 else ""
             found += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
         return found

@@ -43,8 +43,8 @@ def run_script(
     folder first on the path. The folder above that is on the path as well. ``np.int`` and
     ``np.float``, which the book uses, are lent to it where NumPy no longer has them. Processes
     that it starts by `multiprocessing` find the served modules too. At the end, when its threads
-    have ended, the modules served, the definitions that are the reader's own, the networks
-    recognised and the time taken are written to stderr.
+    have ended, the modules served, the definitions that are the reader's own, how numerical
+    gradients were computed, and the time taken are written to stderr.
 
     Parameters
     ----------
