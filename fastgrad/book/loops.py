@@ -54,6 +54,7 @@ _ERRORS = (
     LookupError,
     TypeError,
     ValueError,
+    Warning,  # where warnings are errors
     np.linalg.LinAlgError,
 )
 
