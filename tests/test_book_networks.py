@@ -125,6 +125,14 @@ def test_chapter_4_fails_where_the_books_class_fails(batch):
     assert net.loss(x, soft) == pytest.approx(net.loss(x, one_hot), rel=1e-12)
 
 
+def test_chapter_4_returns_gradients_in_the_books_order(batch):
+    x, labels = batch
+    targets = np.eye(4)[labels]
+    net = BookTwoLayerNet(6, 5, 4)
+    assert list(net.gradient(x, targets)) == ["W2", "b2", "W1", "b1"]
+    assert list(net.numerical_gradient(x, targets)) == ["W1", "b1", "W2", "b2"]
+
+
 def test_layers_hold_the_arrays_that_they_were_made_with(layered, batch):
     """As in the book an array that is put into ``params`` later takes no effect."""
     x, t = batch

@@ -9,6 +9,7 @@ import textwrap
 import threading
 import traceback
 import types
+import warnings
 
 import numpy as np
 import pytest
@@ -387,6 +388,43 @@ def test_f_is_evaluated_as_often_as_written_where_it_keeps_a_record():
     module = define(text + nditer(CENTRAL))
     module.g(module.loss, np.ones(20))
     assert len(module.calls) == 40
+
+
+def test_a_python_function_is_called_as_often_by_a_ufunc():
+    calls = []
+
+    def square(value):
+        calls.append(value)
+        return value * value
+
+    text = nditer(CENTRAL) + "def loss(x):\n    return np.mean(square(A.dot(x)).astype(float))\n"
+    module = define(text, square=np.frompyfunc(square, 1, 1), A=WEIGHTS)
+    module.g(module.loss, np.ones((200, 2)))
+    assert len(calls) == 2 * 400 * 60
+
+
+def test_floating_point_errors_are_reported_as_often():
+    errors = []
+    module = define(nditer(CENTRAL) + "def loss(x):\n    return np.sum(np.sqrt(x))\n")
+    with np.errstate(call=lambda *error: errors.append(error), invalid="call"):
+        module.g(module.loss, -np.ones((4, 5)))
+    assert len(errors) == 2 * 20
+
+
+def test_a_warning_that_is_an_error_is_raised_by_the_loop():
+    x = np.ones((4, 5))
+    x[2, 3] = 5e-5
+    points = []
+    for plain in (False, True):
+        text = nditer(CENTRAL) + "def loss(x):\n    return np.sum(np.sqrt(x))\n"
+        module, point = define(text, plain=plain), x.copy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            with pytest.raises(RuntimeWarning, match="invalid value"):
+                module.g(module.loss, point)
+        points.append(point)
+    assert points[0][2, 3] != x[2, 3]
+    np.testing.assert_array_equal(*points)
 
 
 def test_what_layers_remember_is_as_the_loop_leaves_it():

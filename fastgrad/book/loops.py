@@ -55,6 +55,7 @@ _ERRORS = (
     LookupError,
     TypeError,
     ValueError,
+    Warning,  # where warnings are errors
     np.linalg.LinAlgError,
 )
 

@@ -167,7 +167,8 @@ class BookTwoLayerNet(_Book, fully_connected.TwoLayerNet):
     def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient by backpropagation; targets are one-hot, as in the book."""
         if np.ndim(t) == 2 and self._is_usual(x, t):
-            return self._exact_gradient(x, t)
+            grads = self._exact_gradient(x, t)
+            return {name: grads[name] for name in ("W2", "b2", "W1", "b1")}  # the book's order
         a1, z1, y = self._forward(x)
         dy = (y - t) / x.shape[0]
         da1 = sigmoid_grad(a1) * np.dot(dy, self.params["W2"].T)

@@ -55,6 +55,8 @@ class Reading(NamedTuple):
 _REACH, _STEPS, _MEMORY = 20_000, 20_000, 64
 #: What cannot be changed, and holds nothing.
 _PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice})
+#: What `np.seterr` can be told to do at each error, so that one can count how many there are.
+_REPORTED = frozenset({"call", "print", "log"})
 _CONTAINERS: Any = dict | list | tuple | set | frozenset | deque
 
 # ------------------------------------------------------------------------------ what is in reach
@@ -527,7 +529,7 @@ class _Reader:
             return self._local(f, args, keywords, starred)
         if isinstance(f, types.FunctionType) and _is_open(f):
             return self._function(f, args, keywords, starred)
-        if _is_numpys(f) or isinstance(f, np.ufunc):
+        if _is_numpys(f) or _is_compiled(f):
             return self._of_numpy(f, args, keywords, starred)
         if isinstance(f, type):
             return self._class(f, args, keywords, starred)
@@ -797,7 +799,7 @@ class _Reader:
         if cls is np.ndarray or cls in _PLAIN or isinstance(holder, np.generic):
             return self._attribute_of_array(value, name)
         if isinstance(holder, np.ufunc):
-            if name not in ("reduce", "outer", "accumulate"):
+            if name not in ("reduce", "outer", "accumulate") or not _is_compiled(holder):
                 self._stop(f"calls np.{holder.__name__}.{name}")
             return _of(np.sum)
         if isinstance(holder, _Super):
@@ -1235,6 +1237,11 @@ def _is_numpys(value: Any) -> bool:
     return str(name).partition(".")[0] == "numpy"
 
 
+def _is_compiled(value: Any) -> bool:
+    """Return whether a value is a ufunc that calls no Python function, as `np.frompyfunc`'s do."""
+    return isinstance(value, np.ufunc) and not set("".join(value.types)) <= set("O->")
+
+
 def _either(one: dict[Any, _Value], other: dict[Any, _Value]) -> dict[Any, _Value]:
     """Join what is known on two paths; a name may be missing on one of them."""
     both = {k: v.joined(other[k]) for k, v in one.items() if k in other}
@@ -1280,6 +1287,8 @@ def read(f: Any, *args: Any) -> Reading:
 
 def read_reach(f: Any, args: Sequence[Any], reach: Reach) -> Reading:
     """Do what `read` does, of a function whose reach is known."""
+    if not _REPORTED.isdisjoint(np.geterr().values()):
+        return Reading("np.seterr has every floating-point error reported", stores=False)
     if not reach.is_complete:
         return Reading("it can reach more objects than can be looked at", stores=False)
     key = tuple(reach.fingerprint)
