@@ -197,6 +197,14 @@ class TestZeros:
         assert check_gradient(loss, wrong, p).arrays["b"].verdict == "wrong"
 
 
+class TestZeroSlopesAndCoarseValues:
+    @pytest.mark.parametrize("offset", [1e16, 1e17])
+    def test_a_slope_that_is_seen_all_the_same(self, offset):
+        f = lambda x: offset + np.sum(x)  # noqa: E731
+        assert verdict(f, [0.0, 0.0], [0.3, 0.7]) == "wrong"
+        assert verdict(f, [1.0, 1.0], [0.3, 0.7]) in ("ok", "unresolved")
+
+
 class TestFloat32:
     @staticmethod
     def network(seed):

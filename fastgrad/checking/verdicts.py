@@ -95,8 +95,12 @@ def judge(analytic: FloatArray, seen: Evidence, eps: float) -> Codes:
         margin = seen.error + TOLERANCE * seen.steepest
         between = (a >= seen.low - margin) & (a <= seen.high + margin)
         scale = np.where(np.abs(a) <= _EXTREMUM * seen.steepest, seen.steepest, largest)
-        zero = (largest <= _ZERO * seen.rounding) & (
-            seen.error <= _ZERO_ERROR * _ZERO * seen.rounding
+        # Where x is small beside the noise of f, a slope may be that small and still be seen.
+        slope_seen = ~agree & (np.abs(n) > _ZERO_ERROR * seen.error)
+        zero = (
+            (largest <= _ZERO * seen.rounding)
+            & (seen.error <= _ZERO_ERROR * _ZERO * seen.rounding)
+            & ~slope_seen
         )
         rules = [
             (~np.isfinite(a), WRONG),
