@@ -197,6 +197,25 @@ class TestZeros:
         assert check_gradient(loss, wrong, p).arrays["b"].verdict == "wrong"
 
 
+@pytest.mark.parametrize("seed", [0, 3, 21, 148])
+def test_a_gradient_of_nothing_but_rounding_is_not_called_wrong(seed):
+    rng = np.random.default_rng(seed)
+    a, target = rng.normal(size=(12, 6)) / 100, rng.normal(size=(12, 3))
+    weights = rng.normal(size=(6, 3))
+
+    def forward(bias):
+        centred = a + bias - (a + bias).mean(0)
+        deviation = np.sqrt((centred**2).mean(0) + 1e-7)
+        return centred / deviation, deviation
+
+    normal, deviation = forward(np.zeros(6))
+    d = 2 * (np.tanh(normal) @ weights - target) @ weights.T * (1 - np.tanh(normal) ** 2)
+    gradient = ((d - d.mean(0) - normal * (d * normal).mean(0)) / deviation).sum(0)
+    loss = lambda bias: np.sum((np.tanh(forward(bias)[0]) @ weights - target) ** 2)  # noqa: E731
+    assert verdict(loss, gradient, np.zeros(6)) != "wrong"
+    assert verdict(loss, gradient + 1e-3, np.zeros(6)) == "wrong"
+
+
 class TestZeroSlopesAndCoarseValues:
     @pytest.mark.parametrize("offset", [1e16, 1e17])
     def test_a_slope_that_is_seen_all_the_same(self, offset):

@@ -28,7 +28,7 @@ _ZERO = 4.0
 _ZERO_ERROR = 64.0
 
 #: A slope so many times its error is there, and no rounding.
-_SEEN = 8.0
+SEEN = 8.0
 
 #: What is known of an entry, and for those not judged why.
 RIGHT, WRONG, KINK, NOISE, NOT_FINITE, NOT_DRAWN = range(6)
@@ -99,7 +99,7 @@ def judge(analytic: FloatArray, seen: Evidence, eps: float) -> Codes:
         between = (a >= seen.low - margin) & (a <= seen.high + margin)
         scale = np.where(np.abs(a) <= _EXTREMUM * seen.steepest, seen.steepest, largest)
         # Where x is small beside the noise of f, a slope may be that small and still be seen.
-        slope_seen = ~agree & (np.abs(n) > _SEEN * seen.error)
+        slope_seen = ~agree & (np.abs(n) > SEEN * seen.error)
         zero = (
             (largest <= _ZERO * seen.rounding)
             & (seen.error <= _ZERO_ERROR * _ZERO * seen.rounding)
