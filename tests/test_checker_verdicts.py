@@ -307,6 +307,15 @@ class TestArguments:
             with pytest.raises(TypeError, match=r"`x` must be an array.*to_numpy\(\)"):
                 call(np.sum, Table())
 
+    def test_huge_values_raise_no_warning_of_numpys(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            check_gradient(lambda x: np.sum(x), np.ones(2), np.array([1e300, 2e300]))
+
+    def test_a_layer_takes_no_further_arguments(self):
+        with pytest.raises(TypeError, match="`args` must be left out"):
+            check_backward(lambda x: 2 * x, lambda dout: 2 * dout, np.ones(2), args=(1,))
+
     def test_only_checks_warn_of_checks(self):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
