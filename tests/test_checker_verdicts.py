@@ -316,6 +316,11 @@ class TestArguments:
         with pytest.raises(TypeError, match="`args` must be left out"):
             check_backward(lambda x: 2 * x, lambda dout: 2 * dout, np.ones(2), args=(1,))
 
+    @pytest.mark.parametrize("f", [np.sum, lambda x: x[:2], lambda x: np.outer(x, x)])
+    def test_extrapolated_slopes_are_those_of_each_element(self, f):
+        with pytest.raises(ValueError, match=r"must return an array of shape \(3,\), element by"):
+            numerical_diff(f, np.ones(3), "auto")
+
     def test_only_checks_warn_of_checks(self):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
