@@ -316,7 +316,7 @@ class TestArguments:
         with pytest.raises(TypeError, match="`args` must be left out"):
             check_backward(lambda x: 2 * x, lambda dout: 2 * dout, np.ones(2), args=(1,))
 
-    @pytest.mark.parametrize("f", [np.sum, lambda x: x[:2], lambda x: np.outer(x, x)])
+    @pytest.mark.parametrize("f", [np.sum, np.diff, np.diag])
     def test_extrapolated_slopes_are_those_of_each_element(self, f):
         with pytest.raises(ValueError, match=r"must return an array of shape \(3,\), element by"):
             numerical_diff(f, np.ones(3), "auto")
