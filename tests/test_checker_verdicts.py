@@ -197,6 +197,33 @@ class TestZeros:
         assert check_gradient(loss, wrong, p).arrays["b"].verdict == "wrong"
 
 
+@pytest.mark.parametrize("seed", [0, 3, 21, 148])
+def test_a_gradient_of_nothing_but_rounding_is_not_called_wrong(seed):
+    rng = np.random.default_rng(seed)
+    a, target = rng.normal(size=(12, 6)) / 100, rng.normal(size=(12, 3))
+    weights = rng.normal(size=(6, 3))
+
+    def forward(bias):
+        centred = a + bias - (a + bias).mean(0)
+        deviation = np.sqrt((centred**2).mean(0) + 1e-7)
+        return centred / deviation, deviation
+
+    normal, deviation = forward(np.zeros(6))
+    d = 2 * (np.tanh(normal) @ weights - target) @ weights.T * (1 - np.tanh(normal) ** 2)
+    gradient = ((d - d.mean(0) - normal * (d * normal).mean(0)) / deviation).sum(0)
+    loss = lambda bias: np.sum((np.tanh(forward(bias)[0]) @ weights - target) ** 2)  # noqa: E731
+    assert verdict(loss, gradient, np.zeros(6)) != "wrong"
+    assert verdict(loss, gradient + 1e-3, np.zeros(6)) == "wrong"
+
+
+class TestZeroSlopesAndCoarseValues:
+    @pytest.mark.parametrize("offset", [1e16, 1e17])
+    def test_a_slope_that_is_seen_all_the_same(self, offset):
+        f = lambda x: offset + np.sum(x)  # noqa: E731
+        assert verdict(f, [0.0, 0.0], [0.3, 0.7]) == "wrong"
+        assert verdict(f, [1.0, 1.0], [0.3, 0.7]) in ("ok", "unresolved")
+
+
 class TestFloat32:
     @staticmethod
     def network(seed):
@@ -306,6 +333,20 @@ class TestArguments:
         for call in (numerical_gradient, lambda f, x: check_gradient(f, np.ones(2), x)):
             with pytest.raises(TypeError, match=r"`x` must be an array.*to_numpy\(\)"):
                 call(np.sum, Table())
+
+    def test_huge_values_raise_no_warning_of_numpys(self):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", RuntimeWarning)
+            check_gradient(lambda x: np.sum(x), np.ones(2), np.array([1e300, 2e300]))
+
+    def test_a_layer_takes_no_further_arguments(self):
+        with pytest.raises(TypeError, match="`args` must be left out"):
+            check_backward(lambda x: 2 * x, lambda dout: 2 * dout, np.ones(2), args=(1,))
+
+    @pytest.mark.parametrize("f", [np.sum, np.diff, np.diag])
+    def test_extrapolated_slopes_are_those_of_each_element(self, f):
+        with pytest.raises(ValueError, match=r"must return an array of shape \(3,\), element by"):
+            numerical_diff(f, np.ones(3), "auto")
 
     def test_only_checks_warn_of_checks(self):
         with warnings.catch_warnings(record=True) as caught:

@@ -218,3 +218,13 @@ def test_a_step_that_fails_is_not_counted():
     with pytest.raises(TypeError):
         optimizer.update({"W": np.ones(2)}, {"W": np.ones(2)})
     assert optimizer.iter == 0
+
+
+@pytest.mark.parametrize("lr", [-1.0, np.nan, np.inf])
+def test_a_learning_rate_set_later_is_checked_too(lr):
+    optimizer, params = Adam(), {"W": np.ones(2)}
+    optimizer.lr = lr
+    with pytest.raises(ValueError, match="`lr` must be a finite number, at least 0"):
+        optimizer.update(params, {"W": np.ones(2)})
+    assert optimizer.iter == 0
+    np.testing.assert_array_equal(params["W"], np.ones(2))

@@ -445,6 +445,8 @@ def _compute(frame: types.FrameType, name: str, f: Any, key: Any) -> str:
         largest = max(v.size for v in frame.f_locals.values() if _is_array(v))
         if pace[2] or 2 * pace[0] * largest < _MOMENT:
             return pace[2] or "it takes no time"
+    if sys.gettrace() is not None or sys.getprofile() is not None:
+        return "a debugger or a profiler is watching"
     try:
         call, rule, is_stored = _understood(frame, name, f)
     except (_Left, *_ERRORS) as reason:

@@ -261,6 +261,8 @@ def check_backward(
     (True, ['x', 'params.W', 'params.b'])
     """
     source = generator_of(rng)
+    if "args" in options:
+        raise TypeError("`args` must be left out: let `forward` hold what else it needs.")
     for name, function in (("forward", forward), ("backward", backward)):
         if not callable(function):
             raise TypeError(f"`{name}` must be callable. Got {function!r}.")

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 
-from fastgrad.checking.verdicts import TOLERANCE, Codes, Evidence, judge
+from fastgrad.checking.verdicts import SEEN, TOLERANCE, Codes, Evidence, judge
 from fastgrad.numdiff.extrapolation import Bounds, Extrapolated, extrapolated
 from fastgrad.numdiff.formulas import Differences, evaluate_around
 from fastgrad.numdiff.noise import Noise, scatter
@@ -19,6 +19,9 @@ _SAFETY = 6.0
 
 #: An entry may be zero to rounding if it is so many machine epsilons of the gradient's largest.
 _ROUNDED = 512.0
+
+#: The terms that backpropagation adds up to zero may be so many times as large as f.
+_TERMS = 4096.0
 
 #: An error measured is a deviation, of which a slope may be off by a few.
 _DEVIATIONS = 4.0
@@ -73,6 +76,10 @@ def gather(
             seen.numerical[:] = np.nan
         sizes = np.abs(analytic)
         largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
+        # A gradient that is rounding altogether is that of its terms, which may be far larger.
+        terms = _TERMS * seen.rounding
+        lost = (largest <= terms) & (np.abs(seen.numerical) <= SEEN * seen.error)
+        seen.error = np.where(lost, np.fmax(seen.error, terms), seen.error)
         seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
     return seen, judge(analytic, seen, eps)
 

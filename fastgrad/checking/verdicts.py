@@ -27,6 +27,9 @@ _ZERO = 4.0
 #: The numerical gradient has to show that, too, with an error of no more than so many times it.
 _ZERO_ERROR = 64.0
 
+#: A slope so many times its error is there, and no rounding.
+SEEN = 8.0
+
 #: What is known of an entry, and for those not judged why.
 RIGHT, WRONG, KINK, NOISE, NOT_FINITE, NOT_DRAWN = range(6)
 REASONS = {KINK: "kink", NOISE: "noise", NOT_FINITE: "not finite", NOT_DRAWN: "not drawn"}
@@ -95,8 +98,12 @@ def judge(analytic: FloatArray, seen: Evidence, eps: float) -> Codes:
         margin = seen.error + TOLERANCE * seen.steepest
         between = (a >= seen.low - margin) & (a <= seen.high + margin)
         scale = np.where(np.abs(a) <= _EXTREMUM * seen.steepest, seen.steepest, largest)
-        zero = (largest <= _ZERO * seen.rounding) & (
-            seen.error <= _ZERO_ERROR * _ZERO * seen.rounding
+        # Where x is small beside the noise of f, a slope may be that small and still be seen.
+        slope_seen = ~agree & (np.abs(n) > SEEN * seen.error)
+        zero = (
+            (largest <= _ZERO * seen.rounding)
+            & (seen.error <= _ZERO_ERROR * _ZERO * seen.rounding)
+            & ~slope_seen
         )
         rules = [
             (~np.isfinite(a), WRONG),

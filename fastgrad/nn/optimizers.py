@@ -149,7 +149,7 @@ class Optimizer:
     def next_step(self) -> tuple[float, float, float]:
         """Count a step, and return the rule's lr, a and b; for `fit`."""
         a, b = [*(float(getattr(self, name)) for name in self._coefficients), 0.0, 0.0][:2]
-        return float(self.lr), a, b
+        return real_number(self.lr, "lr", minimum=0), a, b  # it may have been set since
 
 
 def _parameter_array(value: Any, key: Any) -> FloatArray:

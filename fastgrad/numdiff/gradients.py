@@ -147,6 +147,11 @@ def _extrapolated_diff(
     """Differentiate each element of f(x) by its own element of x, or all by the only one."""
     here = values(objective.center)
     shape = here.shape if leaf.array.ndim == 0 else leaf.array.shape
+    if here.shape != shape:
+        raise ValueError(
+            f"`f` must return an array of shape {shape}, element by element. Got {here.shape}; "
+            "of a function of several variables take `numerical_gradient` or `numerical_jacobian`."
+        )
     flat = here.reshape(-1) if leaf.array.ndim == 0 else flattened(objective.x, [here])
     center = np.broadcast_to(objective.center, flat.shape)
 

@@ -146,6 +146,6 @@ def _step_of(values: FloatArray) -> float:
 def _deviation(values: FloatArray) -> float:
     """Return the deviation of noise whose differences of fourth and fifth order are the values'."""
     scales = {order: math.factorial(order) ** 2 / math.factorial(2 * order) for order in (4, 5)}
-    return math.sqrt(
-        max(scale * float(np.mean(np.diff(values, order) ** 2)) for order, scale in scales.items())
-    )
+    with np.errstate(over="ignore"):  # the squares of values above 1e154
+        squares = {order: float(np.mean(np.diff(values, order) ** 2)) for order in scales}
+    return math.sqrt(max(scale * squares[order] for order, scale in scales.items()))
