@@ -20,6 +20,7 @@ from __future__ import annotations
 import inspect
 import itertools
 import os
+import sys
 import textwrap
 import threading
 import time
