@@ -559,7 +559,7 @@ def test_chapter_4_with_a_network_written_by_hand(folder, capfd, monkeypatch):
     assert (
         "fastgrad served common.functions, common.gradient.\n"
         "fastgrad recognised MyNet.numerical_gradient as a network of 12-7-3 (sigmoid, "
-        "cross entropy averaged over the batch), verified at "
+        "cross entropy averaged over the batch).\n"
     ) in err
     folder("common/gradient.py", OWN_LOOP)
     script = folder("ch04/by_hand.py", (SCRIPTS / "ch04/by_hand.py").read_text(encoding="utf-8"))

@@ -53,7 +53,7 @@ _SPREADS = (1.0, 8.0, 30.0)
 _INPUTS, _POINTS = 600, 24
 #: Arrays among which a batch is looked for, chains of parameters for each batch and in all,
 #: functions that are remembered, and vain searches for one of them.
-_ARRAYS, _CHAINS, _TRIED, _MEMORY, _VAIN = 100, 8, 60, 16, 3
+_ARRAYS, _CHAINS, _TRIED, _MEMORY, _VAIN = 100, 32, 200, 16, 3
 #: Arrays that are tried for a place in a chain.
 _STEPS = 2000
 #: The loop is left alone where it is cheap: an array of fewer entries than this is no reason to
