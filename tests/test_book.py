@@ -508,13 +508,8 @@ def test_chapter_4_with_a_network_written_by_hand(folder, capfd, monkeypatch):
     out, err = capfd.readouterr()
     assert (
         "fastgrad served common.functions, common.gradient.\n"
-<<<<<<< HEAD
         "numerical_gradient in MyNet.numerical_gradient: by the compiled kernels, 12-7-3\n"
         "  (sigmoid, cross entropy), "
-=======
-        "fastgrad recognised MyNet.numerical_gradient as a network of 12-7-3 (sigmoid, "
-        "cross entropy averaged over the batch).\n"
->>>>>>> reading
     ) in err
     folder("common/gradient.py", OWN_LOOP)
     script = folder("ch04/by_hand.py", (SCRIPTS / "ch04/by_hand.py").read_text(encoding="utf-8"))
