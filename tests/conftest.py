@@ -54,7 +54,7 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True, scope="session")
-def efforts():
+def parallel_costs():
     """Deal the least work out to all threads: that is where mistakes can be made.
 
     The value is what the engine goes by for its users, by name.
@@ -64,7 +64,7 @@ def efforts():
     known = {name: getattr(engine, name) for name in ("PASS", "SERIES", "GENERAL")}
     with pytest.MonkeyPatch.context() as patch:
         for name in known:
-            patch.setattr(engine, name, engine.Effort(1, 0))
+            patch.setattr(engine, name, engine.ParallelCost(1, 0))
         yield known
 
 

@@ -149,7 +149,7 @@ def test_passes_and_perturbations_on_different_numbers_of_threads_in_turn(monkey
     assert len(spaces) == 3  # one for each number of threads, and each of them kept
     for n in range(1, 11):
         engine.forward(x[:n], labels[:n], np.empty((0, 3)))
-    assert [n for n, *_ in engine._spaces] == list(range(11 - engine_module.KEPT, 11))
+    assert [n for n, *_ in engine._spaces] == list(range(11 - engine_module.MAX_WORKSPACES, 11))
 
 
 def test_dense_and_sparse_batches_in_turn(chunks):
@@ -187,10 +187,12 @@ def test_whether_samples_are_sparse_is_judged_by_two_of_them():
         ((4, 3, 2, 2), "d", "central_difference", {1: 1, 2: 1, 10: 2, 100: 2}),
     ],
 )
-def test_a_small_batch_is_for_one_thread(sizes, dtype, call, threads_of, efforts, monkeypatch):
+def test_a_small_batch_is_for_one_thread(
+    sizes, dtype, call, threads_of, parallel_costs, monkeypatch
+):
     monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
     monkeypatch.setattr(threads, "_layer", "tbb")
-    for name, effort in efforts.items():
+    for name, effort in parallel_costs.items():
         monkeypatch.setattr(engine_module, name, effort)
     # Nothing is compiled, and nothing runs.
     monkeypatch.setattr(workspace, "program", lambda *steps: steps)

@@ -137,7 +137,7 @@ class TestArguments:
         want = [7, -1.5, 2, 4, 3, 4, 5, other[1, 0, 2], other[2, 1, 0], other[1, 3, 4], 0, 1, 9]
         assert self.described(args, out) == want
         twice = 2 * other
-        point = steps.pointing([(args, "cube"), (args, "integers")])
+        point = steps.binder([(args, "cube"), (args, "integers")])
         point([twice, np.array([3, 4, 9], np.uint8)])
         want[2:4] = 3, 9
         want[7:10] = [2 * value for value in want[7:10]]
@@ -250,7 +250,7 @@ net.load(params)
 x, soft = rng.random((5, 6)), np.empty((0, 3))
 good, bad = np.zeros(5, np.int64), np.array([0, 1, 2, 10**6, 0])
 for enough in (10**15, 1):  # on one thread, on two
-    engine.PASS = engine.Effort(enough, 0)
+    engine.PASS = engine.ParallelCost(enough, 0)
     want = net.loss(x, good, soft)
     try:
         net.loss(x, bad, soft)

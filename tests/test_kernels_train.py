@@ -42,7 +42,7 @@ def train(params, x, labels, soft, batches, optimizer, *, activation="sigmoid", 
     sizes = (x.shape[1], *(params[f"b{k + 1}"].size for k in range(len(params) // 2)))
     engine = Engine(sizes, activation, delta, params["W1"].dtype, decay)
     copies = {name: array.copy() for name, array in params.items()}
-    data = fit._Data(x, labels, soft, batches.shape[1])
+    data = fit.TrainingSet(x, labels, soft, batches.shape[1])
     run = fit._GradientRun(engine, optimizer, Network(copies), data)
     losses = np.full(len(batches), np.nan)
     run.advance(batches, losses)

@@ -198,7 +198,7 @@ def test_calls_in_any_order(seed, thread_count, monkeypatch):
         wide = rows(t, 3)
         name = rng.choice(list(finite))
         for kind in ("PASS", "SERIES", "GENERAL"):
-            effort = engine.Effort(int(rng.choice([1, 100_000, 10**15])), 0)
+            effort = engine.ParallelCost(int(rng.choice([1, 100_000, 10**15])), 0)
             monkeypatch.setattr(engine, kind, effort)
         change = rng.choice(["nothing", "entry", "array", "spoilt", "mended", "threads"])
         if change == "entry":

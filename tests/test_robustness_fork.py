@@ -16,7 +16,7 @@ from fastgrad.networks import engine
 from numba import njit
 
 # However little: on all threads.
-engine.PASS = engine.SERIES = engine.GENERAL = engine.Effort(1, 0)
+engine.PASS = engine.SERIES = engine.GENERAL = engine.ParallelCost(1, 0)
 warnings.simplefilter("ignore", DeprecationWarning)  # Python's about forking with threads
 x, t = np.random.default_rng(0).random((8, 6)), [0, 1, 2, 0, 1, 2, 0, 1]
 net = fg.TwoLayerNet(6, 5, 3, rng=0)

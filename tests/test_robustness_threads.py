@@ -23,7 +23,7 @@ from fastgrad.networks import engine
 from numba import njit
 
 # However little: on all threads.
-engine.PASS = engine.SERIES = engine.GENERAL = engine.Effort(1, 0)
+engine.PASS = engine.SERIES = engine.GENERAL = engine.ParallelCost(1, 0)
 rng = np.random.default_rng(0)
 x, t = rng.random((12, 6)) * (rng.random((12, 6)) < 0.5), rng.integers(0, 3, 12)
 large, scores = rng.standard_normal(70_000), rng.standard_normal((7_000, 10))

@@ -59,7 +59,7 @@ import fastgrad
 from fastgrad.networks import engine; from fastgrad.runtime import threads
 
 # However little: on all threads.
-engine.PASS = engine.SERIES = engine.GENERAL = engine.Effort(1, 0)
+engine.PASS = engine.SERIES = engine.GENERAL = engine.ParallelCost(1, 0)
 sizes = (40, 9, 4)
 rng = np.random.default_rng(0)
 params = random_params(sizes, rng)

@@ -514,10 +514,10 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
-    def _lend(self) -> Any:
+    def _acquire(self) -> Any:
         if self._extended:
             raise ValueError("The network must be without batch normalisation and dropout.")
-        return super()._lend()
+        return super()._acquire()
 
     def _layers_arrays(self) -> list[tuple[str, Any]]:
         found = super()._layers_arrays()

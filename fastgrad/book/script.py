@@ -245,7 +245,7 @@ def _serving(served: Finder) -> Iterator[None]:
     sys.meta_path.insert(0, served)
     with ExitStack() as undo:
         served.afterwards = {
-            "numpy": functools.partial(_lend, undo),
+            "numpy": functools.partial(_acquire, undo),
             "multiprocessing.spawn": functools.partial(_serve_children, undo, served),
         }
         for name, action in served.afterwards.items():
@@ -259,7 +259,7 @@ def _serving(served: Finder) -> Iterator[None]:
             sys.meta_path[:0] = [other for other in others if other in places]
 
 
-def _lend(undo: ExitStack, numpy: types.ModuleType) -> None:
+def _acquire(undo: ExitStack, numpy: types.ModuleType) -> None:
     """Lend NumPy the names that the book uses and that it has no longer."""
     for name, kind in _LENT.items():
         if not hasattr(numpy, name):

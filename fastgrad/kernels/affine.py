@@ -68,7 +68,7 @@ def affine_rows(x, W, b, out, first, last):
 def weight_rows(x, dout, width, dW, first, last):
     """Compute rows first .. last - 1 of ``dW = x.T @ dout``, of so many columns."""
     n_samples = dout.shape[0]
-    turned = x.T
+    transposed_bits = x.T
     for i in range(first, last):
         for j in range(width):
             dW[i, j] = 0
@@ -76,7 +76,7 @@ def weight_rows(x, dout, width, dW, first, last):
     for begin in range(0, n_samples, terms):
         end = min(begin + terms, n_samples)
         for i in range(first, last, TILE_ROWS):
-            add_tile(turned, i, last, dout, begin, end, width, dW)
+            add_tile(transposed_bits, i, last, dout, begin, end, width, dW)
 
 
 @helper

@@ -5,7 +5,7 @@ of a layer, see `fastgrad.kernels.forward`, and these:
 
 order : ndarray of int64, shape (N,)
     0, 1, 2, ..
-turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
+transposed_bits : ndarray of uint64, shape (chunks, N / 64 or more, 64)
     Scratch: the bitmask by entry.
 errors : ndarray, shape (N, H or more)
     The derivatives of the loss by ``out``.
@@ -29,23 +29,23 @@ def weights_sparse(args, chunk, chunks, number):
 
     What was left out, zero times an error that is not finite, would be NaN; ``finite`` says so.
     """
-    x, bits, order, all_turned = args.x, args.bits, args.order, args.turned
+    x, bits, order, all_bits = args.x, args.bits, args.order, args.transposed_bits
     errors, dW, db, finite = args.errors, args.dW, args.db, args.finite
-    turned, width, columns = all_turned[chunk], db.size, PASS_BYTES // dW.itemsize
+    transposed_bits, width, columns = all_bits[chunk], db.size, PASS_BYTES // dW.itemsize
     begin, end = chunk_range(dW.shape[0], chunk, chunks)
     for word in range(begin // WORD, (end + WORD - 1) // WORD):
         first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
-        transpose_bits(bits, order, word, turned)
+        transpose_bits(bits, order, word, transposed_bits)
         for i in range(first, last):
             for j in range(width):
                 dW[i, j] = 0
         # 64 samples at a time, in columns that one pass covers: so L1 holds their errors.
-        for group in range(turned.shape[0]):
+        for group in range(transposed_bits.shape[0]):
             for left in range(0, width, columns):
                 right = min(left + columns, width)
                 part, sums = errors[:, left:right], dW[:, left:right]
                 for i in range(first, last):
-                    bits_of_row = turned[group, i % WORD]
+                    bits_of_row = transposed_bits[group, i % WORD]
                     if bits_of_row != NO_BITS:
                         masked_axpy(bits_of_row, group * WORD, x, i, part, right - left, sums, i)
     if chunk == 0:

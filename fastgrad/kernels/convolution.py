@@ -263,8 +263,8 @@ def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, pa
     dimage = np.zeros((channels, height + 2 * pad, width + 2 * pad), x.dtype)
     columns = np.zeros((n_terms, pitch), x.dtype)
     planes = np.zeros((n_filters, pitch), x.dtype)
-    turned = np.zeros((n_positions, padded_size(n_filters, x.itemsize)), x.dtype)
-    sums = np.zeros((n_terms, turned.shape[1]), x.dtype)
+    transposed = np.zeros((n_positions, padded_size(n_filters, x.itemsize)), x.dtype)
+    sums = np.zeros((n_terms, transposed.shape[1]), x.dtype)
     weights = np.empty((n_terms, n_filters), x.dtype)
     flat, dflat = W[first:last].reshape(n_filters, n_terms), dW[sample_part, first:last].reshape(-1)
     for k in range(n_terms):
@@ -283,8 +283,8 @@ def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, pa
                 db[sample_part, first + f] += plane[p]
         for p in range(n_positions):
             for f in range(n_filters):
-                turned[p, f] = planes[f, p]
-        add_product(columns, turned, sums)
+                transposed[p, f] = planes[f, p]
+        add_product(columns, transposed, sums)
         if dx.size > 0:
             columns[:] = 0
             add_product(weights, planes, columns)

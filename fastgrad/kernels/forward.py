@@ -73,7 +73,7 @@ def affine_sparse(args, chunk, chunks, number):
     Where a weight is not finite that would be NaN, so ``finite`` says whether all are.
     """
     x, W, b, out, bits, finite = args.x, args.W, args.b, args.out, args.bits, args.finite
-    turned, columns = x.T, PASS_BYTES // W.itemsize
+    transposed_bits, columns = x.T, PASS_BYTES // W.itemsize
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     for first in range(begin, end, GROUP):
         last = min(first + GROUP, end)
@@ -88,7 +88,14 @@ def affine_sparse(args, chunk, chunks, number):
                 weights, sums = W[:, left:right], out[:, left:right]
                 for n in range(first, last):
                     masked_axpy(
-                        bits[n, word], word * WORD, turned, n, weights, right - left, sums, n
+                        bits[n, word],
+                        word * WORD,
+                        transposed_bits,
+                        n,
+                        weights,
+                        right - left,
+                        sums,
+                        n,
                     )
     begin, end = chunk_range(W.size, chunk, chunks)
     finite[chunk, 0] = are_finite(W.reshape(-1)[begin:end])

@@ -37,7 +37,7 @@ copy : ndarray, shape (N, columns)
     Scratch: the batch's entries where they are not zero. Those of chunk c stand c times two cache
     lines further to the right, so that no two threads write to one cache line.
 block : ndarray, shape (chunks, 64, P)
-turned : ndarray of uint64, shape (chunks, N / 64 or more, 64)
+transposed_bits : ndarray of uint64, shape (chunks, N / 64 or more, 64)
     Scratch: the gradient by 64 rows, and the bitmask by entry.
 rule : int
     The address of a rule of `fastgrad.kernels.updates`.
@@ -114,7 +114,7 @@ def update_sparse(args, chunk, chunks, number):
     """Update the rows of W1 that a chunk owns, and multiply them with the next batch."""
     bits, indptr, data, batches = args.bits, args.indptr, args.data, args.batches
     bounds, own, errors, copy = args.bounds, args.own, args.errors, args.copy
-    block, turned, partial = args.block[chunk], args.turned[chunk], args.partial
+    block, transposed_bits, partial = args.block[chunk], args.transposed_bits[chunk], args.partial
     W, b, db, W_first, W_second = args.W, args.b, args.db, args.W_first, args.W_second
     rule, rates, coefficients, decay = args.rule, args.rates, args.coefficients, args.decay
     n_batch, width = batches.shape[1], b.size
@@ -126,12 +126,12 @@ def update_sparse(args, chunk, chunks, number):
         rows = batches[number - 1]
         for word in range(first_word, last_word):
             first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
-            transpose_bits(bits, rows, word, turned)
+            transpose_bits(bits, rows, word, transposed_bits)
             block[: last - first] = 0
             # 64 samples at a time, whose errors L1 holds.
-            for group in range(turned.shape[0]):
+            for group in range(transposed_bits.shape[0]):
                 for i in range(first, last):
-                    bits_of_row = turned[group, i % WORD]
+                    bits_of_row = transposed_bits[group, i % WORD]
                     if bits_of_row != NO_BITS:
                         masked_axpy(
                             bits_of_row,

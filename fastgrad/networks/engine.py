@@ -25,11 +25,11 @@ from fastgrad.validation import FloatArray, IntArray
 SPARSE_BELOW = 0.4
 #: Workspaces that an engine keeps: those of mini-batches, of the blocks of a larger set and of the
 #: rest of it, while training is watched.
-KEPT = 6
+MAX_WORKSPACES = 6
 ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
-class Effort(NamedTuple):
+class ParallelCost(NamedTuple):
     """What a kind of call costs, in bytes of parameters times samples.
 
     Attributes
@@ -47,7 +47,11 @@ class Effort(NamedTuple):
 
 #: Measured on 16 cores, with networks and batches like those of chapter 4: a forward pass, with or
 #: without a backward pass; a central difference of two layers; and one of more or fewer layers.
-PASS, SERIES, GENERAL = Effort(11_000_000, 24), Effort(1_700_000, 4), Effort(2_500, 4)
+PASS, SERIES, GENERAL = (
+    ParallelCost(11_000_000, 24),
+    ParallelCost(1_700_000, 4),
+    ParallelCost(2_500, 4),
+)
 
 
 class Programs(NamedTuple):
@@ -112,20 +116,20 @@ class Engine:
         """Let go of the parameters: an idle engine keeps nobody's arrays alive."""
         self._params = []
 
-    def workspace(self, n: int, dtype: np.dtype[Any], effort: Effort) -> Workspace:
+    def workspace(self, n: int, dtype: np.dtype[Any], effort: ParallelCost) -> Workspace:
         """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""
         work = self.n_parameters * self.dtype.itemsize * (n + effort.overhead)
         key = n, threads.chunks(work, effort.enough), dtype
         space = self._spaces.get(key)
         if space is None:
-            if len(self._spaces) == KEPT:
+            if len(self._spaces) == MAX_WORKSPACES:
                 del self._spaces[next(iter(self._spaces))]  # the oldest
             space = self._spaces[key] = Workspace(self.net, *key)
         return space
 
     def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> Workspace:
         """Run the forward pass over samples as one batch; return what it leaves."""
-        space = self._pointed(x, labels, soft, PASS)
+        space = self._bound_workspace(x, labels, soft, PASS)
         self._run(space, is_sparse(x), FORWARD)
         return space
 
@@ -140,10 +144,10 @@ class Engine:
 
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
-        space = self._pointed(x, labels, soft, PASS)
+        space = self._bound_workspace(x, labels, soft, PASS)
         flat = np.empty(self.n_parameters, self.dtype)
         result = self.split(flat)
-        space.point_result(result.values())
+        space.bind_result(result.values())
         self._run(space, is_sparse(x), GRADIENT)
         loss = self._loss(space)
         self._add_decay(result)
@@ -178,7 +182,7 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: dict[str, FloatArray]
     ) -> tuple[float, bool]:
         """Compute it for two layers; return the loss, and whether h was in series range."""
-        space = self._pointed(x, labels, soft, SERIES)
+        space = self._bound_workspace(x, labels, soft, SERIES)
         args, steps = space.series
         _, b1, W2, b2 = self._params
         limit = two_layers.LOGIT_MOVE_LIMIT
@@ -194,7 +198,7 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
     ) -> float:
         """Compute it for any number of layers, and h of any size; return the loss."""
-        space = self._pointed(x, labels, soft, GENERAL)
+        space = self._bound_workspace(x, labels, soft, GENERAL)
         self._run(space, False, FORWARD)
         parameters = np.concatenate([array.reshape(-1) for array in self._params])
         loss = self._loss(space) if np.isfinite(parameters).all() else math.nan
@@ -205,10 +209,12 @@ class Engine:
             space.launch(steps)
         return loss
 
-    def _pointed(self, x: Any, labels: IntArray, soft: FloatArray, effort: Effort) -> Workspace:
+    def _bound_workspace(
+        self, x: Any, labels: IntArray, soft: FloatArray, effort: ParallelCost
+    ) -> Workspace:
         """Return a workspace whose kernels read the parameters, and these samples and targets."""
         space = self.workspace(len(x), x.dtype, effort)
-        space.point(self._params, x, labels, soft)
+        space.bind(self._params, x, labels, soft)
         return space
 
     def _run(self, space: Workspace, sparse: bool, programs: Programs) -> None:

@@ -152,7 +152,7 @@ def fit(
     @contextmanager
     def compiled_run() -> Iterator[_Run]:
         kind = _GradientRun if method == "gradient" else _NumericalRun
-        data = _Data(xs, labels.copy(), soft.copy(), size)
+        data = TrainingSet(xs, labels.copy(), soft.copy(), size)
         with network.engine() as engine, kind(engine, optimizer, network, data) as run:
             yield run
 
@@ -353,7 +353,7 @@ class LayerRun:
         """Do nothing: the parameters are the network's own."""
 
 
-class _Data(NamedTuple):
+class TrainingSet(NamedTuple):
     """What a run trains on.
 
     Kernels index with the labels, and a callback may write into the user's: so these are copies.
@@ -369,7 +369,7 @@ class _Run:
     """The moving part of a training run: parameters and optimizer state in compiled form."""
 
     def __init__(
-        self, engine: Engine, optimizer: Optimizer, network: Trainable, data: _Data
+        self, engine: Engine, optimizer: Optimizer, network: Trainable, data: TrainingSet
     ) -> None:
         self.network, self.optimizer = network, optimizer
         self._done = np.zeros(1, np.int64)
@@ -379,7 +379,7 @@ class _Run:
         params = network.checked_params()
         self._set_up(engine, params, data)
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
         raise NotImplementedError
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
@@ -429,7 +429,7 @@ class _Run:
 class _NumericalRun(_Run):
     """Training by central differences, on parameters in one flat array."""
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
         self.engine, self.data = engine, data
         self.flat = np.concatenate([array.reshape(-1) for array in params.values()])
         self.states = {
@@ -458,7 +458,7 @@ class _NumericalRun(_Run):
         return self.engine.split(self.states[name])
 
 
-class _DataSet(NamedTuple):
+class SparseSamples(NamedTuple):
     """Samples with zeros as CSR, dealt out to chunks; see `fastgrad.kernels.train`."""
 
     bits: BitArray
@@ -468,7 +468,7 @@ class _DataSet(NamedTuple):
     data: FloatArray
 
 
-def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> _DataSet | None:
+def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> SparseSamples | None:
     """Return samples as CSR if that pays, judged by some of them."""
     n, n_inputs = x.shape
     seen = x[:: max(n // (8 + n // 256), 1)]
@@ -494,13 +494,13 @@ def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> _DataSet | None:
     data = np.empty(int(indptr[-1, -1]), dtype)
     args.set(data=data)
     launch(program([(bitmask.pack_entries, args)]), progress)
-    return _DataSet(bits, bounds, own, indptr, data)
+    return SparseSamples(bits, bounds, own, indptr, data)
 
 
 class _GradientRun(_Run):
     """Training by backpropagation: see `fastgrad.kernels.train`."""
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: _Data) -> None:
+    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
         optimizer, (x, labels, soft, batch_size) = self.optimizer, data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
         data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
@@ -576,7 +576,7 @@ class _GradientRun(_Run):
         self._iterations = program(rows, samples + space.backward())
         self._last = program(rows)
 
-    def _sparse(self, data_set: _DataSet) -> dict[str, Any]:
+    def _sparse(self, data_set: SparseSamples) -> dict[str, Any]:
         """Return the arguments of the first layer that only samples with zeros need."""
         n, chunks, dtype = len(self._space.order), self._space.chunks, self._space.logits.dtype
         gap = ROW * 8 // dtype.itemsize
@@ -586,7 +586,7 @@ class _GradientRun(_Run):
             "partial": aligned((chunks, n, self._row), dtype),
             "copy": aligned((n, columns), dtype),
             "block": aligned((chunks, WORD, self._row), dtype),
-            "turned": self._space.turned,
+            "transposed_bits": self._space.transposed_bits,
         }
 
     def _copies(self, arrays: dict[str, FloatArray]) -> dict[str, FloatArray]:

@@ -101,14 +101,14 @@ class Network:
     @contextmanager
     def engine(self) -> Iterator[Engine]:
         """Lend an engine that has taken over the parameters; for `fastgrad.networks.fit`."""
-        engine = self._lend()
+        engine = self._acquire()
         yield engine
-        self._take_back(engine)
+        self._release(engine)
 
     # The calls below use these two themselves: a generator would take 2 of 130 microseconds. An
     # engine that an error left in an unknown state is not taken back.
 
-    def _lend(self) -> Engine:
+    def _acquire(self) -> Engine:
         params = self.checked_params()
         try:
             engine = self._idle.pop()
@@ -117,7 +117,7 @@ class Network:
         engine.load(params)
         return engine
 
-    def _take_back(self, engine: Engine) -> None:
+    def _release(self, engine: Engine) -> None:
         engine.release()
         self._idle.append(engine)
 
@@ -167,13 +167,13 @@ class Network:
         xs, single = samples(x, "x", self._sizes[0], self._dtype)
         result = np.empty((len(xs), self._sizes[-1]), self._dtype)
         first = 0
-        engine = self._lend()
+        engine = self._acquire()
         for block in _blocks(xs, *no_targets(self._sizes[-1], self._dtype)):
             space = engine.forward(*block)
             found = space.probabilities if self._predicts_probabilities else space.logits
             result[first : first + len(found)] = found
             first += len(found)
-        self._take_back(engine)
+        self._release(engine)
         return result[0] if single else result
 
     def loss(self, x: ArrayLike, t: ArrayLike) -> float:
@@ -198,11 +198,11 @@ class Network:
         if has_own(self, "predict"):
             return self._loss_of(self.predict(x), t)
         xs, labels, soft = self.checked_batch(x, t)
-        engine = self._lend()
+        engine = self._acquire()
         total = 0.0
         for block in _blocks(xs, labels, soft):
             total += engine.loss(*block) * (len(block[0]) / len(xs))
-        self._take_back(engine)
+        self._release(engine)
         return np.float64(total)
 
     def _loss_of(self, predictions: Any, t: Any) -> float:
@@ -265,9 +265,9 @@ class Network:
             If `x`, `t` or `params` does not fit.
         """
         xs, labels, soft = self.checked_batch(x, t)
-        engine = self._lend()
+        engine = self._acquire()
         found = self._mean_over_blocks(engine.gradient, xs, labels, soft)
-        self._take_back(engine)
+        self._release(engine)
         return found
 
     def _mean_over_blocks(
@@ -330,10 +330,10 @@ class Network:
             raise ValueError(
                 f"`h` must be from {limits.tiny:.3g} to {limits.max:.3g} in {self._dtype}. Got {h}."
             )
-        engine = self._lend()
+        engine = self._acquire()
         compute = functools.partial(engine.central_difference, h=h)
         found = self._mean_over_blocks(compute, xs, labels, soft)
-        self._take_back(engine)
+        self._release(engine)
         return found
 
     def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:

@@ -14,7 +14,7 @@ from numpy.typing import DTypeLike, NDArray
 from fastgrad.kernels import backward, forward
 from fastgrad.kernels.bitmask import WORD, words
 from fastgrad.kernels.central_difference import any_depth, two_layers
-from fastgrad.runtime.steps import ROW, Arguments, Program, launch, pointing, program, progress_rows
+from fastgrad.runtime.steps import ROW, Arguments, Program, binder, launch, program, progress_rows
 from fastgrad.validation import FloatArray
 
 #: Bytes that arrays, and rows of scratch, are aligned to: a cache line.
@@ -125,7 +125,7 @@ class Workspace:
         self.sums, self.finite = rows_apart(chunks, 1, np.float64), rows_apart(chunks, 1)
         self.state = rows_apart(chunks, 2)
         self.order = np.arange(n)
-        self.turned = aligned((chunks, words(n), WORD), np.uint64)
+        self.transposed_bits = aligned((chunks, words(n), WORD), np.uint64)
         self.loss = Arguments(
             logits=self.logits,
             probabilities=self.probabilities,
@@ -136,14 +136,14 @@ class Workspace:
             sums=self.sums,
         )
         self.layers = [self._layer(k) for k in range(len(sizes) - 1)]
-        self.back = [self._way_back(k) for k in range(1, len(sizes) - 1)]
-        self._point = pointing(
+        self.back = [self._backward_layer(k) for k in range(1, len(sizes) - 1)]
+        self._bind = binder(
             [(self.layers[0], "x"), (self.loss, "labels"), (self.loss, "soft")]
             + [(layer, name) for layer in self.layers for name in "Wb"]
             + [(layer, "weights") for layer in self.back]
         )
         #: Has the kernels write the gradient, W1, b1, W2, .., into other arrays.
-        self.point_result = pointing([(layer, d) for layer in self.layers for d in ("dW", "db")])
+        self.bind_result = binder([(layer, d) for layer in self.layers for d in ("dW", "db")])
 
     def _layer(self, k: int) -> Arguments:
         W, b = self.placeholders[2 * k : 2 * k + 2]
@@ -162,10 +162,10 @@ class Workspace:
             bits=self.bits,
             finite=self.finite,
             order=self.order,
-            turned=self.turned,
+            transposed_bits=self.transposed_bits,
         )
 
-    def _way_back(self, k: int) -> Arguments:
+    def _backward_layer(self, k: int) -> Arguments:
         return Arguments(
             # These first, as in a layer: so `affine_dense` is compiled once for both.
             x=self.logit_errors if k == len(self.inputs) else self.errors[k],
@@ -176,9 +176,9 @@ class Workspace:
             slopes=self.slopes[k - 1],
         )
 
-    def point(self, params: Sequence[FloatArray], x: Any, labels: Any, soft: Any) -> None:
+    def bind(self, params: Sequence[FloatArray], x: Any, labels: Any, soft: Any) -> None:
         """Have the kernels read these parameters, samples and targets."""
-        self._point([x, labels, soft, *params, *params[2::2]])
+        self._bind([x, labels, soft, *params, *params[2::2]])
 
     def launch(self, steps: Program) -> None:
         """Run a program."""

@@ -210,7 +210,7 @@ class _Ladders:
         self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
         self.rungs[which] += 1
 
-    def _begin_anew(self, which: IntArray, first: FloatArray) -> None:
+    def _restart(self, which: IntArray, first: FloatArray) -> None:
         for array in (self.slopes, self.bends, self.largest):
             array[:, which] = np.nan
         self.first[which] = first
@@ -225,12 +225,12 @@ class _Ladders:
         """
         undefined = which[np.isnan(self.slopes[self.bottom[which], which])]
         near = undefined[self.center[undefined] != 0]
-        self._begin_anew(near, np.abs(self.center[near]) / _RATIO)
+        self._restart(near, np.abs(self.center[near]) / _RATIO)
         undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
         for side in (1.0, -1.0):
             undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
             self.side[undefined] = side
-            self._begin_anew(undefined, _first_step(self.center[undefined]))
+            self._restart(undefined, _first_step(self.center[undefined]))
 
     def restart_where_flat(self, which: IntArray) -> IntArray:
         """Take far longer steps where f did not change at all, to see whether it depends on x.
@@ -243,12 +243,12 @@ class _Ladders:
         flat = self._flat(which)
         size = np.abs(self.center[flat])
         small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
-        self._begin_anew(flat[small], size[small] / _RATIO)
+        self._restart(flat[small], size[small] / _RATIO)
         flat = self._flat(flat)
         self.flat_error[flat] = (
             self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
         )
-        self._begin_anew(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
+        self._restart(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
         constant = self._flat(flat)
         self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
         left: IntArray = np.setdiff1d(which, constant)
@@ -280,7 +280,7 @@ class _Ladders:
         better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
         again = other | better | ~np.isfinite(error)
         chosen: IntArray = which[again]
-        self._begin_anew(chosen, first[again])
+        self._restart(chosen, first[again])
         return chosen
 
     def restart_in_noise(self) -> IntArray:
@@ -307,7 +307,7 @@ class _Ladders:
         grown = np.where(bends[2] > _STEADY * bends[0], bends[2] * steps / _RATIO**2, 0.0)
         self.noise_here[which] = np.fmax(self.noise[which], grown)
         self.failures[which] = 0
-        self._begin_anew(which, steps)
+        self._restart(which, steps)
         return which
 
     def try_again(self, restart: Callable[[], IntArray]) -> None:

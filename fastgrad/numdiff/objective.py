@@ -225,7 +225,7 @@ class Objective:
         ndarray of float64, shape (K, M)
         """
         if self._workers is not None:
-            return self._shared_out(entries, points, tolerant)
+            return self._evaluate_in_workers(entries, points, tolerant)
         if self._bar is None:
             return self._block(entries, points, tolerant)
         values = np.empty(points.shape)
@@ -250,12 +250,12 @@ class Objective:
         ndarray of float64, shape (K, M, row.size)
         """
         if self._workers is not None:
-            return self._shared_out(entries, points, tolerant, row)
+            return self._evaluate_in_workers(entries, points, tolerant, row)
         values = _evaluate_rows(self.f, self.x, self.args, entries, points, tolerant, row)
         self.bar(points.size)
         return values
 
-    def _shared_out(
+    def _evaluate_in_workers(
         self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None = None
     ) -> FloatArray:
         """Evaluate f in blocks of entries, through a map-like callable."""

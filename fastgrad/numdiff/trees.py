@@ -119,7 +119,7 @@ class Tree:
             node = _Node(value, put)
             for key, suffix, child in _children(value):
                 name = path + suffix if path else suffix.removeprefix(".")
-                self._walk(child, name, node.putter(key))
+                self._walk(child, name, node.setter(key))
             return
         shown = self._name + (path if path.startswith("[") else f".{path}")
         array = real_array(value, shown, layout="K")
@@ -210,7 +210,7 @@ class _Node:
         self.value = value
         self.put = put
 
-    def putter(self, key: Any) -> Callable[[Any], None]:
+    def setter(self, key: Any) -> Callable[[Any], None]:
         def put(child: Any) -> None:
             if isinstance(self.value, dict | list):
                 self.value[key] = child

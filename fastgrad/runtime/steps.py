@@ -146,7 +146,7 @@ class Arguments:
         return _addresses(body, kind)
 
 
-def pointing(places: Sequence[tuple[Arguments, str]]) -> Callable[[Iterable[Any]], None]:
+def binder(places: Sequence[tuple[Arguments, str]]) -> Callable[[Iterable[Any]], None]:
     """Return a function that replaces arrays of some `Arguments`, given in the order of `places`.
 
     It checks nothing, not even the dtype, and takes a third of the time of `Arguments.set`. Of
