@@ -215,3 +215,9 @@ def test_nothing_is_evaluated():
 def test_what_is_in_reach():
     values = list(reading.reachable(lambda x: LAYERS["one"].forward(x)))
     assert any(value is LAYER.W for value in values)
+
+
+def test_an_output_that_only_a_keyword_names():
+    A = np.ones((3, 3))
+    assert not read(lambda x: np.einsum("i,ij,j", x, A, x)).obstacle
+    assert read(lambda x: np.sum(np.einsum("i,ij", x, A, out=A[0]))).obstacle

@@ -28,7 +28,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-__all__ = ["Reach", "Reading", "reachable", "read", "read_loop", "read_reach"]
+__all__ = ["Reading", "reachable", "read", "read_loop"]
 
 
 class Reading(NamedTuple):
@@ -68,10 +68,10 @@ def reachable(f: Any, *args: Any) -> Iterator[Any]:
     That is: its closure, defaults, the globals that its code names, and their attributes and
     contents; arrays and numbers as often as they are met, all else once.
     """
-    return iter(Reach(f, args).objects)
+    return iter(_Reach(f, args).objects)
 
 
-class Reach:
+class _Reach:
     """The objects that a function can reach, and a fingerprint of their types and code."""
 
     def __init__(self, f: Any, args: Iterable[Any] = ()) -> None:
@@ -387,10 +387,12 @@ def _inputs(function: Any) -> int:
     if isinstance(function, np.ufunc):
         return function.nin
     try:
-        parameters = list(inspect.signature(function).parameters)
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         return 2 if function is np.dot else 99
-    return parameters.index("out") if "out" in parameters else 99
+    if "out" not in parameters or parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY:
+        return 99
+    return list(parameters).index("out")
 
 
 # ------------------------------------------------------------------------------ finding the code
@@ -474,7 +476,7 @@ class _Frame:
 class _Reader:
     """Reads a function and what it calls."""
 
-    def __init__(self, reach: Reach) -> None:
+    def __init__(self, reach: _Reach) -> None:
         self.codes: set[types.CodeType] = set()
         self._steps = 0
         self._frames: list[_Frame] = []
@@ -1282,11 +1284,7 @@ def read(f: Any, *args: Any) -> Reading:
     >>> read(lambda x: history.append(x), np.zeros(3)).obstacle  # doctest: +SKIP
     'train.py:31 appends to history'
     """
-    return read_reach(f, args, Reach(f, args))
-
-
-def read_reach(f: Any, args: Sequence[Any], reach: Reach) -> Reading:
-    """Do what `read` does, of a function whose reach is known."""
+    reach = _Reach(f, args)
     if not _REPORTED.isdisjoint(np.geterr().values()):
         return Reading("np.seterr has every floating-point error reported", stores=False)
     if not reach.is_complete:
@@ -1370,7 +1368,7 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     >>> read_loop(slopes, [np.sum, np.zeros(2)], {}, 0, 1)  # doctest: +SKIP
     'gradients.py:7 calls print'
     """
-    reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
+    reach = _Reach(loop, [a for i, a in enumerate(args) if i != f])
     if not reach.is_complete:
         return "it can reach more objects than can be looked at"
     values = [_of(value) for value in args]
