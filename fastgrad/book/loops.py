@@ -324,11 +324,14 @@ def computed(name: str) -> bool:
     given = frame.f_locals
     f = given.get(name)
     shapes = tuple(value.shape for value in given.values() if _is_array(value))
-    if type(f) is _StandIn or not shapes or not callable(f):
+    arrays = [value for value in given.values() if isinstance(value, np.ndarray)]
+    if type(f) is _StandIn or not arrays or not callable(f):
         _running.loops.append(_NO_LOOP)
         return False
     key = frame.f_code, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
-    why = _compute(frame, name, f, key)
+    why = "its array is small, not contiguous, or not of float32 or float64"
+    if shapes:
+        why = _compute(frame, name, f, key)
     if why:
         _running.loops.append((time.perf_counter(), key, f, why))
     return not why
