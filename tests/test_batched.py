@@ -664,3 +664,18 @@ def test_an_array_at_many_points_is_used_as_an_array():
     assert [row.shape for row in array] == [(3,), (3,)]
     assert "points=4" in repr(array)
     assert np.zeros_like(array).shape == (2, 3)
+
+
+def test_a_backward_pass_is_checked_at_all_points_at_once():
+    rng = np.random.default_rng(0)
+    W, x = rng.normal(size=(6, 4)), rng.normal(size=(5, 6))
+
+    def forward(x):
+        return np.tanh(x @ W)
+
+    def backward(dout):
+        return (dout * (1 - forward(x) ** 2)) @ W.T
+
+    for batched in (True, False):
+        assert check_backward(forward, backward, x, rng=0, batched=batched).ok
+    assert not check_backward(forward, lambda dout: 1.002 * backward(dout), x, batched=True).ok
