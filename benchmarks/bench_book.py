@@ -111,9 +111,7 @@ class Recognised(PerCall):
     calls = 5
 
     def setup(self):
-        recognition = find("fastgrad.book.recognition", "Recognition")
-        gradient, use = find("fastgrad.book.recognition", "numerical_gradient", "use")
-        use(recognition())
+        gradient = find("fastgrad.book.gradients", "numerical_gradient")
         self.net = net = ByHand(INPUTS, HIDDEN, CLASSES)
         x, t = images(BATCH, "float32")
 

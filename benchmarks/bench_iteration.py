@@ -95,6 +95,7 @@ class Paths(PerCall):
         elif path == "three layers":
             self.net = find("fastgrad", "MultiLayerNet")(self.x.shape[1], [HIDDEN, 20], CLASSES)
         elif path == "Adam":
+            del self.options["learning_rate"]
             self.options["optimizer"] = find("fastgrad", "Adam")(RATE)
         elif path == "numerical_gradient":
             self.options["method"] = path

@@ -49,7 +49,7 @@ class Run:
     params = (["fastgrad", "python"],)
     param_names = ("by",)
     calls = {  # noqa: RUF012 - asv hands every process a class of its own
-        "fastgrad": "from fastgrad import cli; cli.main(['run', os.devnull])",
+        "fastgrad": "from fastgrad.__main__ import main; main(['run', os.devnull])",
         "python": "import runpy; runpy.run_path(os.devnull, run_name='__main__')",
     }
 

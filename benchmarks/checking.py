@@ -7,19 +7,15 @@ accuracy of extrapolated derivatives. ``--size 0.1`` does a tenth of it; a test 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 import warnings
 import zlib
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from checking_models import MODELS, relu_network, single_precision
 
 from fastgrad import GradientCheckWarning, check_gradient, numerical_gradient
-
-sys.path.insert(0, str(Path(__file__).parent))
-from checking_models import MODELS, relu_network, single_precision
 
 EPS = np.finfo(np.float64).eps
 

@@ -676,6 +676,6 @@ def test_a_backward_pass_is_checked_at_all_points_at_once():
     def backward(dout):
         return (dout * (1 - forward(x) ** 2)) @ W.T
 
-    for batched in (True, False):
-        assert check_backward(forward, backward, x, rng=0, batched=batched).ok
+    for choice in (True, False):
+        assert check_backward(forward, backward, x, rng=0, batched=choice).ok
     assert not check_backward(forward, lambda dout: 1.002 * backward(dout), x, batched=True).ok

@@ -288,11 +288,12 @@ def _helper_class(dispatcher: Any) -> Any:
 
 
 class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
-    """Numba's function cache, with the two faults mended that matter to a package.
+    """Numba's function cache, with the faults mended that matter to a package.
 
     Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in
     another file goes unnoticed (numba#1833): here the stamp covers every kernel source of the
-    package. And a damaged entry or a full disk raises in Numba: here it counts as a miss.
+    package. And a damaged entry, one that another process has overwritten, or a full disk raises
+    in Numba: here it counts as a miss.
     """
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
@@ -305,9 +306,14 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
         try:
-            return super().load_overload(sig, target_context)
+            loaded = super().load_overload(sig, target_context)
         except Exception:  # noqa: BLE001 - whatever a damaged file does to pickle or LLVM
             return None
+        # Two processes that save at the same time may give one file to two overloads.
+        wanted = getattr(sig, "args", sig)
+        if loaded is not None and tuple(loaded.signature.args) != tuple(wanted):
+            return None
+        return loaded
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
