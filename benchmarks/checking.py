@@ -13,7 +13,11 @@ import zlib
 from typing import Any
 
 import numpy as np
-from checking_models import MODELS, relu_network, single_precision
+
+if __package__:  # imported as a part of the folder, by asv
+    from .checking_models import MODELS, relu_network, single_precision
+else:
+    from checking_models import MODELS, relu_network, single_precision
 
 from fastgrad import GradientCheckWarning, check_gradient, numerical_gradient
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 from pathlib import Path
 
 import pytest
@@ -14,10 +14,9 @@ pytestmark = pytest.mark.skipif(not SCRIPT.is_file(), reason="a script of the re
 
 @pytest.fixture(scope="module")
 def campaigns():
-    specification = importlib.util.spec_from_file_location("campaigns", SCRIPT)
-    module = importlib.util.module_from_spec(specification)
-    specification.loader.exec_module(module)
-    return module
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(SCRIPT.parent.parent))
+        return importlib.import_module("benchmarks.checking")
 
 
 def test_planted_mistakes_are_found_or_not_judged(campaigns):
