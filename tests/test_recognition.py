@@ -246,3 +246,15 @@ def test_the_generator_of_the_reader_is_left_alone():
     before = np.random.get_state()[1].copy()
     gradient(net, lambda W: net.loss(), "W1")
     assert (np.random.get_state()[1] == before).all()
+
+
+def test_a_network_is_known_by_its_loss():
+    net, recognition = Net(7), Recognition()
+
+    def f(_):
+        return net.loss()
+
+    assert not recognition.knows(f)
+    recognition.gradient(f, net.params["W1"], H, net.loss())
+    assert recognition.knows(f)
+    assert not recognition.knows(lambda W: net.loss())

@@ -380,10 +380,14 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
         began = time.perf_counter()
         here = one_number(f(x))
         pace = time.perf_counter() - began
-        if 2 * x.size * pace < _MOMENT:
+        # Of a network that is known, the small arrays are computed with the large ones.
+        is_cheap = 2 * x.size * pace < _MOMENT
+        if is_cheap and (_recognition is None or not _recognition.knows(f)):
             raise _Left("")
         out = np.empty_like(x)
         found = _recognised(f, x, h, here)
+        if found is None and is_cheap:
+            raise _Left("")
         if found is not None:
             out[...], way = found[0], f"by the compiled kernels, {found[1]}"
         else:

@@ -146,7 +146,7 @@ class Recognition:
         Exception
             Whatever f raises; x is as it was.
         """
-        code = getattr(getattr(f, "__func__", f), "__code__", None)
+        code = _code_of(f)
         if self._vain[code, x.shape] >= _VAIN:
             raise NotRecognised
         reached = list(reachable(f))
@@ -165,6 +165,10 @@ class Recognition:
                     return slopes, f"{'-'.join(map(str, sizes))} ({best})"
         self._vain[code, x.shape] += 1
         raise NotRecognised
+
+    def knows(self, f: Callable[[Any], Any]) -> bool:
+        """Return whether a function has been recognised before, for some parameter."""
+        return any(key[0] is _code_of(f) for key in self._hypotheses)
 
     def _moved(self, f: Callable[[Any], Any], x: FloatArray, h: float) -> list[_Point]:
         """Evaluate f where every entry is moved, up or down, and where all move the other way."""
@@ -276,6 +280,10 @@ class Recognition:
 
 
 # ------------------------------------------------------------------------- what f is made of
+
+
+def _code_of(f: Any) -> Any:
+    return getattr(getattr(f, "__func__", f), "__code__", None)
 
 
 def _chains(reached: Sequence[Any], x: FloatArray) -> Iterator[tuple[FloatArray, ...]]:
