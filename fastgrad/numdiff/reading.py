@@ -42,13 +42,10 @@ class Reading(NamedTuple):
     stores : bool
         Whether it puts fresh values into attributes, as layers do that remember their output.
         They are then as the loop leaves them only after an evaluation at the loop's last point.
-    codes : frozenset of code objects
-        Of the functions that were read.
     """
 
     obstacle: str
     stores: bool
-    codes: frozenset[types.CodeType] = frozenset()
 
 
 #: Objects that are looked at, statements that are read, and readings that are remembered.
@@ -477,7 +474,6 @@ class _Reader:
     """Reads a function and what it calls."""
 
     def __init__(self, reach: _Reach) -> None:
-        self.codes: set[types.CodeType] = set()
         self._steps = 0
         self._frames: list[_Frame] = []
         #: Attributes that have certainly been written so far, and what they hold.
@@ -565,8 +561,6 @@ class _Reader:
         named = {name: _of(value) for name, value in (f.__kwdefaults__ or {}).items()}
         frame = _Frame(f.__code__, f)
         self._bind(frame, node.args, args, keywords, defaults, named, starred or any_number)
-        self.codes.add(f.__code__)
-        self.codes.update(c for c in f.__code__.co_consts if isinstance(c, types.CodeType))
         return self._body(frame, node)
 
     def _local(
@@ -1301,7 +1295,7 @@ def read(f: Any, *args: Any) -> Reading:
         obstacle = str(found)
     except RecursionError:
         obstacle = "it is nested too deeply to be read"
-    reading = Reading(obstacle, bool(reader.writes), frozenset(reader.codes))
+    reading = Reading(obstacle, bool(reader.writes))
     _known[key] = reading, reach.kept
     while len(_known) > _MEMORY:
         with contextlib.suppress(KeyError):
