@@ -638,6 +638,18 @@ class TestOption:
             numerical_gradient(loss, np.ones(2), batched=True)
         assert calls == []
 
+    def test_terms_that_cancel(self):
+        weights = normal(6, 3, seed=3)
+        W = normal(4, 3)
+        weights[0, 0] -= np.sum(np.tanh(A @ W) * weights) / np.tanh(A @ W)[0, 0]
+
+        def loss(W):
+            return np.sum(np.tanh(A @ W) * weights)  # zero, but for the rounding of its terms
+
+        found = numerical_gradient(loss, W, batched=True)
+        assert abs(loss(W)) < 1e-14
+        np.testing.assert_allclose(found, A.T @ (weights / np.cosh(A @ W) ** 2), atol=1e-7)
+
     def test_layers(self, monkeypatch):
         monkeypatch.setattr(batched, "read", harmless)
         W = normal(4, 3)
@@ -650,6 +662,7 @@ class TestOption:
             np.ones(3),
             W,
             batched=True,
+            rng=0,
         )
         assert check
 
