@@ -136,7 +136,7 @@ def extrapolated(
         inside = points
         if bounds is not None:
             inside = np.clip(points, bounds[0][which], bounds[1][which])
-        found = objective.at(entries[which], inside, tolerant=True)
+        found = objective.evaluate_entries(entries[which], inside, tolerant=True)
         return np.where(inside == points, found, np.nan), points
 
     unit = float(np.max(eps, initial=0)) * abs(noise.here)
@@ -145,7 +145,9 @@ def extrapolated(
         found = extrapolate(values, center, np.full(center.shape, noise.here), eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
-        objective.at(entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST))
+        objective.evaluate_entries(
+            entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST)
+        )
     return found
 
 

@@ -195,7 +195,7 @@ class Evaluator(Protocol):
         """Return entries plus offsets, rounded."""
         ...
 
-    def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
+    def evaluate_entries(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return the values with one entry at a time at each of its points."""
         ...
 
@@ -246,7 +246,7 @@ def evaluate_around(
     points = objective.nudged(entries, offsets)
     if bounds is not None:
         points = np.clip(points, *bounds)
-    values = objective.at(entries, points)
+    values = objective.evaluate_entries(entries, points)
     return Differences(multiples, one_sided, points, values, center, here, side)
 
 

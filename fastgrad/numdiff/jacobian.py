@@ -116,7 +116,7 @@ class _Outputs:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        with objective.x.mounted() as root:
+        with objective.x.restored_on_exit() as root:
             value = objective.f(root, *objective.args)
             self.row = Row.of(value)
             self.row_here = self.row(value)
@@ -145,7 +145,9 @@ class _Outputs:
         """Return entries plus offsets, as `Objective.nudged`."""
         return self.objective.nudged(numbers // max(1, self.count), offsets)
 
-    def at(self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+    def evaluate_entries(
+        self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
         """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""
         entries, outputs = np.divmod(numbers, max(1, self.count))
         keys = [list(zip(entries.tolist(), row, strict=True)) for row in points.tolist()]
@@ -153,8 +155,8 @@ class _Outputs:
         if new:
             moved = np.array([entry for entry, _ in new])
             places = np.array([[point for _, point in new]])
-            rows = self.objective.rows_at(self.row, moved, places, tolerant=tolerant)[0]
-            self._known.update(zip(new, rows, strict=True))
+            found = self.objective.evaluate_entries(moved, places, tolerant=tolerant, row=self.row)
+            self._known.update(zip(new, found[0], strict=True))
         found = [self._known[key][k] for row in keys for key, k in zip(row, outputs, strict=True)]
         return np.array(found, np.float64).reshape(points.shape)
 
@@ -166,7 +168,7 @@ class _Outputs:
             inside = points
             if limits is not None:
                 inside = np.clip(points, limits[0][which], limits[1][which])
-            found = self.at(every[which], inside, tolerant=True)
+            found = self.evaluate_entries(every[which], inside, tolerant=True)
             return np.where(inside == points, found, np.nan), points
 
         found = extrapolate(values, self.center[every], self.here(every), self.eps_of(every))
