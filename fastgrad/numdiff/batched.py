@@ -201,8 +201,8 @@ class _Evaluation:
                 raise NotCarried(what) from error
         else:
             return self._values(batch, result).reshape(-1, k).T
-        again = Batch(batch.count, _LIMIT, Bases())
-        return self._run(again, places, points)
+        batch.restart()
+        return self._run(batch, places, points)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""

@@ -7,7 +7,8 @@ covers a *box* of the array: for each axis `support` names the indices within it
 
 - ``None``: all;
 - shape (R, 1): the same R indices at every point, as the samples in which a pixel is not zero;
-- shape (1, K): one index at each point, as the hidden unit that a weight belongs to.
+- shape (R, K): R indices at each point, as the hidden unit that a weight belongs to (R = 1) or, in
+  an axis that counts the pixels of all channels, those of the channel that a filter belongs to.
 
 Outside of the box every point has the value of `base`. Operations of NumPy compute the box of their
 result, and nothing else. What cannot be carried raises `NotCarried`.
@@ -15,6 +16,7 @@ result, and nothing else. What cannot be carried raises `NotCarried`.
 
 from __future__ import annotations
 
+import functools
 import math
 import operator
 from collections.abc import Callable, Sequence
@@ -100,6 +102,10 @@ class Batch:
         self.count = count
         self.budget = budget
         self.bases = bases
+        self.restart()
+
+    def restart(self) -> None:
+        """Begin a run, before which nothing has been spent or refused."""
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
@@ -208,6 +214,15 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     __str__ = __repr__
 
+    def __getattr__(self, name: str) -> Any:
+        """Return a method that is a function of NumPy too, as ``a.sum()`` and ``np.sum(a)``."""
+        function = FUNCTIONS.get(getattr(np, name, None))
+        if function is not None:
+            return functools.partial(function, self)
+        if hasattr(np.ndarray, name) and not name.startswith("__"):
+            raise self._batch.refuse(f"the attribute `{name}` cannot be carried")
+        raise AttributeError(name)
+
     def item(self) -> Any:
         """Return the only entry, at all points."""
         self._base.item()
@@ -245,9 +260,16 @@ class BatchedArray(NDArrayOperatorsMixin):
     ) -> Any:
         """Evaluate a function of NumPy that is known here."""
         carried = FUNCTIONS.get(function)
+        name = f"`np.{function.__name__}` cannot be carried"
         if carried is None:
-            raise self._batch.refuse(f"`np.{function.__name__}` cannot be carried")
-        return carried(*args, **kwargs)
+            plain = [x._agreed(name) if isinstance(x, BatchedArray) else x for x in args]
+            if all(map(operator.is_, plain, args)):
+                raise self._batch.refuse(name)
+            return function(*plain, **kwargs)
+        try:
+            return carried(*args, **kwargs)
+        except (AttributeError, TypeError) as error:
+            raise self._batch.refuse(f"{name} in this form") from error
 
     # ------------------------------------------------------------------------ boxes
 
@@ -263,6 +285,12 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def _is_changed(self) -> bool:
         return self._values.size > 0
+
+    def _agreed(self, refusal: str) -> Array:
+        """Return the array at x, if it is the same at all points."""
+        if (self._values != at(self._base, self._support)).any():
+            raise self._batch.refuse(f"{refusal}: it differs between points")
+        return self._base
 
     def _view(self, base: Any, values: Array, support: Support) -> Any:
         """Return an array that may share memory with this one."""
@@ -285,84 +313,82 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __getitem__(self, key: Any) -> Any:
         """Return entries at all points."""
-        base = self._base[_plain_key(self, key)]
-        return self._view(base, *_taken(self, _expanded_key(self, key)))
+        key = _plain_key(key)
+        base = self._base[key]
+        self._is_shared = True
+        parts = _basic_parts(key, self.shape)
+        if parts is not None:
+            indices = iter(self._support)
+            pairs = [(part, None if part is None else next(indices)) for part in parts]
+            if all(index is None or part == slice(None) for part, index in pairs):
+                support = tuple(
+                    index for part, index in pairs if part is None or isinstance(part, slice)
+                )
+                return self._view(base, self._values[(*parts, slice(None))], support)
+        return picked(self, _numbers(self.shape)[key], base)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
         if self._is_fixed:
             raise self._batch.refuse("it writes to `x`")
-        if isinstance(key, BatchedArray):
-            if key.dtype != bool or key.shape != self.shape or np.ndim(value) > 0:
-                raise self._batch.refuse("an index depends on `x`")
+        is_mask = isinstance(key, BatchedArray) and key.dtype == bool and key.shape == self.shape
+        if is_mask and np.ndim(value) == 0:
             self._become(where(key, value, self).astype(self.dtype))
             return
+        key = _plain_key(key)
         if self._is_shared:
             self._become(self.copy())
-        parts = _expanded_key(self, key)
         changed = value if isinstance(value, BatchedArray) and value._is_changed() else None
-        self._base[key] = value._base if isinstance(value, BatchedArray) else value
+        self._base[key] = _base_of(value)
         if changed is None and not self._is_changed():
             return
-        basic = all(isinstance(part, slice | int | np.integer) for part in parts)
-        support: list[Any] = [None] * self.ndim
-        value_ndim = changed.ndim if changed is not None else np.ndim(value)
-        if basic:
-            kept = [a for a, part in enumerate(parts) if isinstance(part, slice)]
-            places = {a: i - len(kept) + value_ndim for i, a in enumerate(kept)}
-            for a, i in places.items():
-                if parts[a] != slice(None):
-                    continue
-                other: Any = _NONE
-                if changed is not None:
-                    other = None
-                    if i >= 0 and changed.shape[i] == self.shape[a]:
-                        other = changed._support[i]
-                mine = self._support[a] if self._is_changed() else _NONE
-                support[a] = (
-                    other if mine is _NONE else mine if other is _NONE else _union(mine, other)
-                )
-        target = tuple(support)
+        parts = _basic_parts(key, self.shape)
+        if parts is None or None in parts:
+            keys = key if isinstance(key, tuple) else (key,)
+            parts = [*keys, *(() if any(part is Ellipsis for part in keys) else (...,))]
+            target: Support = (None,) * self.ndim
+            into, of_value = parts, (None,) * self._base[key].ndim
+        else:
+            target, of_value = self._support_with(parts, changed, np.ndim(value))
+            into = [part if index is None else slice(None)
+                    for index, part in zip(target, parts, strict=True)]  # fmt: skip
         if not self._is_changed() or not _same(target, self._support):
             # The base already has the new values: they are written over below.
             self._values = within(self, target, self.ndim)
             self._support = target
-        into = tuple(
-            slice(None) if index is not None else part
-            for index, part in zip(target, parts, strict=True)
-        )
-        if basic:
-            of_value = tuple(
-                index for index, part in zip(target, parts, strict=True) if isinstance(part, slice)
-            )
-            self._values[into] = _operand(value, of_value, len(of_value), self._batch)
-        else:
-            dense = self._base[key].ndim
-            self._values[into] = _operand(value, (None,) * dense, dense, self._batch)
+        self._values[(*into, slice(None))] = _operand(value, of_value, len(of_value), self._batch)
+
+    def _support_with(
+        self, parts: list[Any], changed: BatchedArray | None, ndim: int
+    ) -> tuple[Support, Support]:
+        """Return the box after a value of so many axes is set, and the box within that value."""
+        support: list[Any] = [None] * self.ndim
+        kept = [a for a, part in enumerate(parts) if isinstance(part, slice)]
+        for i, a in enumerate(kept, ndim - len(kept)):
+            if parts[a] == slice(None):
+                mine = self._support[a] if self._is_changed() else _NONE
+                other: Any = _NONE
+                if changed is not None:
+                    is_long = i >= 0 and changed.shape[i] == self.shape[a]
+                    other = changed._support[i] if is_long else None
+                support[a] = _union(mine, other)
+        return tuple(support), tuple(support[a] for a in kept)
 
     # ------------------------------------------------------------------------ methods
 
     def transpose(self, *axes: Any) -> Any:
         """Permute the axes."""
-        if len(axes) == 1 and not isinstance(axes[0], int | np.integer):
-            axes = axes[0] or ()
-        order = [operator.index(a) % self.ndim for a in axes] or list(range(self.ndim))[::-1]
+        order = _order(np.ndarray.transpose, self.ndim, *axes)
         return self._view(
-            self._at_x(np.transpose, tuple(order)),
+            self._at_x(np.transpose, order),
             self._values.transpose(*order, self.ndim),
             tuple(self._support[a] for a in order),
         )
 
-    def swapaxes(self, a: int, b: int) -> Any:
-        """Exchange two axes."""
-        order = list(range(self.ndim))
-        order[a], order[b] = order[b], order[a]
-        return self.transpose(order)
-
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Give the array another shape."""
         if order != "C":
-            raise self._batch.refuse("an order of memory other than C cannot be carried")
+            return moved(np.reshape)(self, *shape, order=order)
         if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
             shape = tuple(shape[0])
         if shape == self.shape:
@@ -375,18 +401,9 @@ class BatchedArray(NDArrayOperatorsMixin):
         )
         return self._view(base, array._values.reshape(*box, self._batch.count), support)
 
-    def ravel(self, order: str = "C") -> Any:
-        """Return the array with one axis."""
-        return self.reshape(-1, order=order)
-
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
         return self.reshape(-1, order=order).copy()
-
-    def squeeze(self, axis: Any = None) -> Any:
-        """Remove axes of length 1."""
-        base = self._base.squeeze(axis)
-        return self.reshape(base.shape)
 
     def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:
         """Return a copy of another dtype."""
@@ -407,66 +424,9 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Set all entries."""
         self[...] = value
 
-    def take(self, indices: Any, axis: int | None = None) -> Any:
-        """Return entries along an axis."""
-        array = self.reshape(-1) if axis is None else self
-        return array[(slice(None),) * ((axis or 0) % array.ndim) + (np.asarray(indices),)]
-
-    def dot(self, other: Any) -> Any:
-        """Return the product of arrays."""
-        return dot(self, other)
-
-    def sum(self, axis: Any = None, dtype: Any = None, keepdims: bool = False) -> Any:
-        """Add entries."""
-        return total(self, axis, dtype, keepdims=keepdims)
-
-    def mean(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return means."""
-        return mean(self, axis, keepdims=keepdims)
-
-    def var(self, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
-        """Return variances."""
-        return variance(self, axis, ddof=ddof, keepdims=keepdims)
-
-    def std(self, axis: Any = None, ddof: int = 0, keepdims: bool = False) -> Any:
-        """Return standard deviations."""
-        return np.sqrt(variance(self, axis, ddof=ddof, keepdims=keepdims))
-
-    def max(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return the largest entries."""
-        return _reduced(np.max, self, axis, keepdims)
-
-    def min(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return the smallest entries."""
-        return _reduced(np.min, self, axis, keepdims)
-
-    def prod(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return products."""
-        return _reduced(np.prod, self, axis, keepdims)
-
-    def any(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return whether there is one that is true."""
-        return _reduced(np.any, self, axis, keepdims)
-
-    def all(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return whether all are true."""
-        return _reduced(np.all, self, axis, keepdims)
-
-    def argmax(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return where the largest entries are."""
-        return _reduced(np.argmax, self, axis, keepdims)
-
-    def argmin(self, axis: Any = None, keepdims: bool = False) -> Any:
-        """Return where the smallest entries are."""
-        return _reduced(np.argmin, self, axis, keepdims)
-
-    def cumsum(self, axis: int | None = None) -> Any:
-        """Return the sums of all entries up to each."""
-        return _along(np.cumsum, self, axis)
-
-    def clip(self, low: Any = None, high: Any = None) -> Any:
-        """Return entries within bounds."""
-        return clip(self, low, high)
+    def sort(self, axis: int = -1) -> None:
+        """Sort along an axis, in place."""
+        self._become(_along(np.sort)(self, axis))
 
 
 # ------------------------------------------------------------------------------------ boxes
@@ -498,8 +458,10 @@ def _same(one: Support, other: Support) -> bool:
 
 def _union(one: Any, other: Any) -> Any:
     """Return indices along an axis that cover those of two boxes."""
-    if one is other:
+    if one is other or other is _NONE:
         return one
+    if one is _NONE:
+        return other
     if one is None or other is None:
         return None
     if one.shape == other.shape and (one == other).all():
@@ -546,16 +508,12 @@ def at(array: Array, support: Support) -> Array:
     if not each:
         column: Array = array[..., None]
         return column
-    if len(each) == 1:
-        a = each[0]
-        if array.ndim == 1:
-            row: Array = array.take(support[a][0])[None, :]
-            return row
-        array = np.moveaxis(array.take(support[a][0], axis=a), a, -1)
-    else:
-        array = np.moveaxis(array, each, range(len(each)))
-        array = np.moveaxis(array[tuple(support[a][0] for a in each)], 0, -1)
-    box: Array = np.expand_dims(np.ascontiguousarray(array), tuple(each))
+    key = tuple(
+        support[a].reshape(*(len(support[a]) if a == b else 1 for b in each), -1) for a in each
+    )
+    first = range(len(each))
+    array = np.moveaxis(array, each, first)[key]  # (R, .., K, and the other axes)
+    box: Array = np.ascontiguousarray(np.moveaxis(np.moveaxis(array, len(each), -1), first, each))
     return box
 
 
@@ -664,148 +622,30 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
 # ------------------------------------------------------------------------------------ indexing
 
 
-def _plain_key(array: BatchedArray, key: Any) -> Any:
-    parts = key if isinstance(key, tuple) else (key,)
-    if any(isinstance(part, BatchedArray) for part in parts):
-        raise array._batch.refuse("an index depends on `x`")
-    return key
+def _plain_key(key: Any) -> Any:
+    """Return an index without arrays at all points, which must agree."""
+    refusal = "an index depends on `x`"
+    if isinstance(key, tuple):
+        return tuple(p._agreed(refusal) if isinstance(p, BatchedArray) else p for p in key)
+    return key._agreed(refusal) if isinstance(key, BatchedArray) else key
 
 
-def _expanded_key(array: BatchedArray, key: Any) -> list[Any]:
-    """Return an index for each axis, masks as numbers; new axes stay in between."""
+def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
+    """Return an index for each axis, new ones in between; None if some are arrays."""
     parts = list(key) if isinstance(key, tuple) else [key]
-    result: list[Any] = []
     for part in parts:
-        if part is None or part is Ellipsis or isinstance(part, slice):
-            result.append(part)
-        elif isinstance(part, bool | np.bool_):
-            raise array._batch.refuse("an index of this kind cannot be carried")
-        elif isinstance(part, int | np.integer):
-            result.append(int(part))
-        else:
-            numbers = np.asarray(part)
-            if numbers.dtype == bool:
-                result.extend(numbers.nonzero())
-            else:
-                result.append(numbers.astype(np.intp) if numbers.size == 0 else numbers)
-    used = sum(part is not None and part is not Ellipsis for part in result)
-    rest = [slice(None)] * (array.ndim - used)
-    if not any(part is Ellipsis for part in result):
-        return result + rest
-    where_rest = next(i for i, part in enumerate(result) if part is Ellipsis)
-    return result[:where_rest] + rest + result[where_rest + 1 :]
-
-
-def _taken(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
-    """Return values and box of ``array[parts]``."""
-    arrays = [part for part in parts if isinstance(part, np.ndarray)]
-    if arrays:
-        return _gathered(array, parts)
-    values, axis = array._values, 0
-    current = list(array._support)  # where the values are
-    support: list[Any] = []
-    key: list[Any] = []
-    for part in parts:
-        if part is None:
-            key.append(None)
-            support.append(None)
-            continue
-        size, index = array.shape[axis], array._support[axis]
-        axis += 1
-        if index is None:
-            key.append(part)
-            if isinstance(part, slice):
-                support.append(None)
-            continue
-        numbers = np.asarray(np.arange(size)[part])
-        if index.shape[1] == 1:
-            rows = index[:, 0]
-            if isinstance(part, slice):
-                place = np.full(size, -1)
-                place[rows] = np.arange(len(rows))
-                place = place[numbers]
-                inside = (place >= 0).nonzero()[0]
-                key.append(place[inside])
-                support.append(inside[:, None])
-            else:
-                found = (rows == numbers).nonzero()[0]
-                if len(found) == 0:
-                    return np.empty(0), (_NONE,) * _ndim_after(parts)
-                key.append(int(found[0]))
-            continue
-        # One index at each point: where it is cut off, the point has the base's value.
-        place = np.full(size, -1)
-        place[numbers] = np.arange(np.size(numbers)).reshape(numbers.shape)
-        place = place[index[0]]
-        lost = place < 0
-        if lost.all():
-            return np.empty(0), (_NONE,) * _ndim_after(parts)
-        if lost.any():
-            current[axis - 1] = np.where(lost, np.ravel(numbers)[0], index[0])[None, :]
-            values = np.where(lost, at(array._base, tuple(current)), values)
-        if isinstance(part, slice):
-            key.append(slice(None))
-            support.append(np.where(lost, 0, place)[None, :])
-        else:
-            key.append(0)
-    for place_in_key, part in enumerate(key):
-        if isinstance(part, np.ndarray):
-            # Axes that vanish or appear are not yet counted: take one axis after the other.
-            before = sum(other is not None for other in key[:place_in_key])
-            values = values.take(part, axis=before)
-            key[place_in_key] = slice(None)
-    return values[(*key, slice(None))], tuple(support)
-
-
-def _ndim_after(parts: list[Any]) -> int:
-    return sum(part is None or isinstance(part, slice) for part in parts)
-
-
-def _gathered(array: BatchedArray, parts: list[Any]) -> tuple[Array, Support]:
-    """Return values and box where some indices are arrays."""
-    if any(part is None for part in parts):
-        raise array._batch.refuse("an index of this kind cannot be carried")
-    hit = [a for a, part in enumerate(parts) if not isinstance(part, slice)]
-    each = []
-    for a, (index, part) in enumerate(zip(array._support, parts, strict=True)):
-        is_cut = part != slice(None) if isinstance(part, slice) else None
-        if index is not None and (index.shape[1] > 1 if is_cut is None else is_cut):
-            each.append(a)
-    if each:
-        array = array._full(*each)
-    picks = np.broadcast_arrays(*(np.asarray(parts[a]) for a in hit))
-    adjacent = hit == list(range(hit[0], hit[-1] + 1))
-    if picks[0].ndim != 1 or not adjacent:
-        array = array._full(*hit)
-        key = tuple(parts)
-        values = array._values[(*key, slice(None))]
-        first = hit[0] if adjacent else 0
-        kept = [array._support[a] for a in range(array.ndim) if a not in hit]
-        support = (*kept[:first], *(None,) * picks[0].ndim, *kept[first:])
-        if not adjacent and picks[0].ndim == 0:
-            support = tuple(kept)
-        return values, support
-    places, inside = [], np.ones(picks[0].shape, bool)
-    for a, pick in zip(hit, picks, strict=True):
-        size, index = array.shape[a], array._support[a]
-        pick = np.where(pick < 0, pick + size, pick)
-        if index is not None:
-            place = np.full(size, -1)
-            place[index[:, 0]] = np.arange(len(index))
-            pick = place[pick]
-            inside &= pick >= 0
-        places.append(pick)
-    chosen = inside.nonzero()[0]
-    first = hit[0]
-    key_parts: list[Any] = [
-        part if array._support[a] is None else slice(None) for a, part in enumerate(parts)
-    ]
-    for a, place in zip(hit, places, strict=True):
-        key_parts[a] = place[chosen]
-    values = array._values[(*key_parts, slice(None))]
-    kept = [array._support[a] for a in range(array.ndim) if a not in hit]
-    rows = None if len(chosen) == len(inside) else chosen[:, None]
-    return values, (*kept[:first], rows, *kept[first:])
+        is_number = isinstance(part, int | np.integer) and not isinstance(part, bool)
+        if not (part is None or part is Ellipsis or is_number or isinstance(part, slice)):
+            return None
+    used = sum(part is not None and part is not Ellipsis for part in parts)
+    rest = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
+    parts[rest : rest + 1] = [slice(None)] * (len(shape) - used)
+    sizes = iter(shape)
+    for i, part in enumerate(parts):
+        size = 0 if part is None else next(sizes)
+        if isinstance(part, slice) and part.indices(size) == (0, size, 1):
+            parts[i] = slice(None)
+    return parts
 
 
 def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[BatchedArray, Support]:
@@ -816,52 +656,156 @@ def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[Batc
     full: list[int] = []
     old, new = 0, 0
     while old < array.ndim or new < len(shape):
-        olds, news = [old], [new]
-        a = array.shape[old] if old < array.ndim else 1
-        b = shape[new] if new < len(shape) else 1
-        if old >= array.ndim:
-            olds = []
-        if new >= len(shape):
-            news = []
-        old, new = old + 1, new + 1
-        while a != b:
-            if a < b:
-                a *= array.shape[old]
-                olds.append(old)
+        # The next axes, old and new, of which there are as many entries.
+        first_old, first_new, entries, wanted = old, new, 1, 1
+        while entries != wanted or (old, new) == (first_old, first_new):
+            if new == len(shape) or (old < array.ndim and entries <= wanted):
+                entries *= array.shape[old]
                 old += 1
             else:
-                b *= shape[new]
-                news.append(new)
+                wanted *= shape[new]
                 new += 1
-        indices = [array._support[i] for i in olds if array.shape[i] > 1]
-        sizes = [array.shape[i] for i in olds if array.shape[i] > 1]
-        new_axes = [i for i in news if shape[i] > 1]
-        if all(index is None for index in indices) or not new_axes:
+        olds = range(first_old, old)
+        if all(array._support[a] is None for a in olds):
             continue
-        flat = _flat_index(indices, sizes)
-        if flat is None or (len(new_axes) > 1 and len(flat) > 1):
+        flat = _flat_index(array._support[first_old:old], array.shape[first_old:old])
+        indices = _split_index(flat, shape[first_new:new])
+        if indices is None:
             full.extend(olds)
-            continue
-        parts = np.unravel_index(flat, [shape[i] for i in new_axes])
-        for i, part in zip(new_axes, parts, strict=True):
-            support[i] = np.asarray(part)
+        else:
+            support[first_new:new] = indices
     return (array._full(*full) if full else array), tuple(support)
 
 
-def _flat_index(indices: list[Any], sizes: list[int]) -> Any:
-    """Return the indices of several axes that become one; None if they are no box."""
-    if any(index is None for index in indices):
-        return None
-    if any(len(index) > 1 for index in indices) and any(index.shape[1] > 1 for index in indices):
-        return None
+def _flat_index(support: Support, shape: tuple[int, ...]) -> Array:
+    """Return the indices of a box when its axes become one."""
     flat = np.zeros((1, 1), np.intp)
-    for index, size in zip(indices, sizes, strict=True):
-        flat = (
-            flat * size + index
-            if index.shape[1] > 1 or len(index) == 1
-            else (flat.reshape(-1, 1) * size + index.reshape(1, -1)).reshape(-1, 1)
-        )
+    for index, size in zip(support, shape, strict=True):
+        each = np.arange(size)[:, None] if index is None else index
+        merged = flat[:, None] * size + each
+        flat = merged.reshape(-1, merged.shape[-1])
     return flat
+
+
+def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
+    """Return the box of ascending indices when one axis becomes several; None if they are none."""
+    if len(shape) < 2:
+        return (flat,) * len(shape)
+    parts = np.unravel_index(flat, shape)
+    counts = [len(np.unique(part[:, 0])) for part in parts]
+    if math.prod(counts) != len(flat):
+        return None
+    support = []
+    for a, part in enumerate(parts):
+        mesh = np.moveaxis(part.reshape(*counts, -1), a, 0)
+        index = mesh.reshape(counts[a], -1, part.shape[1])[:, 0]
+        if (mesh != index.reshape(counts[a], *(1,) * (len(shape) - 1), -1)).any():
+            return None
+        support.append(index[:, :1] if (index == index[:, :1]).all() else index)
+    return tuple(support)
+
+
+# ------------------------------------------------------------------------------------ moving
+
+
+def _numbers(shape: tuple[int, ...]) -> Array:
+    """Return the numbers of the entries of an array, from 1."""
+    return np.arange(1, math.prod(shape) + 1).reshape(shape)
+
+
+def moved(function: Any) -> Callable[..., Any]:
+    """Return what stands for a function that only moves entries.
+
+    What it does with the numbers of the entries tells where each of them goes. Entries of the
+    result that come from nowhere, as those that `np.pad` adds, have the number 0.
+    """
+
+    def call(array: BatchedArray, *args: Any, **kwargs: Any) -> Any:
+        bases = function(array._base, *args, **kwargs)
+        kwargs.pop("constant_values", None)
+        numbers = function(_numbers(array.shape), *args, **kwargs)
+        if isinstance(bases, list | tuple):
+            return [picked(array, *each) for each in zip(numbers, bases, strict=True)]
+        return picked(array, numbers, bases)
+
+    return call
+
+
+def joined(function: Any) -> Callable[..., Any]:
+    """Return what stands for a function that puts the entries of several arrays into one."""
+
+    def call(arrays: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
+        bases = [np.asarray(_base_of(array)) for array in arrays]
+        base = result = function(bases, *args, **kwargs)
+        for array, own in zip(arrays, bases, strict=True):
+            if isinstance(array, BatchedArray):
+                each = [_numbers(x.shape) if x is own else np.zeros(x.shape, int) for x in bases]
+                numbers = function(each, *args, **kwargs)
+                part = picked(array, numbers, base)
+                result = part if result is base else where(numbers > 0, part, result)
+        return result
+
+    return call
+
+
+def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
+    """Return an array of the entries of these numbers, and of those of the base for 0."""
+    if not array._is_changed():
+        return base
+    batch, count = array._batch, array._batch.count
+    if any(index is not None and index.shape[1] > 1 for index in array._support):
+        flat = _flat_index(array._support, array.shape)
+        places = _places(flat, numbers, array.size)
+        order = None if places is None else np.argsort(places, axis=0, kind="stable")
+        if order is not None and order.size == 0:
+            return base
+        support = None if order is None else _split_index(
+            np.take_along_axis(places, order, axis=0), base.shape)  # fmt: skip
+        if support is not None:
+            batch.spend(order.size * array.dtype.itemsize)
+            values = array._values.reshape(len(flat), -1)
+            values = np.take_along_axis(values, order // (len(order) // len(flat)), axis=0)
+            box = [size if index is None else len(index)
+                   for size, index in zip(base.shape, support, strict=True)]  # fmt: skip
+            return wrapped(base, values.reshape(*box, count), support, batch)
+        array = array._full(*(a for a, index in enumerate(array._support)
+                              if index is not None and index.shape[1] > 1))  # fmt: skip
+    flat = _flat_index(array._support, array.shape)[:, 0]
+    source = np.zeros(array.size + 1, np.intp)
+    source[flat + 1] = np.arange(1, len(flat) + 1)
+    source = source[numbers]
+    # The smallest box around what comes from the box of the array.
+    indices = np.nonzero(source) if source.ndim else ()
+    axes = [np.unique(index) for index in indices]
+    source = np.asarray(source[np.ix_(*axes)])
+    batch.spend(source.size * count * array.dtype.itemsize)
+    values = array._values.reshape(len(flat), count)[source - 1]
+    if not source.all():
+        own = np.asarray(base)[np.ix_(*axes)]
+        values = np.where((source > 0)[..., None], values, own[..., None])
+    return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
+
+
+def _places(flat: Array, numbers: Array, size: int) -> Array | None:
+    """Return where the entries of a box go to, ``(R * times, K)``, if all as many times."""
+    wanted = np.unique(flat)
+    which = np.full(size + 1, -1)
+    which[wanted + 1] = np.arange(len(wanted))
+    found = which[numbers].reshape(-1)
+    places = np.flatnonzero(found >= 0)
+    found = found[places]
+    times = np.bincount(found, minlength=len(wanted))
+    if (times != times[0]).any():
+        return None
+    places = places[np.argsort(found, kind="stable")].reshape(len(wanted), times[0])
+    chosen = places[np.searchsorted(wanted, flat)]  # (R, K, times)
+    return chosen.transpose(0, 2, 1).reshape(-1, flat.shape[1])
+
+
+def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
+    """Return how a function permutes axes: an array whose lengths are their numbers shows it."""
+    order: tuple[int, ...] = function(np.empty(range(ndim)), *args).shape
+    return order
 
 
 # ------------------------------------------------------------------------------------ reductions
@@ -948,7 +892,7 @@ def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any
 
 
 def _reduction(function: Any) -> Callable[..., Any]:
-    def reduced(a: Any, axis: Any = None, out: Any = None, keepdims: Any = False) -> Any:
+    def reduced(a: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
         if out is not None:
             raise a._batch.refuse(f"`np.{function.__name__}` writes into an array, `out`")
         return _reduced(function, a, axis, keepdims)
@@ -956,15 +900,19 @@ def _reduction(function: Any) -> Callable[..., Any]:
     return reduced
 
 
-def _along(function: Any, array: Any, axis: int | None) -> Any:
-    """Apply a function that keeps the shape along one axis."""
-    if axis is None:
-        array, axis = array.reshape(-1), 0
-    axis = operator.index(axis) % array.ndim
-    full = array._full(axis)
-    array._batch.spend(full._values.nbytes)
-    base, values = function(array._base, axis=axis), function(full._values, axis=axis)
-    return wrapped(base, values, full._support, array._batch)
+def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
+    """Return what stands for a function along one axis."""
+
+    def along(array: Any, axis: int | None = default, **kwargs: Any) -> Any:
+        if axis is None:
+            array, axis = array.reshape(-1), 0
+        axis = operator.index(axis) % array.ndim
+        full = array._full(axis)
+        array._batch.spend(full._values.nbytes)
+        base, values = (function(x, axis=axis, **kwargs) for x in (array._base, full._values))
+        return wrapped(base, values, full._support, array._batch)
+
+    return along
 
 
 # ------------------------------------------------------------------------------------ products
@@ -1034,25 +982,32 @@ def _product_left(a: BatchedArray, b: Array, base: Array) -> tuple[Array, Suppor
     if terms is None:
         return np.matmul(b.T, a._values), support
     change = _change(a, base)
-    if terms.shape[1] > 1:
+    if len(terms) == 1:
         values = change * np.ascontiguousarray(b[terms[0]].T)
-    elif len(terms) == 1:
-        values = change * b[terms[0, 0]][:, None]
-    else:
+    elif terms.shape[1] == 1:
         values = np.matmul(b[terms[:, 0]].T, change)
+    else:
+        # The points of one channel have the same terms.
+        values = np.empty((n, b.shape[1], batch.count), base.dtype)
+        each, of_point = np.unique(terms, axis=1, return_inverse=True)
+        for i in range(each.shape[1]):
+            points = np.flatnonzero(of_point.reshape(-1) == i)
+            values[..., points] = np.matmul(b[each[:, i]].T, change[..., points])
     values += at(base, support)
     return values, support
 
 
 def _product_right(a: Array, b: BatchedArray, base: Array) -> tuple[Array, Support]:
     """Multiply a plain matrix by one at all points."""
+    if b._support[0] is not None and min(b._support[0].shape) > 1:
+        b = b._full(0)
     batch, (terms, columns) = b._batch, b._support
     _, p, count = b._values.shape
     if terms is None:
         batch.spend(len(a) * p * count * base.itemsize)
         values = a @ b._values.reshape(b._values.shape[0], -1)
         return values.reshape(len(a), p, count), (None, columns)
-    factors = a[:, terms[0] if terms.shape[1] > 1 else terms[:, 0]]
+    factors = a[:, terms.reshape(-1)]
     chosen = np.flatnonzero(factors.any(axis=1))
     rows = None
     if len(chosen) < len(a):
@@ -1084,78 +1039,20 @@ def _change(array: BatchedArray, product: Array) -> Array:
 # ------------------------------------------------------------------------------------ functions
 
 
-def where(condition: Any, x: Any, y: Any) -> Any:
+def where(condition: Any, *choices: Any) -> Any:
     """Return ``np.where``."""
-    return elementwise(np.where, (condition, x, y), {})
+    if not choices:
+        return np.where(condition._agreed("a condition"))
+    return elementwise(np.where, (condition, *choices), {})
 
 
-def clip(a: Any, a_min: Any = None, a_max: Any = None, out: Any = None, **kwargs: Any) -> Any:
+def clip(a: Any, a_min: Any = None, a_max: Any = None, **bounds: Any) -> Any:
     """Return ``np.clip``."""
-    low, high = kwargs.pop("min", a_min), kwargs.pop("max", a_max)
-    if out is not None or kwargs:
+    low, high = bounds.pop("min", a_min), bounds.pop("max", a_max)
+    if bounds:
         raise _batch_of((a, low, high)).refuse("`np.clip` cannot be carried in this form")
     result = a if low is None else np.maximum(a, low)
     return result if high is None else np.minimum(result, high)
-
-
-def concatenate(arrays: Sequence[Any], axis: int | None = 0) -> Any:
-    """Return ``np.concatenate``."""
-    batch = _batch_of(arrays)
-    if axis is None:
-        arrays, axis = [np.ravel(x) for x in arrays], 0
-    base = np.concatenate([_base_of(x) for x in arrays], axis)
-    axis %= base.ndim
-    result = unchanged(base, batch)
-    begin = 0
-    for x in arrays:
-        end = begin + np.shape(x)[axis]
-        if isinstance(x, BatchedArray):
-            result[(slice(None),) * axis + (slice(begin, end),)] = x
-        begin = end
-    return result
-
-
-def stack(arrays: Sequence[Any], axis: int = 0) -> Any:
-    """Return ``np.stack``."""
-    return concatenate([np.expand_dims(x, axis) for x in arrays], axis)
-
-
-def vstack(arrays: Sequence[Any]) -> Any:
-    """Return ``np.vstack``."""
-    return concatenate([x.reshape(1, -1) if np.ndim(x) < 2 else x for x in arrays], 0)
-
-
-def hstack(arrays: Sequence[Any]) -> Any:
-    """Return ``np.hstack``."""
-    flat = [x.reshape(-1) if np.ndim(x) == 0 else x for x in arrays]
-    return concatenate(flat, 0 if np.ndim(flat[0]) == 1 else 1)
-
-
-def expand_dims(a: Any, axis: Any) -> Any:
-    """Return ``np.expand_dims``."""
-    return a.reshape(np.expand_dims(a._base, axis).shape)
-
-
-def moveaxis(a: Any, source: Any, destination: Any) -> Any:
-    """Return ``np.moveaxis``."""
-    sources, destinations = _axes(source, a.ndim), _axes(destination, a.ndim)
-    places = [n for n in range(a.ndim) if n not in sources]
-    for to, of in sorted(zip(destinations, sources, strict=True)):
-        places.insert(to, of)
-    return a.transpose(places)
-
-
-def pad(array: Any, pad_width: Any, mode: Any = "constant", constant_values: Any = 0) -> Any:
-    """Return ``np.pad`` with constants."""
-    if mode != "constant":
-        raise array._batch.refuse(f"`np.pad` with mode {mode!r} cannot be carried")
-    result = unchanged(
-        np.pad(array._base, pad_width, mode, constant_values=constant_values), array._batch
-    )
-    widths = np.broadcast_to(pad_width, (array.ndim, 2)).tolist()
-    parts = (slice(a, a + size) for (a, _), size in zip(widths, array.shape, strict=True))
-    result[tuple(parts)] = array
-    return result
 
 
 def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
@@ -1184,9 +1081,14 @@ def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
     return wrapped(base, np.ascontiguousarray(values), (None,) * np.ndim(base), batch)
 
 
-def outer(a: Any, b: Any) -> Any:
-    """Return ``np.outer``."""
-    return np.ravel(a)[:, None] * np.ravel(b)[None, :]
+def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
+    """Return ``np.tensordot``."""
+    n, m = np.ndim(a), np.ndim(b)
+    pairs = (range(n - axes, n), range(axes)) if isinstance(axes, int) else axes
+    letters = [chr(ord("a") + i) for i in range(n + m)]
+    for i, j in zip(*(np.ravel(x) for x in pairs), strict=True):
+        letters[n + j % m] = letters[i % n]
+    return einsum("".join(letters[:n]) + "," + "".join(letters[n:]), a, b)
 
 
 def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
@@ -1196,56 +1098,64 @@ def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> A
     return np.sqrt(total(x * x, axis, keepdims=keepdims))
 
 
+def _of_bases(function: Any) -> Callable[..., Any]:
+    """Return what stands for a function of shapes and dtypes alone."""
+    return lambda *args, **kwargs: function(*map(_base_of, args), **kwargs)
+
+
 def _like(function: Any) -> Callable[..., Any]:
-    def created(a: Any, *args: Any, **kwargs: Any) -> Any:
-        return unchanged(function(a._base, *args, **kwargs), a._batch)
-
-    return created
+    return lambda a, *args, **kwargs: unchanged(function(a._base, *args, **kwargs), a._batch)
 
 
-def _by_method(name: str) -> Callable[..., Any]:
-    def call(a: Any, *args: Any, **kwargs: Any) -> Any:
-        return getattr(a, name)(*args, **kwargs)
-
-    return call
+def _permuted(function: Any) -> Callable[..., Any]:
+    return lambda a, *args: a.transpose(_order(function, a.ndim, *args))
 
 
-def _of_base(function: Any) -> Callable[..., Any]:
-    def call(a: Any, *args: Any, **kwargs: Any) -> Any:
-        return function(a._base, *args, **kwargs)
-
-    return call
+def _reshaped(function: Any) -> Callable[..., Any]:
+    return lambda a, *args, **kwargs: a.reshape(function(a._base, *args, **kwargs).shape)
 
 
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.dot: dot, np.sum: total, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
+    np.einsum: einsum, np.tensordot: tensordot, np.linalg.norm: norm,
     np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
     np.average: lambda a, axis=None: mean(a, axis),
-    np.concatenate: concatenate, np.stack: stack, np.vstack: vstack, np.hstack: hstack,
-    np.expand_dims: expand_dims, np.moveaxis: moveaxis, np.pad: pad, np.einsum: einsum,
-    np.outer: outer, np.linalg.norm: norm,
+    np.nansum: lambda a, *args, **kwargs: total(where(np.isnan(a), 0, a), *args, **kwargs),
+    np.nanmean: lambda a, *args, **kwargs: np.nansum(a, *args, **kwargs) / np.sum(
+        ~np.isnan(a), *args, **kwargs
+    ),
+    np.trace: lambda a, *args: total(np.diagonal(a, *args), -1),
+    np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
     np.inner: lambda a, b: matmul(a, b) if np.ndim(b) == 1 else matmul(a, b.T),
     np.vdot: lambda a, b: matmul(np.ravel(a), np.ravel(b)),
-    np.square: lambda a: a * a,
-    np.shape: lambda a: a.shape, np.ndim: lambda a: a.ndim,
-    np.size: lambda a, axis=None: a.size if axis is None else a.shape[axis],
-    np.zeros_like: _like(np.zeros_like), np.ones_like: _like(np.ones_like),
-    np.empty_like: _like(np.empty_like), np.full_like: _like(np.full_like),
-    np.copy: lambda a, **_: a.copy(), np.iscomplexobj: _of_base(np.iscomplexobj),
-    np.isrealobj: _of_base(np.isrealobj), np.result_type: lambda *a: np.result_type(
-        *map(_base_of, a)
-    ),
-    np.atleast_1d: lambda a: a if a.ndim else a.reshape(1),
-    np.atleast_2d: lambda a: a if a.ndim > 1 else a.reshape(1, -1),
-    np.broadcast_to: lambda a, shape: a + np.zeros(shape, a.dtype),
+    np.reshape: lambda a, shape, order="C": a.reshape(shape, order=order),
+    np.ravel: lambda a, order="C": a.reshape(-1, order=order),
+    np.copy: lambda a, **_: a.copy(),
+    np.round: lambda a, decimals=0: elementwise(np.round, (a,), {"decimals": decimals}),
     np.nan_to_num: lambda a, **kwargs: elementwise(np.nan_to_num, (a,), kwargs),
+    np.append: lambda a, values, axis=None: np.concatenate(
+        [np.ravel(a), np.ravel(values)] if axis is None else [a, values], axis or 0
+    ),
+    **{function: _of_bases(function)
+       for function in (np.shape, np.ndim, np.size, np.iscomplexobj, np.isrealobj, np.result_type)},
+    **{function: _like(function)
+       for function in (np.zeros_like, np.ones_like, np.empty_like, np.full_like)},
+    **{function: _permuted(function) for function in (np.transpose, np.swapaxes, np.moveaxis)},
+    **{function: _reshaped(function)
+       for function in (np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d)},
+    **{function: moved(function)
+       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.pad, np.take,
+                        np.repeat, np.tile, np.broadcast_to, np.delete, np.diag, np.diagonal,
+                        np.tril, np.triu, np.split, np.array_split, np.hsplit, np.vsplit)},
+    **{function: joined(function)
+       for function in (np.concatenate, np.stack, np.vstack, np.hstack, np.column_stack)},
+    **{function: _along(function, default)
+       for function, default in {np.cumsum: None, np.cumprod: None, np.sort: -1, np.argsort: -1,
+                                 np.diff: -1}.items()},
     **{function: _reduction(function)
-       for function in (np.max, np.min, np.prod, np.any, np.all, np.argmax, np.argmin)},
-    **{function: _by_method(name) for function, name in {
-        np.reshape: "reshape", np.transpose: "transpose", np.swapaxes: "swapaxes",
-        np.ravel: "ravel", np.squeeze: "squeeze", np.take: "take", np.cumsum: "cumsum",
-    }.items()},
+       for function in (np.max, np.min, np.prod, np.any, np.all, np.argmax, np.argmin, np.ptp,
+                        np.median, np.nanmax, np.nanmin, np.count_nonzero)},
 }  # fmt: skip
 
 _REDUCTIONS: dict[Any, Callable[..., Any]] = {
