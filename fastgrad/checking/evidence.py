@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from fastgrad.checking.verdicts import SEEN, TOLERANCE, Codes, Evidence, judge
-from fastgrad.numdiff.extrapolation import Bounds, Extrapolated, extrapolated
-from fastgrad.numdiff.formulas import Differences, evaluate_around
+from fastgrad.numdiff.extrapolation import Extrapolated, extrapolated
+from fastgrad.numdiff.formulas import Bounds, Differences, evaluate_around
 from fastgrad.numdiff.noise import Noise, scatter
 from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
@@ -91,7 +91,7 @@ def _by_differences(
     # One unit is a bound, what was measured a standard deviation.
     unit, level = around.unit(objective.eps_of(entries)), scatter(noise, around)
     error = around.error(order, np.maximum(1.5 * unit, _DEVIATIONS * level))
-    sides = around.sides()
+    sides = around.one_sided_slopes()
     finite = np.isfinite(around.values).all(axis=0)
     seen = Evidence.plain(np.where(finite, around.gradient(order), np.nan), error)
     seen.low, seen.high = np.min(sides, axis=0), np.max(sides, axis=0)
@@ -131,7 +131,7 @@ def _by_extrapolation(
 
 def of_slopes(found: Extrapolated) -> Evidence:
     """Return what extrapolated slopes show."""
-    apart = np.abs(found.bend)
+    apart = np.abs(found.half_slope_jump)
     # At a kink the difference is halfway between the slopes to both sides, all else is rounding.
     seen = Evidence.plain(found.slope, np.where(found.kink, 1e-3 * apart, _SAFETY * found.error))
     seen.low, seen.high, seen.kink = found.slope - apart, found.slope + apart, found.kink

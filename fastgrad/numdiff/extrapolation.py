@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgrad.numdiff.formulas import Bounds, Evaluator
 from fastgrad.numdiff.noise import Noise
-from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
 
 #: Each step is this part of the one before. A whole number would fall into step with a periodic
@@ -44,7 +44,7 @@ _UPPER = 4
 #: Slopes that differ by less than so many times their rounding may differ by noise.
 _NOISE = 30
 
-#: A bend that changes by less than this factor from one rung to the next is a kink's. One of a
+#: A jump of the slope that changes by less than this factor from one rung to the next is a kink's. One of a
 #: smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
@@ -53,8 +53,6 @@ _ONE_SIDED_ROUNDING = 6.0
 
 #: The least offset there is: it is widened to the next floating-point number.
 _NEAREST = np.array([[1e-300], [-1e-300]])
-
-Bounds = tuple[FloatArray, FloatArray] | None
 
 Values = Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray]]
 
@@ -66,7 +64,7 @@ class Extrapolated(NamedTuple):
     ----------
     slope, error : ndarray, shape (M,)
         The derivative, and an upper estimate of its error.
-    bend : ndarray, shape (M,)
+    half_slope_jump : ndarray, shape (M,)
         Half the difference between the slopes to the right and to the left, over the shortest step
         where that is not noise: what stays of it there is a kink.
     kink : ndarray of bool, shape (M,)
@@ -75,7 +73,7 @@ class Extrapolated(NamedTuple):
 
     slope: FloatArray
     error: FloatArray
-    bend: FloatArray
+    half_slope_jump: FloatArray
     kink: NDArray[np.bool_]
 
 
@@ -88,7 +86,7 @@ def extrapolate(
     ----------
     values : callable
         ``values(which, offsets)`` evaluates some of the functions, `which` of shape (M,), beside
-        their points, at offsets of shape (2, M). It returns the values, NaN where a function is not
+        their points, at offsets of shape (K, M). It returns the values, NaN where a function is not
         defined, and the points as they were rounded.
     center, here : ndarray, shape (M,)
         The points, and the values there.
@@ -102,26 +100,26 @@ def extrapolate(
     Extrapolated
     """
     ladders = _Ladders(values, center, here, eps, noise)
-    active = np.arange(center.size)
-    ladders.start(active)
-    ladders.restart_where_undefined(active)
-    active = ladders.restart_where_flat(active)
-    ladders.go_on(active)
-    ladders.try_again(ladders.restart_near_zero)
-    ladders.try_again(ladders.restart_in_noise)
+    everything = np.arange(center.size)
+    ladders.restart(everything, _first_step(center))
+    ladders.restart_where_undefined(everything)
+    ladders.extend(ladders.restart_where_flat(everything))
+    ladders.try_again(*ladders.near_zero())
+    ladders.try_again(*ladders.in_noise())
     return ladders.result()
 
 
 def extrapolated(
-    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
+    objective: Evaluator, entries: IntArray, noise: Noise, bounds: Bounds
 ) -> Extrapolated:
     """Differentiate by some entries, with steps that look at the function.
 
     Parameters
     ----------
-    objective : Objective
+    objective : Evaluator
     entries : ndarray of int64, shape (M,)
     noise : Noise
+        With one value at x for all entries, or one for each.
     bounds : pair of ndarray of shape (M,), or None
 
     Returns
@@ -139,10 +137,11 @@ def extrapolated(
         found = objective.at(entries[which], inside, tolerant=True)
         return np.where(inside == points, found, np.nan), points
 
-    unit = float(np.max(eps, initial=0)) * abs(noise.here)
+    unit = np.max(eps, initial=0) * np.max(np.abs(noise.here), initial=0)
     level = 2 * noise.level if noise.level > unit else 0.0
+    here = np.broadcast_to(noise.here, center.shape)
     with np.errstate(all="ignore"):
-        found = extrapolate(values, center, np.full(center.shape, noise.here), eps, level)
+        found = extrapolate(values, center, here, eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
         objective.at(entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST))
@@ -163,60 +162,45 @@ class _Ladders:
     ) -> None:
         size = center.size
         self.values, self.center, self.here, self.eps = values, center, here, eps
-        # The noise of the values beside x, and of the value at x, which only the bends have.
-        self.noise, self.noise_here = np.full((2, size), noise)
-        self.first = _first_step(center)
-        self.side = np.zeros(size)
-        self.slopes, self.bends, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
+        # The noise of the values beside x, and of the value at x, which only the jumps have.
+        self.noise = np.full((2, size), noise)
+        self.first, self.side = np.zeros((2, size))
+        self.slopes, self.jumps, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
         # Which rows are in use: rung 0 is in the middle.
-        self.top = np.full(size, _RUNGS)
-        self.bottom = self.top + 2
-        self.rungs = np.zeros(size, np.int64)
-        self.failures = np.zeros(size, np.int64)
+        self.top, self.bottom, self.rungs, self.failures = np.zeros((4, size), np.int64)
         self.flat_error = np.full(size, np.nan)
-        self.slope = np.full(size, np.nan)
-        self.error = np.full(size, np.inf)
+        self.slope, self.error = np.full(size, np.nan), np.full(size, np.inf)
 
-    def start(self, which: IntArray) -> None:
+    def restart(self, which: IntArray, first: FloatArray) -> None:
         """Put up the first three rungs."""
-        for row in range(3):
-            self._climb(which, self.top[which] + row)
-
-    def grow(self, which: IntArray, longer: NDArray[np.bool_]) -> None:
-        """Add a rung to each ladder, at one of its ends."""
-        self.top[which] -= longer
-        self.bottom[which] += ~longer
-        self._climb(which, np.where(longer, self.top[which], self.bottom[which]))
-
-    def _steps(self, rows: IntArray, which: IntArray) -> FloatArray:
-        steps: FloatArray = self.first[which] * _RATIO ** -(rows - float(_RUNGS))
-        return steps
-
-    def _climb(self, which: IntArray, rows: IntArray) -> None:
-        if which.size == 0:
-            return
-        x, f, side = self.center[which], self.here[which], self.side[which]
-        h = self._steps(rows, which)
-        offsets = np.stack(
-            [np.where(side == 0, h, side * h), np.where(side == 0, -h, side * h / 2)]
-        )
-        found, (upper, lower) = self.values(which, offsets)
-        above, below = np.where(np.isfinite(found), found, np.nan)
-        right, left = (above - f) / (upper - x), (below - f) / (lower - x)
-        central = side == 0
-        slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
-        self.slopes[rows, which] = slopes
-        self.bends[rows, which] = (right - left) / np.where(central, 2, 1)
-        self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
-        self.rungs[which] += 1
-
-    def _restart(self, which: IntArray, first: FloatArray) -> None:
-        for array in (self.slopes, self.bends, self.largest):
+        for array in (self.slopes, self.jumps, self.largest):
             array[:, which] = np.nan
         self.first[which] = first
         self.rungs[which] = 0
         self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
-        self.start(which)
+        self._climb(which, np.broadcast_to(np.arange(3)[:, None] + _RUNGS, (3, which.size)))
+
+    def _steps(self, rows: IntArray, which: IntArray) -> FloatArray:
+        steps: FloatArray = self.first[which] * _RATIO ** (float(_RUNGS) - rows)
+        return steps
+
+    def _climb(self, which: IntArray, rows: IntArray) -> None:
+        """Evaluate the functions on some rungs of theirs, the rows of shape (R, M)."""
+        if which.size == 0:
+            return
+        x, f, side = self.center[which], self.here[which], self.side[which]
+        h = self._steps(rows, which)
+        central = side == 0
+        offsets = np.array([h, np.where(central, -h, h / 2)]) * np.where(central, 1, side)
+        found, points = self.values(which, offsets.reshape(-1, which.size))
+        above, below = np.where(np.isfinite(found), found, np.nan).reshape(offsets.shape)
+        upper, lower = points.reshape(offsets.shape)
+        right, left = (above - f) / (upper - x), (below - f) / (lower - x)
+        slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
+        self.slopes[rows, which] = slopes
+        self.jumps[rows, which] = (right - left) / np.where(central, 2, 1)
+        self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
+        self.rungs[which] += len(rows)
 
     def restart_where_undefined(self, which: IntArray) -> None:
         """Take shorter steps where f is not defined; if that does not help, go to one side.
@@ -225,12 +209,12 @@ class _Ladders:
         """
         undefined = which[np.isnan(self.slopes[self.bottom[which], which])]
         near = undefined[self.center[undefined] != 0]
-        self._restart(near, np.abs(self.center[near]) / _RATIO)
+        self.restart(near, np.abs(self.center[near]) / _RATIO)
         undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
         for side in (1.0, -1.0):
             undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
             self.side[undefined] = side
-            self._restart(undefined, _first_step(self.center[undefined]))
+            self.restart(undefined, _first_step(self.center[undefined]))
 
     def restart_where_flat(self, which: IntArray) -> IntArray:
         """Take far longer steps where f did not change at all, to see whether it depends on x.
@@ -243,12 +227,12 @@ class _Ladders:
         flat = self._flat(which)
         size = np.abs(self.center[flat])
         small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
-        self._restart(flat[small], size[small] / _RATIO)
+        self.restart(flat[small], size[small] / _RATIO)
         flat = self._flat(flat)
         self.flat_error[flat] = (
             self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
         )
-        self._restart(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
+        self.restart(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
         constant = self._flat(flat)
         self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
         left: IntArray = np.setdiff1d(which, constant)
@@ -259,39 +243,42 @@ class _Ladders:
         chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
         return chosen
 
-    def restart_near_zero(self) -> IntArray:
-        """Take steps shorter than x where f proves to bend on that scale, or nothing was found.
+    def near_zero(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return steps shorter than x where f bends on that scale, or nothing was found.
 
         Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
+
+        Returns
+        -------
+        which : ndarray of int, shape (M,)
+        first : ndarray, shape (M,)
+        noise : ndarray, shape (2, M)
         """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
         few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
         beyond = few & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
-        if which.size == 0:
-            return which
-        first = np.abs(self.center[which]) / _RATIO
-        found, (upper, lower) = self.values(which, np.stack([first, -first]))
-        slope = (found[0] - found[1]) / (upper - lower)
-        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
-        rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
-        error = self.error[which]
-        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
-        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
-        again = other | better | ~np.isfinite(error)
-        chosen: IntArray = which[again]
-        self._restart(chosen, first[again])
-        return chosen
+        first, noise = np.abs(self.center[which]) / _RATIO, self.noise[:, which]
+        if which.size:
+            found, (upper, lower) = self.values(which, np.array([first, -first]))
+            slope = (found[0] - found[1]) / (upper - lower)
+            scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+            rounding = np.maximum(self.eps[which] * scale, noise[0]) / first
+            error = self.error[which]
+            other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+            better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+            again = other | better | ~np.isfinite(error)
+            which, first, noise = which[again], first[again], noise[:, again]
+        return which, first, noise
 
-    def restart_in_noise(self) -> IntArray:
-        """Start from the quietest rungs where nothing was found, with the noise that they show.
+    def in_noise(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return the quietest steps where nothing was found, with the noise that they show.
 
         The differences between the slopes of a smooth function shrink with the step until they are
         noise, and grow from there on: it is what the first ones after the smallest show. Those of
         a function with kinks or peaks close to x shrink again, and the smallest are the last.
         """
-        everything = np.arange(self.center.size)
-        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, everything)
+        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, np.arange(self.center.size))
         which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
         rows = self._quietest(which)
         loud = self.bottom[which] > rows + 2
@@ -300,28 +287,29 @@ class _Ladders:
         which, rows = which[loud], rows[loud]
         steps = self._steps(rows, which)
         slopes = self.slopes[rows + np.arange(4)[:, None], which]
-        bends = np.abs(self.bends[rows + np.arange(3)[:, None], which])
+        jumps = np.abs(self.jumps[rows + np.arange(3)[:, None], which])
         shown = np.abs(slopes[3] - slopes[2]) * steps / _RATIO**3
-        self.noise[which] = np.fmax(self.noise[which], shown)
-        # A bend that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
-        grown = np.where(bends[2] > _STEADY * bends[0], bends[2] * steps / _RATIO**2, 0.0)
-        self.noise_here[which] = np.fmax(self.noise[which], grown)
-        self.failures[which] = 0
-        self._restart(which, steps)
-        return which
+        beside = np.fmax(self.noise[0, which], shown)
+        # A jump that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
+        grown = np.where(jumps[2] > _STEADY * jumps[0], jumps[2] * steps / _RATIO**2, 0.0)
+        return which, steps, np.array([beside, np.fmax(beside, grown)])
 
-    def try_again(self, restart: Callable[[], IntArray]) -> None:
+    def try_again(self, which: IntArray, first: FloatArray, noise: FloatArray) -> None:
         """Put up other ladders; go back to the former ones where these show nothing."""
-        state = (self.first, self.top, self.bottom, self.slopes, self.bends, self.largest,
-                 self.slope, self.error, self.noise, self.noise_here)  # fmt: skip
-        former = [array.copy() for array in state]
-        bend = np.abs(self.bends[self.bottom, np.arange(self.center.size)])
-        which = restart()
-        self.go_on(which)
+        if which.size == 0:
+            return
+        state = (self.first, self.top, self.bottom, self.slopes, self.jumps, self.largest,
+                 self.slope, self.error, self.noise)  # fmt: skip
+        former = [array[..., which].copy() for array in state]
+        jump = np.abs(self.jumps[self.bottom[which], which])
+        self.noise[:, which] = noise
+        self.failures[which] = 0
+        self.restart(which, first)
+        self.extend(which)
         # An error as large as a kink that was seen is no progress.
-        lost = which[~(self.error < np.where(bend > 0, bend, np.inf))[which]]
+        lost = ~(self.error[which] < np.where(jump > 0, jump, np.inf))
         for array, values in zip(state, former, strict=True):
-            array[..., lost] = values[..., lost]
+            array[..., which[lost]] = values[..., lost]
 
     def _quietest(self, which: IntArray) -> IntArray:
         """Return the first of the three rungs in a row whose slopes differ least."""
@@ -336,26 +324,28 @@ class _Ladders:
 
     def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
         """Return whether f is on a rung what it is at x."""
-        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
+        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.jumps[rows, which] == 0)
         return flat
 
     def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
-        """Return whether the bend on a rung is about that on the rung before, as at a kink."""
-        bend, before = (np.abs(self.bends[rows - k, which]) for k in (0, 1))
-        steady: NDArray[np.bool_] = (bend * _STEADY > before) & (bend < _STEADY * before)
+        """Return whether the jump on a rung is about that on the rung before, as at a kink."""
+        jump, before = (np.abs(self.jumps[rows - k, which]) for k in (0, 1))
+        steady: NDArray[np.bool_] = (jump * _STEADY > before) & (jump < _STEADY * before)
         return steady
 
-    def go_on(self, active: IntArray) -> None:
+    def extend(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
         while active.size:
-            active, longer = self.decide(active)
-            self.grow(active, longer)
+            active, longer = self.select(active)
+            self.top[active] -= longer
+            self.bottom[active] += ~longer
+            self._climb(active, np.where(longer, self.top[active], self.bottom[active])[None, :])
 
-    def decide(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    def select(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
         """Extrapolate; return which ladders are to grow, and whether by a longer step."""
         count = int((self.bottom[active] - self.top[active]).max()) + 1
         rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
-        slopes, bends, largest = (a[rows, active] for a in (self.slopes, self.bends, self.largest))
+        slopes, jumps, largest = (a[rows, active] for a in (self.slopes, self.jumps, self.largest))
         steps = self._steps(rows, active)
         central = self.side[active] == 0
         # f is rounded, and so is x where f takes it in.
@@ -363,14 +353,14 @@ class _Ladders:
         # What is noisier than that is so, most often, because it is computed in float32: then the
         # noise grows with the values.
         grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
-        noise = self.noise[active] * np.fmax(grown, 1)
+        noise = self.noise[0, active] * np.fmax(grown, 1)
         rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
-        rounding_of_bends = np.maximum(rounding, self.noise_here[active] / steps)
+        rounding_of_jumps = np.maximum(rounding, self.noise[1, active] / steps)
 
         apart = np.diff(slopes, axis=0)
         noisy = np.abs(apart) <= _NOISE * rounding[1:]
-        regular, settled = _regular(apart, np.abs(bends), rounding, rounding_of_bends, noisy)
+        regular, settled = _regular(apart, np.abs(jumps), rounding, rounding_of_jumps, noisy)
         best, error, correction, first, last = _romberg(
             slopes, rounding, regular, settled, np.where(central, 2, 1)
         )
@@ -385,7 +375,7 @@ class _Ladders:
         falls = rounding[top, columns] < rounding[top + 1, columns]
         can_grow = (first == top) & falls
         by_rounding = correction < 1.5 * rounding[last, columns]
-        unseen = noisy & (np.abs(bends[1:]) <= _NOISE * rounding_of_bends[1:])
+        unseen = noisy & (np.abs(jumps[1:]) <= _NOISE * rounding_of_jumps[1:])
         only_noise = (unseen | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
         longer = np.where(lost, only_noise, by_rounding & can_grow)
         tries = np.where(error > _TOO_MUCH * np.abs(best), 2, 1)
@@ -401,43 +391,44 @@ class _Ladders:
         """Return the derivatives; where no ladder was regular, what the shortest steps show."""
         columns = np.arange(self.center.size)
         lost = ~np.isfinite(self.error)
-        bottom = np.where(lost, self._quietest(columns) + 2, self.bottom)
-        bend = self.bends[bottom, columns]
-        before = self.bends[bottom - 1, columns]
+        bottom = self.bottom.copy()
+        bottom[lost] = self._quietest(np.flatnonzero(lost)) + 2
+        jump = self.jumps[bottom, columns]
+        before = self.jumps[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
-        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise_here)
+        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise[1])
         noise = noise / self._steps(bottom, columns)
-        kink = lost & self._is_steady(bottom, columns) & (np.abs(bend) > 8 * noise)
+        kink = lost & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
-        widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
+        widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)
         # What no step shows may be a bounded function below the noise, such as 1e-20 sin(x), whose
         # differences over long steps tell nothing.
         hidden = np.abs(slope) < 4 * error
-        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise)
+        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise[0])
         below = below / np.maximum(np.abs(self.center), 1.0)
         error = np.where(hidden, np.maximum(error, below), error)
         # Flat beside x: the slope is 0 to rounding, whatever else far steps seem to show.
         flat = np.isfinite(self.flat_error) & (lost | (np.abs(slope) > 2 * self.flat_error))
         slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
-        return Extrapolated(slope, error, bend, kink)
+        return Extrapolated(slope, error, jump, kink)
 
 
 def _regular(
     apart: FloatArray,
-    bends: FloatArray,
+    jumps: FloatArray,
     rounding: FloatArray,
-    rounding_of_bends: FloatArray,
+    rounding_of_jumps: FloatArray,
     noisy: NDArray[np.bool_],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which three rungs in a row are those of a smooth function, and of which all below are.
 
-    There the slopes' differences shrink with the square of the step, by 13, and the bends with the
+    There the slopes' differences shrink with the square of the step, by 13, and the jumps with the
     step, by 3.6, or faster. Further down both may be noise.
     """
     errors = rounding[1:-1] + rounding[2:]
     smaller = np.abs(apart[1:]) <= np.abs(apart[:-1]) / 6 + 2 * errors
-    flatter = bends[1:] <= 0.4 * bends[:-1] + 4 * rounding_of_bends[1:]
+    flatter = jumps[1:] <= 0.4 * jumps[:-1] + 4 * rounding_of_jumps[1:]
     regular: NDArray[np.bool_] = (
         smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1]) & np.isfinite(apart[1:])
     )
