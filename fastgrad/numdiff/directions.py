@@ -43,7 +43,7 @@ def along_directions(
             which: IntArray, offsets: FloatArray, number: int = number, signs: FloatArray = signs
         ) -> tuple[FloatArray, FloatArray]:
             rows = [
-                objective.along(
+                objective.evaluate_line(
                     [
                         leaf.shaped(signs[i]) if j == number else np.zeros(leaf.array.shape)
                         for j, leaf in enumerate(objective.x.leaves)

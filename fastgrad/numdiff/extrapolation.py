@@ -44,8 +44,8 @@ _UPPER = 4
 #: Slopes that differ by less than so many times their rounding may differ by noise.
 _NOISE = 30
 
-#: A jump of the slope that changes by less than this factor from one rung to the next is a kink's. One of a
-#: smooth function falls by 3.6, one that is noise grows by as much.
+#: A jump of the slope that changes by less than this factor from one rung to the next is a kink's.
+#: One of a smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
@@ -134,7 +134,7 @@ def extrapolated(
         inside = points
         if bounds is not None:
             inside = np.clip(points, bounds[0][which], bounds[1][which])
-        found = objective.at(entries[which], inside, tolerant=True)
+        found = objective.evaluate_entries(entries[which], inside, tolerant=True)
         return np.where(inside == points, found, np.nan), points
 
     unit = np.max(eps, initial=0) * np.max(np.abs(noise.here), initial=0)
@@ -144,7 +144,9 @@ def extrapolated(
         found = extrapolate(values, center, here, eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
-        objective.at(entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST))
+        objective.evaluate_entries(
+            entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST)
+        )
     return found
 
 

@@ -202,7 +202,9 @@ class Evaluator(Protocol):
         """Return entries plus offsets, rounded."""
         ...
 
-    def at(self, entries: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+    def evaluate_entries(
+        self, entries: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
         """Return the values with one entry at a time at each of its points."""
         ...
 
@@ -253,7 +255,7 @@ def evaluate_around(
     points = objective.nudged(entries, offsets)
     if bounds is not None:
         points = np.clip(points, *bounds)
-    values = objective.at(entries, points)
+    values = objective.evaluate_entries(entries, points)
     return Differences(multiples, one_sided, points, values, center, here, side)
 
 

@@ -318,7 +318,7 @@ def numerical_gradient(
             both = _from_directions(objective, directions, rng)
             return both if error else both[0]
         if is_auto(h):
-            here = objective.here()
+            here = objective.value()
             noise = noise_of(objective, here, repeats=1)
             found = extrapolated(objective, entries, noise, limits)
             gradient = result_tree(objective, entries, found.slope)
@@ -326,7 +326,7 @@ def numerical_gradient(
         steps = steps_of(h, objective, entries)
         # NaN and infinities go on as they are.
         with np.errstate(all="ignore"):
-            here = objective.here() if error or order > 2 or limits is not None else np.nan
+            here = objective.value() if error or order > 2 or limits is not None else np.nan
             around = evaluate_around(
                 objective, entries, steps, order, twice=error, here=here, bounds=limits
             )
@@ -431,7 +431,7 @@ def gradient_descent(
 def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:
     """Return an estimate of the gradient from derivatives along directions, and its error."""
     count = whole_number(directions, "directions", minimum=1)
-    noise = noise_of(objective, objective.here(), repeats=1)
+    noise = noise_of(objective, objective.value(), repeats=1)
     found = along_directions(objective, count, generator_of(rng), noise, np.zeros(objective.size))
     means, errors = [], []
     for vectors, derivatives in found:

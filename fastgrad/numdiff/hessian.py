@@ -124,8 +124,8 @@ class _Second:
     def _values(self, moved: list[Any], offsets: FloatArray) -> FloatArray:
         """Evaluate f with some entries at a time moved; NaN where it is not defined."""
         values = np.empty(len(moved))
-        mounted = self.tree.mounted()
-        with mounted as root, np.errstate(all="ignore"):
+        restored = self.tree.restored_on_exit()
+        with restored as root, np.errstate(all="ignore"):
             array = self.tree.leaves[0].array
             for k, entries in enumerate(moved):
                 for i in entries:
@@ -136,7 +136,7 @@ class _Second:
                     values[k] = np.nan
                 for i in entries:
                     array.flat[i] = self.center[i]
-            if not mounted.is_unchanged():
+            if not restored.is_unchanged():
                 raise ValueError("`f` must not change `x`.")
         finite = np.abs(values[np.isfinite(values)])
         self.largest = max(getattr(self, "largest", 0.0), float(finite.max(initial=0)))

@@ -118,7 +118,7 @@ class _Outputs:
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        with objective.x.mounted() as root:
+        with objective.x.restored_on_exit() as root:
             value = objective.f(root, *objective.args)
             self.row = Row.of(value)
             self.row_here = self.row(value)
@@ -150,7 +150,9 @@ class _Outputs:
         """Return entries plus offsets, as `Objective.nudged`."""
         return self.objective.nudged(numbers // max(1, self.count), offsets)
 
-    def at(self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+    def evaluate_entries(
+        self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
         """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""
         entries, outputs = np.divmod(numbers, max(1, self.count))
         bits = np.ascontiguousarray(points).view(np.int64).reshape(-1).tolist()
@@ -158,7 +160,7 @@ class _Outputs:
         new = sorted(set(keys) - self._known.keys())
         if new:
             moved, places = np.array(new).T
-            rows = self.objective.rows_at(
+            rows = self.objective.evaluate_rows(
                 self.row, moved, places[None, :].copy().view(np.float64), tolerant=tolerant
             )[0]
             self._known.update(zip(new, itertools.count(len(self._rows)), strict=False))

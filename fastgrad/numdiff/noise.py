@@ -66,7 +66,7 @@ def noise_of(objective: Objective, here: float, *, repeats: int = REPEATS) -> No
     Comput. 33 (2011). Where most values are equal, as those of a function are that computes in
     float32 inside, the line is too short to tell, and a longer one is taken.
     """
-    again = [here, *(objective.here() for _ in range(repeats - 1))]
+    again = [here, *(objective.value() for _ in range(repeats - 1))]
     unit = float(np.max(objective.eps, initial=0)) * abs(here) / 2
     spread = float(np.std(again)) if np.isfinite(again).all() else 0.0
     differ = max(again) - min(again)
@@ -115,7 +115,7 @@ def _difference_table(objective: Objective) -> float:
     ]
     for spacing in (*_SPACINGS, *_FAR):
         # From x on to one side: x itself may lie on a kink.
-        values = objective.along(direction, spacing * np.arange(_POINTS))
+        values = objective.evaluate_line(direction, spacing * np.arange(_POINTS))
         if not np.isfinite(values).all():
             return 0.0
         if np.count_nonzero(np.diff(values)) <= _POINTS // 2:
@@ -125,7 +125,7 @@ def _difference_table(objective: Objective) -> float:
         found = _deviation(values)
         if found > _NOISIEST * np.max(objective.eps) * np.max(np.abs(values)):
             # Closest to x a removable pole, as of (exp(x) - 1) / x, is noisier than further away.
-            further = objective.along(direction, _SPACINGS[-1] * np.arange(_POINTS))
+            further = objective.evaluate_line(direction, _SPACINGS[-1] * np.arange(_POINTS))
             if np.isfinite(further).all() and _deviation(further) < found / _NOISIEST:
                 return _deviation(further)
         return found

@@ -1,4 +1,4 @@
-"""A function of a tree, evaluated with one number at a time nudged: here, compiled, or by workers.
+"""A function of a tree, with one number at a time nudged: in Python, compiled, or by workers.
 
 Exceptions, a Ctrl-C among them, leave the tree as it was.
 """
@@ -178,9 +178,9 @@ class Objective:
         eps: FloatArray = np.broadcast_to(self.eps, (self.size,))[entries]
         return eps
 
-    def here(self) -> float:
+    def value(self) -> float:
         """Return f(x)."""
-        with self.x.mounted() as root:  # f may work in place
+        with self.x.restored_on_exit() as root:  # f may work in place
             return one_number(self.f(root, *self.args))
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
@@ -207,7 +207,9 @@ class Objective:
                 points = np.where(lost, nearest, points)
         return points
 
-    def at(self, entries: IntArray, points: FloatArray, *, tolerant: bool = False) -> FloatArray:
+    def evaluate_entries(
+        self, entries: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
         """Evaluate f with one entry at a time elsewhere.
 
         Parameters
@@ -240,10 +242,10 @@ class Objective:
             self.f, self.x, self.args, entries, points, tolerant, batched=self._batched
         )
 
-    def rows_at(
+    def evaluate_rows(
         self, row: Row, entries: IntArray, points: FloatArray, *, tolerant: bool = False
     ) -> FloatArray:
-        """Evaluate an f with an array as result; see `at`.
+        """Evaluate an f with an array as result; see `evaluate_entries`.
 
         Returns
         -------
@@ -281,7 +283,7 @@ class Objective:
             self.bar(block.shape[0] * block.shape[1])
         return np.concatenate(blocks, axis=1)
 
-    def along(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
+    def evaluate_line(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
         """Evaluate f with all entries moved at once.
 
         Parameters
@@ -296,7 +298,7 @@ class Objective:
         """
         values = np.empty(len(steps))
         for k, step in enumerate(steps):
-            with self.x.mounted(), np.errstate(all="ignore"):
+            with self.x.restored_on_exit(), np.errstate(all="ignore"):
                 for leaf, part in zip(self.x.leaves, direction, strict=True):
                     leaf.array[...] = leaf.array + step * part
                     if leaf.is_number:
@@ -378,8 +380,8 @@ def _evaluate_python(
     if tolerant:
         f, quietly = functools.partial(_tolerant_number, f), np.errstate(all="ignore")
     values: list[float] = []
-    mounted = x.mounted()
-    with mounted as root, quietly:
+    restored = x.restored_on_exit()
+    with restored as root, quietly:
         for leaf, places, part in _leaves_of(x, entries):
             live = leaf.array.transpose(leaf.axes).flat
             columns = zip(places.tolist(), points.T[part].tolist(), strict=True)
@@ -415,7 +417,7 @@ def _evaluate_python(
                     value = f(root, *args)
                     values.append(value if isinstance(value, float) else one_number(value))
                 live[i] = kept
-        if not mounted.is_unchanged():
+        if not restored.is_unchanged():
             raise ValueError("`f` must not change `x`.")
     return np.array(values, np.float64).reshape(points.T.shape).T
 
@@ -431,8 +433,8 @@ def _evaluate_rows(
 ) -> FloatArray:
     """Evaluate an f with an array as result in a loop, with x nudged in place."""
     values = np.empty((len(entries), len(points), row.size))
-    mounted = x.mounted()
-    with mounted as root, np.errstate(all="ignore"):
+    restored = x.restored_on_exit()
+    with restored as root, np.errstate(all="ignore"):
         for leaf, places, part in _leaves_of(x, entries):
             live = leaf.array.transpose(leaf.axes).flat
             rows = values[part]
@@ -455,7 +457,7 @@ def _evaluate_rows(
                 if leaf.is_number:
                     leaf.put(float(kept))
                     root = x.root
-        if not mounted.is_unchanged():
+        if not restored.is_unchanged():
             raise ValueError("`f` must not change `x`.")
     return values.transpose(1, 0, 2)
 

@@ -78,8 +78,8 @@ class Tree:
     Attributes
     ----------
     root : object
-        The tree as a function is to see it: the caller's own. Within `mounted`, leaves that cannot
-        be nudged in place are replaced by arrays that can.
+        The tree as a function is to see it: the caller's own. Within `restored_on_exit`, leaves
+        that cannot be nudged in place are replaced by arrays that can.
     leaves : list of Leaf
     is_single : bool
         Whether the value is an array itself.
@@ -163,7 +163,7 @@ class Tree:
         """Return a copy, every leaf of which can be nudged in place."""
         return Tree(self.rebuilt([leaf.array.copy(order="K") for leaf in self.leaves]), self._name)
 
-    def mounted(self) -> _Mounted:
+    def restored_on_exit(self) -> _RestoredOnExit:
         """Put converted arrays into the tree; take them out again, and restore all entries.
 
         Returns
@@ -171,11 +171,11 @@ class Tree:
         context manager
             It gives the root.
         """
-        return _Mounted(self)
+        return _RestoredOnExit(self)
 
 
-class _Mounted:
-    """A tree while a function is called (see `Tree.mounted`)."""
+class _RestoredOnExit:
+    """A tree while a function is called (see `Tree.restored_on_exit`)."""
 
     def __init__(self, tree: Tree) -> None:
         self.tree = tree
