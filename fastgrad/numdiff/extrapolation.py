@@ -167,7 +167,9 @@ class _Ladders:
         # The noise of the values beside x, and of the value at x, which only the jumps have.
         self.noise = np.full((2, size), noise)
         self.first, self.side = np.zeros((2, size))
-        self.slopes, self.jumps, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
+        self.largest = np.zeros(size)  # value met over the first step
+        self.measured = np.full((4, 2 * _RUNGS + 3, size), np.nan)
+        self.slopes, self.jumps, self.rounding, self.rounding_of_jumps = self.measured
         # Which rows are in use: rung 0 is in the middle.
         self.top, self.bottom, self.rungs, self.failures = np.zeros((4, size), np.int64)
         self.flat_error = np.full(size, np.nan)
@@ -175,8 +177,9 @@ class _Ladders:
 
     def restart(self, which: IntArray, first: FloatArray) -> None:
         """Put up the first three rungs."""
-        for array in (self.slopes, self.jumps, self.largest):
-            array[:, which] = np.nan
+        if which.size == 0:
+            return
+        self.measured[..., which] = np.nan
         self.first[which] = first
         self.rungs[which] = 0
         self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
@@ -199,9 +202,21 @@ class _Ladders:
         upper, lower = points.reshape(offsets.shape)
         right, left = (above - f) / (upper - x), (below - f) / (lower - x)
         slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
-        self.slopes[rows, which] = slopes
-        self.jumps[rows, which] = (right - left) / np.where(central, 2, 1)
-        self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
+        jumps = (right - left) / np.where(central, 2, 1)
+        # f is rounded, and so is x where f takes it in.
+        largest = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
+        rounding = self.eps[which] / 2 * (largest + np.abs(x * slopes))
+        # What is noisier than that is so, most often, because it is computed in float32: then the
+        # noise grows with the values.
+        noise, noise_here = self.noise[:, which]
+        begun = rows[0] == _RUNGS
+        self.largest[which[begun]] = largest[0, begun]
+        grown = np.fmax(largest / self.largest[which], 1)
+        rounding = np.maximum(rounding, noise * grown) / h
+        rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
+        self.measured[:, rows, which] = (
+            slopes, jumps, rounding, np.maximum(rounding, noise_here / h)
+        )  # fmt: skip
         self.rungs[which] += len(rows)
 
     def restart_where_undefined(self, which: IntArray) -> None:
@@ -219,7 +234,7 @@ class _Ladders:
             self.restart(undefined, _first_step(self.center[undefined]))
 
     def restart_where_flat(self, which: IntArray) -> IntArray:
-        """Take far longer steps where f did not change at all, to see whether it depends on x.
+        """Take a far longer step where f did not change at all, to see whether it depends on x.
 
         Returns
         -------
@@ -234,10 +249,13 @@ class _Ladders:
         self.flat_error[flat] = (
             self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
         )
-        self.restart(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
-        constant = self._flat(flat)
-        self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
-        left: IntArray = np.setdiff1d(which, constant)
+        far = 20 * np.maximum(np.abs(self.center[flat]), 1.0)
+        found, _ = self.values(flat, np.array([far, -far])) if flat.size else (far[None], far)
+        constant = (found == self.here[flat]).all(axis=0)
+        self.restart(flat[~constant], far[~constant])
+        flat = flat[constant]
+        self.flat_error[flat] = self.eps[flat] * np.abs(self.here[flat])
+        left: IntArray = np.setdiff1d(which, flat)
         return left
 
     def _flat(self, which: IntArray) -> IntArray:
@@ -300,8 +318,8 @@ class _Ladders:
         """Put up other ladders; go back to the former ones where these show nothing."""
         if which.size == 0:
             return
-        state = (self.first, self.top, self.bottom, self.slopes, self.jumps, self.largest,
-                 self.slope, self.error, self.noise)  # fmt: skip
+        state = (self.first, self.top, self.bottom, self.largest, self.measured, self.slope,
+                 self.error, self.noise)  # fmt: skip
         former = [array[..., which].copy() for array in state]
         jump = np.abs(self.jumps[self.bottom[which], which])
         self.noise[:, which] = noise
@@ -347,24 +365,12 @@ class _Ladders:
         """Extrapolate; return which ladders are to grow, and whether by a longer step."""
         count = int((self.bottom[active] - self.top[active]).max()) + 1
         rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
-        slopes, jumps, largest = (a[rows, active] for a in (self.slopes, self.jumps, self.largest))
-        steps = self._steps(rows, active)
-        central = self.side[active] == 0
-        # f is rounded, and so is x where f takes it in.
-        scale = largest + np.abs(self.center[active] * slopes)
-        # What is noisier than that is so, most often, because it is computed in float32: then the
-        # noise grows with the values.
-        grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
-        noise = self.noise[0, active] * np.fmax(grown, 1)
-        rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
-        rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
-        rounding_of_jumps = np.maximum(rounding, self.noise[1, active] / steps)
-
+        slopes, jumps, rounding, rounding_of_jumps = self.measured[:, rows, active]
         apart = np.diff(slopes, axis=0)
         noisy = np.abs(apart) <= _NOISE * rounding[1:]
         regular, settled = _regular(apart, np.abs(jumps), rounding, rounding_of_jumps, noisy)
         best, error, correction, first, last = _romberg(
-            slopes, rounding, regular, settled, np.where(central, 2, 1)
+            slopes, rounding, regular, settled, np.where(self.side[active] == 0, 2, 1)
         )
 
         columns = np.arange(active.size)
@@ -398,8 +404,7 @@ class _Ladders:
         jump = self.jumps[bottom, columns]
         before = self.jumps[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
-        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise[1])
-        noise = noise / self._steps(bottom, columns)
+        noise = 2 * self.rounding_of_jumps[bottom, columns]
         kink = lost & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
@@ -466,41 +471,30 @@ def _romberg(
         The rungs extrapolated from.
     """
     count, size = slopes.shape
-    # Within these limits, by its last rung, each extrapolation sees the derivative.
-    low, high = np.full((count + 1, size), -np.inf), np.full((count + 1, size), np.inf)
-    candidates = []
+    # By the column of the Romberg table, and by the last rung that each extrapolation is from.
+    values, corrections = np.full((2, count - 2, count, size), np.nan)
     table, usable = slopes, settled
     for column in range(1, count):
-        weight = _RATIO ** (2.0 + (column - 1) * power) - 1
         finer = table[1:]
-        table = finer + np.diff(table, axis=0) / weight
-        if column == 1:
-            continue
-        # Rungs k to k + column: each three of them in a row are regular.
-        usable = usable[: len(table)] & regular[column - 2 :][: len(table)]
-        last_change = np.abs(table - finer)
-        estimate = _UPPER * last_change + 2 * rounding[column:] + 0.1 * rounding[column - 1 : -1]
-        estimate = np.where(usable & np.isfinite(estimate), estimate, np.inf)
-        candidates.append((table, estimate, last_change))
-        low[column:-1] = np.fmax(low[column:-1], table - estimate)
-        high[column:-1] = np.fmin(high[column:-1], table + estimate)
-    low = np.maximum.accumulate(low[::-1], axis=0)[::-1]
-    high = np.minimum.accumulate(high[::-1], axis=0)[::-1]
+        table = finer + np.diff(table, axis=0) / (_RATIO ** (2.0 + (column - 1) * power) - 1)
+        if column > 1:
+            # Each three rungs in a row of those from the first to the last are regular.
+            usable = usable[: len(table)] & regular[column - 2 :]
+            values[column - 2, column:] = np.where(usable, table, np.nan)
+            corrections[column - 2, column:] = np.abs(table - finer)
+    spread = 2 * rounding
+    spread[1:] += 0.1 * rounding[:-1]
+    errors = _UPPER * corrections + spread
+    # By its last rung, each extrapolation sees the derivative within limits. Long steps may agree
+    # with one another by chance: the shorter ones know better.
+    low, high = np.full((2, count, size), np.nan)
+    low[:-1] = np.fmax.accumulate(np.fmax.reduce(values - errors)[:0:-1])[::-1]
+    high[:-1] = np.fmin.accumulate(np.fmin.reduce(values + errors)[:0:-1])[::-1]
+    errors = np.fmax(errors, np.fmax(low - values, values - high))
+    errors = np.where(np.isfinite(values + errors), errors, np.inf).reshape(-1, size)
 
     columns = np.arange(size)
-    best = np.full(size, np.nan)
-    error = correction = np.full(size, np.inf)
-    first = last = np.zeros(size, np.int64)
-    for column, (table, estimate, last_change) in enumerate(candidates, start=2):
-        # Long steps may agree with one another by chance: the shorter ones know better.
-        apart = np.maximum(low[column + 1 :] - table, table - high[column + 1 :])
-        estimate = np.fmax(estimate, apart)
-        row = estimate.argmin(axis=0)
-        found = estimate[row, columns]
-        better = found < error
-        best = np.where(better, table[row, columns], best)
-        correction = np.where(better, last_change[row, columns], correction)
-        first = np.where(better, row, first)
-        last = np.where(better, row + column, last)
-        error = np.where(better, found, error)
-    return best, error, correction, first, last
+    chosen = errors.argmin(axis=0)
+    best, correction = (a.reshape(-1, size)[chosen, columns] for a in (values, corrections))
+    column, last = np.divmod(chosen, count)
+    return best, errors[chosen, columns], correction, last - column - 2, last
