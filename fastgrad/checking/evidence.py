@@ -76,11 +76,13 @@ def gather(
             seen.numerical[:] = np.nan
         sizes = np.abs(analytic)
         largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
-        # A gradient that is rounding altogether is that of its terms, which may be far larger.
-        terms = _TERMS * seen.rounding
-        lost = (largest <= terms) & (np.abs(seen.numerical) <= SEEN * seen.error)
-        seen.error = np.where(lost, np.fmax(seen.error, terms), seen.error)
-        seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
+        # A gradient below the last place of f is zero to rounding. One that is rounding altogether,
+        # but larger, is that of its terms.
+        if largest > eps * abs(noise.here):
+            terms = _TERMS * seen.rounding
+            lost = (largest <= terms) & (np.abs(seen.numerical) <= SEEN * seen.error)
+            seen.error = np.where(lost, np.fmax(seen.error, terms), seen.error)
+            seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
     return seen, judge(analytic, seen, eps)
 
 

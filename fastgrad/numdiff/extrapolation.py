@@ -409,11 +409,11 @@ class _Ladders:
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)
-        # What no step shows may be a bounded function below the noise, such as 1e-20 sin(x), whose
-        # differences over long steps tell nothing.
+        # What no step shows may be a bounded function of a few times the noise, such as that of
+        # 1e-20 sin(x) beside 1e-5, whose differences over long steps tell nothing.
         hidden = np.abs(slope) < 4 * error
         below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise[0])
-        below = below / np.maximum(np.abs(self.center), 1.0)
+        below = 4 * below / np.maximum(np.abs(self.center), 1.0)
         error = np.where(hidden, np.maximum(error, below), error)
         # Flat beside x: the slope is 0 to rounding, whatever else far steps seem to show.
         flat = np.isfinite(self.flat_error) & (lost | (np.abs(slope) > 2 * self.flat_error))
