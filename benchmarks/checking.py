@@ -463,7 +463,7 @@ def elementary(count: int, seed: int = 0) -> dict[str, Any]:
             counts = np.zeros(x.size, int)
 
             def values(which: Any, offsets: Any, f=f, x=x, counts=counts) -> Any:
-                counts[which] += 2
+                counts[which] += len(offsets)
                 return f(x[which] + offsets), x[which] + offsets
 
             found = extrapolate(values, x, here, np.full(x.size, EPS))

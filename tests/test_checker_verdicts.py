@@ -216,6 +216,32 @@ def test_a_gradient_of_nothing_but_rounding_is_not_called_wrong(seed):
     assert verdict(loss, gradient + 1e-3, np.zeros(6)) == "wrong"
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3, 4])
+@pytest.mark.parametrize("h", [1e-4, "auto"])
+def test_a_gradient_below_the_last_place_of_the_loss_is_zero(seed, h):
+    # A bias before batch normalisation, ReLU, an affine layer and the softmax with cross entropy.
+    rng = np.random.default_rng(seed)
+    x, weights, affine = (rng.normal(size=shape) for shape in ((12, 6), (6, 8), (8, 4)))
+    rows, labels = np.arange(12), rng.integers(4, size=12)
+
+    def forward(bias):
+        a = x @ weights + bias
+        deviation = np.sqrt(np.var(a, axis=0) + 1e-7)
+        normal = (a - a.mean(axis=0)) / deviation
+        e = np.exp(np.maximum(normal, 0) @ affine)
+        return normal, deviation, e / e.sum(axis=1, keepdims=True)
+
+    bias = rng.normal(size=8) / 10
+    normal, deviation, p = forward(bias)
+    p[rows, labels] -= 1
+    d = p / 12 @ affine.T * (normal > 0)
+    gradient = ((d - d.mean(0) - normal * (d * normal).mean(0)) / deviation).sum(0)
+    loss = lambda bias: -np.mean(np.log(forward(bias)[2][rows, labels]))  # noqa: E731
+    assert 0 < np.abs(gradient).max() < 1e-15
+    assert verdict(loss, gradient, bias, h) == "ok"
+    assert verdict(loss, gradient + 1e-8, bias, h) == "wrong"
+
+
 class TestZeroSlopesAndCoarseValues:
     @pytest.mark.parametrize("offset", [1e16, 1e17])
     def test_a_slope_that_is_seen_all_the_same(self, offset):

@@ -7,8 +7,8 @@ import math
 import numpy as np
 
 from fastgrad.checking.verdicts import SEEN, TOLERANCE, Codes, Evidence, judge
-from fastgrad.numdiff.extrapolation import Bounds, Extrapolated, extrapolated
-from fastgrad.numdiff.formulas import Differences, evaluate_around
+from fastgrad.numdiff.extrapolation import Extrapolated, extrapolated
+from fastgrad.numdiff.formulas import Bounds, Differences, evaluate_around
 from fastgrad.numdiff.noise import Noise, scatter
 from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
@@ -76,11 +76,13 @@ def gather(
             seen.numerical[:] = np.nan
         sizes = np.abs(analytic)
         largest = np.max(sizes, initial=0.0, where=np.isfinite(sizes))
-        # A gradient that is rounding altogether is that of its terms, which may be far larger.
-        terms = _TERMS * seen.rounding
-        lost = (largest <= terms) & (np.abs(seen.numerical) <= SEEN * seen.error)
-        seen.error = np.where(lost, np.fmax(seen.error, terms), seen.error)
-        seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
+        # A gradient below the last place of f is zero to rounding. One that is rounding altogether,
+        # but larger, is that of its terms.
+        if largest > eps * abs(noise.here):
+            terms = _TERMS * seen.rounding
+            lost = (largest <= terms) & (np.abs(seen.numerical) <= SEEN * seen.error)
+            seen.error = np.where(lost, np.fmax(seen.error, terms), seen.error)
+            seen.rounding[sizes > _ROUNDED * eps * largest] = 0.0
     return seen, judge(analytic, seen, eps)
 
 
@@ -91,7 +93,7 @@ def _by_differences(
     # One unit is a bound, what was measured a standard deviation.
     unit, level = around.unit(objective.eps_of(entries)), scatter(noise, around)
     error = around.error(order, np.maximum(1.5 * unit, _DEVIATIONS * level))
-    sides = around.sides()
+    sides = around.one_sided_slopes()
     finite = np.isfinite(around.values).all(axis=0)
     seen = Evidence.plain(np.where(finite, around.gradient(order), np.nan), error)
     seen.low, seen.high = np.min(sides, axis=0), np.max(sides, axis=0)
@@ -131,7 +133,7 @@ def _by_extrapolation(
 
 def of_slopes(found: Extrapolated) -> Evidence:
     """Return what extrapolated slopes show."""
-    apart = np.abs(found.bend)
+    apart = np.abs(found.half_slope_jump)
     # At a kink the difference is halfway between the slopes to both sides, all else is rounding.
     seen = Evidence.plain(found.slope, np.where(found.kink, 1e-3 * apart, _SAFETY * found.error))
     seen.low, seen.high, seen.kink = found.slope - apart, found.slope + apart, found.kink

@@ -52,7 +52,7 @@ def along_directions(
                 )
                 for i, steps in zip(which, offsets.T, strict=True)
             ]
-            return np.array(rows).reshape(-1, 2).T, offsets
+            return np.array(rows).T, offsets
 
         part = slice(objective.begins[number], objective.begins[number + 1])
         eps = float(np.max(objective.eps, initial=0))

@@ -18,8 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgrad.numdiff.formulas import Bounds, Evaluator
 from fastgrad.numdiff.noise import Noise
-from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
 
 #: Each step is this part of the one before. A whole number would fall into step with a periodic
@@ -44,8 +44,8 @@ _UPPER = 4
 #: Slopes that differ by less than so many times their rounding may differ by noise.
 _NOISE = 30
 
-#: A bend that changes by less than this factor from one rung to the next is a kink's. One of a
-#: smooth function falls by 3.6, one that is noise grows by as much.
+#: A jump of the slope that changes by less than this factor from one rung to the next is a kink's.
+#: One of a smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
@@ -53,8 +53,6 @@ _ONE_SIDED_ROUNDING = 6.0
 
 #: The least offset there is: it is widened to the next floating-point number.
 _NEAREST = np.array([[1e-300], [-1e-300]])
-
-Bounds = tuple[FloatArray, FloatArray] | None
 
 Values = Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray]]
 
@@ -66,7 +64,7 @@ class Extrapolated(NamedTuple):
     ----------
     slope, error : ndarray, shape (M,)
         The derivative, and an upper estimate of its error.
-    bend : ndarray, shape (M,)
+    half_slope_jump : ndarray, shape (M,)
         Half the difference between the slopes to the right and to the left, over the shortest step
         where that is not noise: what stays of it there is a kink.
     kink : ndarray of bool, shape (M,)
@@ -75,7 +73,7 @@ class Extrapolated(NamedTuple):
 
     slope: FloatArray
     error: FloatArray
-    bend: FloatArray
+    half_slope_jump: FloatArray
     kink: NDArray[np.bool_]
 
 
@@ -88,7 +86,7 @@ def extrapolate(
     ----------
     values : callable
         ``values(which, offsets)`` evaluates some of the functions, `which` of shape (M,), beside
-        their points, at offsets of shape (2, M). It returns the values, NaN where a function is not
+        their points, at offsets of shape (K, M). It returns the values, NaN where a function is not
         defined, and the points as they were rounded.
     center, here : ndarray, shape (M,)
         The points, and the values there.
@@ -102,26 +100,26 @@ def extrapolate(
     Extrapolated
     """
     ladders = _Ladders(values, center, here, eps, noise)
-    active = np.arange(center.size)
-    ladders.start(active)
-    ladders.restart_where_undefined(active)
-    active = ladders.restart_where_flat(active)
-    ladders.go_on(active)
-    ladders.try_again(ladders.restart_near_zero)
-    ladders.try_again(ladders.restart_in_noise)
+    everything = np.arange(center.size)
+    ladders.restart(everything, _first_step(center))
+    ladders.restart_where_undefined(everything)
+    ladders.extend(ladders.restart_where_flat(everything))
+    ladders.try_again(*ladders.near_zero())
+    ladders.try_again(*ladders.in_noise())
     return ladders.result()
 
 
 def extrapolated(
-    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
+    objective: Evaluator, entries: IntArray, noise: Noise, bounds: Bounds
 ) -> Extrapolated:
     """Differentiate by some entries, with steps that look at the function.
 
     Parameters
     ----------
-    objective : Objective
+    objective : Evaluator
     entries : ndarray of int64, shape (M,)
     noise : Noise
+        With one value at x for all entries, or one for each.
     bounds : pair of ndarray of shape (M,), or None
 
     Returns
@@ -139,10 +137,11 @@ def extrapolated(
         found = objective.evaluate_entries(entries[which], inside, tolerant=True)
         return np.where(inside == points, found, np.nan), points
 
-    unit = float(np.max(eps, initial=0)) * abs(noise.here)
+    unit = np.max(eps, initial=0) * np.max(np.abs(noise.here), initial=0)
     level = 2 * noise.level if noise.level > unit else 0.0
+    here = np.broadcast_to(noise.here, center.shape)
     with np.errstate(all="ignore"):
-        found = extrapolate(values, center, np.full(center.shape, noise.here), eps, level)
+        found = extrapolate(values, center, here, eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
         objective.evaluate_entries(
@@ -165,60 +164,60 @@ class _Ladders:
     ) -> None:
         size = center.size
         self.values, self.center, self.here, self.eps = values, center, here, eps
-        # The noise of the values beside x, and of the value at x, which only the bends have.
-        self.noise, self.noise_here = np.full((2, size), noise)
-        self.first = _first_step(center)
-        self.side = np.zeros(size)
-        self.slopes, self.bends, self.largest = np.full((3, 2 * _RUNGS + 3, size), np.nan)
+        # The noise of the values beside x, and of the value at x, which only the jumps have.
+        self.noise = np.full((2, size), noise)
+        self.first, self.side = np.zeros((2, size))
+        self.largest = np.zeros(size)  # value met over the first step
+        self.measured = np.full((4, 2 * _RUNGS + 3, size), np.nan)
+        self.slopes, self.jumps, self.rounding, self.rounding_of_jumps = self.measured
         # Which rows are in use: rung 0 is in the middle.
-        self.top = np.full(size, _RUNGS)
-        self.bottom = self.top + 2
-        self.rungs = np.zeros(size, np.int64)
-        self.failures = np.zeros(size, np.int64)
+        self.top, self.bottom, self.rungs, self.failures = np.zeros((4, size), np.int64)
         self.flat_error = np.full(size, np.nan)
-        self.slope = np.full(size, np.nan)
-        self.error = np.full(size, np.inf)
+        self.slope, self.error = np.full(size, np.nan), np.full(size, np.inf)
 
-    def start(self, which: IntArray) -> None:
+    def restart(self, which: IntArray, first: FloatArray) -> None:
         """Put up the first three rungs."""
-        for row in range(3):
-            self._climb(which, self.top[which] + row)
-
-    def grow(self, which: IntArray, longer: NDArray[np.bool_]) -> None:
-        """Add a rung to each ladder, at one of its ends."""
-        self.top[which] -= longer
-        self.bottom[which] += ~longer
-        self._climb(which, np.where(longer, self.top[which], self.bottom[which]))
+        if which.size == 0:
+            return
+        self.measured[..., which] = np.nan
+        self.first[which] = first
+        self.rungs[which] = 0
+        self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
+        self._climb(which, np.broadcast_to(np.arange(3)[:, None] + _RUNGS, (3, which.size)))
 
     def _steps(self, rows: IntArray, which: IntArray) -> FloatArray:
-        steps: FloatArray = self.first[which] * _RATIO ** -(rows - float(_RUNGS))
+        steps: FloatArray = self.first[which] * _RATIO ** (float(_RUNGS) - rows)
         return steps
 
     def _climb(self, which: IntArray, rows: IntArray) -> None:
+        """Evaluate the functions on some rungs of theirs, the rows of shape (R, M)."""
         if which.size == 0:
             return
         x, f, side = self.center[which], self.here[which], self.side[which]
         h = self._steps(rows, which)
-        offsets = np.stack(
-            [np.where(side == 0, h, side * h), np.where(side == 0, -h, side * h / 2)]
-        )
-        found, (upper, lower) = self.values(which, offsets)
-        above, below = np.where(np.isfinite(found), found, np.nan)
-        right, left = (above - f) / (upper - x), (below - f) / (lower - x)
         central = side == 0
+        offsets = np.array([h, np.where(central, -h, h / 2)]) * np.where(central, 1, side)
+        found, points = self.values(which, offsets.reshape(-1, which.size))
+        above, below = np.where(np.isfinite(found), found, np.nan).reshape(offsets.shape)
+        upper, lower = points.reshape(offsets.shape)
+        right, left = (above - f) / (upper - x), (below - f) / (lower - x)
         slopes = np.where(central, (above - below) / (upper - lower), 2 * left - right)
-        self.slopes[rows, which] = slopes
-        self.bends[rows, which] = (right - left) / np.where(central, 2, 1)
-        self.largest[rows, which] = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
-        self.rungs[which] += 1
-
-    def _restart(self, which: IntArray, first: FloatArray) -> None:
-        for array in (self.slopes, self.bends, self.largest):
-            array[:, which] = np.nan
-        self.first[which] = first
-        self.rungs[which] = 0
-        self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
-        self.start(which)
+        jumps = (right - left) / np.where(central, 2, 1)
+        # f is rounded, and so is x where f takes it in.
+        largest = np.maximum(np.maximum(np.abs(above), np.abs(below)), np.abs(f))
+        rounding = self.eps[which] / 2 * (largest + np.abs(x * slopes))
+        # What is noisier than that is so, most often, because it is computed in float32: then the
+        # noise grows with the values.
+        noise, noise_here = self.noise[:, which]
+        begun = rows[0] == _RUNGS
+        self.largest[which[begun]] = largest[0, begun]
+        grown = np.fmax(largest / self.largest[which], 1)
+        rounding = np.maximum(rounding, noise * grown) / h
+        rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
+        self.measured[:, rows, which] = (
+            slopes, jumps, rounding, np.maximum(rounding, noise_here / h)
+        )  # fmt: skip
+        self.rungs[which] += len(rows)
 
     def restart_where_undefined(self, which: IntArray) -> None:
         """Take shorter steps where f is not defined; if that does not help, go to one side.
@@ -227,15 +226,15 @@ class _Ladders:
         """
         undefined = which[np.isnan(self.slopes[self.bottom[which], which])]
         near = undefined[self.center[undefined] != 0]
-        self._restart(near, np.abs(self.center[near]) / _RATIO)
+        self.restart(near, np.abs(self.center[near]) / _RATIO)
         undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
         for side in (1.0, -1.0):
             undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
             self.side[undefined] = side
-            self._restart(undefined, _first_step(self.center[undefined]))
+            self.restart(undefined, _first_step(self.center[undefined]))
 
     def restart_where_flat(self, which: IntArray) -> IntArray:
-        """Take far longer steps where f did not change at all, to see whether it depends on x.
+        """Take a far longer step where f did not change at all, to see whether it depends on x.
 
         Returns
         -------
@@ -245,15 +244,18 @@ class _Ladders:
         flat = self._flat(which)
         size = np.abs(self.center[flat])
         small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
-        self._restart(flat[small], size[small] / _RATIO)
+        self.restart(flat[small], size[small] / _RATIO)
         flat = self._flat(flat)
         self.flat_error[flat] = (
             self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
         )
-        self._restart(flat, 20 * np.maximum(np.abs(self.center[flat]), 1.0))
-        constant = self._flat(flat)
-        self.flat_error[constant] = self.eps[constant] * np.abs(self.here[constant])
-        left: IntArray = np.setdiff1d(which, constant)
+        far = 20 * np.maximum(np.abs(self.center[flat]), 1.0)
+        found, _ = self.values(flat, np.array([far, -far])) if flat.size else (far[None], far)
+        constant = (found == self.here[flat]).all(axis=0)
+        self.restart(flat[~constant], far[~constant])
+        flat = flat[constant]
+        self.flat_error[flat] = self.eps[flat] * np.abs(self.here[flat])
+        left: IntArray = np.setdiff1d(which, flat)
         return left
 
     def _flat(self, which: IntArray) -> IntArray:
@@ -261,39 +263,42 @@ class _Ladders:
         chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
         return chosen
 
-    def restart_near_zero(self) -> IntArray:
-        """Take steps shorter than x where f proves to bend on that scale, or nothing was found.
+    def near_zero(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return steps shorter than x where f bends on that scale, or nothing was found.
 
         Poles and kinks are most often at 0, and parameters of 1e-9 are so in their unit.
+
+        Returns
+        -------
+        which : ndarray of int, shape (M,)
+        first : ndarray, shape (M,)
+        noise : ndarray, shape (2, M)
         """
         shortest = self._steps(self.bottom, np.arange(self.center.size))
         few = shortest * _RATIO**3 > np.abs(self.center)  # rungs on that scale
         beyond = few & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
-        if which.size == 0:
-            return which
-        first = np.abs(self.center[which]) / _RATIO
-        found, (upper, lower) = self.values(which, np.stack([first, -first]))
-        slope = (found[0] - found[1]) / (upper - lower)
-        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
-        rounding = np.maximum(self.eps[which] * scale, self.noise[which]) / first
-        error = self.error[which]
-        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
-        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
-        again = other | better | ~np.isfinite(error)
-        chosen: IntArray = which[again]
-        self._restart(chosen, first[again])
-        return chosen
+        first, noise = np.abs(self.center[which]) / _RATIO, self.noise[:, which]
+        if which.size:
+            found, (upper, lower) = self.values(which, np.array([first, -first]))
+            slope = (found[0] - found[1]) / (upper - lower)
+            scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+            rounding = np.maximum(self.eps[which] * scale, noise[0]) / first
+            error = self.error[which]
+            other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+            better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+            again = other | better | ~np.isfinite(error)
+            which, first, noise = which[again], first[again], noise[:, again]
+        return which, first, noise
 
-    def restart_in_noise(self) -> IntArray:
-        """Start from the quietest rungs where nothing was found, with the noise that they show.
+    def in_noise(self) -> tuple[IntArray, FloatArray, FloatArray]:
+        """Return the quietest steps where nothing was found, with the noise that they show.
 
         The differences between the slopes of a smooth function shrink with the step until they are
         noise, and grow from there on: it is what the first ones after the smallest show. Those of
         a function with kinks or peaks close to x shrink again, and the smallest are the last.
         """
-        everything = np.arange(self.center.size)
-        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, everything)
+        lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, np.arange(self.center.size))
         which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
         rows = self._quietest(which)
         loud = self.bottom[which] > rows + 2
@@ -302,28 +307,29 @@ class _Ladders:
         which, rows = which[loud], rows[loud]
         steps = self._steps(rows, which)
         slopes = self.slopes[rows + np.arange(4)[:, None], which]
-        bends = np.abs(self.bends[rows + np.arange(3)[:, None], which])
+        jumps = np.abs(self.jumps[rows + np.arange(3)[:, None], which])
         shown = np.abs(slopes[3] - slopes[2]) * steps / _RATIO**3
-        self.noise[which] = np.fmax(self.noise[which], shown)
-        # A bend that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
-        grown = np.where(bends[2] > _STEADY * bends[0], bends[2] * steps / _RATIO**2, 0.0)
-        self.noise_here[which] = np.fmax(self.noise[which], grown)
-        self.failures[which] = 0
-        self._restart(which, steps)
-        return which
+        beside = np.fmax(self.noise[0, which], shown)
+        # A jump that grows as steps shrink is noise of f(x); a kink's stays, a smooth one's falls.
+        grown = np.where(jumps[2] > _STEADY * jumps[0], jumps[2] * steps / _RATIO**2, 0.0)
+        return which, steps, np.array([beside, np.fmax(beside, grown)])
 
-    def try_again(self, restart: Callable[[], IntArray]) -> None:
+    def try_again(self, which: IntArray, first: FloatArray, noise: FloatArray) -> None:
         """Put up other ladders; go back to the former ones where these show nothing."""
-        state = (self.first, self.top, self.bottom, self.slopes, self.bends, self.largest,
-                 self.slope, self.error, self.noise, self.noise_here)  # fmt: skip
-        former = [array.copy() for array in state]
-        bend = np.abs(self.bends[self.bottom, np.arange(self.center.size)])
-        which = restart()
-        self.go_on(which)
+        if which.size == 0:
+            return
+        state = (self.first, self.top, self.bottom, self.largest, self.measured, self.slope,
+                 self.error, self.noise)  # fmt: skip
+        former = [array[..., which].copy() for array in state]
+        jump = np.abs(self.jumps[self.bottom[which], which])
+        self.noise[:, which] = noise
+        self.failures[which] = 0
+        self.restart(which, first)
+        self.extend(which)
         # An error as large as a kink that was seen is no progress.
-        lost = which[~(self.error < np.where(bend > 0, bend, np.inf))[which]]
+        lost = ~(self.error[which] < np.where(jump > 0, jump, np.inf))
         for array, values in zip(state, former, strict=True):
-            array[..., lost] = values[..., lost]
+            array[..., which[lost]] = values[..., lost]
 
     def _quietest(self, which: IntArray) -> IntArray:
         """Return the first of the three rungs in a row whose slopes differ least."""
@@ -338,43 +344,33 @@ class _Ladders:
 
     def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
         """Return whether f is on a rung what it is at x."""
-        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.bends[rows, which] == 0)
+        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.jumps[rows, which] == 0)
         return flat
 
     def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
-        """Return whether the bend on a rung is about that on the rung before, as at a kink."""
-        bend, before = (np.abs(self.bends[rows - k, which]) for k in (0, 1))
-        steady: NDArray[np.bool_] = (bend * _STEADY > before) & (bend < _STEADY * before)
+        """Return whether the jump on a rung is about that on the rung before, as at a kink."""
+        jump, before = (np.abs(self.jumps[rows - k, which]) for k in (0, 1))
+        steady: NDArray[np.bool_] = (jump * _STEADY > before) & (jump < _STEADY * before)
         return steady
 
-    def go_on(self, active: IntArray) -> None:
+    def extend(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
         while active.size:
-            active, longer = self.decide(active)
-            self.grow(active, longer)
+            active, longer = self.select(active)
+            self.top[active] -= longer
+            self.bottom[active] += ~longer
+            self._climb(active, np.where(longer, self.top[active], self.bottom[active])[None, :])
 
-    def decide(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    def select(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
         """Extrapolate; return which ladders are to grow, and whether by a longer step."""
         count = int((self.bottom[active] - self.top[active]).max()) + 1
         rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
-        slopes, bends, largest = (a[rows, active] for a in (self.slopes, self.bends, self.largest))
-        steps = self._steps(rows, active)
-        central = self.side[active] == 0
-        # f is rounded, and so is x where f takes it in.
-        scale = largest + np.abs(self.center[active] * slopes)
-        # What is noisier than that is so, most often, because it is computed in float32: then the
-        # noise grows with the values.
-        grown = largest / np.maximum(self.largest[_RUNGS, active], np.abs(self.here[active]))
-        noise = self.noise[active] * np.fmax(grown, 1)
-        rounding = np.maximum(self.eps[active] * scale / 2, noise) / steps
-        rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
-        rounding_of_bends = np.maximum(rounding, self.noise_here[active] / steps)
-
+        slopes, jumps, rounding, rounding_of_jumps = self.measured[:, rows, active]
         apart = np.diff(slopes, axis=0)
         noisy = np.abs(apart) <= _NOISE * rounding[1:]
-        regular, settled = _regular(apart, np.abs(bends), rounding, rounding_of_bends, noisy)
+        regular, settled = _regular(apart, np.abs(jumps), rounding, rounding_of_jumps, noisy)
         best, error, correction, first, last = _romberg(
-            slopes, rounding, regular, settled, np.where(central, 2, 1)
+            slopes, rounding, regular, settled, np.where(self.side[active] == 0, 2, 1)
         )
 
         columns = np.arange(active.size)
@@ -387,7 +383,7 @@ class _Ladders:
         falls = rounding[top, columns] < rounding[top + 1, columns]
         can_grow = (first == top) & falls
         by_rounding = correction < 1.5 * rounding[last, columns]
-        unseen = noisy & (np.abs(bends[1:]) <= _NOISE * rounding_of_bends[1:])
+        unseen = noisy & (np.abs(jumps[1:]) <= _NOISE * rounding_of_jumps[1:])
         only_noise = (unseen | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
         longer = np.where(lost, only_noise, by_rounding & can_grow)
         tries = np.where(error > _TOO_MUCH * np.abs(best), 2, 1)
@@ -403,43 +399,43 @@ class _Ladders:
         """Return the derivatives; where no ladder was regular, what the shortest steps show."""
         columns = np.arange(self.center.size)
         lost = ~np.isfinite(self.error)
-        bottom = np.where(lost, self._quietest(columns) + 2, self.bottom)
-        bend = self.bends[bottom, columns]
-        before = self.bends[bottom - 1, columns]
+        bottom = self.bottom.copy()
+        bottom[lost] = self._quietest(np.flatnonzero(lost)) + 2
+        jump = self.jumps[bottom, columns]
+        before = self.jumps[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
-        noise = np.maximum(self.eps * self.largest[bottom, columns], self.noise_here)
-        noise = noise / self._steps(bottom, columns)
-        kink = lost & self._is_steady(bottom, columns) & (np.abs(bend) > 8 * noise)
+        noise = 2 * self.rounding_of_jumps[bottom, columns]
+        kink = lost & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
-        widest = 2 * np.maximum(np.abs(bend), np.abs(before)) + 2 * apart
+        widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
         error = np.where(lost, widest, self.error)
-        # What no step shows may be a bounded function below the noise, such as 1e-20 sin(x), whose
-        # differences over long steps tell nothing.
+        # What no step shows may be a bounded function of a few times the noise, such as that of
+        # 1e-20 sin(x) beside 1e-5, whose differences over long steps tell nothing.
         hidden = np.abs(slope) < 4 * error
-        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise)
-        below = below / np.maximum(np.abs(self.center), 1.0)
+        below = np.maximum(self.eps * np.abs(self.here) / 2, self.noise[0])
+        below = 4 * below / np.maximum(np.abs(self.center), 1.0)
         error = np.where(hidden, np.maximum(error, below), error)
         # Flat beside x: the slope is 0 to rounding, whatever else far steps seem to show.
         flat = np.isfinite(self.flat_error) & (lost | (np.abs(slope) > 2 * self.flat_error))
         slope[flat], error[flat], kink[flat] = 0.0, self.flat_error[flat], False
-        return Extrapolated(slope, error, bend, kink)
+        return Extrapolated(slope, error, jump, kink)
 
 
 def _regular(
     apart: FloatArray,
-    bends: FloatArray,
+    jumps: FloatArray,
     rounding: FloatArray,
-    rounding_of_bends: FloatArray,
+    rounding_of_jumps: FloatArray,
     noisy: NDArray[np.bool_],
 ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     """Return which three rungs in a row are those of a smooth function, and of which all below are.
 
-    There the slopes' differences shrink with the square of the step, by 13, and the bends with the
+    There the slopes' differences shrink with the square of the step, by 13, and the jumps with the
     step, by 3.6, or faster. Further down both may be noise.
     """
     errors = rounding[1:-1] + rounding[2:]
     smaller = np.abs(apart[1:]) <= np.abs(apart[:-1]) / 6 + 2 * errors
-    flatter = bends[1:] <= 0.4 * bends[:-1] + 4 * rounding_of_bends[1:]
+    flatter = jumps[1:] <= 0.4 * jumps[:-1] + 4 * rounding_of_jumps[1:]
     regular: NDArray[np.bool_] = (
         smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1]) & np.isfinite(apart[1:])
     )
@@ -475,41 +471,30 @@ def _romberg(
         The rungs extrapolated from.
     """
     count, size = slopes.shape
-    # Within these limits, by its last rung, each extrapolation sees the derivative.
-    low, high = np.full((count + 1, size), -np.inf), np.full((count + 1, size), np.inf)
-    candidates = []
+    # By the column of the Romberg table, and by the last rung that each extrapolation is from.
+    values, corrections = np.full((2, count - 2, count, size), np.nan)
     table, usable = slopes, settled
     for column in range(1, count):
-        weight = _RATIO ** (2.0 + (column - 1) * power) - 1
         finer = table[1:]
-        table = finer + np.diff(table, axis=0) / weight
-        if column == 1:
-            continue
-        # Rungs k to k + column: each three of them in a row are regular.
-        usable = usable[: len(table)] & regular[column - 2 :][: len(table)]
-        last_change = np.abs(table - finer)
-        estimate = _UPPER * last_change + 2 * rounding[column:] + 0.1 * rounding[column - 1 : -1]
-        estimate = np.where(usable & np.isfinite(estimate), estimate, np.inf)
-        candidates.append((table, estimate, last_change))
-        low[column:-1] = np.fmax(low[column:-1], table - estimate)
-        high[column:-1] = np.fmin(high[column:-1], table + estimate)
-    low = np.maximum.accumulate(low[::-1], axis=0)[::-1]
-    high = np.minimum.accumulate(high[::-1], axis=0)[::-1]
+        table = finer + np.diff(table, axis=0) / (_RATIO ** (2.0 + (column - 1) * power) - 1)
+        if column > 1:
+            # Each three rungs in a row of those from the first to the last are regular.
+            usable = usable[: len(table)] & regular[column - 2 :]
+            values[column - 2, column:] = np.where(usable, table, np.nan)
+            corrections[column - 2, column:] = np.abs(table - finer)
+    spread = 2 * rounding
+    spread[1:] += 0.1 * rounding[:-1]
+    errors = _UPPER * corrections + spread
+    # By its last rung, each extrapolation sees the derivative within limits. Long steps may agree
+    # with one another by chance: the shorter ones know better.
+    low, high = np.full((2, count, size), np.nan)
+    low[:-1] = np.fmax.accumulate(np.fmax.reduce(values - errors)[:0:-1])[::-1]
+    high[:-1] = np.fmin.accumulate(np.fmin.reduce(values + errors)[:0:-1])[::-1]
+    errors = np.fmax(errors, np.fmax(low - values, values - high))
+    errors = np.where(np.isfinite(values + errors), errors, np.inf).reshape(-1, size)
 
     columns = np.arange(size)
-    best = np.full(size, np.nan)
-    error = correction = np.full(size, np.inf)
-    first = last = np.zeros(size, np.int64)
-    for column, (table, estimate, last_change) in enumerate(candidates, start=2):
-        # Long steps may agree with one another by chance: the shorter ones know better.
-        apart = np.maximum(low[column + 1 :] - table, table - high[column + 1 :])
-        estimate = np.fmax(estimate, apart)
-        row = estimate.argmin(axis=0)
-        found = estimate[row, columns]
-        better = found < error
-        best = np.where(better, table[row, columns], best)
-        correction = np.where(better, last_change[row, columns], correction)
-        first = np.where(better, row, first)
-        last = np.where(better, row + column, last)
-        error = np.where(better, found, error)
-    return best, error, correction, first, last
+    chosen = errors.argmin(axis=0)
+    best, correction = (a.reshape(-1, size)[chosen, columns] for a in (values, corrections))
+    column, last = np.divmod(chosen, count)
+    return best, errors[chosen, columns], correction, last - column - 2, last

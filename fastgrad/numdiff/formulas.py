@@ -26,7 +26,7 @@ ONE_SIDED: dict[int, dict[int, float]] = {
     for order in CENTRAL
 }
 
-#: A bend above this part of the disagreement of two slopes is not a smooth function's.
+#: Half slope jumps that disagree by more than this part of what the slopes do are a kink's.
 _KINK = 0.3
 
 #: Differences of one-sided slopes that grow by less, with twice the step, are not a smooth one's.
@@ -53,9 +53,9 @@ class Differences(NamedTuple):
     Notes
     -----
     The slopes of a smooth function between x - t and x + t are f' and a multiple of t**2, the
-    *bends*, half the difference between the slopes to its right and to its left, a multiple of t;
-    with terms of higher order. A kink at the distance d on one side adds the same to both, a
-    multiple of 1 - d / t for t > d. That is how it is told from curvature.
+    *half slope jumps*, half the difference between the slopes to its right and to its left, a
+    multiple of t; with terms of higher order. A kink at the distance d on one side adds the same to
+    both, a multiple of 1 - d / t for t > d. That is how it is told from curvature.
     """
 
     multiples: tuple[int, ...]
@@ -76,12 +76,12 @@ class Differences(NamedTuple):
         slopes = (self.values[0::2] - self.values[1::2]) / self.width()
         return dict(zip(self.multiples, slopes, strict=True))
 
-    def bends(self) -> dict[int, FloatArray]:
+    def half_slope_jumps(self) -> dict[int, FloatArray]:
         """Return half the difference between the slopes to the right and to the left."""
-        bends = (self.values[0::2] + self.values[1::2] - 2 * self.here) / self.width()
-        return dict(zip(self.multiples, bends, strict=True))
+        jumps = (self.values[0::2] + self.values[1::2] - 2 * self.here) / self.width()
+        return dict(zip(self.multiples, jumps, strict=True))
 
-    def sides(self) -> FloatArray:
+    def one_sided_slopes(self) -> FloatArray:
         """Return the slope between x and each point."""
         sides: FloatArray = (self.values - self.here) / (self.points - self.center)
         return sides
@@ -122,9 +122,9 @@ class Differences(NamedTuple):
             rounding = noise * sum(abs(w) / k for k, w in CENTRAL[p].items())
             own = _richardson(np.abs(fine - coarse), rounding, p)
             for low, high in ((1, 2), (2, 4), (3, 6))[: p // 2]:
-                slope, bend = self._disagreement(low, high)
-                kink = bend > _KINK * slope + 4 * noise
-                own = np.where(kink, np.maximum(own, 2 * np.maximum(slope, bend) + noise), own)
+                slope, jump = self._disagreement(low, high)
+                kink = jump > _KINK * slope + 4 * noise
+                own = np.where(kink, np.maximum(own, 2 * np.maximum(slope, jump) + noise), own)
             estimate = np.fmin(own, np.abs(fine - below) + estimate)
             found = np.where(chosen >= p, estimate, found)
             below = fine
@@ -135,7 +135,7 @@ class Differences(NamedTuple):
             apart = np.abs(self._on_one_side(order, 1) - coarse)
             # The slopes' differences of a smooth function double with the step. Where they do not,
             # f bends too much for these steps to tell how wrong they are.
-            sides = dict(zip(self.one_sided, self.sides(), strict=True))
+            sides = dict(zip(self.one_sided, self.one_sided_slopes(), strict=True))
             near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
             apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
             found = np.where(self.side == 0, found, rounding + apart)
@@ -144,25 +144,25 @@ class Differences(NamedTuple):
     def _orders(self, order: int, times: int) -> IntArray:
         """Return for each entry the largest order whose points have no kink between them."""
         chosen = np.full(self.center.shape, 2)
-        slopes, bends = self.slopes(), self.bends()
+        slopes, jumps = self.slopes(), self.half_slope_jumps()
         for higher in range(4, order + 1, 2):
             if higher == 4:
-                slope, bend = self._disagreement(times, 2 * times)
+                slope, jump = self._disagreement(times, 2 * times)
             else:  # both continued from the first two multiples
                 s1, s2, s3 = (slopes[k * times] for k in (1, 2, 3))
-                b1, b2, b3 = (bends[k * times] for k in (1, 2, 3))
+                j1, j2, j3 = (jumps[k * times] for k in (1, 2, 3))
                 slope = np.abs(s3 - s1 - (s2 - s1) * 8 / 3)
-                bend = np.abs(b3 - 4 * b2 + 5 * b1)
-            chosen[(bend <= _KINK * slope) & (chosen == higher - 2)] = higher
+                jump = np.abs(j3 - 4 * j2 + 5 * j1)
+            chosen[(jump <= _KINK * slope) & (chosen == higher - 2)] = higher
         return chosen
 
     def _disagreement(self, low: int, high: int) -> tuple[FloatArray, FloatArray]:
-        """Return how far the slopes, and the bends, of two multiples disagree."""
-        slopes, bends = self.slopes(), self.bends()
-        return np.abs(slopes[high] - slopes[low]), np.abs(bends[high] - high / low * bends[low])
+        """Return how far the slopes, and half their jumps, of two multiples disagree."""
+        slopes, jumps = self.slopes(), self.half_slope_jumps()
+        return np.abs(slopes[high] - slopes[low]), np.abs(jumps[high] - high / low * jumps[low])
 
     def _on_one_side(self, order: int, times: int) -> FloatArray:
-        slopes = dict(zip(self.one_sided, self.sides(), strict=True))
+        slopes = dict(zip(self.one_sided, self.one_sided_slopes(), strict=True))
         return _formula(ONE_SIDED[order], slopes, times)
 
     def unit(self, eps: FloatArray) -> FloatArray:
@@ -186,16 +186,25 @@ class Differences(NamedTuple):
         return left
 
 
+Bounds = tuple[FloatArray, FloatArray] | None
+
+
 class Evaluator(Protocol):
     """What can be evaluated with one entry at a time elsewhere: an `Objective`, or like one."""
 
     center: FloatArray
 
+    def eps_of(self, entries: IntArray) -> FloatArray:
+        """Return the machine epsilon of each."""
+        ...
+
     def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
         """Return entries plus offsets, rounded."""
         ...
 
-    def evaluate_entries(self, entries: IntArray, points: FloatArray) -> FloatArray:
+    def evaluate_entries(
+        self, entries: IntArray, points: FloatArray, *, tolerant: bool = False
+    ) -> FloatArray:
         """Return the values with one entry at a time at each of its points."""
         ...
 
@@ -208,7 +217,7 @@ def evaluate_around(
     *,
     twice: bool,
     here: float | FloatArray = math.nan,
-    bounds: tuple[FloatArray, FloatArray] | None = None,
+    bounds: Bounds = None,
 ) -> Differences:
     """Evaluate a function around some of its entries.
 

@@ -6,6 +6,7 @@ gives its values to all of them, so that the formulas for a function with one ou
 
 from __future__ import annotations
 
+import itertools
 from contextlib import closing
 from typing import Any
 
@@ -21,8 +22,9 @@ from fastgrad.numdiff.arguments import (
     steps_of,
     tree_of,
 )
-from fastgrad.numdiff.extrapolation import extrapolate
-from fastgrad.numdiff.formulas import evaluate_around
+from fastgrad.numdiff.extrapolation import extrapolated
+from fastgrad.numdiff.formulas import Differences, evaluate_around
+from fastgrad.numdiff.noise import Noise
 from fastgrad.numdiff.objective import Function, Objective, Row
 from fastgrad.validation import FloatArray, IntArray, flag
 
@@ -89,23 +91,23 @@ def numerical_jacobian(
         limits = limits_of(bounds, objective, entries)
         steps = None if is_auto(h) else steps_of(h, objective, entries)
         outputs = _Outputs(objective)
-        every = outputs.of(entries)
+        numbers = outputs.of(entries)
+        here = outputs.here(numbers)
         if limits is not None:
             limits = (outputs.repeated(limits[0]), outputs.repeated(limits[1]))
         if steps is None:
-            slope, estimate = outputs.extrapolated(every, limits)
+            found = extrapolated(outputs, numbers, Noise(here, 0.0, ()), limits)
+            slope, estimate = found.slope, found.error
         else:
             steps = outputs.repeated(np.broadcast_to(steps, entries.shape))
             around = evaluate_around(
-                outputs, every, steps, order, twice=error, here=outputs.here(every), bounds=limits
+                outputs, numbers, steps, order, twice=error, here=here, bounds=limits
             )
             slope = estimate = around.gradient(order)
             if error:
-                # f is rounded, and so is x where f takes it in.
-                largest = np.abs(around.values).max(axis=0) + np.abs(outputs.center[every] * slope)
-                estimate = around.error(order, 2 * outputs.eps_of(every) * largest)
-    jacobian = outputs.result(every, slope)
-    return (jacobian, outputs.result(every, estimate, errors=True)) if error else jacobian
+                estimate = around.error(order, outputs.noise(numbers, around, slope))
+    jacobian = outputs.result(numbers, slope)
+    return (jacobian, outputs.result(numbers, estimate, errors=True)) if error else jacobian
 
 
 class _Outputs:
@@ -122,7 +124,9 @@ class _Outputs:
             self.row_here = self.row(value)
         self.count = self.row_here.size
         self.center = self.repeated(objective.center)
-        self._known: dict[tuple[int, float], FloatArray] = {}
+        # Where in `_rows` the values of f are, by the entry moved and the bits of the point.
+        self._known: dict[tuple[int, int], int] = {}
+        self._rows = np.empty((0, self.count))
 
     def of(self, entries: IntArray) -> IntArray:
         """Return the numbers of all outputs of some entries."""
@@ -133,9 +137,10 @@ class _Outputs:
         """Return what holds for each entry for each output of it."""
         return np.repeat(values, self.count)
 
-    def here(self, numbers: IntArray) -> Any:
+    def here(self, numbers: IntArray) -> FloatArray:
         """Return the values at x."""
-        return self.row_here[numbers % max(1, self.count)]
+        here: FloatArray = self.row_here[numbers % max(1, self.count)]
+        return here
 
     def eps_of(self, numbers: IntArray) -> FloatArray:
         """Return the machine epsilon of each."""
@@ -150,45 +155,47 @@ class _Outputs:
     ) -> FloatArray:
         """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""
         entries, outputs = np.divmod(numbers, max(1, self.count))
-        keys = [list(zip(entries.tolist(), row, strict=True)) for row in points.tolist()]
-        new = sorted({key for row in keys for key in row if key not in self._known})
+        bits = np.ascontiguousarray(points).view(np.int64).reshape(-1).tolist()
+        keys = list(zip(np.tile(entries, len(points)).tolist(), bits, strict=True))
+        new = sorted(set(keys) - self._known.keys())
         if new:
-            moved = np.array([entry for entry, _ in new])
-            places = np.array([[point for _, point in new]])
-            found = self.objective.evaluate_entries(moved, places, tolerant=tolerant, row=self.row)
-            self._known.update(zip(new, found[0], strict=True))
-        found = [self._known[key][k] for row in keys for key, k in zip(row, outputs, strict=True)]
-        return np.array(found, np.float64).reshape(points.shape)
+            moved, places = np.array(new).T
+            rows = self.objective.evaluate_entries(
+                moved, places[None, :].copy().view(np.float64), tolerant=tolerant, row=self.row
+            )[0]
+            self._known.update(zip(new, itertools.count(len(self._rows)), strict=False))
+            self._rows = np.concatenate([self._rows, rows])
+        where = np.array([self._known[key] for key in keys], np.int64).reshape(points.shape)
+        found: FloatArray = self._rows[where, outputs]
+        return found
 
-    def extrapolated(self, every: IntArray, limits: Any) -> tuple[FloatArray, FloatArray]:
-        """Return the derivatives of some outputs with ``h="auto"``, and estimates of the errors."""
-
-        def values(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
-            points = self.nudged(every[which], offsets)
-            inside = points
-            if limits is not None:
-                inside = np.clip(points, limits[0][which], limits[1][which])
-            found = self.evaluate_entries(every[which], inside, tolerant=True)
-            return np.where(inside == points, found, np.nan), points
-
-        found = extrapolate(values, self.center[every], self.here(every), self.eps_of(every))
-        return found.slope, found.error
+    def noise(self, numbers: IntArray, around: Differences, slope: FloatArray) -> FloatArray:
+        """Return the error to expect of each value: its rounding, or what no smooth curve shows."""
+        # f is rounded, and so is x where f takes it in.
+        largest = np.abs(around.values).max(axis=0) + np.abs(self.center[numbers] * slope)
+        shown = np.where(around.side == 0, np.abs(around.residuals()), 0.0)
+        median = np.median(shown.reshape(-1, max(1, self.count)), axis=0)
+        level = np.resize(median / 0.67, numbers.shape)
+        noise: FloatArray = np.maximum(2 * self.eps_of(numbers) * largest, 4 * level)
+        return noise
 
     def result(self, numbers: IntArray, values: FloatArray, *, errors: bool = False) -> Any:
         """Return numbers as a tree of arrays of the outputs' and each leaf's shape."""
-        tree = self.objective.x
-        everything = np.full(self.objective.size * self.count, np.nan)
+        objective = self.objective
+        everything = np.full(objective.size * self.count, np.nan)
         everything[numbers] = values
-        by_output = np.ascontiguousarray(everything.reshape(self.objective.size, self.count).T)
+        by_output = everything.reshape(objective.size, self.count).T
         if self.row.is_complex:
             real, imaginary = by_output[0::2], by_output[1::2]
             by_output = np.hypot(real, imaginary) if errors else real + 1j * imaginary
-        leaves = []
-        for leaf, begin in zip(tree.leaves, self.objective.begins, strict=False):
-            part = by_output[:, begin : begin + leaf.array.size]
+        arrays = []
+        for leaf, (begin, end) in zip(
+            objective.x.leaves, itertools.pairwise(objective.begins), strict=True
+        ):
             shape = leaf.array.shape
-            each = np.empty((len(part), *shape), part.dtype)
-            for k, values_of_one in enumerate(part):
-                each[k] = leaf.shaped(values_of_one)
-            leaves.append(each.reshape(self.row.shape + shape))
-        return tree.rebuilt(leaves)
+            in_memory = by_output[:, begin:end].reshape(
+                len(by_output), *(shape[axis] for axis in leaf.axes)
+            )
+            array = in_memory.transpose(0, *(1 + np.argsort(leaf.axes)))
+            arrays.append(array.reshape(self.row.shape + shape))
+        return objective.x.rebuilt(arrays)

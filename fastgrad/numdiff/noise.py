@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -34,15 +34,15 @@ class Noise(NamedTuple):
 
     Attributes
     ----------
-    here : float
-        Its value at x.
+    here : float, or ndarray of shape (M,)
+        Its value at x, or that of each of several functions.
     level : float
         The standard deviation of its values; at least half a unit in the last place.
     repeats : tuple of float
         Two values at the same point, the most different ones; empty if they agree to rounding.
     """
 
-    here: float
+    here: Any
     level: float
     repeats: tuple[float, ...]
 
