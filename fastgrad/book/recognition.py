@@ -24,7 +24,7 @@ import numpy as np
 
 from fastgrad.networks.fully_connected import MultiLayerNet
 from fastgrad.numdiff.objective import one_number
-from fastgrad.numdiff.reading import reachable
+from fastgrad.numdiff.reading import read
 from fastgrad.validation import FloatArray
 
 __all__ = ["NotRecognised", "Recognition"]
@@ -149,7 +149,7 @@ class Recognition:
         code = _code_of(f)
         if self._vain[code, x.shape] >= _VAIN:
             raise NotRecognised
-        reached = list(reachable(f))
+        reached = read(f, x).objects
         chains = list(itertools.islice(_chains(reached, x), _CHAINS))
         if not chains:
             raise NotRecognised
