@@ -17,17 +17,18 @@ import builtins
 import contextlib
 import functools
 import inspect
-import itertools
-import linecache
 import math
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
+
+from fastgrad.numdiff.reach import PLAIN, Reach, attributes_of, is_of, is_open
+from fastgrad.numdiff.syntax import tree_of
 
 __all__ = ["Reading", "read", "read_loop"]
 
@@ -53,159 +54,9 @@ class Reading(NamedTuple):
     objects: Sequence[Any] = ()
 
 
-#: Objects that are looked at, statements that are read, and readings that are remembered.
-_REACH, _STEPS, _MEMORY = 20_000, 20_000, 64
-#: What cannot be changed, and holds nothing.
-_PLAIN = frozenset({
-    int, float, complex, bool, str, bytes, slice, type(None), type(Ellipsis),
-    *np.sctypeDict.values(),
-}) - {np.void, np.object_}  # fmt: skip
-_CONTAINERS: Any = dict | list | tuple | set | frozenset | deque
+#: Statements that are read, and readings that are remembered.
+_STEPS, _MEMORY = 20_000, 64
 _NOTHING: Any = object()
-
-# ------------------------------------------------------------------------------ what is in reach
-
-
-class _Reach:
-    """The objects that a function can reach, and a fingerprint of their types and code."""
-
-    def __init__(self, f: Any, args: Iterable[Any]) -> None:
-        self.objects: list[Any] = []
-        #: Equal for two functions that read alike. What it names by id is kept alive by `kept`.
-        self.fingerprint: list[Any] = []
-        self.kept: list[Any] = []
-        self.obstacle = ""
-        numbers: dict[int, int] = {}
-        queue: deque[Any] = deque((f, *args))
-        while queue and not self.obstacle:
-            value = queue.popleft()
-            cls = type(value)
-            if cls is np.ndarray or cls in _PLAIN:
-                # Of two branches between which a flag decides, one is read.
-                self.fingerprint.append(str(value) if cls is bool else id(cls))
-                self.objects.append(value)
-                if cls is np.ndarray and value.dtype.hasobject:
-                    self.obstacle = "it can reach an array of objects"
-                continue
-            number = numbers.setdefault(id(value), len(self.objects))
-            if number < len(self.objects):
-                self.fingerprint.append(number)
-                continue
-            identity, details, parts = _taken_apart(value, cls)
-            self.objects.append(value)
-            self.kept.append(identity)
-            self.fingerprint += id(identity), details, len(parts)
-            queue.extend(parts)
-            if len(self.objects) > _REACH:
-                self.obstacle = "it can reach more objects than can be looked at"
-
-
-def _taken_apart(value: Any, cls: type) -> tuple[Any, Any, Sequence[Any]]:
-    """Return what to know an object by, details that can be compared, and what it leads to."""
-    if cls is types.FunctionType:
-        return value.__code__, None, list(_named(value)) if _is_open(value) else []
-    if cls in _LEAD_TO:
-        return cls, None, [getattr(value, name) for name in _LEAD_TO[cls]]
-    if isinstance(value, type):
-        members = [member for base in value.__mro__ if _is_open(base)
-                   for member in vars(base).items() if member[0] not in _NO_MEMBERS]  # fmt: skip
-        return value, tuple(name for name, _ in members), [member for _, member in members]
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType | np.ufunc):
-        return value, None, ()
-    details: list[Any] = []
-    parts: list[Any] = []
-    if isinstance(value, _CONTAINERS):
-        contents = [*value, *value.values()] if isinstance(value, dict) else list(value)
-        kinds = set(map(type, contents))
-        if kinds <= _PLAIN and kinds.isdisjoint({bool, type(None)}):  # which flags can be
-            details.append(frozenset(map(id, kinds)))
-        else:
-            parts += contents
-    if _is_open(cls) or _is_of(cls, "fastgrad") or cls is types.SimpleNamespace:
-        attributes = _attributes(value)
-        details += attributes
-        parts += attributes.values()
-        if _is_open(cls):
-            parts.append(cls)
-    return cls, tuple(details), parts
-
-
-#: Where objects lead that hold others.
-_LEAD_TO = {
-    types.MethodType: ("__self__", "__func__"),
-    functools.partial: ("func", "args", "keywords"),
-    property: ("fget", "fset"),
-    staticmethod: ("__func__",),
-    classmethod: ("__func__",),
-}
-_NO_MEMBERS = frozenset({"__dict__", "__weakref__", "__doc__", "__module__", "__annotations__"})
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """Return an object's attributes, those in slots too, without running any code of its class."""
-    try:
-        found = dict(object.__getattribute__(value, "__dict__"))
-    except (AttributeError, TypeError):
-        found = {}
-    for name, slot in _slots(type(value)):  # type: ignore[arg-type]
-        with contextlib.suppress(AttributeError, TypeError):  # not set yet
-            found[name] = slot.__get__(value)
-    return found
-
-
-@functools.lru_cache(1024)
-def _slots(cls: Any) -> list[tuple[str, Any]]:
-    members = [member for base in cls.__mro__ for member in vars(base).items()]
-    return [m for m in members if isinstance(m[1], types.MemberDescriptorType)]
-
-
-def _is_of(value: Any, package: str) -> bool:
-    return str(getattr(value, "__module__", "")).partition(".")[0] == package
-
-
-#: Modules of ours with the book's formulas in plain NumPy, which are read as the reader's are.
-_FORMULAS = frozenset({"fastgrad.book.functions", "fastgrad.book.layers"})
-
-
-@functools.cache
-def _is_the_readers(module: str) -> bool:
-    """Return whether a module is neither the standard library's, nor installed, nor ours."""
-    root = module.partition(".")[0]
-    if root in sys.stdlib_module_names or root in ("fastgrad", "numpy"):
-        return module in _FORMULAS
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return not any(folder in file for folder in ("site-packages", "dist-packages"))
-
-
-def _is_open(value: Any) -> bool:
-    """Return whether the code of a function or class is the reader's."""
-    return _is_the_readers(str(getattr(value, "__module__", None) or ""))
-
-
-@functools.lru_cache(1024)
-def _names(code: types.CodeType) -> Any:
-    """Return the names of globals and attributes in a function's code, and in those inside it."""
-    inner = [_names(c) for c in code.co_consts if isinstance(c, types.CodeType)]
-    return dict.fromkeys([*code.co_names, *itertools.chain(*inner)]).keys()
-
-
-def _named(function: types.FunctionType) -> Iterator[Any]:
-    """Yield what a function's code names: its closure, its defaults, globals."""
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not bound yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    names = _names(function.__code__)
-    spaces, seen = [function.__globals__], set()
-    for space in spaces:  # and `np.linalg.norm`, with its parts
-        for name in [name for name in names if name in space]:
-            value = space[name]
-            if isinstance(value, types.ModuleType) and value not in seen:
-                seen.add(value)
-                spaces.append(vars(value))
-            yield value
-
 
 # --------------------------------------------------------------------------- what values can be
 
@@ -252,7 +103,7 @@ _OUTSIDE = _Value(None, fresh=False, flat=False)
 
 def _of(value: Any) -> _Value:
     """Return the value of a known object from outside."""
-    is_plain = type(value) in _PLAIN
+    is_plain = type(value) in PLAIN
     return _Value({id(value): value}, is_plain, is_plain or type(value) is np.ndarray)
 
 
@@ -284,6 +135,12 @@ class _Method(NamedTuple):
     receiver: _Value
 
 
+class _Partial(NamedTuple):
+    """What the evaluation makes by `functools.partial`, by the arguments of that."""
+
+    args: _Args
+
+
 class _Instance(NamedTuple):
     """An object of a class of the reader's that the evaluation makes."""
 
@@ -304,11 +161,7 @@ class _Frame:
         self.function, self.parent = function, parent
         self.line = 0
         self.returned: list[_Value] = []
-        self.exits: list[_State] = []
-
-
-#: What names hold, by frame, and attributes that have certainly been written so far, by object.
-_State = dict[tuple[Any, str], _Value]
+        self.exits: list[Any] = []
 
 
 def _either(one: Any, other: Any) -> Any:
@@ -339,27 +192,30 @@ def _table(*functions: Any) -> dict[int, Any]:
 _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinstance, issubclass,
                 len, pow, repr, round, slice, str)  # fmt: skip
 _CHOOSE = _table(max, min, sum)
-_CONTAIN = _table(OrderedDict, dict, frozenset, list, range, set, sorted, tuple)
-_DELAY = _table(enumerate, reversed, zip)
+_CONTAIN = _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_EAGER = _COUNT | _CHOOSE | _CONTAIN
+_LAZY = _table(enumerate, range, reversed, zip)
 _MATHS = _table(*(function for function in vars(math).values() if callable(function)))
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
     apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
     copyto fill_diagonal from_dlpack frombuffer fromfile fromfunction fromiter frompyfunc fromregex
-    fromstring genfromtxt info is_busday load loadtxt mask_indices nested_iters
+    fromstring genfromtxt info is_busday load loadtxt mask_indices mintypecode nested_iters
     piecewise place printoptions put put_along_axis putmask save savetxt savez savez_compressed
     set_printoptions setbufsize seterr seterrcall show_config show_runtime test""")
 _NUMPYS = _table(*(
-    getattr(space, name)
+    value
     for space in (np, np.linalg, np.fft)
     for name in space.__all__
-    if name not in _NOT_PURE and not isinstance(getattr(space, name), type)
+    if name not in _NOT_PURE and hasattr(value := getattr(space, name), "__name__")
+    if not isinstance(value, type | types.ModuleType)
 ))  # fmt: skip
 #: Those that may return a view of an argument, or the argument itself; and such methods.
 _VIEWS = _words("""
     around array_split asanyarray asarray asarray_chkfinite ascontiguousarray asfortranarray
     asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate diag
-    diagonal dsplit einsum expand_dims flip fliplr flipud hsplit imag ix_ matrix_power
+    diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram histogram2d
+    histogramdd histogram_bin_edges hsplit ifft2 ifftn imag ix_ matrix_power
     matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require reshape
     rollaxis rot90 round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
 _ITERATORS = _table(np.ndenumerate, np.ndindex, np.nditer)
@@ -386,6 +242,7 @@ _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
 _OWN_METHODS = _words("forward predict loss accuracy")
+_STAND_INS: Any = _Instance | _Local | _Method | _Partial
 #: Iterating over these, and looking into them, changes nothing.
 _USUAL = frozenset({np.ndarray, dict, list, tuple, set, frozenset, deque, OrderedDict, range})
 _VERBS = {"append": "appends to", "extend": "appends to", "insert": "appends to"}
@@ -400,7 +257,7 @@ def _inputs(function: Any) -> int:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return 2 if function is np.dot else 99
+        return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
     if "out" not in parameters or parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY:
         return 99
     return list(parameters).index("out")
@@ -412,65 +269,19 @@ def _is_compiled(value: Any) -> bool:
 
 
 def _is_own(value: Any) -> bool:
-    return type(value).__name__ in _OWN_CLASSES and _is_of(type(value), "fastgrad")
+    return type(value).__name__ in _OWN_CLASSES and is_of(type(value), "fastgrad")
 
 
 def _is_usual(value: Any) -> bool:
     """Return whether looking into an object is harmless; what the reader's classes do is read."""
     cls = type(value)
-    if cls in _USUAL or cls in _PLAIN or isinstance(value, type | _Instance):
+    if cls in _USUAL or cls in PLAIN or isinstance(value, type | _STAND_INS):
         return True
-    return not hasattr(cls, "__next__") and (_is_open(cls) or not hasattr(cls, "__iter__"))
+    return not hasattr(cls, "__next__") and (is_open(cls) or not hasattr(cls, "__iter__"))
 
 
 def _class_of(holder: Any) -> type:
     return holder.cls if isinstance(holder, _Instance) else type(holder)
-
-
-# ------------------------------------------------------------------------------ finding the code
-
-
-@functools.lru_cache(128)
-def _functions_in(lines: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the syntax trees of all functions in a file."""
-    tree = ast.parse("".join(lines))
-    return tuple(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
-
-
-@functools.lru_cache(1024)
-def _node(code: types.CodeType) -> Any:
-    """Return the syntax tree of a function; None if there is none, or it is another one's."""
-    try:
-        nodes = _functions_in(tuple(linecache.getlines(code.co_filename)))
-    except (SyntaxError, ValueError):
-        return None
-    fitting = [node for node in nodes if _fits(node, code)]
-    return fitting[-1] if fitting else None  # the innermost
-
-
-def _fits(node: Any, code: types.CodeType) -> bool:
-    """Return whether a tree is that of a function; its file may have been edited meanwhile."""
-    first = min(n.lineno for n in (node, *getattr(node, "decorator_list", [])))
-    if (getattr(node, "name", "<lambda>"), first) != (code.co_name, code.co_firstlineno):
-        return False
-    body = node.body
-    if isinstance(node, ast.Lambda):
-        begin, end = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
-        places = {(p[0], p[2]) for p in code.co_positions() if None not in p and p[1:3] != (0, 0)}
-        if not all(begin <= place <= end for place in places - {(first, 0)}):
-            return False
-    there = {"__debug__", "dot"}
-    codes = [code]
-    for inner in codes:
-        there.update(inner.co_names, inner.co_varnames, inner.co_freevars, inner.co_cellvars)
-        there.add(inner.co_name)
-        codes += [c for c in inner.co_consts if isinstance(c, types.CodeType)]
-    return all(
-        name in there or any(t.endswith(name) for t in there)
-        for statement in (body if isinstance(body, list) else [body])
-        for n in ast.walk(statement)
-        if (name := getattr(n, "id", "") or getattr(n, "attr", ""))
-    )
 
 
 # ---------------------------------------------------------------------------------- the reading
@@ -483,7 +294,7 @@ class _Obstacle(Exception):  # noqa: N818 - no error
 class _Reader:
     """Reads a function and what it calls."""
 
-    def __init__(self, reach: _Reach) -> None:
+    def __init__(self, reach: Reach) -> None:
         self._steps = 0
         self._frames: list[_Frame] = []
         self._callee = ""
@@ -495,9 +306,10 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        objects = [v for v in reach.objects if type(v) not in _PLAIN and type(v) not in _USUAL]
+        objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
-        self._classes = [cls for cls in dict.fromkeys(classes) if _is_open(cls)]
+        self._classes = [cls for cls in dict.fromkeys(classes) if is_open(cls)]
+        self._methods = {name for cls in self._classes for name in dir(cls)}
         self._unusual = [type(v).__name__ for v in objects if not _is_usual(v)]
         #: What an object that is not known can be, besides something built in.
         self._holders = [v for v in objects if not isinstance(v, type | types.FunctionType)]
@@ -512,7 +324,7 @@ class _Reader:
                     continue
                 if name in _UNREADABLE:
                     self._stop(f"{cls.__name__} has a {name} of its own")
-                if name not in _NO_OPERATORS and _is_open(method):
+                if name not in _NO_OPERATORS and is_open(method):
                     result = self._enter(method, _Args([], {}, starred=True))
                     if not (result.fresh or name in _LOOK_INTO):
                         self._stop(f"{name} of {cls.__name__} may return what is not new")
@@ -562,13 +374,21 @@ class _Reader:
         if isinstance(f, functools.partial):
             keywords = {k: _of(v) for k, v in f.keywords.items()} | args.keywords
             return self.apply(f.func, args._replace(keywords=keywords).after(*f.args))
-        if isinstance(f, _Local) or (isinstance(f, types.FunctionType) and _is_open(f)):
+        if isinstance(f, _Partial):
+            args = args._replace(
+                positional=[*f.args.positional[1:], *args.positional],
+                keywords=f.args.keywords | args.keywords,
+            )
+            return self._any_of(f.args.positional[0], args)
+        if isinstance(f, _Local) or (isinstance(f, types.FunctionType) and is_open(f)):
             return self._enter(f, args)
         call = inspect.getattr_static(type(f), "__call__", None)
-        if isinstance(call, types.FunctionType) and _is_open(type(f)):
+        if isinstance(call, types.FunctionType) and is_open(type(f)):
             return self._enter(call, args.after(f))
-        if isinstance(f, type) and _is_open(f):
+        if isinstance(f, type) and is_open(f):
             return self._make(f, args)
+        if f is functools.partial and args.positional and not args.starred:
+            return _made(_Partial(args))
         self._iterate(*args.positional)
         if "key" in args.keywords:
             if args.keywords["key"].objects is None:
@@ -584,7 +404,7 @@ class _Reader:
             return _Value(None, fresh=True, flat=all(v.fresh and v.flat for v in args.all()))
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
-        if id(f) in _CONTAIN or id(f) in _DELAY:
+        if id(f) in _CONTAIN or id(f) in _LAZY:
             return _CONTAINER
         if id(f) in _COUNT or id(f) in _MATHS:
             return _NUMBER
@@ -603,7 +423,7 @@ class _Reader:
         if isinstance(f, _Local):
             node, frame = f.node, _Frame(f.frame.function, f.frame)
         else:
-            node, frame = _node(f.__code__), _Frame(f)
+            node, frame = tree_of(f.__code__), _Frame(f)
             if node is None:
                 self._stop(f"calls {f.__qualname__}, whose source is not to be had")
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
@@ -644,11 +464,13 @@ class _Reader:
 
     def _numpys(self, f: Any, args: _Args) -> _Value:
         """Read a call of a function of NumPy, or of the method of that name."""
+        if not all(v.flat for v in args.all()) and f.__name__ in self._methods:
+            self._stop(f"may call {f.__name__} of one of your classes")
         out, most = args.keywords.get("out", _NUMBER), _inputs(f)
         changes = len(args.positional) > most or (args.starred and most < 99)
         if f is np.pad:  # which may call back
             given = [one for v in args.all()[2:] for one in v.each() or [_NOTHING]]
-            changes = changes or not all(type(one) in _PLAIN for one in given)
+            changes = changes or not all(type(one) in PLAIN for one in given)
         elif f is np.nan_to_num:
             changes = changes or len(args.all()) > 1
         if changes or not (out.fresh and out.flat) or args.keywords.keys() & _UNCLEAR:
@@ -665,7 +487,8 @@ class _Reader:
             return _OUTSIDE
         if name in _CHANGING_METHODS:
             if not receiver.fresh:
-                self._stop(f"{_VERBS.get(name, 'changes')} {self._callee.rpartition('.')[0]}")
+                changed = self._callee.rpartition(".")[0] or self._callee
+                self._stop(f"{_VERBS.get(name, 'changes')} {changed}")
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             return _OUTSIDE
@@ -700,7 +523,7 @@ class _Reader:
         found, is_method = [], False
         for holder in self._holders:
             member = inspect.getattr_static(_class_of(holder), name, _NOTHING)
-            if member is not _NOTHING or name in _attributes(holder):
+            if member is not _NOTHING or name in attributes_of(holder):
                 found.append(self._attribute_of(holder, _of(holder), name))
                 is_method = is_method or isinstance(member, types.FunctionType)
         if name in _METHODS or not is_method:
@@ -721,7 +544,7 @@ class _Reader:
         if isinstance(holder, types.ModuleType):
             if name in vars(holder):
                 return _of(vars(holder)[name])
-        elif cls in _PLAIN or cls in _USUAL:
+        elif cls in PLAIN or cls in _USUAL:
             return self._built_in(value, name)
         elif isinstance(holder, np.ufunc):
             if name in ("reduce", "outer", "accumulate") and _is_compiled(holder):
@@ -730,14 +553,14 @@ class _Reader:
             member = inspect.getattr_static(holder, name, _NOTHING)
             if isinstance(member, staticmethod | classmethod):
                 member = member.__get__(None, holder)
-            if _is_open(holder) and member is not _NOTHING:
+            if is_open(holder) and member is not _NOTHING:
                 return _of(member)
         elif _is_own(holder):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
             if name in ("W", "b", "params", "layers"):
-                return _of(_attributes(holder)[name])
-        elif _is_open(cls) or cls is types.SimpleNamespace:
+                return _of(attributes_of(holder)[name])
+        elif is_open(cls) or cls is types.SimpleNamespace:
             return self._attribute_of_instance(holder, cls, name)
         self._stop(f"uses {name} of a {cls.__name__}")
 
@@ -747,7 +570,7 @@ class _Reader:
             found: _Value = self._state[key]
             return found
         is_made = isinstance(holder, _Instance)
-        attributes = {} if is_made else _attributes(holder)
+        attributes = {} if is_made else attributes_of(holder)
         if not is_made:
             self._read_first.add(key)
         member = inspect.getattr_static(cls, name, _NOTHING)
@@ -774,9 +597,9 @@ class _Reader:
         for holder in holders.each() or (None,):
             cls = _class_of(holder)
             member = inspect.getattr_static(cls, target.attr, None)
-            is_known = _is_open(cls) or cls is types.SimpleNamespace
+            is_known = is_open(cls) or cls is types.SimpleNamespace
             is_made = isinstance(holder, _Instance) and holders.fresh
-            if is_made and not any(hasattr(c, target.attr) for c in self._classes):
+            if is_made and target.attr not in self._methods:
                 continue
             has_setter = hasattr(type(member), "__set__") and type(member) is not _SLOT
             if not is_known or has_setter or isinstance(holder, type):
@@ -801,7 +624,7 @@ class _Reader:
     def _statement(self, node: ast.stmt) -> None:
         frame = self._frames[-1]
         match node:
-            case ast.Pass():
+            case ast.Pass() | ast.AnnAssign(value=None):
                 pass
             case ast.Expr() | ast.Assert():
                 self._parts(node)
@@ -817,17 +640,13 @@ class _Reader:
                 self._state = None
             case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=parts)) if len(
                 targets
-            ) == len(parts) and not any(isinstance(n, ast.Starred) for n in (*targets, *parts)):
-                values = [self._value(part) for part in parts]
-                for target, value in zip(targets, values, strict=True):
+            ) == len(parts):
+                for target, value in zip(targets, [self._value(n) for n in parts], strict=True):
                     self._assign(target, value)
-            case ast.Assign():
-                value = self._value(node.value)
-                for target in node.targets:
+            case ast.Assign(value=source) | ast.AnnAssign(value=ast.expr() as source):
+                value = self._value(source)
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                     self._assign(target, value)
-            case ast.AnnAssign():
-                if node.value is not None:
-                    self._assign(node.target, self._value(node.value))
             case ast.AugAssign():
                 self._augment(node.target, node.value)
             case ast.FunctionDef(decorator_list=[]):
@@ -924,13 +743,11 @@ class _Reader:
             case ast.Subscript():
                 return self._subscript(node)
             case ast.BinOp():
-                sides = [self._value(node.left), self._value(node.right)]
-                if isinstance(node.op, ast.Mult):  # a list may be multiplied by a number
-                    no_int = [v.flat and v.each() and int not in map(type, v.each()) for v in sides]
-                    is_number = all(v.flat for v in sides) or any(no_int)
-                else:  # or added to a list
-                    is_number = any(v.flat for v in sides) or not isinstance(node.op, ast.Add)
-                return _NUMBER if is_number else _CONTAINER
+                flat = [self._value(node.left).flat, self._value(node.right).flat]
+                # A list may be multiplied by a number, or added to a list.
+                is_list = isinstance(node.op, ast.Add) and not any(flat)
+                is_list = is_list or (isinstance(node.op, ast.Mult) and not all(flat))
+                return _CONTAINER if is_list else _NUMBER
             case ast.BoolOp(values=[first, *rest]):
                 return _joined(*self._some([first], rest))
             case ast.Compare(left=left, comparators=[right, *rest]):
@@ -945,13 +762,8 @@ class _Reader:
             case ast.List() | ast.Tuple() | ast.Set() | ast.Dict():
                 self._parts(node)
                 return _CONTAINER
-            case ast.ListComp() | ast.SetComp() | ast.DictComp() | ast.GeneratorExp():
-                frame = _Frame(self._frames[-1].function, self._frames[-1])
-                frame.line = node.lineno
-                self._frames.append(frame)
-                self._repeat(functools.partial(self._element, node))
-                self._frames.pop()
-                return _CONTAINER
+            case ast.ListComp() | ast.SetComp() | ast.DictComp():
+                return self._comprehension(node)
             case ast.Lambda():
                 return _made(_Local(node, self._frames[-1]), fresh=True)
         self._stop(f"has an expression of the kind {type(node).__name__}")
@@ -968,6 +780,14 @@ class _Reader:
         found = [self._value(node) for node in must]
         rest: list[_Value] = self._paths(list, lambda: [self._value(n) for n in may])[1]
         return found + rest
+
+    def _comprehension(self, node: Any) -> _Value:
+        frame = _Frame(self._frames[-1].function, self._frames[-1])
+        frame.line = node.lineno
+        self._frames.append(frame)
+        self._repeat(functools.partial(self._element, node))
+        self._frames.pop()
+        return _CONTAINER
 
     def _element(self, node: Any) -> None:
         """Read what a comprehension does for one item."""
@@ -999,29 +819,27 @@ class _Reader:
 
     def _call(self, node: ast.Call) -> _Value:
         f = self._value(node.func)
-        args = _Args([], {k.arg or "**": self._value(k.value) for k in node.keywords})
+        args, starred = [], any(k.arg is None for k in node.keywords)
+        is_eager = f.objects is not None and _EAGER.keys() >= f.objects.keys()
         for arg in node.args:
-            is_starred = isinstance(arg, ast.Starred)
-            value = self._value(arg.value if isinstance(arg, ast.Starred) else arg)
-            if is_starred:
-                self._iterate(value)
-            elif args.starred and not value.fresh:
-                self._stop("hands on arguments in a way that is not understood")
-            if isinstance(arg, ast.GeneratorExp) and not all(
-                id(one) in _COUNT or id(one) in _CHOOSE or id(one) in _CONTAIN for one in f.each()
-            ):
-                self._stop("hands on a generator")
-            args = args._replace(starred=args.starred or is_starred)
-            if not args.starred:
-                args.positional.append(value)
-        args = args._replace(starred=args.starred or "**" in args.keywords)
+            starred = starred or isinstance(arg, ast.Starred)
+            if isinstance(arg, ast.Starred):
+                self._iterate(self._value(arg.value))
+            elif isinstance(arg, ast.GeneratorExp) and is_eager:
+                args.append(self._comprehension(arg))  # whose items are taken before all else
+            else:
+                args += [self._value(arg)][: not starred]
+        keywords = {k.arg or "**": self._value(k.value) for k in node.keywords}
         self._frames[-1].line = node.lineno
         self._callee = ast.unparse(node.func)
+        return self._any_of(f, _Args(args, keywords, starred))
+
+    def _any_of(self, f: _Value, args: _Args) -> _Value:
+        """Read a call of one of several objects."""
         if f.objects is None:
             self._stop(f"calls {self._callee}")
-        return _joined(
-            *self._paths(*(functools.partial(self.apply, one, args) for one in f.each()))
-        )
+        calls = [functools.partial(self.apply, one, args) for one in f.each()]
+        return _joined(*self._paths(*calls))
 
     def _super(self, name: str) -> _Value:
         """Return a method of the classes above that of the function that is being read."""
@@ -1081,7 +899,7 @@ def read(f: Any, *args: Any) -> Reading:
     >>> read(lambda x: history.append(x), np.zeros(3)).obstacle  # doctest: +SKIP
     'train.py:31 appends to history'
     """
-    reach = _Reach(f, args)
+    reach = Reach(f, args)
     if not {"call", "print", "log"}.isdisjoint(np.geterr().values()):
         return Reading("np.seterr has every floating-point error reported", stores=False)
     if reach.obstacle:
@@ -1136,7 +954,7 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     >>> read_loop(slopes, [np.sum, np.zeros(2)], {}, 0, 1)  # doctest: +SKIP
     'gradients.py:7 calls print'
     """
-    reach = _Reach(loop, [a for i, a in enumerate(args) if i != f])
+    reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
     if reach.obstacle:
         return reach.obstacle
     values = [_of(value) for value in args]
