@@ -201,8 +201,8 @@ _NOT_PURE = _words("""
     apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
     copyto fill_diagonal from_dlpack frombuffer fromfile fromfunction fromiter frompyfunc fromregex
     fromstring genfromtxt info is_busday load loadtxt mask_indices mintypecode nested_iters
-    piecewise place printoptions put put_along_axis putmask save savetxt savez savez_compressed
-    set_printoptions setbufsize seterr seterrcall show_config show_runtime test""")
+    piecewise place printoptions put put_along_axis putmask rot90 save savetxt savez
+    savez_compressed set_printoptions setbufsize seterr seterrcall show_config show_runtime test""")
 _NUMPYS = _table(*(
     value
     for space in (np, np.linalg, np.fft)
@@ -217,7 +217,7 @@ _VIEWS = _words("""
     diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram histogram2d
     histogramdd histogram_bin_edges hsplit ifft2 ifftn imag ix_ matrix_power
     matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require reshape
-    rollaxis rot90 round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
+    rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
 _ITERATORS = _table(np.ndenumerate, np.ndindex, np.nditer)
 #: Methods of arrays, numbers, strings and containers that change what they belong to, and others.
 _CHANGING_METHODS = _words("""
