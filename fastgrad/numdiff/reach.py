@@ -87,24 +87,34 @@ def _taken_apart(value: Any, cls: type) -> tuple[Any, Any, Sequence[Any]]:
         members = [member for base in value.__mro__ if is_open(base)
                    for member in vars(base).items() if member[0] not in _NO_MEMBERS]  # fmt: skip
         return value, tuple(name for name, _ in members), [member for _, member in members]
-    if isinstance(value, types.ModuleType | types.BuiltinFunctionType | np.ufunc):
-        return value, None, ()
+    is_container, is_known, is_the_readers, _ = _layout(cls)
+    if not (is_container or is_known):  # a module, or a function of a library's
+        return value if callable(value) or cls is types.ModuleType else cls, None, ()
     details: list[Any] = []
     parts: list[Any] = []
-    if isinstance(value, _CONTAINERS):
+    if is_container:
         contents = [*value, *value.values()] if isinstance(value, dict) else list(value)
         kinds = set(map(type, contents))
         if kinds <= PLAIN and kinds.isdisjoint({bool, type(None)}):  # which flags can be
             details.append(frozenset(map(id, kinds)))
         else:
             parts += contents
-    if is_open(cls) or is_of(cls, "fastgrad") or cls is types.SimpleNamespace:
+    if is_known:
         attributes = attributes_of(value)
         details += attributes
         parts += attributes.values()
-        if is_open(cls):
+        if is_the_readers:
             parts.append(cls)
     return cls, tuple(details), parts
+
+
+@functools.lru_cache(1024)
+def _layout(cls: Any) -> tuple[bool, bool, bool, list[tuple[str, Any]]]:
+    """Return whether a class is a container, has attributes to look at, is open; and its slots."""
+    is_known = is_open(cls) or is_of(cls, "fastgrad") or cls is types.SimpleNamespace
+    members = [member for base in cls.__mro__ for member in vars(base).items()]
+    slots = [m for m in members if isinstance(m[1], types.MemberDescriptorType)]
+    return issubclass(cls, _CONTAINERS), is_known, is_open(cls), slots
 
 
 #: Where objects lead that hold others.
@@ -124,16 +134,10 @@ def attributes_of(value: Any) -> dict[str, Any]:
         found = dict(object.__getattribute__(value, "__dict__"))
     except (AttributeError, TypeError):
         found = {}
-    for name, slot in _slots(type(value)):  # type: ignore[arg-type]
+    for name, slot in _layout(type(value))[3]:  # type: ignore[arg-type]
         with contextlib.suppress(AttributeError, TypeError):  # not set yet
             found[name] = slot.__get__(value)
     return found
-
-
-@functools.lru_cache(1024)
-def _slots(cls: Any) -> list[tuple[str, Any]]:
-    members = [member for base in cls.__mro__ for member in vars(base).items()]
-    return [m for m in members if isinstance(m[1], types.MemberDescriptorType)]
 
 
 def is_of(value: Any, package: str) -> bool:
