@@ -1,5 +1,7 @@
 """What a function does besides returning a number, as its code says."""
 
+import functools
+import queue
 import random
 import time
 
@@ -116,9 +118,9 @@ def tries(x):
 
 
 def imports(x):
-    import math
+    import time
 
-    return math.pi
+    return time.time()
 
 
 def changes_x(x):
@@ -135,15 +137,15 @@ def keyword(**options):
     [
         (lambda x: HISTORY.append(x) or 1.0, "appends to HISTORY"),
         (lambda x: print(x) or 1.0, "calls print"),
-        (lambda x: np.random.rand(), "calls np.rand"),
+        (lambda x: np.random.rand(), "calls np.random.rand"),
         (lambda x: random.random(), "calls random"),
         (lambda x: RNG.random(), "uses random of a Generator"),
-        (lambda x: next(NUMBERS), "calls next"),
-        (lambda x: sum(NUMBERS), "takes items from an iterator"),
+        (lambda x: next(NUMBERS), "takes items from a list_iterator"),
+        (lambda x: sum(NUMBERS), "takes items from a list_iterator"),
         (lambda x: time.time(), "calls time"),
         (lambda x: np.exp(x, x)[0], "writes into an argument"),
         (lambda x: np.exp(x, out=x)[0], "writes into an argument"),
-        (lambda x: np.add.at(x, 0, 1) or 1.0, "np.add.at"),
+        (lambda x: np.add.at(x, 0, 1) or 1.0, "uses at of a ufunc"),
         (lambda x: np.copyto(x, 1) or 1.0, "calls np.copyto"),
         (lambda x: x.fill(1) or 1.0, "changes x"),
         (lambda x: float(open("a")), "calls open"),  # noqa: SIM115
@@ -213,11 +215,194 @@ def test_nothing_is_evaluated():
 
 
 def test_what_is_in_reach():
-    values = list(reading.reachable(lambda x: LAYERS["one"].forward(x)))
-    assert any(value is LAYER.W for value in values)
+    found = read(lambda x: LAYERS["one"].forward(x), X).objects
+    assert any(value is LAYER.W for value in found)
 
 
 def test_an_output_that_only_a_keyword_names():
     A = np.ones((3, 3))
     assert not read(lambda x: np.einsum("i,ij,j", x, A, x)).obstacle
     assert read(lambda x: np.sum(np.einsum("i,ij", x, A, out=A[0]))).obstacle
+
+
+def local_imports(x):
+    import math
+    from math import exp
+
+    import numpy as numeric
+
+    return math.exp(x[0]) + exp(x[1]) + numeric.linalg.slogdet(np.eye(2) + x[0])[1]
+
+
+def applied_partially(x):
+    return functools.partial(np.dot, x)(x) + functools.partial(fresh_copy)(x)
+
+
+def text_and_assertion(x):
+    text = f"{x[0]:.3f}"
+    assert len(text) > 2, text
+    return sum(v**2 for v in x) + sum([v for v in x if v > 0])
+
+
+class Deeper(Layer):
+    def forward(self, x):
+        return super().forward(x) + 1
+
+
+def by_super(x):
+    return np.sum(DEEPER.forward(x))
+
+
+DEEPER = Deeper(np.eye(3))
+
+
+@pytest.mark.parametrize("f", [local_imports, applied_partially, text_and_assertion, by_super])
+def test_harmless_in_other_ways(f):
+    assert read(f, X).obstacle == ""
+
+
+def leaves_a_loop(x):
+    for _ in range(2):
+        place = np.zeros(1)
+        if x[0] > 0:
+            place = COUNT
+            break
+        place = np.zeros(1)
+    place += 1
+    return 1.0
+
+
+def generates_later(x):
+    place = []
+    later = (place.append(1) for _ in [0])
+    place = HISTORY
+    return float(len(list(later)))
+
+
+def calls_later(x):
+    place = []
+
+    def note():
+        place.append(1)
+
+    place = HISTORY
+    note()
+    return 1.0
+
+
+def compares_in_a_chain(x):
+    _ = 1 > 2 > counts(x)
+    return 1.0
+
+
+def renames_in_a_comprehension(x):
+    place = COUNT
+    _ = [place for place in [np.zeros(1)] if True]
+    place += 1
+    return 1.0
+
+
+def swaps(x):
+    place, other = [], HISTORY
+    place, other = other, place
+    place.append(1)
+    return 1.0
+
+
+def asserts(x):
+    assert x[0] < 9, HISTORY.append(1)
+    return 1.0
+
+
+def imports_a_generator(x):
+    from numpy.random import rand
+
+    return rand()
+
+
+class Summed:
+    def sum(self, **_):
+        HISTORY.append(1)
+        return 1.0
+
+
+SUMMED, QUEUES = Summed(), [queue.Queue()]
+
+
+@pytest.mark.parametrize(
+    "f",
+    [
+        leaves_a_loop, generates_later, calls_later, compares_in_a_chain,
+        renames_in_a_comprehension, swaps, asserts, imports_a_generator,
+        lambda x: np.sum(SUMMED),
+        lambda x: QUEUES[0].get(),
+        lambda x: x.round(2, COUNT)[0],
+        lambda x: np.exp(*[x, COUNT])[0],
+        lambda x: np.median(COUNT, overwrite_input=True),
+        lambda x: np.nan_to_num(COUNT, copy=False)[0],
+        lambda x: np.pad(x, 1, lambda *_: HISTORY.append(1))[0],
+        lambda x: max([1.0, 2.0], key=HISTORY.append),
+        lambda x: np.vectorize(HISTORY.append)(x),
+        lambda x: functools.partial(HISTORY.append, 1)() or 1.0,
+        lambda x, note=HISTORY.append: note(1) or 1.0,
+        lambda x: np.ravel(a=COUNT).fill(1) or 1.0,
+        lambda x: np.einsum("i->i", COUNT).fill(1) or 1.0,
+    ],
+    ids=str,
+)  # fmt: skip
+def test_obstacles_that_hide(f):
+    assert read(f, X).obstacle.startswith("test_reading.py:")
+
+
+def test_an_array_of_objects():
+    place = np.array([HISTORY, None], dtype=object)
+    assert read(lambda x: place[0].append(1), X).obstacle
+
+
+def test_a_flag_decides_what_is_read():
+    def f(x):
+        if LAYER.noisy:
+            HISTORY.append(1)
+        return 1.0
+
+    LAYER.noisy = False
+    assert read(f, X).obstacle == ""
+    LAYER.noisy = True
+    assert "appends to HISTORY" in read(f, X).obstacle
+    del LAYER.noisy
+
+
+ARRAYS = (np.arange(9.0).reshape(3, 3), np.arange(9).reshape(3, 3), np.arange(4.0), np.arange(2),
+          np.array([[2.0]]), np.array(2.0), np.array([True, False]))  # fmt: skip
+
+
+def arrays_in(value):
+    if isinstance(value, np.ndarray):
+        yield value
+    for part in value if isinstance(value, tuple | list) else ():
+        yield from arrays_in(part)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_numpys_functions_change_nothing_and_return_what_is_new():
+    for function in reading._NUMPYS.values():
+        name, is_ufunc = function.__name__, isinstance(function, np.ufunc)
+        for array in ARRAYS:
+            kept = array.copy()
+            for args in (
+                (array,),
+                (array, array),
+                (array, 0),
+                (array, 1),
+                ([array],),
+                (array,) * 3,
+            ):
+                if len(args) > reading._inputs(function) or (name == "nan_to_num" and args[1:]):
+                    continue
+                try:
+                    found = function(*args)
+                except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+                    continue
+                assert array.tobytes() == kept.tobytes(), name
+                if is_ufunc or name not in reading._VIEWS:
+                    assert not any(np.shares_memory(a, array) for a in arrays_in(found)), name

@@ -25,7 +25,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -383,19 +383,19 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
         read = reading.read(f, x)
         if read.obstacle:
             raise _Left(read.obstacle)
-        began = time.perf_counter()
-        here = one_number(f(x))
-        pace = time.perf_counter() - began
-        # Of a network that is known, the small arrays are computed with the large ones.
-        is_cheap = 2 * x.size * pace < _MOMENT
-        if is_cheap and (_recognition is None or not _recognition.knows(f)):
-            raise _Left("")
+        # A network that is known is not evaluated at x: it is checked where x is moved.
+        known = _recognition is not None and _recognition.knows(f)
+        found = _recognised(f, x, h, read.objects) if known else None
+        if found is None:
+            began = time.perf_counter()
+            here = one_number(f(x))
+            pace = time.perf_counter() - began
+            if 2 * x.size * pace < _MOMENT:
+                raise _Left("")
+            found = None if known else _recognised(f, x, h, read.objects, here)
         out = np.empty_like(x)
-        found = _recognised(f, x, h, here)
-        if found is None and is_cheap:
-            raise _Left("")
         if found is not None:
-            out[...], way = found[0], f"by the compiled kernels, {found[1]}"
+            out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
         else:
             flat = x.reshape(-1)
             points = np.stack([flat + h, flat - h])
@@ -525,7 +525,7 @@ def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) ->
     is_worth_it = seconds >= _LONG or _recognition is not None
     found = _compiled(f, x, rule, points, here) if is_worth_it else None
     if found is not None:
-        slopes, network = found
+        slopes, network, _ = found
         values = slopes.reshape(-1) * (points[0] - points[1]) / 2
         values, way = np.stack([values, -values]), f"by the compiled kernels, {network}"
     else:
@@ -585,11 +585,13 @@ def _compiled(f: Any, x: NDArray[Any], rule: _Rule, points: NDArray[Any], here: 
         for i, side in enumerate((sign, -sign))
     ):
         return None
-    return _recognised(f, x, h, float(here))
+    return _recognised(f, x, h, reading.read(f, x).objects, float(here))
 
 
-def _recognised(f: Any, x: NDArray[Any], h: float, here: float) -> Any:
-    """Return the central differences of a recognised network's loss, and what it is, or None."""
+def _recognised(
+    f: Any, x: NDArray[Any], h: float, reached: Sequence[Any], here: float | None = None
+) -> Any:
+    """Return the gradient of a recognised network's loss, what it is, and its pace, or None."""
     if x.dtype != np.float64:
         return None
     from fastgrad.book import recognition  # which needs Numba
@@ -599,7 +601,7 @@ def _recognised(f: Any, x: NDArray[Any], h: float, here: float) -> Any:
         if _recognition is None:
             _recognition = recognition.Recognition()
     try:
-        return _recognition.gradient(f, x, h, here)
+        return _recognition.gradient(f, x, h, reached, here)
     except recognition.NotRecognised:
         return None
 

@@ -6,16 +6,17 @@ network that the kernels know is found by *trying*: among the arrays that the fu
 find weights and biases whose shapes chain, and a batch with its targets; every `Hypothesis` about
 activation and loss then predicts a number.
 
-In every call the function itself is evaluated at three points: at x, and where every entry of x is
-moved by h u, u random in [1/2, 1], with random signs at the one and the opposite signs at the
-other. The compiled network must have the same loss at all three, to rounding. Each entry is moved
-in both directions, so that no entry can deviate unseen: not one that a mask freezes, nor a term
-that begins where a weight grows.
+In every call the function itself is evaluated at two points: every entry of x is moved by h u, u
+random in [1/2, 1], with random signs at the one and the opposite signs at the other. The compiled
+network must have the same loss at both, to rounding, and at x where it was searched for. Each entry
+is moved in both directions, so that no entry can deviate unseen: not one that a mask freezes, nor a
+term that begins where a weight grows.
 """
 
 from __future__ import annotations
 
 import itertools
+import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple, TypeGuard
@@ -24,7 +25,6 @@ import numpy as np
 
 from fastgrad.networks.fully_connected import MultiLayerNet
 from fastgrad.numdiff.objective import one_number
-from fastgrad.numdiff.reading import reachable
 from fastgrad.validation import FloatArray
 
 __all__ = ["NotRecognised", "Recognition"]
@@ -118,19 +118,26 @@ class Recognition:
         self._rng = np.random.default_rng(0)
 
     def gradient(
-        self, f: Callable[[Any], Any], x: FloatArray, h: float, value: float
-    ) -> tuple[FloatArray, str]:
+        self,
+        f: Callable[[Any], Any],
+        x: FloatArray,
+        h: float,
+        reached: Sequence[Any],
+        value: float | None = None,
+    ) -> tuple[FloatArray, str, float]:
         """Return the central differences of the network whose loss a function is.
 
         Parameters
         ----------
         f : callable
-            Evaluated at two points.
+            Evaluated at two points; at x as well if it is searched for without its value there.
         x : ndarray of float64
             A parameter of the network. Moved in place and restored.
         h : float
             The step.
-        value : float
+        reached : sequence
+            The objects that f can reach, the nearest first.
+        value : float, optional
             The function's value at x.
 
         Returns
@@ -138,6 +145,8 @@ class Recognition:
         gradient : ndarray, shape of x
         description : str
             Such as ``"784-50-10 (sigmoid, cross entropy)"``.
+        seconds : float
+            How long an evaluation of f takes.
 
         Raises
         ------
@@ -149,20 +158,32 @@ class Recognition:
         code = _code_of(f)
         if self._vain[code, x.shape] >= _VAIN:
             raise NotRecognised
-        reached = list(reachable(f))
         chains = list(itertools.islice(_chains(reached, x), _CHAINS))
         if not chains:
             raise NotRecognised
-        points = [_Point(x.copy(), value), *self._moved(f, x, h)]
+        began = time.perf_counter()
+        points = self._moved(f, x, h)
+        seconds = (time.perf_counter() - began) / len(points)
+        pairs = [
+            (arrays, batch)
+            for arrays in chains
+            for batch in itertools.islice(_batches(reached, arrays), _PAIRS)
+        ]
         self._left = min(_MOST, max(_LEAST, x.size))
-        for arrays in chains:
-            position = next(i for i, array in enumerate(arrays) if array is x)
-            for batch in itertools.islice(_batches(reached, arrays), _PAIRS):
-                best = self._agreeing(code, points, arrays, position, batch)
+        for find in (self._known, self._searched):
+            if find == self._searched:
+                points.insert(0, _Point(x.copy(), one_number(f(x)) if value is None else value))
+            for arrays, batch in pairs:
+                key = code, *map(np.shape, arrays)
+                position = next(i for i, array in enumerate(arrays) if array is x)
+                best = find(key, points, arrays, position, batch)
                 if best is not None:
+                    self._hypotheses[key] = best
+                    if len(self._hypotheses) > _MEMORY:
+                        self._hypotheses.popitem(last=False)
                     sizes = [arrays[0].shape[0], *(b.size for b in arrays[1::2])]
                     slopes = self._slopes_of(best, arrays, position, batch, h)
-                    return slopes, f"{'-'.join(map(str, sizes))} ({best})"
+                    return slopes, f"{'-'.join(map(str, sizes))} ({best})", seconds
         self._vain[code, x.shape] += 1
         raise NotRecognised
 
@@ -185,46 +206,66 @@ class Recognition:
             x[...] = before
         return points
 
-    def _agreeing(
+    def _known(
         self,
-        code: Any,
+        key: Any,
         points: Sequence[_Point],
         arrays: tuple[FloatArray, ...],
         position: int,
         batch: _Batch,
     ) -> Hypothesis | None:
-        """Return a hypothesis that predicts all values, the one that did last time first."""
-        key = (code, *map(np.shape, arrays))
+        """Return the hypothesis that did last time, if it predicts all values."""
         known = self._hypotheses.get(key)
+        agrees = known is not None and self._agrees(known, points, arrays, position, batch)
+        return known if agrees else None
+
+    def _searched(
+        self,
+        key: Any,
+        points: Sequence[_Point],
+        arrays: tuple[FloatArray, ...],
+        position: int,
+        batch: _Batch,
+    ) -> Hypothesis | None:
+        """Return a hypothesis that predicts all values, of which the first is that at x."""
         # No `np.vdot`: the threads of its BLAS would keep spinning beside ours.
         weights = sum(float(np.sum(W * W)) for W in arrays[::2])
-        for hypothesis in ((known,) if known is not None else ()) + _HYPOTHESES:
+        for hypothesis in _HYPOTHESES:
             if self._left <= 0:
                 return None
             self._left -= 1
             first = points[0].value
             scale = batch.size if hypothesis.summed else 1
             # A penalty is what the loss is above that of the network without one.
-            plain = hypothesis._replace(decay=0.0)
-            excess = first - self._predicted(plain, arrays, batch)
+            excess = first - self._predicted(hypothesis, arrays, batch)
             if not np.isfinite(excess):
                 continue
             if abs(excess) > _ROUNDING * (abs(first) + scale):
                 if excess < 0 or weights == 0 or hypothesis.summed:
                     continue
-                hypothesis = plain._replace(decay=2 * excess / weights)
-            else:
-                hypothesis = plain
-            if all(
-                abs(self._predicted(hypothesis, _with(arrays, position, point.array), batch)
-                    - point.value) <= _ROUNDING * (abs(point.value) + scale)
-                for point in points[1:]
-            ):  # fmt: skip
-                self._hypotheses[key] = hypothesis
-                if len(self._hypotheses) > _MEMORY:
-                    self._hypotheses.popitem(last=False)
+                hypothesis = hypothesis._replace(decay=2 * excess / weights)
+            if self._agrees(hypothesis, points[1:], arrays, position, batch):
                 return hypothesis
         return None
+
+    def _agrees(
+        self,
+        hypothesis: Hypothesis,
+        points: Sequence[_Point],
+        arrays: tuple[FloatArray, ...],
+        position: int,
+        batch: _Batch,
+    ) -> bool:
+        """Return whether a hypothesis predicts the values at points to rounding."""
+        scale = batch.size if hypothesis.summed else 1
+        return all(
+            abs(
+                self._predicted(hypothesis, _with(arrays, position, point.array), batch)
+                - point.value
+            )
+            <= _ROUNDING * (abs(point.value) + scale)
+            for point in points
+        )
 
     def _network(self, hypothesis: Hypothesis, arrays: Sequence[FloatArray]) -> MultiLayerNet:
         """Return the compiled network of a hypothesis, with these parameters."""

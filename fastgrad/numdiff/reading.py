@@ -17,18 +17,20 @@ import builtins
 import contextlib
 import functools
 import inspect
-import linecache
 import math
 import sys
 import types
-from collections import OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import OrderedDict, deque
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-__all__ = ["Reading", "reachable", "read", "read_loop"]
+from fastgrad.numdiff.reach import PLAIN, Reach, attributes_of, is_of, is_open
+from fastgrad.numdiff.syntax import tree_of
+
+__all__ = ["Reading", "read", "read_loop"]
 
 
 class Reading(NamedTuple):
@@ -42,224 +44,56 @@ class Reading(NamedTuple):
     stores : bool
         Whether it puts fresh values into attributes, as layers do that remember their output.
         They are then as the loop leaves them only after an evaluation at the loop's last point.
+    objects : sequence
+        What it can reach by name, the nearest first: its closure, defaults, the globals that its
+        code names, and their attributes and contents; arrays and numbers as often as they are met.
     """
 
     obstacle: str
     stores: bool
+    objects: Sequence[Any] = ()
 
 
-#: Objects that are looked at, statements that are read, and readings that are remembered.
-_REACH, _STEPS, _MEMORY = 20_000, 20_000, 64
-#: What cannot be changed, and holds nothing.
-_PLAIN = frozenset({int, float, complex, bool, str, bytes, type(None), type(Ellipsis), slice})
-#: What `np.seterr` can be told to do at each error, so that one can count how many there are.
-_REPORTED = frozenset({"call", "print", "log"})
-_CONTAINERS: Any = dict | list | tuple | set | frozenset | deque
-
-# ------------------------------------------------------------------------------ what is in reach
-
-
-def reachable(f: Any, *args: Any) -> Iterator[Any]:
-    """Yield what a function can reach by name, the nearest first.
-
-    That is: its closure, defaults, the globals that its code names, and their attributes and
-    contents; arrays and numbers as often as they are met, all else once.
-    """
-    return iter(_Reach(f, args).objects)
-
-
-class _Reach:
-    """The objects that a function can reach, and a fingerprint of their types and code."""
-
-    def __init__(self, f: Any, args: Iterable[Any] = ()) -> None:
-        self.objects: list[Any] = []
-        #: Equal for two functions that read alike. What it names by id is kept alive by `kept`.
-        self.fingerprint: list[Any] = []
-        self.kept: list[Any] = []
-        self.is_complete = True
-        self._numbers: dict[int, int] = {}
-        self._queue: deque[Any] = deque((f, *args))
-        while self._queue:
-            if len(self.objects) > _REACH:
-                self.is_complete = False
-                break
-            self._visit(self._queue.popleft())
-
-    def _visit(self, value: Any) -> None:
-        cls = type(value)
-        if cls is np.ndarray or cls in _PLAIN or isinstance(value, np.generic):
-            self.objects.append(value)
-            self.fingerprint.append(id(cls))
-            return
-        number = self._numbers.setdefault(id(value), len(self.objects))
-        if number < len(self.objects):
-            self.fingerprint.append(number)
-            return
-        self.objects.append(value)
-        if isinstance(value, types.FunctionType):
-            self._note(value.__code__)
-            if _is_open(value):
-                self._queue.extend(_named(value))
-        elif isinstance(value, types.MethodType):
-            self._note(cls)
-            self._queue.extend((value.__self__, value.__func__))
-        elif isinstance(value, functools.partial):
-            self._note(cls)
-            self._queue.extend((value.func, *value.args, *value.keywords.values()))
-        elif isinstance(value, property):
-            self._note(cls)
-            self._queue.extend((value.fget, value.fset))
-        elif isinstance(value, staticmethod | classmethod):
-            self._note(cls)
-            self._queue.append(value.__func__)
-        elif isinstance(value, type):
-            self._note(value)
-            for base in value.__mro__:
-                if _is_open(base):
-                    self.fingerprint.append(tuple(vars(base)))
-                    self._queue.extend(
-                        v for k, v in vars(base).items() if k not in ("__dict__", "__weakref__")
-                    )
-        elif isinstance(value, types.ModuleType | types.BuiltinFunctionType | np.ufunc):
-            self._note(value)
-        else:
-            self._visit_an_instance(value, cls)
-
-    def _visit_an_instance(self, value: Any, cls: type) -> None:
-        self._note(cls)
-        if isinstance(value, _CONTAINERS):
-            contents = [*value, *value.values()] if isinstance(value, dict) else list(value)
-            kinds = set(map(type, contents))
-            if kinds <= _PLAIN:
-                self.fingerprint.append(frozenset(map(id, kinds)))
-            else:
-                self.fingerprint.append(len(contents))
-                self._queue.extend(contents)
-        if not _is_open(cls) and not _is_of(cls, "fastgrad") and cls is not types.SimpleNamespace:
-            return
-        attributes = _attributes(value)
-        self.fingerprint.append(tuple(attributes))
-        self._queue.extend(attributes.values())
-        if _is_open(cls):
-            self._queue.append(cls)
-
-    def _note(self, value: Any) -> None:
-        self.fingerprint.append(id(value))
-        self.kept.append(value)
-
-
-def _attributes(value: Any) -> dict[str, Any]:
-    """Return an object's attributes, those in slots too, without running any code of its class."""
-    try:
-        found = dict(object.__getattribute__(value, "__dict__"))
-    except (AttributeError, TypeError):
-        found = {}
-    for base in type(value).__mro__:
-        for name, member in vars(base).items():
-            if isinstance(member, types.MemberDescriptorType):
-                with contextlib.suppress(AttributeError, TypeError):  # not set yet
-                    found[name] = member.__get__(value)
-    return found
-
-
-def _is_of(value: Any, *packages: str) -> bool:
-    return str(getattr(value, "__module__", "")).partition(".")[0] in packages
-
-
-#: Modules of ours with the book's formulas in plain NumPy, which are read as the reader's are.
-_FORMULAS = frozenset({"fastgrad.book.functions", "fastgrad.book.layers"})
-
-
-@functools.cache
-def _is_the_readers(module: str) -> bool:
-    """Return whether a module is neither the standard library's, nor installed, nor ours."""
-    if module in _FORMULAS:
-        return True
-    root = module.partition(".")[0]
-    if root in sys.stdlib_module_names or root in ("fastgrad", "numpy"):
-        return False
-    file = getattr(sys.modules.get(module), "__file__", None) or ""
-    return not any(folder in file for folder in ("site-packages", "dist-packages"))
-
-
-def _is_open(value: Any) -> bool:
-    """Return whether the code of a function or class is the reader's."""
-    return _is_the_readers(str(getattr(value, "__module__", None) or ""))
-
-
-@functools.lru_cache(1024)
-def _names(code: types.CodeType) -> tuple[str, ...]:
-    """Return the names of globals and attributes in a function's code, and in those inside it."""
-    names = dict.fromkeys(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names.update(dict.fromkeys(_names(constant)))
-    return tuple(names)
-
-
-def _named(function: types.FunctionType) -> Iterator[Any]:
-    """Yield what a function's code names: its closure, its defaults, globals."""
-    for cell in function.__closure__ or ():
-        with contextlib.suppress(ValueError):  # not bound yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
-    names = _names(function.__code__)
-    modules = []
-    for name in names:
-        value = function.__globals__.get(name, _NOTHING)
-        if isinstance(value, types.ModuleType):
-            modules.append(value)
-        if value is not _NOTHING:
-            yield value
-    for module in modules:  # and `np.linalg.norm`, with its parts
-        for name in names:
-            value = vars(module).get(name, _NOTHING)
-            if isinstance(value, types.ModuleType) and value not in modules:
-                modules.append(value)
-            if value is not _NOTHING:
-                yield value
-
+#: Statements that are read, and readings that are remembered.
+_STEPS, _MEMORY = 20_000, 64
+_NOTHING: Any = object()
 
 # --------------------------------------------------------------------------- what values can be
 
-_NOTHING: Any = object()
 
-
-class _Value:
+class _Value(NamedTuple):
     """What is known of an expression's value.
 
     Attributes
     ----------
-    objects : tuple or None
-        The objects that it can be; None if that is not known.
+    objects : dict or None
+        The objects that it can be, by their ids; None if that is not known.
     fresh : bool
         Whether it was made inside, or cannot be changed.
     flat : bool
         Whether it is an array or number: no container, whose items may be from outside.
     """
 
-    __slots__ = ("flat", "fresh", "objects")
+    objects: dict[int, Any] | None
+    fresh: bool
+    flat: bool
 
-    def __init__(self, objects: tuple[Any, ...] | None, fresh: bool, flat: bool) -> None:
-        self.objects, self.fresh, self.flat = objects, fresh, flat
-
-    def joined(self, other: _Value) -> _Value:
-        """Return what is known of a value that is one of two."""
-        objects = None
-        if self.objects is not None and other.objects is not None:
-            known = {id(value): value for value in (*self.objects, *other.objects)}
-            objects = tuple(known.values()) if len(known) <= _MEMORY else None
-        return _Value(objects, self.fresh and other.fresh, self.flat and other.flat)
+    def each(self) -> list[Any]:
+        """Return the objects that it can be, if that is known."""
+        return list((self.objects or {}).values())
 
     def item(self) -> _Value:
         """Return what is known of an item; that of an array is a view."""
         return _Value(None, self.fresh and self.flat, self.flat)
 
-    def is_like(self, other: _Value) -> bool:
-        """Return whether as much is known of the two."""
-        known = [v.objects if v.objects is None else set(map(id, v.objects)) for v in (self, other)]
-        return known[0] == known[1] and (self.fresh, self.flat) == (other.fresh, other.flat)
+
+def _joined(*values: _Value) -> _Value:
+    """Return what is known of a value that is one of several."""
+    objects = {key: one for v in values for key, one in (v.objects or {}).items()}
+    is_known = all(v.objects is not None for v in values) and len(objects) <= _MEMORY
+    return _Value(
+        objects if is_known else None, all(v.fresh for v in values), all(v.flat for v in values)
+    )
 
 
 _NUMBER = _Value(None, fresh=True, flat=True)
@@ -269,28 +103,48 @@ _OUTSIDE = _Value(None, fresh=False, flat=False)
 
 def _of(value: Any) -> _Value:
     """Return the value of a known object from outside."""
-    is_plain = type(value) in _PLAIN or isinstance(value, np.generic)
-    return _Value((value,), is_plain, is_plain or type(value) is np.ndarray)
+    is_plain = type(value) in PLAIN
+    return _Value({id(value): value}, is_plain, is_plain or type(value) is np.ndarray)
+
+
+def _made(value: Any, fresh: bool = False) -> _Value:
+    """Return the value of an object that stands for one of the evaluation's."""
+    return _Value({id(value): value}, fresh, flat=False)
+
+
+class _Args(NamedTuple):
+    """The arguments of a call; unknown ones besides if any is starred."""
+
+    positional: list[_Value]
+    keywords: dict[str, _Value]
+    starred: bool = False
+
+    def all(self) -> list[_Value]:
+        """Return the values of all arguments."""
+        return [*self.positional, *self.keywords.values()]
+
+    def after(self, *first: Any) -> _Args:
+        """Return them after known objects."""
+        return self._replace(positional=[*map(_of, first), *self.positional])
 
 
 class _Method(NamedTuple):
-    """A method of something built in, or of something unknown."""
+    """A method of something built in."""
 
     name: str
     receiver: _Value
+
+
+class _Partial(NamedTuple):
+    """What the evaluation makes by `functools.partial`, by the arguments of that."""
+
+    args: _Args
 
 
 class _Instance(NamedTuple):
     """An object of a class of the reader's that the evaluation makes."""
 
     cls: type
-
-
-class _Super(NamedTuple):
-    """What ``super()`` returns."""
-
-    cls: type
-    receiver: Any
 
 
 class _Local(NamedTuple):
@@ -300,82 +154,99 @@ class _Local(NamedTuple):
     frame: _Frame
 
 
+class _Frame:
+    """The names of a call that is being read, or of a comprehension."""
+
+    def __init__(self, function: Any, parent: _Frame | None = None) -> None:
+        self.function, self.parent = function, parent
+        self.line = 0
+        self.returned: list[_Value] = []
+        self.exits: list[Any] = []
+
+
+def _either(one: Any, other: Any) -> Any:
+    """Join what is known on two paths; a name may be missing on one of them."""
+    if one is None or other is None:
+        return other if one is None else one
+    found = {key: _joined(one[key], other[key]) for key in one.keys() & other.keys()}
+    for key in one.keys() ^ other.keys():
+        if isinstance(key[0], _Frame):
+            found[key] = one[key] if key in one else other[key]
+    return found
+
+
 # ------------------------------------------------------------------------------ what is harmless
 
 
-def _words(text: str) -> list[str]:
-    return text.split()
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.split())
 
 
-_BUILTINS: frozenset[Any] = frozenset(
-    getattr(builtins, name)
-    for name in _words(
-        "abs all any bool bytes complex dict divmod enumerate float frozenset int isinstance "
-        "issubclass len list max min pow range repr reversed round set slice sorted str sum tuple "
-        "zip"
-    )
-)
-_MAKE_NUMBERS = frozenset(
-    {abs, all, any, bool, complex, float, int, isinstance, issubclass, len, pow, repr, round, str}
-)
-#: NumPy's functions that return something new, and those that may return a view.
-_NEW = frozenset(
-    getattr(np, name)
-    for name in _words(
-        "all allclose amax amin any append arange argmax argmin argsort around array array_equal "
-        "average bincount clip concatenate copy corrcoef count_nonzero cov cross cumprod cumsum "
-        "diff dot einsum empty empty_like eye flatnonzero full full_like hstack identity inner "
-        "interp isclose iscomplexobj isnan isscalar kron linspace logspace max mean median "
-        "meshgrid min nanmax nanmean nanmin nansum ndim nonzero ones ones_like outer pad "
-        "percentile prod quantile repeat round shape size sort stack std sum take tensordot tile "
-        "trace tri tril triu unique vdot var vstack where zeros zeros_like"
-    )
-    if hasattr(np, name)
-) | {np.linalg.norm, np.linalg.det, np.linalg.inv, np.linalg.solve}
-_VIEWS = frozenset(
-    getattr(np, name)
-    for name in _words(
-        "array_split asanyarray asarray ascontiguousarray asfortranarray atleast_1d atleast_2d "
-        "atleast_3d broadcast_to diag diagonal expand_dims flip fliplr flipud hsplit imag moveaxis "
-        "nan_to_num ravel real reshape rollaxis rot90 split squeeze swapaxes transpose vsplit"
-    )
-)
-#: Methods of arrays, numbers, strings and containers: those that return something new, may return
-#: a view or an item, and change what they belong to.
-_NEW_METHODS = frozenset(
-    _words(
-        "all any argmax argmin argsort astype clip conj copy count cumprod cumsum dot flatten "
-        "index item lower max mean min nonzero prod repeat round std sum take tolist trace upper "
-        "var startswith endswith is_integer"
-    )
-)
-_VIEW_METHODS = frozenset(
-    _words("diagonal get items keys ravel reshape squeeze swapaxes transpose values view")
-)
-_CHANGING_METHODS = frozenset(
-    _words(
-        "add append appendleft clear extend fill insert itemset partition pop popitem popleft put "
-        "remove resize reverse setdefault sort update"
-    )
-)
-_ATTRIBUTES = frozenset(
-    {"T", "dtype", "imag", "itemsize", "nbytes", "ndim", "real", "shape", "size"}
-)
-#: Special methods that no operator calls.
-_NO_OPERATORS = frozenset(
-    _words(
-        "__init__ __call__ __enter__ __exit__ __getstate__ __setstate__ __reduce__ "
-        "__init_subclass__ __class_getitem__ __annotate__ __annotate_func__ __deepcopy__ __copy__"
-    )
-)
+def _table(*functions: Any) -> dict[int, Any]:
+    """Return functions by their ids, as a reader's object may have any notion of equality."""
+    return {id(function): function for function in functions}
+
+
+#: Built-in functions that return numbers, an argument or one of its items, or a container; the last
+#: take items later.
+_COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinstance, issubclass,
+                len, pow, repr, round, slice, str)  # fmt: skip
+_CHOOSE = _table(max, min, sum)
+_CONTAIN = _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_EAGER = _COUNT | _CHOOSE | _CONTAIN
+_LAZY = _table(enumerate, range, reversed, zip)
+_MATHS = _table(*(function for function in vars(math).values() if callable(function)))
+#: NumPy's functions that change something, use files, or call back.
+_NOT_PURE = _words("""
+    apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
+    copyto fill_diagonal from_dlpack frombuffer fromfile fromfunction fromiter frompyfunc fromregex
+    fromstring genfromtxt info is_busday load loadtxt mask_indices mintypecode nested_iters
+    piecewise place printoptions put put_along_axis putmask rot90 save savetxt savez
+    savez_compressed set_printoptions setbufsize seterr seterrcall show_config show_runtime test""")
+_NUMPYS = _table(*(
+    value
+    for space in (np, np.linalg, np.fft)
+    for name in space.__all__
+    if name not in _NOT_PURE and hasattr(value := getattr(space, name), "__name__")
+    if not isinstance(value, type | types.ModuleType)
+))  # fmt: skip
+#: Those that may return a view of an argument, or the argument itself; and such methods.
+_VIEWS = _words("""
+    around array_split asanyarray asarray asarray_chkfinite ascontiguousarray asfortranarray
+    asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate diag
+    diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram histogram2d
+    histogramdd histogram_bin_edges hsplit ifft2 ifftn imag ix_ matrix_power
+    matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require reshape
+    rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
+_ITERATORS = _table(np.ndenumerate, np.ndindex, np.nditer)
+#: Methods of arrays, numbers, strings and containers that change what they belong to, and others.
+_CHANGING_METHODS = _words("""
+    add append appendleft clear extend fill insert itemset iternext partition pop popitem popleft
+    put remove resize reverse setdefault sort update""")
+_METHODS = _CHANGING_METHODS | _words("""
+    all any argmax argmin argsort astype clip conj copy count cumprod cumsum diagonal dot endswith
+    flatten format get index is_integer item items join keys lower max mean min nonzero prod ravel
+    repeat reshape round split squeeze startswith std strip sum swapaxes take tolist trace transpose
+    upper values var view""")
+_VIEW_ATTRIBUTES = _words("T flat imag real")
+_ATTRIBUTES = _words("dtype finished itemsize iterindex multi_index nbytes ndim shape size")
+#: Special methods that no operator calls; that may return what is from outside, while what other
+#: operators return is taken to be new; and that make an object's attributes unreadable.
+_NO_OPERATORS = _words("""
+    __init__ __call__ __enter__ __exit__ __getstate__ __setstate__ __reduce__ __init_subclass__
+    __class_getitem__ __annotate__ __copy__ __deepcopy__""")
+_LOOK_INTO = _words("__getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__")
+_UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
 #: What is known of this package's own classes: they remember what they computed, and no more.
-_OWN_CLASSES = frozenset(
-    _words(
-        "Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet "
-        "MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet"
-    )
-)
-_OWN_METHODS = frozenset({"forward", "predict", "loss", "accuracy"})
+_OWN_CLASSES = _words("""
+    Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
+    MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
+_OWN_METHODS = _words("forward predict loss accuracy")
+_STAND_INS: Any = _Instance | _Local | _Method | _Partial
+#: Iterating over these, and looking into them, changes nothing.
+_USUAL = frozenset({np.ndarray, dict, list, tuple, set, frozenset, deque, OrderedDict, range})
+_VERBS = {"append": "appends to", "extend": "appends to", "insert": "appends to"}
+_SLOT = types.MemberDescriptorType
 
 
 @functools.lru_cache(512)
@@ -386,67 +257,31 @@ def _inputs(function: Any) -> int:
     try:
         parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
-        return 2 if function is np.dot else 99
+        return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
     if "out" not in parameters or parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY:
         return 99
     return list(parameters).index("out")
 
 
-# ------------------------------------------------------------------------------ finding the code
+def _is_compiled(value: Any) -> bool:
+    """Return whether a value is a ufunc that calls no Python function, as `np.frompyfunc`'s do."""
+    return isinstance(value, np.ufunc) and not set("".join(value.types)) <= set("O->")
 
 
-@functools.lru_cache(128)
-def _functions_in(lines: tuple[str, ...]) -> tuple[Any, ...]:
-    """Return the syntax trees of all functions in a file."""
-    tree = ast.parse("".join(lines))
-    return tuple(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
+def _is_own(value: Any) -> bool:
+    return type(value).__name__ in _OWN_CLASSES and is_of(type(value), "fastgrad")
 
 
-@functools.lru_cache(1024)
-def _node(code: types.CodeType) -> Any:
-    """Return the syntax tree of a function; None if there is none, or it is another one's."""
-    lines = linecache.getlines(code.co_filename)
-    try:
-        nodes = _functions_in(tuple(lines))
-    except (SyntaxError, ValueError):
-        return None
-    places = [(p[0], p[2]) for p in code.co_positions() if None not in p and p[1:3] != (0, 0)]
-    best = None
-    for node in nodes:
-        name = getattr(node, "name", "<lambda>")
-        decorators = getattr(node, "decorator_list", [])
-        first = min(n.lineno for n in (node, *decorators))
-        if name != code.co_name or first != code.co_firstlineno:
-            continue
-        if name == "<lambda>":
-            begin = node.body.lineno, node.body.col_offset
-            end = node.body.end_lineno, node.body.end_col_offset
-            inside = [place for place in places if place != (code.co_firstlineno, 0)]
-            if not all(begin <= place <= end for place in inside):
-                continue
-        if best is None or ast.unparse(best).find(ast.unparse(node)) >= 0:
-            best = node
-    return best if best is not None and _belongs(best, code) else None
+def _is_usual(value: Any) -> bool:
+    """Return whether looking into an object is harmless; what the reader's classes do is read."""
+    cls = type(value)
+    if cls in _USUAL or cls in PLAIN or isinstance(value, type | _STAND_INS):
+        return True
+    return not hasattr(cls, "__next__") and (is_open(cls) or not hasattr(cls, "__iter__"))
 
 
-def _belongs(node: Any, code: types.CodeType) -> bool:
-    """Return whether the names in a tree are those in the code; a file may have been edited."""
-    there = set(_names(code)) | {"dot"}
-    codes = [code]
-    for inner in codes:
-        there |= {*inner.co_varnames, *inner.co_freevars, *inner.co_cellvars, inner.co_name}
-        codes += [c for c in inner.co_consts if isinstance(c, types.CodeType)]
-    body = node.body if isinstance(node.body, list) else [node.body]
-    named = {
-        n.id if isinstance(n, ast.Name) else n.attr
-        for statement in body
-        for n in ast.walk(statement)
-        if isinstance(n, ast.Name | ast.Attribute)
-    }
-    return all(
-        name in there or name == "__debug__" or any(t.endswith(name) for t in there)
-        for name in named
-    )
+def _class_of(holder: Any) -> type:
+    return holder.cls if isinstance(holder, _Instance) else type(holder)
 
 
 # ---------------------------------------------------------------------------------- the reading
@@ -456,797 +291,583 @@ class _Obstacle(Exception):  # noqa: N818 - no error
     """Something that somebody could notice."""
 
 
-class _Frame:
-    """A call that is being read: its names, and the values that it may return."""
-
-    def __init__(self, code: Any, function: Any, parent: _Frame | None = None) -> None:
-        self.code, self.function, self.parent = code, function, parent
-        self.names: dict[str, _Value] = {}
-        self.returned: _Value | None = None
-        self.exits: list[dict[Any, _Value]] = []
-        self.line = 0
-
-    def place(self) -> str:
-        return f"{Path(self.code.co_filename).name}:{self.line}"
-
-
 class _Reader:
     """Reads a function and what it calls."""
 
-    def __init__(self, reach: _Reach) -> None:
+    def __init__(self, reach: Reach) -> None:
         self._steps = 0
         self._frames: list[_Frame] = []
-        #: Attributes that have certainly been written so far, and what they hold.
-        self._written: dict[Any, _Value] = {}
-        #: Attributes that are read before that, and where attributes are written.
+        self._callee = ""
+        #: What names hold, by frame, and attributes that have certainly been written, by object;
+        #: None where control never comes.
+        self._state: Any = {}
+        #: The same where the loop that is being read is left, or begins again.
+        self._jumps: list[Any] = []
+        #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        self._instances = [v for v in reach.objects if not isinstance(v, np.ndarray | type)]
-        self._classes = [v for v in reach.objects if isinstance(v, type) and _is_open(v)]
-        self._classes += [
-            c for v in self._instances if (c := type(v)) not in self._classes and _is_open(c)
-        ]
-        self._has_defaults = any(isinstance(v, defaultdict) for v in self._instances)
-        self._has_iterators = any(hasattr(type(v), "__next__") for v in self._instances)
+        objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
+        classes = [v if isinstance(v, type) else type(v) for v in objects]
+        self._classes = [cls for cls in dict.fromkeys(classes) if is_open(cls)]
+        self._methods = {name for cls in self._classes for name in dir(cls)}
+        self._unusual = [type(v).__name__ for v in objects if not _is_usual(v)]
+        #: What an object that is not known can be, besides something built in.
+        self._holders = [v for v in objects if not isinstance(v, type | types.FunctionType)]
+        self._holders += map(_Instance, self._classes)
 
     def read(self, f: Any, args: Sequence[Any]) -> None:
         """Read f and, as any operator may call them, the special methods within reach."""
-        self._apply(f, [_of(value) for value in args], {})
+        self.apply(f, _Args([], {}).after(*args))
         for cls in self._classes:
-            for base in cls.__mro__:
-                for name, method in vars(base).items() if _is_open(base) else ():
-                    if not (name.startswith("__") and isinstance(method, types.FunctionType)):
-                        continue
-                    if name in ("__getattr__", "__getattribute__", "__setattr__", "__del__"):
-                        raise _Obstacle(f"{cls.__name__} has a {name} of its own")
-                    if name not in _NO_OPERATORS:
-                        self._function(method, [_OUTSIDE] * 9, {}, any_number=True)
+            for name, method in inspect.getmembers_static(cls):
+                if not (name.startswith("__") and isinstance(method, types.FunctionType)):
+                    continue
+                if name in _UNREADABLE:
+                    self._stop(f"{cls.__name__} has a {name} of its own")
+                if name not in _NO_OPERATORS and is_open(method):
+                    result = self._enter(method, _Args([], {}, starred=True))
+                    if not (result.fresh or name in _LOOK_INTO):
+                        self._stop(f"{name} of {cls.__name__} may return what is not new")
         for (holder, name), place in self.writes.items():
             if {(holder, name), (None, name)} & self._read_first:
-                raise _Obstacle(f"{place} keeps a record in {name}")
+                self._stop(f"{place} keeps a record in {name}")
 
-    def _stop(self, what: str) -> None:
-        place = next((f.place() for f in reversed(self._frames)), "")
-        raise _Obstacle(f"{place} {what}".strip())
+    def _stop(self, what: str) -> NoReturn:
+        raise _Obstacle(f"{self._place()} {what}" if self._frames else what)
+
+    def _place(self) -> str:
+        frame = self._frames[-1]
+        return f"{Path(frame.function.__code__.co_filename).name}:{frame.line}"
+
+    def _paths(self, *paths: Callable[[], Any]) -> list[Any]:
+        """Read paths one of which is taken, and keep of what is known the part that all share."""
+        before, found, ends = self._state, [], []
+        for path in paths:
+            self._state = dict(before)
+            found.append(path())
+            ends.append(self._state)
+        self._state = functools.reduce(_either, ends)
+        return found
+
+    def _repeat(self, turn: Callable[[], Any]) -> None:
+        """Read what is done any number of times, until nothing more becomes unknown."""
+        outer = self._jumps
+        for _ in range(6):
+            before, self._jumps = self._state, []
+            self._paths(lambda: None, turn)
+            self._state = functools.reduce(_either, self._jumps, self._state)
+            known = [
+                {k: v for k, v in state.items() if type(k[0]) is int or k[0] in self._frames}
+                for state in (before, self._state)
+            ]
+            if known[0] == known[1]:
+                self._jumps = outer
+                return
+        self._stop("has a loop that is not understood")
 
     # --- calls
 
-    def _apply(
-        self, f: Any, args: list[_Value], keywords: dict[str, _Value], starred: bool = False
-    ) -> _Value:
+    def apply(self, f: Any, args: _Args) -> _Value:
         """Read a call of a known object."""
-        everything = [*args, *keywords.values()]
         if isinstance(f, types.MethodType):
-            return self._apply(f.__func__, [_of(f.__self__), *args], keywords, starred)
+            return self.apply(f.__func__, args.after(f.__self__))
         if isinstance(f, functools.partial):
-            given = {k: _of(v) for k, v in f.keywords.items()}
-            return self._apply(f.func, [*map(_of, f.args), *args], given | keywords, starred)
-        if isinstance(f, _Method):
-            return self._method(f, args, keywords, starred)
-        if isinstance(f, _Local):
-            return self._local(f, args, keywords, starred)
-        if isinstance(f, types.FunctionType) and _is_open(f):
-            return self._function(f, args, keywords, starred)
-        if _is_numpys(f) or _is_compiled(f):
-            return self._of_numpy(f, args, keywords, starred)
-        if isinstance(f, type):
-            return self._class(f, args, keywords, starred)
-        if f in _BUILTINS if isinstance(f, types.BuiltinFunctionType) else False:
-            return self._builtin(f, everything, keywords)
-        if getattr(f, "__module__", None) == "math" and f is getattr(math, f.__name__, None):
-            self._iterate(*everything)
-            return _NUMBER
-        if _is_of(f, "fastgrad") and str(f.__module__) == "fastgrad.nn.functions":
-            fresh = f.__name__ != "identity_function" or all(v.fresh for v in everything)
-            return _Value(None, fresh, flat=True)
+            keywords = {k: _of(v) for k, v in f.keywords.items()} | args.keywords
+            return self.apply(f.func, args._replace(keywords=keywords).after(*f.args))
+        if isinstance(f, _Partial):
+            args = args._replace(
+                positional=[*f.args.positional[1:], *args.positional],
+                keywords=f.args.keywords | args.keywords,
+            )
+            return self._any_of(f.args.positional[0], args)
+        if isinstance(f, _Local) or (isinstance(f, types.FunctionType) and is_open(f)):
+            return self._enter(f, args)
         call = inspect.getattr_static(type(f), "__call__", None)
-        if _is_open(type(f)) and isinstance(call, types.FunctionType):
-            return self._function(call, [_of(f), *args], keywords, starred)
-        self._stop(f"calls {getattr(f, '__name__', type(f).__name__)}")
-        return _OUTSIDE
+        if isinstance(call, types.FunctionType) and is_open(type(f)):
+            return self._enter(call, args.after(f))
+        if isinstance(f, type) and is_open(f):
+            return self._make(f, args)
+        if f is functools.partial and args.positional and not args.starred:
+            return _made(_Partial(args))
+        self._iterate(*args.positional)
+        if "key" in args.keywords:
+            if args.keywords["key"].objects is None:
+                self._stop(f"calls {self._callee} with an unknown key")
+            for key in args.keywords["key"].each():
+                if key is not None:
+                    self.apply(key, _Args([_OUTSIDE], {}))
+        if isinstance(f, _Method):
+            return self._method(f, args)
+        if id(f) in _NUMPYS or _is_compiled(f):
+            return self._numpys(f, args)
+        if id(f) in _ITERATORS:  # what an iterator remembers is of the evaluation
+            return _Value(None, fresh=True, flat=all(v.fresh and v.flat for v in args.all()))
+        if id(f) in _CHOOSE:
+            return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
+        if id(f) in _CONTAIN or id(f) in _LAZY:
+            return _CONTAINER
+        if id(f) in _COUNT or id(f) in _MATHS:
+            return _NUMBER
+        if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
+            return _NUMBER
+        if f is type and len(args.positional) == 1:
+            return _OUTSIDE
+        if getattr(f, "__module__", "") == "fastgrad.nn.functions":
+            fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
+            return _Value(None, fresh, flat=True)
+        self._stop(f"calls {self._callee}")
 
-    def _function(
-        self,
-        f: types.FunctionType,
-        args: list[_Value],
-        keywords: dict[str, _Value],
-        starred: bool = False,
-        any_number: bool = False,
-    ) -> _Value:
-        """Read a call of a function of the reader's."""
-        node = _node(f.__code__)
-        if node is None:
-            self._stop(f"calls {f.__qualname__}, whose source is not to be had")
-        defaults = [_of(v) for v in f.__defaults__ or ()]
-        named = {name: _of(value) for name, value in (f.__kwdefaults__ or {}).items()}
-        frame = _Frame(f.__code__, f)
-        self._bind(frame, node.args, args, keywords, defaults, named, starred or any_number)
-        return self._body(frame, node)
-
-    def _local(
-        self, f: _Local, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        frame = _Frame(f.frame.code, f.frame.function, f.frame)
-        defaults = [_OUTSIDE] * len(f.node.args.defaults)
-        named = {a.arg: _OUTSIDE for a in f.node.args.kwonlyargs}
-        self._bind(frame, f.node.args, args, keywords, defaults, named, starred)
-        return self._body(frame, f.node)
-
-    def _bind(
-        self,
-        frame: _Frame,
-        wanted: ast.arguments,
-        args: list[_Value],
-        keywords: dict[str, _Value],
-        defaults: list[_Value],
-        named: dict[str, _Value],
-        starred: bool,
-    ) -> None:
-        """Put the arguments of a call into the names of its frame."""
-        names = [a.arg for a in (*wanted.posonlyargs, *wanted.args)]
-        values = {}
-        if not starred:
-            values = dict(zip(names[len(names) - len(defaults) :], defaults, strict=True)) | named
-        values.update(zip(names, args, strict=False))
-        values.update(keywords)
-        for name in (*names, *(a.arg for a in wanted.kwonlyargs)):
-            frame.names[name] = values.get(name, _OUTSIDE)
-        for rest in (wanted.vararg, wanted.kwarg):
-            if rest is not None:
-                frame.names[rest.arg] = _CONTAINER
-
-    def _body(self, frame: _Frame, node: Any) -> _Value:
+    def _enter(self, f: Any, args: _Args) -> _Value:
+        """Read the body of a function of the reader's."""
+        values: dict[str, _Value] = {}
+        if isinstance(f, _Local):
+            node, frame = f.node, _Frame(f.frame.function, f.frame)
+        else:
+            node, frame = tree_of(f.__code__), _Frame(f)
+            if node is None:
+                self._stop(f"calls {f.__qualname__}, whose source is not to be had")
+        names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
+        if not (args.starred or isinstance(f, _Local)):
+            defaults = dict(zip(reversed(names), reversed(f.__defaults__ or ()), strict=False))
+            values = {k: _of(v) for k, v in (defaults | (f.__kwdefaults__ or {})).items()}
+        values.update(zip(names, args.positional, strict=False))
+        values.update(args.keywords)
+        for name in (*names, *(a.arg for a in node.args.kwonlyargs)):
+            self._state[frame, name] = values.get(name, _OUTSIDE)
+        for rest in filter(None, (node.args.vararg, node.args.kwarg)):
+            self._state[frame, rest.arg] = _CONTAINER
         if len(self._frames) > 40:
             self._stop("calls itself")
         self._frames.append(frame)
         frame.line = node.lineno
+        before = dict(self._state)
         if isinstance(node, ast.Lambda):
-            result = self._value(node.body)
+            frame.returned.append(self._value(node.body))
         else:
-            ends = self._statements(node.body)
-            result = frame.returned or _NUMBER
-            exits = frame.exits if ends else [*frame.exits, self._written]
-            if exits:
-                self._written = functools.reduce(_both, exits)
+            self._statements(node.body)
+            if self._state is not None:
+                frame.returned.append(_of(None))
+            # Nothing comes to what follows where all paths raise.
+            self._state = functools.reduce(_either, frame.exits, self._state) or before
         self._frames.pop()
-        return result
+        return _joined(*frame.returned) if frame.returned else _NUMBER
 
-    def _class(
-        self, cls: type, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        """Read the making of an object."""
-        everything = [*args, *keywords.values()]
-        if issubclass(cls, np.generic | np.dtype) and not _is_open(cls):
-            return _NUMBER
-        if cls in _BUILTINS:
-            return self._builtin(cls, everything, keywords)
-        if cls is OrderedDict:
-            self._iterate(*everything)
-            return _CONTAINER
-        if issubclass(cls, BaseException) and cls.__module__ == "builtins":
-            return _CONTAINER
-        if cls is type and len(args) == 1:
-            return _OUTSIDE
-        init = inspect.getattr_static(cls, "__init__", None)
-        new = inspect.getattr_static(cls, "__new__", None)
-        is_simple = type(cls) is type and new is inspect.getattr_static(object, "__new__")
-        if not (_is_open(cls) and is_simple):
+    def _make(self, cls: type, args: _Args) -> _Value:
+        """Read the making of an object of a class of the reader's."""
+        if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not _NEW:
             self._stop(f"makes a {cls.__name__}")
-        made = _Value((_Instance(cls),), fresh=True, flat=False)
+        made = _made(_Instance(cls), fresh=True)
+        init = inspect.getattr_static(cls, "__init__")
         if isinstance(init, types.FunctionType):
-            self._function(init, [made, *args], keywords, starred)
+            self._enter(init, args._replace(positional=[made, *args.positional]))
         return made
 
-    def _builtin(self, f: Any, args: list[_Value], keywords: dict[str, _Value]) -> _Value:
-        self._iterate(*args)
-        for name, value in keywords.items():
-            if name == "key" and value.objects is None:
-                self._stop(f"calls {f.__name__} with an unknown key")
-        self._call_back(args)
-        if f in _MAKE_NUMBERS:
-            return _NUMBER
-        if f in (max, min, sum):
-            return functools.reduce(_Value.joined, (v.item() for v in args), _NUMBER).joined(
-                functools.reduce(_Value.joined, args, _NUMBER)
-            )
-        return _CONTAINER
-
-    def _call_back(self, args: Iterable[_Value]) -> None:
-        """Read the functions that are handed to a built-in one."""
-        for value in args:
-            for f in value.objects or ():
-                if isinstance(f, types.FunctionType | types.MethodType | _Local):
-                    self._apply(f, [_OUTSIDE] * 9, {}, starred=True)
-
-    def _of_numpy(
-        self, f: Any, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        self._iterate(*args)
-        name = getattr(f, "__name__", "a function of NumPy")
-        out = keywords.get("out")
-        changes = out is not None and not (out.fresh and out.flat)
-        if changes or len(args) > _inputs(f) or (starred and _inputs(f) < 99) or "**" in keywords:
-            self._stop(f"writes into an argument of np.{name}")
-        if isinstance(f, np.ufunc) or (isinstance(f, type) and issubclass(f, np.generic)):
-            return _NUMBER
-        if f in _VIEWS or (f is np.array and "copy" in keywords):
-            return _Value(None, all(v.fresh and v.flat for v in args), flat=True)
-        if f not in _NEW:
-            self._stop(f"calls {'np.' if _is_of(f, 'numpy') else ''}{name}")
+    def _numpys(self, f: Any, args: _Args) -> _Value:
+        """Read a call of a function of NumPy, or of the method of that name."""
+        if not all(v.flat for v in args.all()) and f.__name__ in self._methods:
+            self._stop(f"may call {f.__name__} of one of your classes")
+        out, most = args.keywords.get("out", _NUMBER), _inputs(f)
+        changes = len(args.positional) > most or (args.starred and most < 99)
+        if f is np.pad:  # which may call back
+            given = [one for v in args.all()[2:] for one in v.each() or [_NOTHING]]
+            changes = changes or not all(type(one) in PLAIN for one in given)
+        elif f is np.nan_to_num:
+            changes = changes or len(args.all()) > 1
+        if changes or not (out.fresh and out.flat) or args.keywords.keys() & _UNCLEAR:
+            self._stop(f"writes into an argument of {self._callee}")
+        if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
+            return _Value(None, all(v.fresh and v.flat for v in args.all()), flat=True)
         return _NUMBER
 
-    def _method(
-        self, method: _Method, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        """Read a call of a method of something built in, or of something unknown."""
+    def _method(self, method: _Method, args: _Args) -> _Value:
+        """Read a call of a method of something built in."""
         name, receiver = method
-        results = []
-        if receiver.objects is None and not receiver.flat:
-            calls = [
-                functools.partial(
-                    self._function, f, [_Value((holder,), False, False), *args], keywords, starred
-                )
-                for f, holder in self._methods(name)
-            ]
-            if calls:
-                written = self._written
-                results = [self._any_of(calls)]
-                self._written = _both(written, self._written)
         if name in _OWN_METHODS:
-            own = self._instances if receiver.objects is None else receiver.objects
-            if any(map(_own_class, own)):
-                self.writes.setdefault((None, f".{name}"), self._frames[-1].place())
-                results.append(_OUTSIDE)
-        out = keywords.get("out")
-        most = 1 if name in ("dot", "max", "min", "argmax", "argmin", "all", "any") else 2
-        is_reduction = name in _NEW_METHODS and not name.endswith("with")
-        unclear = is_reduction and starred
-        if (out is not None and not out.fresh) or (is_reduction and len(args) > most) or unclear:
-            self._stop(f"writes into an argument of {name}")
-        self._iterate(*args)
-        self._call_back([*args, *keywords.values()])
-        if name in _NEW_METHODS or (name in _VIEW_METHODS and name != "get"):
-            is_new = name in _NEW_METHODS and "copy" not in keywords
-            if name == "tolist" or (name == "copy" and not receiver.flat):
-                results.append(_CONTAINER)
-            elif name in ("items", "keys", "values"):
-                results.append(_Value(None, fresh=False, flat=False))
-            elif is_new:
-                results.append(_NUMBER)
-            else:
-                results.append(_Value(None, receiver.fresh and receiver.flat, receiver.flat))
-        elif name == "get":
-            results.append(_OUTSIDE)
-        elif name in _CHANGING_METHODS:
+            self.writes.setdefault((None, f".{name}"), self._place())
+            return _OUTSIDE
+        if name in _CHANGING_METHODS:
             if not receiver.fresh:
-                self._stop(f"{_VERBS.get(name, 'changes')} {self._subject}")
-            results.append(_OUTSIDE)
-        elif not results:
-            self._stop(f"calls {name}")
-        return functools.reduce(_Value.joined, results)
-
-    def _methods(self, name: str) -> Iterator[tuple[types.FunctionType, Any]]:
-        """Yield the methods of a name within reach, each with every object that it may be of."""
-        for cls in self._classes:
-            member = inspect.getattr_static(cls, name, None)
-            holders: list[Any] = [v for v in self._instances if type(v) is cls]
-            if isinstance(member, types.FunctionType):
-                if not _is_open(member):
-                    self._stop(f"may call {name} of {cls.__name__}")
-                for holder in holders or [_Instance(cls)]:
-                    yield member, holder
-            elif member is not None or isinstance(member, staticmethod | classmethod):
-                self._stop(f"may call {name} of {cls.__name__}")
-        for holder in self._instances:
-            is_holder = _is_open(type(holder)) or type(holder) is types.SimpleNamespace
-            if is_holder and callable(_attributes(holder).get(name)):
-                self._stop(f"may call an attribute {name}")
+                changed = self._callee.rpartition(".")[0] or self._callee
+                self._stop(f"{_VERBS.get(name, 'changes')} {changed}")
+            return _OUTSIDE
+        if name in ("get", "items", "keys", "values"):
+            return _OUTSIDE
+        if name == "tolist" or (name == "copy" and not receiver.flat):
+            return _CONTAINER
+        function = getattr(np, name, None)
+        if id(function) in _NUMPYS and name != "split":
+            self._numpys(function, args._replace(positional=[receiver, *args.positional]))
+        if name in _VIEWS or "copy" in args.keywords:
+            return _Value(None, receiver.fresh and receiver.flat, receiver.flat)
+        return _NUMBER
 
     def _iterate(self, *values: _Value) -> None:
         """Stop at what changes when it is iterated over."""
         for value in values:
-            known = value.objects
-            if known is None and not value.fresh and not value.flat and self._has_iterators:
-                self._stop("may take items from an iterator")
-            for v in known or ():
-                if hasattr(type(v), "__next__"):
-                    self._stop("takes items from an iterator")
+            if value.objects is None and not (value.fresh or value.flat) and self._unusual:
+                self._stop(f"may take items from a {self._unusual[0]}")
+            for one in value.each():
+                if not _is_usual(one):
+                    self._stop(f"takes items from a {type(one).__name__}")
 
     # --- attributes
 
     def _attribute(self, value: _Value, name: str) -> _Value:
         if name.startswith("__") and name.endswith("__"):
             self._stop(f"uses {name}")
-        if value.objects is None:
-            return self._attribute_of_unknown(value, name)
-        found = [self._attribute_of(v, value, name) for v in value.objects]
-        return functools.reduce(_Value.joined, found)
-
-    def _attribute_of_unknown(self, value: _Value, name: str) -> _Value:
+        if value.objects is not None:
+            return _joined(*(self._attribute_of(one, value, name) for one in value.each()))
+        if value.flat:
+            return self._built_in(value, name)
         self._read_first.add((None, name))
-        if not value.flat:
-            for cls in self._classes:
-                member = inspect.getattr_static(cls, name, None)
-                if member is not None and not isinstance(
-                    member, types.FunctionType | types.MemberDescriptorType | int | float | str
-                ):
-                    self._stop(f"may use {name} of {cls.__name__}")
-            if not any(name in s for s in (_NEW_METHODS, _VIEW_METHODS, _CHANGING_METHODS)):
-                methods = any(hasattr(cls, name) for cls in self._classes)
-                if name not in _OWN_METHODS and not methods:
-                    fresh = name in ("shape", "ndim", "size", "dtype")
-                    return _NUMBER if fresh else _OUTSIDE
-            return _Value((_Method(name, value),), fresh=False, flat=False)
-        return self._attribute_of_array(value, name)
+        found, is_method = [], False
+        for holder in self._holders:
+            member = inspect.getattr_static(_class_of(holder), name, _NOTHING)
+            if member is not _NOTHING or name in attributes_of(holder):
+                found.append(self._attribute_of(holder, _of(holder), name))
+                is_method = is_method or isinstance(member, types.FunctionType)
+        if name in _METHODS or not is_method:
+            found.append(self._built_in(value, name))
+        return _joined(*found)
 
-    def _attribute_of_array(self, value: _Value, name: str) -> _Value:
-        if name in ("T", "real", "imag", "flat"):
+    def _built_in(self, value: _Value, name: str) -> _Value:
+        """Return an attribute of an array, a number, or a container."""
+        if name in _VIEW_ATTRIBUTES:
             return _Value(None, value.fresh, value.flat)
-        return _NUMBER if name in _ATTRIBUTES else _Value((_Method(name, value),), False, False)
+        if name in _METHODS:
+            return _made(_Method(name, value))
+        return _NUMBER if name in _ATTRIBUTES else _OUTSIDE
 
     def _attribute_of(self, holder: Any, value: _Value, name: str) -> _Value:
         """Return an attribute of a known object."""
-        cls = type(holder)
+        cls = _class_of(holder)
         if isinstance(holder, types.ModuleType):
-            try:
-                return _of(getattr(holder, name) if _is_numpys(holder) else vars(holder)[name])
-            except (AttributeError, KeyError):
-                self._stop(f"uses {name} of {holder.__name__}")
-        if cls is np.ndarray or cls in _PLAIN or isinstance(holder, np.generic):
-            return self._attribute_of_array(value, name)
-        if isinstance(holder, np.ufunc):
-            if name not in ("reduce", "outer", "accumulate") or not _is_compiled(holder):
-                self._stop(f"calls np.{holder.__name__}.{name}")
-            return _of(np.sum)
-        if isinstance(holder, _Super):
-            order = type(holder.receiver).__mro__
-            for base in order[order.index(holder.cls) + 1 :]:
-                if name in vars(base):
-                    return self._member(vars(base)[name], holder.receiver, base, name)
-        if isinstance(holder, _Instance):
-            member = inspect.getattr_static(holder.cls, name, _NOTHING)
-            return _OUTSIDE if member is _NOTHING else self._member(member, holder, cls, name)
-        if isinstance(holder, type) and _is_open(holder):
+            if name in vars(holder):
+                return _of(vars(holder)[name])
+        elif cls in PLAIN or cls in _USUAL:
+            return self._built_in(value, name)
+        elif isinstance(holder, np.ufunc):
+            if name in ("reduce", "outer", "accumulate") and _is_compiled(holder):
+                return _of(np.sum)
+        elif isinstance(holder, type):
             member = inspect.getattr_static(holder, name, _NOTHING)
-            if isinstance(member, staticmethod):
-                return _of(member.__func__)
-            if isinstance(member, classmethod):
-                return _of(types.MethodType(member.__func__, holder))
-            if member is not _NOTHING:
+            if isinstance(member, staticmethod | classmethod):
+                member = member.__get__(None, holder)
+            if is_open(holder) and member is not _NOTHING:
                 return _of(member)
-        if _own_class(holder):
+        elif _is_own(holder):
             if name in _OWN_METHODS:
-                return _Value((_Method(name, _Value((holder,), False, False)),), False, False)
+                return _made(_Method(name, _of(holder)))
             if name in ("W", "b", "params", "layers"):
-                return _of(_attributes(holder)[name])
-        elif _is_open(cls) or cls is types.SimpleNamespace:
-            return self._attribute_of_instance(holder, name)
-        elif isinstance(holder, _CONTAINERS):
-            return _Value((_Method(name, value),), False, False)
+                return _of(attributes_of(holder)[name])
+        elif is_open(cls) or cls is types.SimpleNamespace:
+            return self._attribute_of_instance(holder, cls, name)
         self._stop(f"uses {name} of a {cls.__name__}")
-        return _OUTSIDE
 
-    def _attribute_of_instance(self, holder: Any, name: str) -> _Value:
+    def _attribute_of_instance(self, holder: Any, cls: type, name: str) -> _Value:
         key = id(holder), name
-        if key in self._written:
-            return self._written[key]
-        self._read_first.add(key)
-        member = inspect.getattr_static(type(holder), name, _NOTHING)
-        attributes = _attributes(holder)
-        if name in attributes and not hasattr(type(member), "__set__"):
+        if key in self._state:
+            found: _Value = self._state[key]
+            return found
+        is_made = isinstance(holder, _Instance)
+        attributes = {} if is_made else attributes_of(holder)
+        if not is_made:
+            self._read_first.add(key)
+        member = inspect.getattr_static(cls, name, _NOTHING)
+        if name in attributes and (type(member) is _SLOT or not hasattr(type(member), "__set__")):
             return _of(attributes[name])
-        if name in attributes and isinstance(member, types.MemberDescriptorType):
-            return _of(attributes[name])
-        if member is _NOTHING:
-            if isinstance(holder, _CONTAINERS):
-                return _Value((_Method(name, _of(holder)),), False, False)
-            return _OUTSIDE  # it is an error, unless something sets it on the way
-        return self._member(member, holder, type(holder), name)
-
-    def _member(self, member: Any, holder: Any, cls: type, name: str) -> _Value:
-        """Return what an attribute of a class is for an object."""
         if isinstance(member, types.FunctionType):
-            return _of(_bound(member, holder))
+            return _made(functools.partial(member, holder))
+        if isinstance(member, classmethod):
+            return _made(functools.partial(member.__func__, cls))
         if isinstance(member, staticmethod):
             return _of(member.__func__)
-        if isinstance(member, classmethod):
-            return _of(_bound(member.__func__, getattr(holder, "cls", type(holder))))
         if isinstance(member, property) and isinstance(member.fget, types.FunctionType):
-            return self._function(member.fget, [_Value((holder,), False, False)], {})
-        if member is vars(object).get(name):
-            return _of(_no_init)
+            return self._enter(member.fget, _Args([_made(holder)], {}))
+        if member is _NOTHING or isinstance(member, types.MethodDescriptorType):
+            # Of a container. Else it is an error, unless it is set on the way.
+            return self._built_in(_made(holder, is_made), name)
         if hasattr(type(member), "__get__"):
-            self._stop(f"uses {name} of {cls.__name__}")
+            self._stop(f"uses {name} of a {cls.__name__}")
         return _of(member)
 
     def _store(self, target: ast.Attribute, stored: _Value) -> None:
         """Read the assignment of a value to an attribute."""
         holders = self._value(target.value)
-        for holder in holders.objects or (None,):
-            if isinstance(holder, _Instance) and holders.fresh:
-                continue
-            cls = holder.cls if isinstance(holder, _Instance) else type(holder)
+        for holder in holders.each() or (None,):
+            cls = _class_of(holder)
             member = inspect.getattr_static(cls, target.attr, None)
-            is_plain = not hasattr(type(member), "__set__") or isinstance(
-                member, types.MemberDescriptorType
-            )
-            is_known = holder is not None and (_is_open(cls) or cls is types.SimpleNamespace)
-            if not (is_known and is_plain and not isinstance(holder, type)):
+            is_known = is_open(cls) or cls is types.SimpleNamespace
+            is_made = isinstance(holder, _Instance) and holders.fresh
+            if is_made and target.attr not in self._methods:
+                continue
+            has_setter = hasattr(type(member), "__set__") and type(member) is not _SLOT
+            if not is_known or has_setter or isinstance(holder, type):
                 self._stop(f"changes {ast.unparse(target)}")
             key = id(holder), target.attr
-            self.writes.setdefault(key, self._frames[-1].place())
-            if len(holders.objects or ()) == 1:
-                self._written[key] = stored
+            self.writes.setdefault(key, self._place())
+            if len(holders.each()) == 1:
+                self._state[key] = stored
 
-    # --- statements; they return whether control never comes to what follows
+    # --- statements
 
-    def _statements(self, body: Sequence[ast.stmt]) -> bool:
-        for statement in body:
+    def _statements(self, body: Sequence[ast.stmt]) -> None:
+        for node in body:
+            if self._state is None:
+                return
             self._steps += 1
             if self._steps > _STEPS:
                 self._stop("does more than is read")
-            self._frames[-1].line = statement.lineno
-            method = getattr(self, f"_read_{type(statement).__name__}", None)
-            if method is None:
-                self._stop(f"has a {type(statement).__name__.lower()} statement")
-            elif method(statement):
-                return True
-        return False
+            self._frames[-1].line = node.lineno
+            self._statement(node)
 
-    def _read_Pass(self, _: ast.Pass) -> None:  # noqa: N802 - called by the names of nodes
-        pass
-
-    def _read_Break(self, _: ast.Break) -> None:  # noqa: N802
-        pass
-
-    _read_Continue = _read_Break  # noqa: N815
-
-    def _read_Expr(self, node: ast.Expr) -> None:  # noqa: N802
-        self._value(node.value)
-
-    def _read_Return(self, node: ast.Return) -> bool:  # noqa: N802
+    def _statement(self, node: ast.stmt) -> None:
         frame = self._frames[-1]
-        value = _NUMBER if node.value is None else self._value(node.value)
-        frame.returned = value if frame.returned is None else frame.returned.joined(value)
-        frame.exits.append(dict(self._written))
-        return True
+        match node:
+            case ast.Pass() | ast.AnnAssign(value=None):
+                pass
+            case ast.Expr() | ast.Assert():
+                self._parts(node)
+            case ast.Return():
+                frame.returned.append(self._value(node.value or ast.Constant(None)))
+                frame.exits.append(self._state)
+                self._state = None
+            case ast.Raise():
+                self._parts(node)
+                self._state = None
+            case ast.Break() | ast.Continue():
+                self._jumps.append(self._state)
+                self._state = None
+            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=parts)) if len(
+                targets
+            ) == len(parts):
+                for target, value in zip(targets, [self._value(n) for n in parts], strict=True):
+                    self._assign(target, value)
+            case ast.Assign(value=source) | ast.AnnAssign(value=ast.expr() as source):
+                value = self._value(source)
+                for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
+                    self._assign(target, value)
+            case ast.AugAssign():
+                self._augment(node.target, node.value)
+            case ast.FunctionDef(decorator_list=[]):
+                self._state[frame, node.name] = _made(_Local(node, frame), fresh=True)
+            case ast.If():
+                truth = self._truth(node.test)
+                bodies = [
+                    b for b, t in ((node.body, True), (node.orelse, False)) if truth != (not t)
+                ]
+                self._paths(*(functools.partial(self._statements, body) for body in bodies))
+            case ast.While(test=begin) | ast.For(iter=begin):
+                self._repeat(functools.partial(self._turn, node, begin))
+                self._paths(lambda: None, functools.partial(self._statements, node.orelse))
+            case ast.Import() | ast.ImportFrom():
+                self._import(node)
+            case _:
+                self._stop(f"has a {type(node).__name__.lower()} statement")
 
-    def _read_Raise(self, node: ast.Raise) -> bool:  # noqa: N802
-        if node.exc is not None:
-            self._value(node.exc)
-        return True
+    def _turn(self, node: Any, begin: ast.expr) -> None:
+        """Read the body of a loop once, after its condition or what it goes over."""
+        value = self._value(begin)
+        if isinstance(node, ast.For):
+            self._iterate(value)
+            self._assign(node.target, value.item())
+        self._statements(node.body)
 
-    def _read_Assert(self, node: ast.Assert) -> None:  # noqa: N802
-        self._value(node.test)
+    def _truth(self, test: ast.expr) -> bool | None:
+        """Return whether a condition holds if a flag decides, such as ``if verbose``."""
+        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
+            truth = self._truth(test.operand)
+            return None if truth is None else not truth
+        known = self._value(test).each()
+        is_flag = len(known) == 1 and type(known[0]) in (bool, type(None))
+        return bool(known[0]) if is_flag else None
 
-    def _read_Assign(self, node: ast.Assign) -> None:  # noqa: N802
-        value = self._value(node.value)
-        for target in node.targets:
-            self._assign(target, value, node.value)
+    def _import(self, node: ast.Import | ast.ImportFrom) -> None:
+        """Read an import of NumPy or of `math`, which both are there already."""
+        for alias in node.names:
+            if isinstance(node, ast.ImportFrom):
+                value = getattr(sys.modules.get(node.module or ""), alias.name, None)
+                root = (node.module or "").partition(".")[0]
+            else:
+                root = alias.name.partition(".")[0]
+                value = sys.modules.get(alias.name if alias.asname else root)
+            if value is None or root not in ("numpy", "math"):
+                self._stop("has an import statement")
+            self._state[self._frames[-1], alias.asname or alias.name.partition(".")[0]] = _of(value)
 
-    def _read_AnnAssign(self, node: ast.AnnAssign) -> None:  # noqa: N802
-        if node.value is not None:
-            self._assign(node.target, self._value(node.value), node.value)
-
-    def _read_AugAssign(self, node: ast.AugAssign) -> None:  # noqa: N802
-        self._value(node.value)
-        target = node.target
+    def _augment(self, target: Any, value: ast.expr) -> None:
+        """Read ``target += value``."""
+        self._value(value)
         if isinstance(target, ast.Name):
             before = self._name(target.id)
             if not before.fresh:
                 self._stop(f"changes {target.id} in place")
-            self._frames[-1].names[target.id] = _Value(None, fresh=True, flat=before.flat)
+            self._state[self._frames[-1], target.id] = before._replace(objects=None)
             return
         holder = self._value(target.value)
         if isinstance(target, ast.Attribute) or not (holder.fresh and holder.flat):
             self._stop(f"changes {ast.unparse(target)}")
+        self._parts(target)
 
-    def _read_FunctionDef(self, node: ast.FunctionDef) -> None:  # noqa: N802
-        if node.decorator_list:
-            self._stop(f"decorates {node.name}")
-        local = _Value((_Local(node, self._frames[-1]),), fresh=True, flat=False)
-        self._frames[-1].names[node.name] = local
-
-    def _read_If(self, node: ast.If) -> bool:  # noqa: N802
-        self._value(node.test)
-        return self._branches(node.body, node.orelse)
-
-    def _read_While(self, node: ast.While) -> None:  # noqa: N802
-        self._loop(node.body, lambda: self._value(node.test))
-        self._branches(node.orelse, [])
-
-    def _read_For(self, node: ast.For) -> None:  # noqa: N802
-        source = self._value(node.iter)
-        self._iterate(source)
-        self._loop(node.body, lambda: self._assign(node.target, source.item()))
-        self._branches(node.orelse, [])
-
-    def _branches(self, *bodies: Sequence[ast.stmt]) -> bool:
-        """Read what may follow, and keep of what is known the part that all agree on."""
-        frame = self._frames[-1]
-        names, written = dict(frame.names), dict(self._written)
-        outcomes = []
-        for body in bodies:
-            frame.names, self._written = dict(names), dict(written)
-            if not self._statements(body):
-                outcomes.append((frame.names, self._written))
-        if outcomes:
-            frame.names = functools.reduce(_either, (o[0] for o in outcomes))
-            self._written = functools.reduce(_both, (o[1] for o in outcomes))
-        return not outcomes
-
-    def _loop(self, body: Sequence[ast.stmt], begin: Callable[[], Any]) -> None:
-        """Read a loop's body until nothing more becomes known to be unknown."""
-        frame = self._frames[-1]
-        for _ in range(6):
-            names, written = dict(frame.names), dict(self._written)
-            begin()
-            self._branches(body, [])
-            frame.names = _either(names, frame.names)
-            self._written = _both(written, self._written)
-            if frame.names.keys() == names.keys() and all(
-                value.is_like(names[name]) for name, value in frame.names.items()
-            ):
-                return
-        self._stop("has a loop that is not understood")
-
-    def _assign(self, target: ast.expr, value: _Value, source: ast.expr | None = None) -> None:
-        if isinstance(target, ast.Name):
-            frame = self._frames[-1]
-            if target.id in frame.code.co_freevars and frame.parent is None:
-                self._stop(f"changes {target.id}")
-            frame.names[target.id] = value
-        elif isinstance(target, ast.Tuple | ast.List):
-            self._iterate(value)
-            for number, part in enumerate(target.elts):
-                inner = value.item()
-                if isinstance(source, ast.Tuple) and len(source.elts) == len(target.elts):
-                    inner = self._value(source.elts[number])
-                self._assign(part, inner)
-        elif isinstance(target, ast.Starred):
-            self._assign(target.value, _CONTAINER)
-        elif isinstance(target, ast.Attribute):
-            self._store(target, value)
-        elif isinstance(target, ast.Subscript):
-            self._value(target.slice)
-            if not self._value(target.value).fresh:
-                self._stop(f"changes {ast.unparse(target.value)}")
+    def _assign(self, target: ast.expr, value: _Value) -> None:
+        match target:
+            case ast.Name():
+                self._state[self._frames[-1], target.id] = value
+            case ast.Tuple() | ast.List():
+                self._iterate(value)
+                for part in target.elts:
+                    self._assign(part, value.item())
+            case ast.Starred():
+                self._assign(target.value, _CONTAINER)
+            case ast.Attribute():
+                self._store(target, value)
+            case ast.Subscript():
+                self._value(target.slice)
+                if not self._value(target.value).fresh:
+                    self._stop(f"changes {ast.unparse(target.value)}")
 
     # --- expressions
 
     def _value(self, node: ast.expr) -> _Value:
-        method = getattr(self, f"_value_{type(node).__name__}", None)
-        if method is None:
-            self._stop(f"has an expression of the kind {type(node).__name__}")
-        value: _Value = method(node)  # type: ignore[misc]
-        return value
+        match node:
+            case ast.Constant():
+                return _of(node.value)
+            case ast.Name():
+                return self._name(node.id)
+            case ast.Attribute(value=ast.Call(func=ast.Name(id="super"), args=[])):
+                return self._super(node.attr)
+            case ast.Attribute():
+                return self._attribute(self._value(node.value), node.attr)
+            case ast.Call():
+                return self._call(node)
+            case ast.Subscript():
+                return self._subscript(node)
+            case ast.BinOp():
+                flat = [self._value(node.left).flat, self._value(node.right).flat]
+                # A list may be multiplied by a number, or added to a list.
+                is_list = isinstance(node.op, ast.Add) and not any(flat)
+                is_list = is_list or (isinstance(node.op, ast.Mult) and not all(flat))
+                return _CONTAINER if is_list else _NUMBER
+            case ast.BoolOp(values=[first, *rest]):
+                return _joined(*self._some([first], rest))
+            case ast.Compare(left=left, comparators=[right, *rest]):
+                self._some([left, right], rest)
+                return _NUMBER
+            case ast.IfExp(test=test, body=one, orelse=other):
+                self._value(test)
+                return _joined(*self._paths(lambda: self._value(one), lambda: self._value(other)))
+            case ast.UnaryOp() | ast.JoinedStr() | ast.FormattedValue() | ast.Slice():
+                self._parts(node)
+                return _NUMBER
+            case ast.List() | ast.Tuple() | ast.Set() | ast.Dict():
+                self._parts(node)
+                return _CONTAINER
+            case ast.ListComp() | ast.SetComp() | ast.DictComp():
+                return self._comprehension(node)
+            case ast.Lambda():
+                return _made(_Local(node, self._frames[-1]), fresh=True)
+        self._stop(f"has an expression of the kind {type(node).__name__}")
+
+    def _parts(self, node: ast.AST) -> None:
+        for part in ast.iter_child_nodes(node):
+            if isinstance(part, ast.Starred):
+                self._iterate(self._value(part.value))
+            elif isinstance(part, ast.expr):
+                self._value(part)
+
+    def _some(self, must: Sequence[ast.expr], may: Sequence[ast.expr]) -> list[_Value]:
+        """Read operands of which only the first are certainly evaluated."""
+        found = [self._value(node) for node in must]
+        rest: list[_Value] = self._paths(list, lambda: [self._value(n) for n in may])[1]
+        return found + rest
+
+    def _comprehension(self, node: Any) -> _Value:
+        frame = _Frame(self._frames[-1].function, self._frames[-1])
+        frame.line = node.lineno
+        self._frames.append(frame)
+        self._repeat(functools.partial(self._element, node))
+        self._frames.pop()
+        return _CONTAINER
+
+    def _element(self, node: Any) -> None:
+        """Read what a comprehension does for one item."""
+        for part in node.generators:
+            source = self._value(part.iter)
+            self._iterate(source)
+            self._assign(part.target, source.item())
+            for test in part.ifs:
+                self._value(test)
+        self._parts(node)
 
     def _name(self, name: str) -> _Value:
         frame: _Frame | None = self._frames[-1]
         function = self._frames[-1].function
         while frame is not None:
-            if name in frame.names:
-                return frame.names[name]
+            if (frame, name) in self._state:
+                found: _Value = self._state[frame, name]
+                return found
             frame = frame.parent
         code = function.__code__
         if name in code.co_freevars:
             with contextlib.suppress(ValueError):
                 return _of(function.__closure__[code.co_freevars.index(name)].cell_contents)
-            return _OUTSIDE
-        if name in function.__globals__:
-            return _of(function.__globals__[name])
-        if hasattr(builtins, name):
-            return _of(getattr(builtins, name))
+        elif name not in code.co_varnames and name not in code.co_cellvars:
+            for space in (function.__globals__, vars(builtins)):
+                if name in space:
+                    return _of(space[name])
         return _OUTSIDE  # it is an error, unless it is set on another path
 
-    def _value_Name(self, node: ast.Name) -> _Value:  # noqa: N802
-        return self._name(node.id)
-
-    def _value_Constant(self, node: ast.Constant) -> _Value:  # noqa: N802
-        return _of(node.value)
-
-    def _value_Attribute(self, node: ast.Attribute) -> _Value:  # noqa: N802
-        return self._attribute(self._value(node.value), node.attr)
-
-    def _value_Call(self, node: ast.Call) -> _Value:  # noqa: N802
+    def _call(self, node: ast.Call) -> _Value:
         f = self._value(node.func)
-        starred = False
-        args = []
+        args, starred = [], any(k.arg is None for k in node.keywords)
+        is_eager = f.objects is not None and _EAGER.keys() >= f.objects.keys()
         for arg in node.args:
-            value = self._value(arg.value if isinstance(arg, ast.Starred) else arg)
+            starred = starred or isinstance(arg, ast.Starred)
             if isinstance(arg, ast.Starred):
-                self._iterate(value)
-                starred = True
-            elif starred and not value.fresh:
-                self._stop("hands on arguments in a way that is not understood")
-            if not starred:
-                args.append(value)
+                self._iterate(self._value(arg.value))
+            elif isinstance(arg, ast.GeneratorExp) and is_eager:
+                args.append(self._comprehension(arg))  # whose items are taken before all else
+            else:
+                args += [self._value(arg)][: not starred]
         keywords = {k.arg or "**": self._value(k.value) for k in node.keywords}
-        starred = starred or "**" in keywords
         self._frames[-1].line = node.lineno
-        text = node.func
-        self._subject = ast.unparse(text.value if isinstance(text, ast.Attribute) else text)
-        if f.objects == (super,):
-            return self._super(args)
-        if f.objects is not None and f.objects and f.objects[0] in (hasattr, getattr):
-            return self._by_name(f.objects[0], args, node)
+        self._callee = ast.unparse(node.func)
+        return self._any_of(f, _Args(args, keywords, starred))
+
+    def _any_of(self, f: _Value, args: _Args) -> _Value:
+        """Read a call of one of several objects."""
         if f.objects is None:
-            self._stop(f"calls {ast.unparse(node.func)}")
-        return self._any_of(
-            [
-                functools.partial(self._apply, one, args, keywords, starred)
-                for one in f.objects or ()
-            ]
-        )
+            self._stop(f"calls {self._callee}")
+        calls = [functools.partial(self.apply, one, args) for one in f.each()]
+        return _joined(*self._paths(*calls))
 
-    def _any_of(self, calls: Sequence[Callable[[], _Value]]) -> _Value:
-        """Read calls one of which is made."""
-        before, outcomes, found = self._written, [], []
-        for call in calls:
-            self._written = dict(before)
-            found.append(call())
-            outcomes.append(self._written)
-        self._written = functools.reduce(_both, outcomes)
-        return functools.reduce(_Value.joined, found)
+    def _super(self, name: str) -> _Value:
+        """Return a method of the classes above that of the function that is being read."""
+        [cls], first = self._name("__class__").each(), self._frames[-1].function.__code__
+        found = []
+        for holder in self._name(first.co_varnames[0]).each():
+            order = _class_of(holder).__mro__
+            above = [vars(c)[name] for c in order[order.index(cls) + 1 :] if name in vars(c)]
+            if not isinstance(above[0], types.FunctionType):
+                self._stop(f"uses super().{name}")
+            found.append(_made(functools.partial(above[0], holder)))
+        return _joined(*found) if found else _OUTSIDE
 
-    def _super(self, args: list[_Value]) -> _Value:
-        frame = self._frames[-1]
-        names = frame.code.co_varnames
-        cls = self._name("__class__").objects
-        holders = frame.names.get(names[0]) if names else None
-        if args or cls is None or holders is None or holders.objects is None:
-            self._stop("uses super in a way that is not understood")
-            return _OUTSIDE
-        return _Value(tuple(_Super(cls[0], holder) for holder in holders.objects), False, False)
-
-    def _by_name(self, f: Any, args: list[_Value], node: ast.Call) -> _Value:
-        """Read ``hasattr`` and ``getattr`` of a name that is written out."""
-        name = node.args[1] if len(node.args) > 1 else None
-        if not (isinstance(name, ast.Constant) and isinstance(name.value, str)):
-            self._stop(f"calls {f.__name__} of an unknown name")
-            return _OUTSIDE
-        value = self._attribute(args[0], name.value)
-        return _NUMBER if f is hasattr else functools.reduce(_Value.joined, args[2:], value)
-
-    def _value_BinOp(self, node: ast.BinOp) -> _Value:  # noqa: N802
-        parts = self._value(node.left), self._value(node.right)
-        is_array = [v.flat for v in parts]
-        if isinstance(node.op, ast.Mult):  # a list may be multiplied by a number
-            is_number = all(is_array) or any(_is_no_int(v) for v in parts)
-        else:  # or added to a list
-            is_number = any(is_array) or not isinstance(node.op, ast.Add)
-        return _NUMBER if is_number else _CONTAINER
-
-    def _parts(self, node: ast.expr) -> list[_Value]:
-        return [self._value(n) for n in ast.iter_child_nodes(node) if isinstance(n, ast.expr)]
-
-    def _number_of_parts(self, node: ast.expr) -> _Value:
-        self._parts(node)
-        return _NUMBER
-
-    _value_UnaryOp = _value_Compare = _value_JoinedStr = _number_of_parts  # noqa: N815
-    _value_FormattedValue = _value_Slice = _number_of_parts  # noqa: N815
-
-    def _value_BoolOp(self, node: ast.BoolOp) -> _Value:  # noqa: N802
-        first = self._value(node.values[0])
-        written = dict(self._written)
-        rest = [self._value(part) for part in node.values[1:]]
-        self._written = _both(written, self._written)
-        return functools.reduce(_Value.joined, rest, first)
-
-    def _value_IfExp(self, node: ast.IfExp) -> _Value:  # noqa: N802
-        self._value(node.test)
-        return self._any_of([functools.partial(self._value, n) for n in (node.body, node.orelse)])
-
-    def _container(self, node: ast.expr) -> _Value:
-        for n in ast.iter_child_nodes(node):
-            if isinstance(n, ast.Starred):
-                self._iterate(self._value(n.value))
-            elif isinstance(n, ast.expr):
-                self._value(n)
-        return _CONTAINER
-
-    _value_List = _value_Tuple = _value_Set = _value_Dict = _container  # noqa: N815
-
-    def _value_Subscript(self, node: ast.Subscript) -> _Value:  # noqa: N802
+    def _subscript(self, node: ast.Subscript) -> _Value:
         holder = self._value(node.value)
         self._value(node.slice)
-        known = holder.objects
-        for one in known or ():
-            is_usual = type(one) in (np.ndarray, dict, list, tuple, OrderedDict, deque, str)
-            if not (is_usual or _is_open(type(one)) or isinstance(one, np.generic)):
-                self._stop(f"looks into a {type(one).__name__}")
-        if known is None and not holder.fresh and self._has_defaults:
-            self._stop("may look into a defaultdict")
-        if known is not None and len(known) == 1 and isinstance(node.slice, ast.Constant):
-            key: Any = node.slice.value
-            if type(known[0]) not in (dict, list, tuple, OrderedDict):
-                return holder.item()
+        self._iterate(holder)
+        known: list[Any] = holder.each()
+        key = node.slice
+        if len(known) == 1 and isinstance(key, ast.Constant) and type(known[0]) in _PLACES:
             with contextlib.suppress(KeyError, IndexError, TypeError):
-                return _of(known[0][key])
+                return _of(known[0][key.value])
         return holder.item()
 
-    def _value_Lambda(self, node: ast.Lambda) -> _Value:  # noqa: N802
-        return _Value((_Local(node, self._frames[-1]),), fresh=True, flat=False)
 
-    def _value_NamedExpr(self, node: ast.NamedExpr) -> _Value:  # noqa: N802
-        value = self._value(node.value)
-        self._assign(node.target, value)
-        return value
-
-    def _comprehension(self, node: Any) -> _Value:
-        names, written = dict(self._frames[-1].names), dict(self._written)
-        for _ in range(2):
-            for part in node.generators:
-                source = self._value(part.iter)
-                self._iterate(source)
-                self._assign(part.target, source.item())
-                for test in part.ifs:
-                    self._value(test)
-            for name in ("key", "value", "elt"):
-                if hasattr(node, name):
-                    self._value(getattr(node, name))
-        for name in self._frames[-1].names.keys() - names.keys():
-            del self._frames[-1].names[name]
-        self._frames[-1].names.update(names)
-        self._written = _both(written, self._written)
-        return _CONTAINER
-
-    _value_ListComp = _value_SetComp = _value_DictComp = _comprehension  # noqa: N815
-    _value_GeneratorExp = _comprehension  # noqa: N815
-
-
-_VERBS = {
-    "append": "appends to",
-    "extend": "appends to",
-    "insert": "appends to",
-    "pop": "takes from",
-}
-
-
-def _no_init(*args: Any, **keywords: Any) -> None:
-    """Stand for ``object.__init__``."""
-
-
-def _bound(function: Any, holder: Any) -> Any:
-    return functools.partial(function, holder)
-
-
-def _is_no_int(value: _Value) -> bool:
-    """Return whether a value is known to be an array or a fraction."""
-    return (
-        value.flat and bool(value.objects) and not any(type(v) is int for v in value.objects or ())
-    )
-
-
-def _own_class(value: Any) -> bool:
-    cls = type(value)
-    return cls.__name__ in _OWN_CLASSES and _is_of(cls, "fastgrad")
-
-
-def _is_numpys(value: Any) -> bool:
-    name = (
-        value.__name__
-        if isinstance(value, types.ModuleType)
-        else getattr(value, "__module__", None)
-    )
-    return str(name).partition(".")[0] == "numpy"
-
-
-def _is_compiled(value: Any) -> bool:
-    """Return whether a value is a ufunc that calls no Python function, as `np.frompyfunc`'s do."""
-    return isinstance(value, np.ufunc) and not set("".join(value.types)) <= set("O->")
-
-
-def _either(one: dict[Any, _Value], other: dict[Any, _Value]) -> dict[Any, _Value]:
-    """Join what is known on two paths; a name may be missing on one of them."""
-    both = {k: v.joined(other[k]) for k, v in one.items() if k in other}
-    return one | other | both
-
-
-def _both(one: dict[Any, _Value], other: dict[Any, _Value]) -> dict[Any, _Value]:
-    """Return what has been written on both paths."""
-    return {k: v.joined(other[k]) for k, v in one.items() if k in other}
+_NEW = inspect.getattr_static(object, "__new__")
+_UNCLEAR = {"**", "overwrite_input"}
+_PLACES = (dict, list, tuple, OrderedDict)
 
 
 # ------------------------------------------------------------------------------------- the front
@@ -1278,62 +899,33 @@ def read(f: Any, *args: Any) -> Reading:
     >>> read(lambda x: history.append(x), np.zeros(3)).obstacle  # doctest: +SKIP
     'train.py:31 appends to history'
     """
-    reach = _Reach(f, args)
-    if not _REPORTED.isdisjoint(np.geterr().values()):
+    reach = Reach(f, args)
+    if not {"call", "print", "log"}.isdisjoint(np.geterr().values()):
         return Reading("np.seterr has every floating-point error reported", stores=False)
-    if not reach.is_complete:
-        return Reading("it can reach more objects than can be looked at", stores=False)
+    if reach.obstacle:
+        return Reading(reach.obstacle, stores=False)
     key = tuple(reach.fingerprint)
-    if key in _known:
-        with contextlib.suppress(KeyError):  # another thread may have dropped it
-            return _known[key][0]
+    with contextlib.suppress(KeyError):
+        return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
-    try:
-        reader.read(f, args)
-        obstacle = ""
-    except _Obstacle as found:
-        obstacle = str(found)
-    except RecursionError:
-        obstacle = "it is nested too deeply to be read"
+    obstacle = _obstacle(lambda: reader.read(f, args))
     reading = Reading(obstacle, bool(reader.writes))
     _known[key] = reading, reach.kept
     while len(_known) > _MEMORY:
-        with contextlib.suppress(KeyError):
+        with contextlib.suppress(KeyError):  # another thread may have emptied it
             _known.popitem(last=False)
-    return reading
+    return reading._replace(objects=reach.objects)
 
 
-class _LoopReader(_Reader):
-    """Reads a numerical differentiation, which may go over an array by NumPy's iterators."""
-
-    def _of_numpy(
-        self, f: Any, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        if f in (np.nditer, np.ndindex, np.ndenumerate):
-            return _Value(None, all(v.fresh for v in args), flat=True)
-        return super()._of_numpy(f, args, keywords, starred)
-
-    def _attribute_of_array(self, value: _Value, name: str) -> _Value:
-        if name in ("multi_index", "finished", "iterindex"):
-            return _NUMBER
-        return super()._attribute_of_array(value, name)
-
-    def _method(
-        self, method: _Method, args: list[_Value], keywords: dict[str, _Value], starred: bool
-    ) -> _Value:
-        if method.name == "iternext" and method.receiver.objects is None:
-            return _NUMBER
-        return super()._method(method, args, keywords, starred)
-
-    def _read_If(self, node: ast.If) -> bool:  # noqa: N802
-        """Read one branch only where an argument decides, such as ``if verbose``."""
-        test, is_not = node.test, False
-        if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
-            test, is_not = test.operand, True
-        known = self._value(test).objects if isinstance(test, ast.Name) else None
-        if known is None or len(known) != 1 or type(known[0]) not in (bool, type(None)):
-            return super()._read_If(node)
-        return self._statements(node.body if bool(known[0]) != is_not else node.orelse)
+def _obstacle(reads: Callable[[], Any]) -> str:
+    """Return the obstacle that a reader meets, if any."""
+    try:
+        reads()
+    except _Obstacle as found:
+        return str(found)
+    except RecursionError:
+        return "it is nested too deeply to be read"
+    return ""
 
 
 def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, x: int) -> str:
@@ -1362,16 +954,12 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     >>> read_loop(slopes, [np.sum, np.zeros(2)], {}, 0, 1)  # doctest: +SKIP
     'gradients.py:7 calls print'
     """
-    reach = _Reach(loop, [a for i, a in enumerate(args) if i != f])
-    if not reach.is_complete:
-        return "it can reach more objects than can be looked at"
+    reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
+    if reach.obstacle:
+        return reach.obstacle
     values = [_of(value) for value in args]
-    values[f], values[x] = _of(np.sum), _Value(None, fresh=True, flat=True)
-    reader = _LoopReader(reach)
-    try:
-        reader._apply(loop, values, {name: _of(value) for name, value in keywords.items()})
-    except _Obstacle as found:
-        return str(found)
-    except RecursionError:
-        return "it is nested too deeply to be read"
-    return next(iter(reader.writes.values()), "")
+    values[f], values[x] = _of(np.sum), _NUMBER
+    given = _Args(values, {name: _of(value) for name, value in keywords.items()})
+    reader = _Reader(reach)
+    found = _obstacle(lambda: reader.apply(loop, given))
+    return found or next(iter(reader.writes.values()), "")

@@ -1,0 +1,61 @@
+"""The syntax tree of a function, found in its file by the line and the name that its code has."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import linecache
+import types
+from typing import Any
+
+from fastgrad.numdiff.reach import names_in
+
+__all__ = ["tree_of"]
+
+
+@functools.lru_cache(128)
+def _functions_in(lines: tuple[str, ...]) -> tuple[Any, ...]:
+    """Return the syntax trees of all functions in a file."""
+    tree = ast.parse("".join(lines))
+    return tuple(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
+
+
+@functools.lru_cache(1024)
+def tree_of(code: types.CodeType) -> Any:
+    """Return the syntax tree of a function.
+
+    Parameters
+    ----------
+    code : code
+
+    Returns
+    -------
+    ast.FunctionDef, ast.Lambda or None
+        None if there is none, or it is another one's.
+    """
+    try:
+        nodes = _functions_in(tuple(linecache.getlines(code.co_filename)))
+    except (SyntaxError, ValueError):
+        return None
+    fitting = [node for node in nodes if _fits(node, code)]
+    return fitting[-1] if fitting else None  # the innermost
+
+
+def _fits(node: Any, code: types.CodeType) -> bool:
+    """Return whether a tree is that of a function; its file may have been edited meanwhile."""
+    first = min(n.lineno for n in (node, *getattr(node, "decorator_list", [])))
+    if (getattr(node, "name", "<lambda>"), first) != (code.co_name, code.co_firstlineno):
+        return False
+    body = node.body
+    if isinstance(node, ast.Lambda):
+        begin, end = (body.lineno, body.col_offset), (body.end_lineno, body.end_col_offset)
+        places = {(p[0], p[2]) for p in code.co_positions() if None not in p and p[1:3] != (0, 0)}
+        if not all(begin <= place <= end for place in places - {(first, 0)}):
+            return False
+    there = {"dot", "__debug__", *names_in(code)}
+    return all(
+        name in there or any(known.endswith(name) for known in there)  # the end of a private name
+        for statement in (body if isinstance(body, list) else [body])
+        for n in ast.walk(statement)
+        if (name := getattr(n, "id", "") or getattr(n, "attr", ""))
+    )
