@@ -24,8 +24,8 @@ from numba import prange, types
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.runtime.compile import address, allocating_helper, array_type, helper, parallel_kernel
+from fastgrad.runtime.programs import call_pointer, chunk_range
 from fastgrad.runtime.simd import TILE_ROWS, VECTOR_BYTES, add_tile
-from fastgrad.runtime.steps import call_pointer, chunk_range
 
 #: Vectors of a row of the right factor that are multiplied at a time. At the end of a row it is all
 #: that are left, fewer than twice as many.

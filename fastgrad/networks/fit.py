@@ -17,12 +17,13 @@ from numpy.typing import ArrayLike
 
 from fastgrad.kernels import backward, bitmask, forward, train, updates
 from fastgrad.kernels.bitmask import WORD, words
+from fastgrad.networks import workspace
 from fastgrad.networks.engine import SPARSE_BELOW, Engine
-from fastgrad.networks.workspace import Workspace, aligned, padded, rows_apart
+from fastgrad.networks.workspace import Workspace, aligned, layer, layer_backward, padded
 from fastgrad.nn.optimizers import SGD, Optimizer
 from fastgrad.runtime import compile_time
 from fastgrad.runtime.interrupt import Deferred
-from fastgrad.runtime.steps import ROW, Arguments, launch, program, progress_rows
+from fastgrad.runtime.programs import ROW, Program
 from fastgrad.validation import (
     BitArray,
     FloatArray,
@@ -486,15 +487,13 @@ def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> SparseSamples | None
     own = np.packbits(is_own, axis=1, bitorder="little").view(np.uint64)
     bits = aligned((n, words(n_inputs)), np.uint64)
     indptr = np.empty((n, chunks + 1), np.int64)
-    progress = progress_rows(chunks)
-    args = Arguments(x=x, bits=bits, own=own, indptr=indptr, data=np.empty(0, dtype))
-    launch(program([(bitmask.build_bitmasks, args), (bitmask.count_entries, args)]), progress)
+    names = {"x": x, "bits": bits, "own": own, "indptr": indptr}
+    Program(chunks, names, [(bitmask.build_bitmasks, {}), (bitmask.count_entries, {})]).launch()
     total = indptr[:, -1]
     indptr += (np.cumsum(total) - total)[:, None]
-    data = np.empty(int(indptr[-1, -1]), dtype)
-    args.set(data=data)
-    launch(program([(bitmask.pack_entries, args)]), progress)
-    return SparseSamples(bits, bounds, own, indptr, data)
+    names["data"] = np.empty(int(indptr[-1, -1]), dtype)
+    Program(chunks, names, [(bitmask.pack_entries, {})]).launch()
+    return SparseSamples(bits, bounds, own, indptr, names["data"])
 
 
 class _GradientRun(_Run):
@@ -504,90 +503,64 @@ class _GradientRun(_Run):
         optimizer, (x, labels, soft, batch_size) = self.optimizer, data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
         data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
-        space = self._space = Workspace(engine.net, batch_size, chunks, dtype)
+        space = Workspace(engine.net, batch_size, chunks, dtype)
         # Rows of W1 are padded where threads read and write them all the time.
-        self._row = padded(sizes[1], dtype) if data_set else sizes[1]
+        self._width, self._row = sizes[1], padded(sizes[1], dtype) if data_set else sizes[1]
         self._params = self._copies(params)
         self._states = {
             name: self._copies({key: optimizer.recalled(name, key, a) for key, a in params.items()})
             for name in optimizer.state_names
         }
         no_state = {key: np.empty((0, *a.shape[1:]), dtype) for key, a in self._params.items()}
-        no_batches = np.empty((0, batch_size), np.int64)
-        shared: dict[str, Any] = {
-            "batches": no_batches,
-            "rule": updates.pointer(optimizer.rule, dtype),
-            "rates": np.empty(0),
-            "coefficients": np.zeros(2),
-            "decay": float(engine.decay),
-            "squares": rows_apart(2 * chunks, len(space.layers), np.float64).reshape(2, chunks, -1),
-        }
-        first, second = [*self._states.values(), no_state, no_state][:2]
-        sparse = self._sparse(data_set) if data_set else {}
-        self._updates = []
-        for k, layer in enumerate(space.layers):
-            W, b = f"W{k + 1}", f"b{k + 1}"
-            args: dict[str, Any] = {"W": self._params[W], "b": self._params[b]}
-            args |= {f"d{key}": np.zeros_like(array) for key, array in args.items()}
-            if k or not data_set:
-                layer.set(**args)
-            args |= {"W_first": first[W], "W_second": second[W]}
-            args |= {"b_first": first[b], "b_second": second[b], "layer": k}
-            args["transposed"] = space.transposed[k - 1] if k else space.zeros[None]
-            args["errors"] = space.errors[0] if space.back else space.logit_errors
-            args |= sparse if k == 0 else {}
-            self._updates.append(Arguments(**args, **shared))
-        targets = {
+        states = zip(
+            ("first", "second"), [*self._states.values(), no_state, no_state], strict=False
+        )
+        squares = aligned((space.depth, 2, chunks, ROW), np.float64)
+        self._coefficients = np.zeros(2)
+        names = {
+            **space.names,
+            **self._params,
+            **{f"{key}_{which}": a for which, state in states for key, a in state.items()},
+            **{f"squares{k}": array for k, array in enumerate(squares, start=1)},
+            "all_squares": squares,
             "labels": np.zeros(batch_size if labels.size else 0, np.int64),
             "soft": np.zeros((0 if labels.size else batch_size, sizes[-1]), dtype),
+            "all_x": x,
+            "all_labels": labels,
+            "all_soft": soft,
+            "batches": np.empty((0, batch_size), np.int64),
+            "rule": updates.pointer(optimizer.rule, dtype),
+            "rates": np.empty(0),
+            "coefficients": self._coefficients,
+            "decay": float(engine.decay),
+            "losses": np.empty(0),
+            "done": self._done,
         }
-        space.loss.set(**targets)
-        self._gather = Arguments(
-            **targets,
-            all_labels=labels,
-            all_soft=soft,
-            batches=no_batches,
-            x=x,
-            batch=space.x,
-            b=self._params["b1"],
-            out=space.inputs[0] if space.back else space.logits,
-            partial=sparse.get("partial", np.empty((0, 0, 0), dtype)),
-        )
-        space.layers[0].set(x=space.x)
-        self._losses = Arguments(
-            batches=no_batches,
-            decay=shared["decay"],
-            squares=shared["squares"],
-            layers=len(space.layers),
-            sums=space.sums,
-            losses=np.empty(0),
-            done=self._done,
-        )
-        rows: list[tuple[Any, Arguments]] = [(train.record_loss, self._losses)]
-        samples = space.forward(forward.affine_dense)
-        for k, (layer, update) in enumerate(zip(space.layers, self._updates, strict=True)):
-            if k == 0 and data_set:
-                rows.append((train.update_sparse, update))
-                samples[0] = train.gather_sparse, self._gather
-            else:
-                rows += [(backward.weights_dense, layer), (train.update_layer, update)]
-        if not data_set:
-            samples.insert(0, (train.gather_dense, self._gather))
-        self._iterations = program(rows, samples + space.backward())
-        self._last = program(rows)
-
-    def _sparse(self, data_set: SparseSamples) -> dict[str, Any]:
-        """Return the arguments of the first layer that only samples with zeros need."""
-        n, chunks, dtype = len(self._space.order), self._space.chunks, self._space.logits.dtype
-        gap = ROW * 8 // dtype.itemsize
-        columns = (-(-self._space.x.shape[1] // gap) + chunks) * gap
-        return {
-            **data_set._asdict(),
-            "partial": aligned((chunks, n, self._row), dtype),
-            "copy": aligned((n, columns), dtype),
-            "block": aligned((chunks, WORD, self._row), dtype),
-            "transposed_bits": self._space.transposed_bits,
-        }
+        dense = range(2 if data_set else 1, space.depth + 1)
+        names |= {f"d{key}{k}": np.zeros_like(names[f"{key}{k}"]) for k in dense for key in "Wb"}
+        rows: workspace.Stage = [(train.record_loss, {})]
+        samples = workspace.forward_stage(space.depth, forward.affine_dense)
+        if data_set:
+            # Two cache lines between what threads write: see `fastgrad.kernels.train`.
+            gap = ROW * 8 // dtype.itemsize
+            columns = (-(-sizes[0] // gap) + chunks) * gap
+            names |= data_set._asdict() | {
+                "db1": np.zeros(sizes[1], dtype),
+                "partial": aligned((chunks, batch_size, self._row), dtype),
+                "copy": aligned((batch_size, columns), dtype),
+                "block": aligned((chunks, WORD, self._row), dtype),
+            }
+            rows.append((train.update_sparse, _updated(1)))
+            samples[0] = train.gather_sparse, layer(1)
+        else:
+            names["x"] = aligned((batch_size, sizes[0]), dtype)
+            samples.insert(0, (train.gather_dense, {}))
+        for k in dense:
+            rows += [(backward.weights_dense, layer(k)), (train.update_layer, _updated(k))]
+            if k > 1:
+                rows.append((forward.transpose, layer_backward(k)))
+        backward_stage = workspace.backward_stage(space.depth)
+        self._program = Program(chunks, names, rows, samples + backward_stage)
 
     def _copies(self, arrays: dict[str, FloatArray]) -> dict[str, FloatArray]:
         """Return copies at cache lines, of W1 with padded rows."""
@@ -601,14 +574,10 @@ class _GradientRun(_Run):
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         steps = [self.optimizer.next_step() for _ in batches]
         rates = np.array([rate for rate, _, _ in steps])
-        coefficients = np.array(steps[0][1:])
-        for update in self._updates:
-            update.set(batches=batches, rates=rates, coefficients=coefficients)
-        self._gather.set(batches=batches)
-        self._losses.set(batches=batches, losses=losses)
-        space = self._space
-        launch(self._iterations, space.progress, repeats=len(batches))
-        launch(self._last, space.progress, first=len(batches))
+        self._coefficients[:] = steps[0][1:]
+        self._program.bind(batches=batches, rates=rates, losses=losses)
+        self._program.launch(repeats=len(batches))
+        self._program.launch(first=len(batches), stages=1)  # the last update
 
     def parameters(self) -> dict[str, FloatArray]:
         return self._trimmed(self._params)
@@ -617,8 +586,17 @@ class _GradientRun(_Run):
         return self._trimmed(self._states[name])
 
     def _trimmed(self, copies: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        width = self._space.net.sizes[1]
-        return {key: a[:, :width] if key == "W1" else a for key, a in copies.items()}
+        return {key: a[:, : self._width] if key == "W1" else a for key, a in copies.items()}
+
+
+def _updated(k: int) -> dict[str, str]:
+    """Return the names of what an update of layer k reads."""
+    own = ("W_first", "W_second", "b_first", "b_second")
+    return {
+        **layer(k),
+        **{name: f"{name[0]}{k}{name[1:]}" for name in own},
+        "squares": f"squares{k}",
+    }
 
 
 def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
