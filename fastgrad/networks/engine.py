@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.kernels import activations
+from fastgrad.kernels.activations import ACTIVATIONS
 from fastgrad.networks import workspace
 from fastgrad.networks.workspace import Architecture, Workspace, parameter_shapes
 from fastgrad.runtime import threads
@@ -26,7 +26,6 @@ SPARSE_BELOW = 0.4
 #: Workspaces that an engine keeps: those of mini-batches, of the blocks of a larger set and of the
 #: rest of it, while training is watched.
 MAX_WORKSPACES = 6
-ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
 class ParallelCost(NamedTuple):

@@ -47,10 +47,11 @@ from fastgrad.runtime.compile import (
     helper,
     parallel_kernel,
 )
+from fastgrad.runtime.simd import LINE_BYTES
 
 #: Numbers in a row that one thread writes while others watch it: two cache lines, since processors
 #: fetch them in pairs.
-ROW = 16
+ROW = 2 * LINE_BYTES // 8
 #: Columns of ``progress``: how many stages of a chunk are started, how many are finished, and
 #: whether a kernel raised an exception.
 STARTED, FINISHED, FAILED = 0, 8, 9

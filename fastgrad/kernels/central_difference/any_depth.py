@@ -30,40 +30,11 @@ from __future__ import annotations
 
 import math
 
-from fastgrad.kernels.activations import SIGMOID
+from fastgrad.kernels.activations import unit_change
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.central_difference.two_layers import target_weight
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
 from fastgrad.runtime.compile import chunk_kernel, helper
-
-
-@helper
-def unit_change(activation, a, z, slope, move):
-    """Return the change of one unit's value when its input moves, by any amount.
-
-    For the sigmoid z (1 - z) (e**m - 1) / ((1 - z) + z e**m), with every term a sum of positive
-    ones.
-
-    Parameters
-    ----------
-    activation : int
-    a, z, slope : float
-        The unit's input and value, and the derivative z (1 - z).
-    move : float
-    """
-    one = like(1, z)
-    zero = like(0, z)
-    if activation == SIGMOID:
-        if slope == zero:  # it underflows, so far out is the unit
-            inner = a + move
-            power = exp(-abs(inner))
-            return (power if inner < zero else one) / (one + power) - z
-        rest = one - z if z < like(0.5, z) else slope / z
-        shrink = exp(-abs(move))
-        change = -slope * expm1(-abs(move))
-        return change / (z + rest * shrink) if move > zero else -change / (rest + z * shrink)
-    change = move + (a - z)
-    return -z if change < -z else change
 
 
 @helper

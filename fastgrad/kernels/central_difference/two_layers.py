@@ -73,7 +73,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgrad.kernels.activations import SIGMOID
+from fastgrad.kernels.activations import (
+    change_coefficients,
+    opposite_changes,
+    scaled_move,
+    steepest,
+)
 from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD, is_set
 from fastgrad.kernels.elementary import are_finite, expm1, like
 from fastgrad.runtime.compile import chunk_kernel, helper
@@ -222,32 +227,23 @@ def find_changes(activation, unique, coefficients, width, changes):
     ----------
     activation : int
     unique : ndarray, shape (unique values,)
-        How far each moves the input of a unit by +h: m, for the sigmoid as exp(m) - 1.
+        How far each moves the input of a unit by +h, as `scaled_move` returns it.
     coefficients : ndarray, shape (COEFFICIENTS, P)
-        Rows 0 to 4 from `add_coefficients`; 5 to 7 of the unit itself: z, 1 - z and z (1 - z)
-        (sigmoid), or the two bounds of a move in 5 and 7 (ReLU).
+        Rows 0 to 4 from `add_coefficients`, 5 to 7 of the unit itself from `change_coefficients`.
     width : int
     changes : ndarray, shape (unique values or more, P)
         Out: their differences.
     """
     is_double = changes.itemsize == 8
-    one = changes.dtype.type(1)
     for value in range(unique.size):
-        E = unique[value]
+        move = unique[value]
         # Over hidden units, contiguous, without a branch or a call: 17 multiplications and
         # additions and one division for the two losses of one value and unit. In float32 the
         # highest terms would be lost in rounding.
         for j in range(width):
-            if activation == SIGMOID:
-                # exp(-m) - 1 = -E / (1 + E): so one division serves both moves.
-                a1 = one + coefficients[5, j] * E
-                a2 = one + coefficients[6, j] * E
-                r = coefficients[7, j] * E / (a1 * a2)
-                d1 = r * a2
-                d2 = -r * a1
-            else:
-                d1 = max(coefficients[5, j] + E, coefficients[7, j])
-                d2 = max(coefficients[5, j] - E, coefficients[7, j])
+            d1, d2 = opposite_changes(
+                activation, move, coefficients[5, j], coefficients[6, j], coefficients[7, j]
+            )
             c1, c2, c3 = coefficients[0, j], coefficients[1, j], coefficients[2, j]
             c4, c5 = coefficients[3, j], coefficients[4, j]
             top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
@@ -280,12 +276,11 @@ def perturb_first_layer(args, chunk, chunks, iteration):
     begin, end = chunk_range(n_samples, chunk, chunks)
 
     # How far a unit's input may move so that no logit moves beyond its limit.
-    steepest = dtype(0.25) if activation == SIGMOID else one
     largest = zero
     for j in range(W2.shape[0]):
         for k in range(W2.shape[1]):
             largest = max(largest, abs(W2[j, k]))
-    reach = steepest * largest
+    reach = steepest(activation, one) * largest
     limit = dtype(min(1.0, logit_limit / max(reach, one * 1e-30)))
 
     # Rows that stay zero are neither cleared nor, in `collect`, fetched from another core: two
@@ -319,7 +314,7 @@ def perturb_first_layer(args, chunk, chunks, iteration):
         for value in range(n_unique):
             move = h * unique[value]
             beyond |= abs(move) > limit
-            unique[value] = expm1(move) if activation == SIGMOID else move
+            unique[value] = scaled_move(activation, move)
         if beyond != 0:
             state[chunk, IN_RANGE] = 0
             return
@@ -333,10 +328,10 @@ def perturb_first_layer(args, chunk, chunks, iteration):
                 q = relative_probability(probabilities[n, target], delta)
                 add_coefficients(probabilities[n], second, target, q, weight, width, coefficients)
         for j in range(width):
-            z, a, slope = values[n, j], inputs[n, j], slopes[n, j]
-            coefficients[5, j] = z if activation == SIGMOID else a - z
-            coefficients[6, j] = one - z
-            coefficients[7, j] = slope if activation == SIGMOID else -z
+            c1, c2, c3 = change_coefficients(activation, inputs[n, j], values[n, j], slopes[n, j])
+            coefficients[5, j] = c1
+            coefficients[6, j] = c2
+            coefficients[7, j] = c3
         find_changes(activation, unique[:n_unique], coefficients, width, changes)
         for e in range(count):
             i = positions[e]
