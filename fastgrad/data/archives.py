@@ -200,7 +200,7 @@ def _write(file: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:
 
 def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    if not content.startswith(b"PK"):  # `zipfile` looks at the end of a file only
+    if not content.startswith(b"PK\x03\x04"):  # `zipfile` looks at the end of a file only
         raise ValueError("it does not start as a zip archive")
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
