@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 import fastgrad
+from fastgrad.runtime.compile import COMPILED
 
 FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
 
@@ -321,3 +323,16 @@ def test_scaling_writes_its_files(scripts, tmp_path):
     assert [row["axis"] for row in written["results"]] == ["threads"] * 2 + ["hidden"] * 2
     assert np.isfinite(written["results"][2]["exponent"])
     assert (tmp_path / "s.png").read_bytes().startswith(b"\x89PNG\r\n")
+
+
+@pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
+@pytest.mark.parametrize(
+    ("name", "options"), [("affine_sparse", ()), ("softmax_rows", ("--call", "functions"))]
+)
+def test_the_code_and_the_time_of_a_kernel(name, options):
+    command = [sys.executable, str(FOLDER / "kernel.py"), name, "--dtype", "float32", *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stderr
+    first, *code = done.stdout.splitlines()
+    assert re.fullmatch(r"# \d+\.\d\d µs", first)
+    assert any(name in line for line in code)

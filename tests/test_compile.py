@@ -17,7 +17,6 @@ from reference import from_python
 import fastgrad
 from fastgrad.kernels import bitmask
 from fastgrad.runtime import compile as policy
-from fastgrad.runtime.steps import Arguments
 
 pytestmark = pytest.mark.skipif(bool(numba.config.DISABLE_JIT), reason="nothing is compiled")
 
@@ -181,7 +180,7 @@ def test_nan_is_not_optimised_away():
 
 @pytest.mark.parametrize(
     "name",
-    ["kernel", "parallel_kernel", "step_kernel", "helper", "exact_helper", "allocating_helper"],
+    ["kernel", "parallel_kernel", "chunk_kernel", "helper", "exact_helper", "allocating_helper"],
 )
 def test_options(name):
     options = getattr(policy, name)(_twice).targetoptions
@@ -190,7 +189,7 @@ def test_options(name):
     assert bool(options.get("parallel")) == (name == "parallel_kernel")
     assert options["no_cfunc_wrapper"]
     assert bool(options.get("no_cpython_wrapper")) == (
-        not name.endswith("kernel") or "step" in name
+        not name.endswith("kernel") or "chunk" in name
     )
     assert options.get("_nrt", True) == (name in ("parallel_kernel", "allocating_helper"))
     exact = name == "exact_helper"
@@ -201,8 +200,8 @@ def _twice(x):
     return 2 * x
 
 
-@pytest.mark.parametrize("args", [0, SimpleNamespace(), Arguments(bits=np.zeros((2, 2), "u8"))])
-def test_a_step_called_from_python_is_refused(args):
+@pytest.mark.parametrize("args", [0, SimpleNamespace(bits=np.zeros((2, 2), "u8"))])
+def test_a_chunk_kernel_called_from_python_is_refused(args):
     with pytest.raises(TypeError, match="`count_entries` is for compiled code"):
         bitmask.count_entries(args, 0, 1, 0)
 

@@ -380,25 +380,16 @@ def test_sparse_samples(dtypes):
     rng = np.random.default_rng(0)
     x = rng.random((40, 600)).astype(dtypes[0]) * (rng.random((40, 600)) < 0.15)
     x = x.astype(dtypes[0])
-    W, b, dout = (rng.standard_normal(n).astype(dtypes[1]) for n in ((600, 7), 7, (40, 7)))
+    W, b = (rng.standard_normal(n).astype(dtypes[1]) for n in ((600, 7), 7))
     assert F._is_sparse(x, W)
     rounding = {"rtol": 2e-4, "atol": 2e-4} if dtypes[1] == "f" else {"rtol": 1e-12, "atol": 1e-12}
     out = F.affine_forward(x, W, b)
     assert out.dtype == dtypes[1]
     np.testing.assert_allclose(out, np.float64(x) @ W + b, **rounding)
-    dW, db = F.affine_weights_backward(dout, x)
-    assert dW.dtype == db.dtype == dtypes[1]
-    np.testing.assert_allclose(dW, np.float64(x).T @ dout, **rounding)
-    np.testing.assert_allclose(db, dout.sum(axis=0), **rounding)
     for chunks in (1, 3):
-        out, dW = np.full_like(out, np.nan), np.full_like(dW, np.nan)
+        out = np.full_like(out, np.nan)
         F.threads.launch(F.sparse_affine.sparse_affine_forward, x, W, b, out, chunks)
-        F.threads.launch(F.sparse_affine.sparse_affine_weights, x, dout, dW, chunks)
         np.testing.assert_allclose(out, np.float64(x) @ W + b, **rounding)
-        np.testing.assert_allclose(dW, np.float64(x).T @ dout, **rounding)
-    dense = rng.standard_normal((40, 600)).astype(dtypes[0])
-    dW, _ = F.affine_weights_backward(dout, dense)
-    np.testing.assert_allclose(dW, np.float64(dense).T @ dout, rtol=1e-3, atol=1e-3)
 
 
 def test_zeros_are_not_left_out_where_that_shows():

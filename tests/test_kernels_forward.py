@@ -178,6 +178,19 @@ def test_whether_samples_are_sparse_is_judged_by_two_of_them():
     assert engine_module.is_sparse(zeros[None])
 
 
+class Idle:
+    """A program that does nothing, and finds everything in series range."""
+
+    def __init__(self, chunks, names, *stages):
+        self.names = {**names, "state": np.ones((chunks, 2), int)}
+
+    def bind(self, **arrays):
+        pass
+
+    def launch(self):
+        pass
+
+
 @pytest.mark.parametrize(
     ("sizes", "dtype", "call", "threads_of"),
     [
@@ -195,8 +208,7 @@ def test_a_small_batch_is_for_one_thread(
     for name, effort in parallel_costs.items():
         monkeypatch.setattr(engine_module, name, effort)
     # Nothing is compiled, and nothing runs.
-    monkeypatch.setattr(workspace, "program", lambda *steps: steps)
-    monkeypatch.setattr(workspace.Workspace, "launch", lambda self, steps: self.state.fill(1))
+    monkeypatch.setattr(workspace, "Program", Idle)
     monkeypatch.setattr(workspace.Workspace, "is_finite", True)
     engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
     engine.load(random_params(sizes, np.random.default_rng(0), dtype=dtype))

@@ -32,10 +32,10 @@ def kernels(request, monkeypatch):
 
     @compiled
     def masked_gemv(
-        marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+        bits, sample, own, chunk, begin, end, data, first, rows, width, out, n, copy, shift
     ):
         simd.masked_gemv(
-            marks, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+            bits, sample, own, chunk, begin, end, data, first, rows, width, out, n, copy, shift
         )
 
     @compiled
@@ -98,18 +98,18 @@ def test_masked_gemv(kernels, dtype):
         marks = np.array([[draw_bits(rng, share) for _ in range(3)] for share in (0.0, 0.2, 1.0)])
         own = np.array([[draw_bits(rng, share) for _ in range(3)] for share in (0.5, 1.0)])
         rows, values = draw((192, width + 1), dtype, rng), draw(400, dtype, rng)
-        for n, q, begin, end in [
+        for sample, chunk, begin, end in [
             (0, 0, 0, 3),
             (1, 0, 0, 3),
             (2, 1, 1, 3),
             (1, 1, 2, 3),
             (2, 0, 1, 1),
         ]:
-            got = np.full((2, 3, width + 2), 7, dtype), np.full((2, 200), 7, dtype)
+            got = np.full((2, 3, width + 2), 7, dtype), np.full((3, 200), 7, dtype)
             want = tuple(array.copy() for array in got)
-            where = n, own, q, begin, end, values, 5, rows, width
-            simd._plain_masked_gemv(marks, *where, want[0], 1, 2, want[1], 1, 8)
-            kernels.masked_gemv(marks, *where, got[0], 1, 2, got[1], 1, 8)
+            where = sample, own, chunk, begin, end, values, 5, rows, width
+            simd._plain_masked_gemv(marks, *where, want[0], 2, want[1], 8)
+            kernels.masked_gemv(marks, *where, got[0], 2, got[1], 8)
             close(got[0], want[0], dtype, 192)
             np.testing.assert_array_equal(got[1], want[1])
 
@@ -186,7 +186,7 @@ def test_nothing_outside_of_the_arrays_is_touched(kernels):
                         assert call_nonzero_bits(factors, 2, 64 * word) == marks[0, 0]
                     kernels.add_tile(factors, 0, 3, b, 0, 128, width, tile)
                     kernels.masked_gemv(
-                        bits, 0, owned, 0, 0, 2, packed, 0, b, width, gemv, 0, 0, copy, 0, 0
+                        bits, 0, owned, 0, 0, 2, packed, 0, b, width, gemv, 0, copy, 0
                     )
                     close(axpy[2], x[2] @ rows, dtype, 128)
                     close(tile, x @ rows, dtype, 128)

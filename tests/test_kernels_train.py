@@ -47,7 +47,7 @@ def train(params, x, labels, soft, batches, optimizer, *, activation="sigmoid", 
     losses = np.full(len(batches), np.nan)
     run.advance(batches, losses)
     assert run.done == len(batches)
-    return losses, run.parameters(), run
+    return losses, run.params, run
 
 
 @pytest.mark.parametrize("kind", SETTINGS)
@@ -79,11 +79,11 @@ def test_iterations_of_every_rule(kind, sparse, chunks):
         for name, array in params.items():
             np.testing.assert_allclose(result[name], array, rtol=1e-9, atol=1e-11)
             for remembered, want in zip(optimizer.state_names, state[name], strict=False):
-                got = run.state(remembered)[name]
+                got = run.states[remembered][name]
                 np.testing.assert_allclose(got, want, rtol=1e-9, atol=1e-11)
         # What pads the rows of W1 is zero still: it takes part in every update.
-        for arrays in (run._params, *run._states.values()):
-            assert not arrays["W1"][:, sizes[1] :].any()
+        for padded in ("W1", "W1_first", "W1_second"):
+            assert not run._program.names[padded][:, sizes[1] :].any()
 
 
 @pytest.mark.parametrize("dtype", ["f", "d"])
@@ -164,20 +164,20 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "SPARSE_BELOW", 2)
         data_set = fit._data_set(x, n_chunks, np.dtype(dtype[1]))
-    marked = is_marked(data_set.bits, 64 * data_set.bits.shape[1])
+    marked = is_marked(data_set["bits"], 64 * data_set["bits"].shape[1])
     np.testing.assert_array_equal(marked[:, :width], x != 0)
     assert not marked[:, width:].any()
-    owned = is_marked(data_set.own, 64 * data_set.own.shape[1])
+    owned = is_marked(data_set["own"], 64 * data_set["own"].shape[1])
     assert (owned[:, :width].sum(axis=0) == 1).all()
     assert not owned[:, width:].any()
-    bounds = data_set.bounds
+    bounds = data_set["bounds"]
     assert (bounds[0], bounds[-1], len(bounds)) == (0, width, n_chunks + 1)
     for chunk, (begin, end) in enumerate(itertools.pairwise(bounds)):
         np.testing.assert_array_equal(np.flatnonzero(owned[chunk]), np.arange(begin, end))
-    assert data_set.data.dtype == dtype[1]
-    assert data_set.data.size == np.count_nonzero(x)
-    for sample, indptr in zip(x, data_set.indptr, strict=True):
-        entries = data_set.data[indptr[0] : indptr[-1]]
+    assert data_set["data"].dtype == dtype[1]
+    assert data_set["data"].size == np.count_nonzero(x)
+    for sample, indptr in zip(x, data_set["indptr"], strict=True):
+        entries = data_set["data"][indptr[0] : indptr[-1]]
         np.testing.assert_array_equal(entries, sample[sample != 0].astype(dtype[1]))
         np.testing.assert_array_equal(np.diff(indptr), owned[:, :width].astype(int) @ (sample != 0))
 
@@ -185,7 +185,7 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
 def test_rows_are_dealt_out_by_their_non_zero_entries():
     x = np.zeros((20, 800))
     x[:, 600:] = 1
-    bounds = fit._data_set(x, 4, np.dtype("d")).bounds
+    bounds = fit._data_set(x, 4, np.dtype("d"))["bounds"]
     parts = [np.count_nonzero(x[:, a:b]) for a, b in itertools.pairwise(bounds)]
     assert max(parts) < 1.2 * np.mean(parts)
 
@@ -203,6 +203,6 @@ def test_nan_and_infinity_are_marked(width):
     x[1, [1, -1]] = np.nan, -np.inf
     x[2] = -0.0
     data_set = fit._data_set(x, 1, np.dtype("d"))
-    np.testing.assert_array_equal(data_set.data, [np.nan, -np.inf])
-    np.testing.assert_array_equal(np.argwhere(is_marked(data_set.bits, width)),
+    np.testing.assert_array_equal(data_set["data"], [np.nan, -np.inf])
+    np.testing.assert_array_equal(np.argwhere(is_marked(data_set["bits"], width)),
                                   [[1, 1], [1, width - 1]])  # fmt: skip

@@ -114,7 +114,7 @@ PRIVATE_ATTRIBUTES = {
         "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path",
     },
     "kernels.user_function": {"_getvalue"},
-    "runtime.steps": {"_getvalue"},
+    "runtime.programs": {"_getvalue"},
 }  # fmt: skip
 
 
@@ -283,10 +283,10 @@ kernels = {
     for name, thing in vars(importlib.import_module(module.name)).items()
     if is_jitted(thing) and thing.__module__ == module.name
 }
-step_kernels = {
+chunk_kernels = {
     name
     for name, thing in kernels.items()
-    if thing.py_func.__code__.co_varnames[:4] == ("args", "chunk", "chunks", "number")
+    if thing.py_func.__code__.co_varnames[:4] == ("args", "chunk", "chunks", "iteration")
 }
 
 def counts():
@@ -326,18 +326,18 @@ for dtype in (np.float32, np.uint8):
         x = (255 * x).astype(dtype)
         all_calls(net, x, labels)
         fits(net, x, labels)
-    print(*(name for name in added(before) if name in step_kernels))
+    print(*(name for name in added(before) if name in chunk_kernels))
 """
     )
     # What they call is compiled, or loaded from the cache, where they are compiled themselves.
-    steps = {
+    known = {
         "affine_sparse", "affine_dense",  # passes
         "weights_sparse", "weights_dense",  # the gradient by the weights
         "perturb_first_layer", "perturb_rows",  # central differences
         "build_bitmasks", "pack_entries", "gather_dense",  # training
     }  # fmt: skip
     for line in out.splitlines():
-        assert set(line.split()) == steps
+        assert set(line.split()) == known
 
 
 def test_forms_of_input_compile_nothing_anew():

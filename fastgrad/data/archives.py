@@ -13,16 +13,15 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import json
-import math
 import os
-import re
 import secrets
 import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,15 +31,6 @@ __all__ = ["load_arrays", "save_arrays"]
 _SETTINGS = "settings"
 
 _NUMERIC_KINDS = "biufc"
-
-#: The one form in which NumPy writes the header of an array of plain numbers.
-_NPY_HEADER = re.compile(
-    rb"\x93NUMPY\x01\x00(?P<length>..)"
-    rb"\{'descr': '(?P<descr>[<>|][biufc]\d{1,2})', 'fortran_order': (?P<fortran>True|False), "
-    rb"'shape': \((?P<shape>(?:(?:\d{1,19}, )*\d{1,19},?)?)\), \} *\n",
-    re.DOTALL,
-)
-_NPY_PREAMBLE = 10  # bytes before the text, whose length the last two of them tell
 
 
 def save_arrays(
@@ -129,14 +119,14 @@ def load_arrays(
     source = _with_suffix(path)
     if not source.exists():
         source = Path(os.fsdecode(path))  # a file that was given another name since
-    with open(source, "rb") as file:
-        try:
-            return _read(file)
-        except _DAMAGE as error:
-            raise ValueError(
-                f"`path` must be an archive of arrays (.npz). Got {str(source)!r}: "
-                f"{str(error).rstrip('.')}."
-            ) from error
+    content = source.read_bytes()
+    try:
+        return _read(content)
+    except Exception as error:  # whatever `zipfile` and NumPy raise for damaged bytes
+        raise ValueError(
+            f"`path` must be an archive of arrays (.npz). Got {str(source)!r}: "
+            f"{str(error).rstrip('.')}."
+        ) from error
 
 
 def _with_suffix(path: str | os.PathLike[str]) -> Path:
@@ -207,30 +197,16 @@ def _write(file: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:
 
 # --- Reading -------------------------------------------------------------------------------------
 
-_ZIP_MEMBER = b"PK\x03\x04"
 
-#: What `zipfile` and the checks below raise for bytes that are no archive.
-_DAMAGE = (
-    zipfile.BadZipFile,
-    ValueError,
-    EOFError,
-    OverflowError,
-    RuntimeError,  # encrypted; and with it NotImplementedError, for unknown methods
-)
-
-
-def _read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
+def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
     arrays: dict[str, NDArray[Any]] = {}
-    length = os.fstat(file.fileno()).st_size
-    if file.read(len(_ZIP_MEMBER)) != _ZIP_MEMBER:  # `zipfile` looks at the end of a file only
+    if not content.startswith(b"PK\x03\x04"):  # `zipfile` looks at the end of a file only
         raise ValueError("it does not start as a zip archive")
-    with zipfile.ZipFile(file) as archive:
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
         members = archive.infolist()
-        # Members may neither reach beyond the file nor lie upon each other: whoever forges sizes
-        # gets no more memory than the file is long.
-        if sum(member.compress_size for member in members) > length or any(
-            not 0 <= member.header_offset < length for member in members
-        ):
+        # Members may not lie upon each other: whoever forges sizes gets no more memory than the
+        # file is long.
+        if sum(member.compress_size for member in members) > len(content):
             raise ValueError("its members are larger than the file")
         for member in members:
             name = member.filename.removesuffix(".npy")
@@ -238,7 +214,13 @@ def _read(file: BinaryIO) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 raise ValueError(f"it holds {member.filename!r}, not one .npy file a name")
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename!r} is compressed")
-            arrays[name] = _parse_npy(archive.read(member), member.filename)
+            data = io.BytesIO(archive.read(member))
+            array = np.lib.format.read_array(data, allow_pickle=False)
+            if array.dtype.kind not in _NUMERIC_KINDS:
+                raise ValueError(f"{member.filename!r} is no array of numbers")
+            if data.read(1):
+                raise ValueError(f"{member.filename!r} has a header that does not fit its length")
+            arrays[name] = array
     encoded = arrays.pop(_SETTINGS, None)
     return arrays, {} if encoded is None else _decode(encoded)
 
@@ -251,28 +233,3 @@ def _decode(encoded: NDArray[Any]) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise ValueError("its settings are no JSON object")
     return settings
-
-
-def _parse_npy(data: bytes, name: str) -> NDArray[Any]:
-    """Return the array in a ``.npy`` file; nothing is allocated on the header's word.
-
-    Stricter than NumPy's own reader, which evaluates the header as Python source and then
-    allocates whatever shape that declares.
-    """
-    header = _NPY_HEADER.match(data)
-    if header is None:
-        raise ValueError(f"{name!r} is no array of numbers")
-    start = header.end()
-    shape = tuple(map(int, re.findall(rb"\d+", header["shape"])))
-    try:
-        dtype = np.dtype(header["descr"].decode())
-    except TypeError:
-        raise ValueError(f"{name!r} has a dtype that this machine lacks") from None
-    if (
-        _NPY_PREAMBLE + int.from_bytes(header["length"], "little") != start
-        or math.prod(shape) * dtype.itemsize != len(data) - start
-    ):
-        raise ValueError(f"{name!r} has a header that does not fit its length")
-    order: Literal["F", "C"] = "F" if header["fortran"] == b"True" else "C"
-    array: NDArray[Any] = np.ndarray(shape, dtype, data, start, order=order)
-    return array.copy(order="K")

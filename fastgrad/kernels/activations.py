@@ -1,4 +1,4 @@
-r"""Activation functions and their derivatives, forward and backward.
+r"""Activation functions: values, derivatives, and changes when an input moves by any amount.
 
 Each formula stands once, as a function of a scalar; `activate` and `activate_parallel` map one over
 a 1-D array. The derivatives of the sigmoid use e = exp(-|x|), which never overflows:
@@ -11,10 +11,12 @@ from __future__ import annotations
 import numpy as np
 from numba import prange
 
-from fastgrad.kernels.elementary import exp, like
+from fastgrad.kernels.elementary import exp, expm1, like
 from fastgrad.runtime.compile import helper, kernel, parallel_kernel
 
 SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
+#: Those that a network can have, by name.
+ACTIVATIONS = {"sigmoid": SIGMOID, "relu": RELU}
 
 
 @helper
@@ -102,6 +104,75 @@ def activate_rows(which, x, values, slopes, first, last):
     else:
         for i in range(begin, end):
             outer[i], slope[i] = relu(inner[i]), relu_grad(inner[i])
+
+
+# How a unit's value changes when its input moves: `unit_change` for one move, and what follows for
+# moves by m and by -m of many units, which share what depends on m alone.
+
+
+@helper
+def unit_change(activation, a, z, slope, move):
+    """Return the change of one unit's value when its input moves, by any amount.
+
+    For the sigmoid z (1 - z) (e**m - 1) / ((1 - z) + z e**m), with every term a sum of positive
+    ones.
+
+    Parameters
+    ----------
+    activation : int
+    a, z, slope : float
+        The unit's input and value, and the derivative z (1 - z).
+    move : float
+    """
+    one = like(1, z)
+    zero = like(0, z)
+    if activation == SIGMOID:
+        if slope == zero:  # it underflows, so far out is the unit
+            inner = a + move
+            power = exp(-abs(inner))
+            return (power if inner < zero else one) / (one + power) - z
+        rest = one - z if z < like(0.5, z) else slope / z
+        shrink = exp(-abs(move))
+        change = -slope * expm1(-abs(move))
+        return change / (z + rest * shrink) if move > zero else -change / (rest + z * shrink)
+    change = move + (a - z)
+    return -z if change < -z else change
+
+
+@helper
+def steepest(activation, number):
+    """Return the largest slope that an activation function has, as a number of that type."""
+    return like(0.25, number) if activation == SIGMOID else like(1, number)
+
+
+@helper
+def scaled_move(activation, move):
+    """Return what `opposite_changes` takes for a move m: exp(m) - 1 (sigmoid) or m (ReLU)."""
+    return expm1(move) if activation == SIGMOID else move
+
+
+@helper
+def change_coefficients(activation, a, z, slope):
+    """Return what `opposite_changes` takes of a unit with input a, value z and a slope.
+
+    z, 1 - z and z (1 - z) for the sigmoid, and for the ReLU the two bounds of a move, first and
+    last.
+    """
+    if activation == SIGMOID:
+        return z, like(1, z) - z, slope
+    return a - z, like(1, z) - z, -z
+
+
+@helper
+def opposite_changes(activation, move, c1, c2, c3):
+    """Return the changes of a unit's value when its input moves by m and by -m."""
+    if activation == SIGMOID:
+        # exp(-m) - 1 = -E / (1 + E): so one division serves both moves.
+        a1 = like(1, move) + c1 * move
+        a2 = like(1, move) + c2 * move
+        r = c3 * move / (a1 * a2)
+        return r * a2, -r * a1
+    return max(c1 + move, c3), max(c1 - move, c3)
 
 
 @kernel

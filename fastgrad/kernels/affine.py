@@ -1,7 +1,7 @@
 r"""The affine map x W + b and its backward pass, on the register tile of `fastgrad.runtime.simd`.
 
 A tile adds up a few entries of a product in registers while it goes along the terms of the sums: at
-each step four numbers of the left factor, spread over a register each, meet neighbours of the right
+each term four numbers of the left factor, spread over a register each, meet neighbours of the right
 factor. All three products of an affine layer have this form:
 
 - forward ``x @ W``: neighbours are the units in a row of W;
@@ -26,8 +26,8 @@ from fastgrad.runtime.compile import (
     kernel,
     parallel_kernel,
 )
+from fastgrad.runtime.programs import call_pointer, chunk_range
 from fastgrad.runtime.simd import TILE_ROWS, add_tile
-from fastgrad.runtime.steps import call_pointer, chunk_range
 
 #: Terms of all sums that are added at most before the next ones: so many rows of the right factor
 #: stay in L1 while row after row of the product is added to. Sums are cut into even lengths, since
@@ -68,7 +68,7 @@ def affine_rows(x, W, b, out, first, last):
 def weight_rows(x, dout, width, dW, first, last):
     """Compute rows first .. last - 1 of ``dW = x.T @ dout``, of so many columns."""
     n_samples = dout.shape[0]
-    transposed_bits = x.T
+    by_entry = x.T
     for i in range(first, last):
         for j in range(width):
             dW[i, j] = 0
@@ -76,7 +76,7 @@ def weight_rows(x, dout, width, dW, first, last):
     for begin in range(0, n_samples, terms):
         end = min(begin + terms, n_samples)
         for i in range(first, last, TILE_ROWS):
-            add_tile(transposed_bits, i, last, dout, begin, end, width, dW)
+            add_tile(by_entry, i, last, dout, begin, end, width, dW)
 
 
 @helper
@@ -127,7 +127,7 @@ def affine_forward(body, x, W, b, out):
     ----------
     body : int
         From `forward_pointer`. What is called through a pointer is compiled only once, for this
-        kernel and the parallel one: see `fastgrad.runtime.steps`.
+        kernel and the parallel one: see `fastgrad.runtime.programs`.
     x : ndarray, shape (N, D)
     W : ndarray of x's dtype, shape (D, H)
     b : ndarray of x's dtype, shape (H,)

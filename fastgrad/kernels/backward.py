@@ -18,13 +18,13 @@ from __future__ import annotations
 from fastgrad.kernels.affine import sum_rows, weight_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
 from fastgrad.kernels.elementary import are_finite
-from fastgrad.runtime.compile import step_kernel
+from fastgrad.runtime.compile import chunk_kernel
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import PASS_BYTES, masked_axpy
-from fastgrad.runtime.steps import chunk_range
 
 
-@step_kernel
-def weights_sparse(args, chunk, chunks, number):
+@chunk_kernel
+def weights_sparse(args, chunk, chunks, iteration):
     """Compute a chunk of the gradient by the first layer's weights, for samples with zeros.
 
     What was left out, zero times an error that is not finite, would be NaN; ``finite`` says so.
@@ -53,8 +53,8 @@ def weights_sparse(args, chunk, chunks, number):
         finite[0, 0] &= are_finite(db)
 
 
-@step_kernel
-def weights_dense(args, chunk, chunks, number):
+@chunk_kernel
+def weights_dense(args, chunk, chunks, iteration):
     """Compute a chunk of the gradient by a layer's weights, ``dW = x.T @ errors``."""
     x, errors, dW, db = args.x, args.errors, args.dW, args.db
     begin, end = chunk_range(dW.shape[0], chunk, chunks)

@@ -10,9 +10,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgrad.runtime.compile import helper, step_kernel
+from fastgrad.runtime.compile import chunk_kernel, helper
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import count_bits, lowest_bit, nonzero_bits
-from fastgrad.runtime.steps import chunk_range
 
 #: Entries in a number of a bitmask.
 WORD = 64
@@ -89,20 +89,20 @@ def transpose_bits(bits, rows, word, out):
             low ^= low << np.uint64(half)
 
 
-# The steps that turn a data set into CSR. Each thread is going to read the entries of its own rows
-# of W1 alone, so a sample's row of ``indptr`` says where the entries of each thread begin.
+# The kernels that turn a data set into CSR. Each thread is going to read the entries of its own
+# rows of W1 alone, so a sample's row of ``indptr`` says where the entries of each thread begin.
 
 
-@step_kernel
-def build_bitmasks(args, chunk, chunks, number):
+@chunk_kernel
+def build_bitmasks(args, chunk, chunks, iteration):
     """Build the bitmask of a chunk of the samples."""
     x, bits = args.x, args.bits
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     build_bitmask(x, bits, begin, end)
 
 
-@step_kernel
-def count_entries(args, chunk, chunks, number):
+@chunk_kernel
+def count_entries(args, chunk, chunks, iteration):
     """Count the non-zero entries of a chunk of the samples, owner by owner, into ``indptr``."""
     bits, own, indptr = args.bits, args.own, args.indptr
     begin, end = chunk_range(bits.shape[0], chunk, chunks)
@@ -115,8 +115,8 @@ def count_entries(args, chunk, chunks, number):
         indptr[n, own.shape[0]] = total
 
 
-@step_kernel
-def pack_entries(args, chunk, chunks, number):
+@chunk_kernel
+def pack_entries(args, chunk, chunks, iteration):
     """Copy the non-zero entries of a chunk of the samples to where ``indptr`` says."""
     x, bits, indptr, data = args.x, args.bits, args.indptr, args.data
     begin, end = chunk_range(bits.shape[0], chunk, chunks)

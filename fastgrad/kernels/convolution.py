@@ -24,8 +24,8 @@ from numba import prange, types
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
 from fastgrad.runtime.compile import address, allocating_helper, array_type, helper, parallel_kernel
+from fastgrad.runtime.programs import call_pointer, chunk_range
 from fastgrad.runtime.simd import TILE_ROWS, VECTOR_BYTES, add_tile
-from fastgrad.runtime.steps import call_pointer, chunk_range
 
 #: Vectors of a row of the right factor that are multiplied at a time. At the end of a row it is all
 #: that are left, fewer than twice as many.
@@ -97,7 +97,7 @@ def pack_columns(image, filter_h, filter_w, stride, width, columns):
         Out.
     """
     channels = image.shape[0]
-    height = (image.shape[1] - filter_h) // stride + 1
+    height = output_size(image.shape[1], filter_h, stride, 0)
     for c in range(channels):
         for i in range(filter_h):
             for j in range(filter_w):
@@ -230,7 +230,7 @@ def spread_gradient(dout, out, arg_max, rectify, plane):
 def add_columns(columns, filter_h, filter_w, stride, width, image):
     """Add what `pack_columns` would have taken from an image to where it would have taken it."""
     channels = image.shape[0]
-    height = (image.shape[1] - filter_h) // stride + 1
+    height = output_size(image.shape[1], filter_h, stride, 0)
     for c in range(channels):
         for i in range(filter_h):
             for j in range(filter_w):

@@ -1,9 +1,9 @@
 """Forward and backward pass of a fully connected network, layer by layer and sample by sample.
 
 Each thread takes its own samples through all layers, from the pixels to the loss and back, on the
-arrays as the user has them. So threads wait for each other only once, before the way back, which
-needs all rows of the transposed weights. `fastgrad.kernels.backward` goes by rows of the weights
-instead.
+arrays as the user has them. So threads wait for each other only once, before the backward pass,
+which needs all rows of the transposed weights. `fastgrad.kernels.backward` goes by rows of the
+weights instead.
 
 The arguments of a layer
 ------------------------
@@ -21,8 +21,8 @@ bits : ndarray of uint64, shape (N, words)
 finite : ndarray of int64, shape (chunks, cache lines)
     Column 0: whether a chunk of the weights is finite; of the first layer.
 
-The arguments of the way back through a layer
----------------------------------------------
+The arguments of a layer's backward pass
+----------------------------------------
 x : ndarray, shape (N, H or more)
     What comes in from above: the derivatives of the loss by ``out``.
 W : ndarray, shape (H, D)
@@ -58,22 +58,22 @@ from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.bitmask import WORD, build_bitmask
 from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
-from fastgrad.runtime.compile import step_kernel
+from fastgrad.runtime.compile import chunk_kernel
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import PASS_BYTES, masked_axpy
-from fastgrad.runtime.steps import chunk_range
 
 #: Samples that go through 64 rows of W together: L1 holds the rows, L2 the samples.
 GROUP = 64
 
 
-@step_kernel
-def affine_sparse(args, chunk, chunks, number):
+@chunk_kernel
+def affine_sparse(args, chunk, chunks, iteration):
     """Compute the first layer for a chunk of the samples, leaving out what is multiplied by zero.
 
     Where a weight is not finite that would be NaN, so ``finite`` says whether all are.
     """
     x, W, b, out, bits, finite = args.x, args.W, args.b, args.out, args.bits, args.finite
-    transposed_bits, columns = x.T, PASS_BYTES // W.itemsize
+    by_entry, columns = x.T, PASS_BYTES // W.itemsize
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     for first in range(begin, end, GROUP):
         last = min(first + GROUP, end)
@@ -88,37 +88,30 @@ def affine_sparse(args, chunk, chunks, number):
                 weights, sums = W[:, left:right], out[:, left:right]
                 for n in range(first, last):
                     masked_axpy(
-                        bits[n, word],
-                        word * WORD,
-                        transposed_bits,
-                        n,
-                        weights,
-                        right - left,
-                        sums,
-                        n,
+                        bits[n, word], word * WORD, by_entry, n, weights, right - left, sums, n
                     )
     begin, end = chunk_range(W.size, chunk, chunks)
     finite[chunk, 0] = are_finite(W.reshape(-1)[begin:end])
 
 
-@step_kernel
-def affine_dense(args, chunk, chunks, number):
+@chunk_kernel
+def affine_dense(args, chunk, chunks, iteration):
     """Compute ``out = x @ W + b`` for a chunk of the samples."""
     x, W, b, out = args.x, args.W, args.b, args.out
     begin, end = chunk_range(x.shape[0], chunk, chunks)
     affine_rows(x, W, b, out, begin, end)
 
 
-@step_kernel
-def activate(args, chunk, chunks, number):
+@chunk_kernel
+def activate(args, chunk, chunks, iteration):
     """Compute the values and slopes of the hidden units for a chunk of the samples."""
     out, values, slopes, activation = args.out, args.values, args.slopes, args.activation
     begin, end = chunk_range(out.shape[0], chunk, chunks)
     activate_rows(activation, out, values, slopes, begin, end)
 
 
-@step_kernel
-def softmax_loss(args, chunk, chunks, number):
+@chunk_kernel
+def softmax_loss(args, chunk, chunks, iteration):
     """Compute probabilities and losses for a chunk of the samples."""
     logits, probabilities, labels, soft = args.logits, args.probabilities, args.labels, args.soft
     delta, sums = args.delta, args.sums
@@ -127,8 +120,8 @@ def softmax_loss(args, chunk, chunks, number):
     sums[chunk, 0] = cross_entropy_sum(logits, probabilities, labels, soft, delta, begin, end)
 
 
-@step_kernel
-def softmax_loss_backward(args, chunk, chunks, number):
+@chunk_kernel
+def softmax_loss_backward(args, chunk, chunks, iteration):
     """Compute the derivatives of the loss by the logits for a chunk of the samples."""
     probabilities, labels, soft = args.probabilities, args.labels, args.soft
     errors, delta = args.errors, args.delta
@@ -137,8 +130,8 @@ def softmax_loss_backward(args, chunk, chunks, number):
     logit_gradients(probabilities, labels, soft, delta, rate, errors, begin, end)
 
 
-@step_kernel
-def transpose(args, chunk, chunks, number):
+@chunk_kernel
+def transpose(args, chunk, chunks, iteration):
     """Transpose a chunk of the rows of a layer's weights."""
     weights, W = args.weights, args.W
     begin, end = chunk_range(weights.shape[0], chunk, chunks)
@@ -147,8 +140,8 @@ def transpose(args, chunk, chunks, number):
             W[j, i] = weights[i, j]
 
 
-@step_kernel
-def multiply_slopes(args, chunk, chunks, number):
+@chunk_kernel
+def multiply_slopes(args, chunk, chunks, iteration):
     """Multiply what came back through a layer by the slopes of the units below."""
     out, slopes = args.out, args.slopes
     errors, factors = out.reshape(-1), slopes.reshape(-1)

@@ -10,6 +10,9 @@ from numba import prange
 
 from fastgrad.runtime.compile import parallel_kernel
 
+#: The fraction of non-zero entries below which this kernel beats the dense product.
+SPARSE_BELOW = 0.3
+
 
 @parallel_kernel
 def sparse_affine_forward(x, W, b, out, chunks):
@@ -33,29 +36,3 @@ def sparse_affine_forward(x, W, b, out, chunks):
                     factor = W.dtype.type(x[n, i])
                     for j in range(b.size):
                         out[n, j] += factor * W[i, j]
-
-
-@parallel_kernel
-def sparse_affine_weights(x, dout, dW, chunks):
-    """Compute ``dW = x.T @ dout``, a chunk of its rows on each thread.
-
-    Parameters
-    ----------
-    x : ndarray, shape (N, D)
-    dout : ndarray, shape (N, H)
-    dW : ndarray of the dtype of dout, shape (D, H)
-        Out.
-    chunks : int
-    """
-    for chunk in prange(chunks):
-        first = chunk * x.shape[1] // chunks
-        last = (chunk + 1) * x.shape[1] // chunks
-        for i in range(first, last):
-            for j in range(dout.shape[1]):
-                dW[i, j] = 0
-        for n in range(x.shape[0]):
-            for i in range(first, last):
-                if x[n, i] != 0:
-                    factor = dout.dtype.type(x[n, i])
-                    for j in range(dout.shape[1]):
-                        dW[i, j] += factor * dout[n, j]

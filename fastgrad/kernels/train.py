@@ -1,4 +1,4 @@
-"""The iteration of training, as two steps that take turns.
+"""The iteration of training, as two stages that take turns.
 
 By rows, each thread for the rows of the weights that it owns
     The gradient of the last batch, the update, and, for samples with zeros, the products of the
@@ -23,10 +23,8 @@ own : ndarray of uint64, shape (chunks, words)
     The same as bits.
 batches : ndarray of int64, shape (iterations, N)
     Which samples an iteration takes.
-layer : int
-    The number of the layer, from 0.
-W, b, dW, db, transposed
-    Parameters, in place; their gradient; the weights transposed. See `fastgrad.kernels.forward`.
+W, b, dW, db
+    Parameters, in place, and their gradient. See `fastgrad.kernels.forward`.
 W_first, W_second, b_first, b_second : ndarray
     Optimizer state, of the parameters' shapes, or empty.
 errors : ndarray, shape (N, P)
@@ -48,17 +46,17 @@ coefficients : ndarray of float64, shape (2,)
 decay : float
     Weight decay: adds ``decay / 2 * sum(W**2)`` to the loss, biases excepted.
 squares : ndarray of float64, shape (2, chunks, cache lines)
-    Out, with weight decay: in the column of a layer the sum of the squares of a chunk's weights.
-    Even and odd iterations take turns, since a thread may write while another still reads.
+    Out, with weight decay, in column 0: the sum of the squares of a chunk's weights. Even and odd
+    iterations take turns, since a thread may write while another still reads.
 """
 
 from __future__ import annotations
 
 from fastgrad.kernels.affine import sum_rows
 from fastgrad.kernels.bitmask import NO_BITS, WORD, transpose_bits
-from fastgrad.runtime.compile import helper, step_kernel
+from fastgrad.runtime.compile import chunk_kernel, helper
+from fastgrad.runtime.programs import ROW, call_pointer, chunk_range
 from fastgrad.runtime.simd import masked_axpy, masked_gemv, prefetch
-from fastgrad.runtime.steps import ROW, call_pointer, chunk_range
 
 #: How many samples ahead of the one at work are fetched from memory.
 AHEAD = 2
@@ -87,30 +85,26 @@ def sum_of_squares(W, begin, end):
     return total
 
 
-@step_kernel
-def update_layer(args, chunk, chunks, number):
+@chunk_kernel
+def update_layer(args, chunk, chunks, iteration):
     """Update a chunk of the rows of a layer, and the bias."""
-    W, b, dW, db, transposed = args.W, args.b, args.dW, args.db, args.transposed
+    W, b, dW, db, squares = args.W, args.b, args.dW, args.db, args.squares
     rule, rates, coefficients, decay = args.rule, args.rates, args.coefficients, args.decay
     W_first, W_second, b_first, b_second = args.W_first, args.W_second, args.b_first, args.b_second
-    squares, layer = args.squares, args.layer
     begin, end = chunk_range(W.shape[0], chunk, chunks)
-    if number > 0:
-        rate = rates[number - 1]
+    if iteration > 0:
+        rate = rates[iteration - 1]
         update_rows(
             rule, W, dW[begin:end], W_first, W_second, begin, end, rate, coefficients, decay
         )
         if chunk == chunks - 1:
             call_pointer(rule, (b, db, b_first, b_second, rate, coefficients[0], coefficients[1]))
-    for i in range(begin, end if layer > 0 else begin):  # nobody goes back through the first layer
-        for j in range(W.shape[1]):
-            transposed[j, i] = W[i, j]
     if decay != 0:
-        squares[number % 2, chunk, layer] = sum_of_squares(W, begin, end)
+        squares[iteration % 2, chunk, 0] = sum_of_squares(W, begin, end)
 
 
-@step_kernel
-def update_sparse(args, chunk, chunks, number):
+@chunk_kernel
+def update_sparse(args, chunk, chunks, iteration):
     """Update the rows of W1 that a chunk owns, and multiply them with the next batch."""
     bits, indptr, data, batches = args.bits, args.indptr, args.data, args.batches
     bounds, own, errors, copy = args.bounds, args.own, args.errors, args.copy
@@ -121,9 +115,9 @@ def update_sparse(args, chunk, chunks, number):
     shift = chunk * (8 * ROW // copy.itemsize)
     begin, end = bounds[chunk], bounds[chunk + 1]
     first_word, last_word = begin // WORD, (end + WORD - 1) // WORD
-    if number > 0:
-        rate = rates[number - 1]
-        rows = batches[number - 1]
+    if iteration > 0:
+        rate = rates[iteration - 1]
+        rows = batches[iteration - 1]
         for word in range(first_word, last_word):
             first, last = max(begin, word * WORD), min(end, (word + 1) * WORD)
             transpose_bits(bits, rows, word, transposed_bits)
@@ -134,15 +128,9 @@ def update_sparse(args, chunk, chunks, number):
                     bits_of_row = transposed_bits[group, i % WORD]
                     if bits_of_row != NO_BITS:
                         masked_axpy(
-                            bits_of_row,
-                            group * WORD,
-                            copy,
-                            shift + i,
-                            errors,
-                            width,
-                            block,
+                            bits_of_row, group * WORD, copy, shift + i, errors, width, block,
                             i - first,
-                        )
+                        )  # fmt: skip
             update_rows(
                 rule, W, block[: last - first], W_first, W_second, first, last, rate,
                 coefficients, decay,
@@ -154,37 +142,37 @@ def update_sparse(args, chunk, chunks, number):
                 (b, db, args.b_first, args.b_second, rate, coefficients[0], coefficients[1]),
             )
     if decay != 0:
-        args.squares[number % 2, chunk, 0] = sum_of_squares(W, begin, end)
-    if number < batches.shape[0]:
+        args.squares[iteration % 2, chunk, 0] = sum_of_squares(W, begin, end)
+    if iteration < batches.shape[0]:
         values = data.reshape((1, data.size))
         for n in range(n_batch):
-            sample = batches[number, n]
-            later = batches[number, min(n + 2 * AHEAD, n_batch - 1)]
+            sample = batches[iteration, n]
+            later = batches[iteration, min(n + 2 * AHEAD, n_batch - 1)]
             prefetch(indptr, later, chunk, chunk + 2)
             prefetch(bits, later, first_word, last_word)
-            soon = batches[number, min(n + AHEAD, n_batch - 1)]
+            soon = batches[iteration, min(n + AHEAD, n_batch - 1)]
             prefetch(values, 0, indptr[soon, chunk], indptr[soon, chunk + 1])
             masked_gemv(
                 bits, sample, own, chunk, first_word, last_word, data, indptr[sample, chunk],
-                W, width, partial, chunk, n, copy, n, shift,
+                W, width, partial, n, copy, shift,
             )  # fmt: skip
 
 
-# The steps by samples. Their further arguments:
+# The kernels by samples. Their further arguments:
 #
-# all_labels, all_soft, x
+# all_labels, all_soft, all_x
 #     Targets and samples of the data set.
-# labels, soft, batch
+# labels, soft, x
 #     Those of the batch.
 # out
 #     The first layer's inputs.
 #
-# And those of the last step, `record_loss`:
+# And those of `record_loss`:
 #
 # sums
 #     See `fastgrad.kernels.forward`.
-# layers
-#     How many layers there are.
+# all_squares
+#     The squares of all layers, one after the other.
 # losses, done
 #     Out: the loss of each iteration of a launch, and in done[0] the count of all iterations.
 
@@ -200,13 +188,13 @@ def gather_targets(all_labels, all_soft, rows, labels, soft, begin, end):
                 soft[n, k] = all_soft[rows[n], k]
 
 
-@step_kernel
-def gather_sparse(args, chunk, chunks, number):
+@chunk_kernel
+def gather_sparse(args, chunk, chunks, iteration):
     """Add up the first layer's inputs for a chunk of the batch, and copy the targets."""
     batches, partial, b, out = args.batches, args.partial, args.b, args.out
     begin, end = chunk_range(batches.shape[1], chunk, chunks)
     gather_targets(
-        args.all_labels, args.all_soft, batches[number], args.labels, args.soft, begin, end
+        args.all_labels, args.all_soft, batches[iteration], args.labels, args.soft, begin, end
     )
     for n in range(begin, end):
         for j in range(b.size):
@@ -216,30 +204,30 @@ def gather_sparse(args, chunk, chunks, number):
                 out[n, j] += partial[owner, n, j]
 
 
-@step_kernel
-def gather_dense(args, chunk, chunks, number):
+@chunk_kernel
+def gather_dense(args, chunk, chunks, iteration):
     """Copy a chunk of the batch's samples and targets."""
-    batches, x, batch = args.batches, args.x, args.batch
+    batches, all_x, x = args.batches, args.all_x, args.x
     begin, end = chunk_range(batches.shape[1], chunk, chunks)
     gather_targets(
-        args.all_labels, args.all_soft, batches[number], args.labels, args.soft, begin, end
+        args.all_labels, args.all_soft, batches[iteration], args.labels, args.soft, begin, end
     )
     for n in range(begin, end):
-        row = batches[number, n]
+        row = batches[iteration, n]
         for i in range(x.shape[1]):
-            batch[n, i] = x[row, i]
+            x[n, i] = all_x[row, i]
 
 
-@step_kernel
-def record_loss(args, chunk, chunks, number):
+@chunk_kernel
+def record_loss(args, chunk, chunks, iteration):
     """Write down the loss of the last batch, before its update, and count the iteration."""
-    if chunk > 0 or number == 0:
+    if chunk > 0 or iteration == 0:
         return
-    sums, squares, decay = args.sums, args.squares, args.decay
+    sums, all_squares, decay = args.sums, args.all_squares, args.decay
     total, penalty = 0.0, 0.0
     for other in range(chunks):
         total += sums[other, 0]
-        for layer in range(args.layers if decay != 0 else 0):
-            penalty += squares[(number - 1) % 2, other, layer]
-    args.losses[number - 1] = total / args.batches.shape[1] + 0.5 * decay * penalty
+        for layer in range(all_squares.shape[0] if decay != 0 else 0):
+            penalty += all_squares[layer, (iteration - 1) % 2, other, 0]
+    args.losses[iteration - 1] = total / args.batches.shape[1] + 0.5 * decay * penalty
     args.done[0] += 1

@@ -1,10 +1,10 @@
 r"""The update rules of gradient descent, each a serial pass over parameters, in place.
 
-One step turns a parameter `p`, its gradient `g` and the optimizer state of earlier steps into their
-new values. All rules have the same arguments, so that one can be called through a pointer.
+One update turns a parameter `p`, its gradient `g` and the optimizer state of earlier updates into
+their new values. All rules have the same arguments, so that one can be called through a pointer.
 
 ========== ================ ======= ======== =====================================================
-rule       ``first``        ``a``   ``b``    step
+rule       ``first``        ``a``   ``b``    update
 ========== ================ ======= ======== =====================================================
 sgd                                          p - lr g
 momentum   velocity v       m                v' = m v - lr g; p + v'
@@ -22,7 +22,7 @@ p : ndarray, shape (M,)
     Parameters, float32 or float64. In and out.
 g : ndarray of p's dtype, shape (M,)
 first, second : ndarray of p's dtype, shape (M,) or (0,)
-    The optimizer state, zero before the first step. In and out.
+    The optimizer state, zero before the first update. In and out.
 lr, a, b : float
     The rule's coefficients. Rounded to p's precision here, after the differences from 1.
 """
@@ -35,7 +35,7 @@ import math
 from numba import prange, types
 
 from fastgrad.runtime.compile import address, array_type, kernel, parallel_kernel
-from fastgrad.runtime.steps import call_pointer
+from fastgrad.runtime.programs import call_pointer
 
 #: Keeps the division by a root defined at the start; the book's number.
 EPSILON = 1e-7
@@ -43,7 +43,7 @@ EPSILON = 1e-7
 
 @kernel
 def sgd(p, g, first, second, lr, a, b):
-    """Take one step of plain gradient descent."""
+    """Update by plain gradient descent."""
     rate = p.dtype.type(lr)
     for i in range(p.size):
         p[i] -= rate * g[i]
@@ -51,7 +51,7 @@ def sgd(p, g, first, second, lr, a, b):
 
 @kernel
 def momentum(p, g, first, second, lr, a, b):
-    """Take one step of gradient descent with momentum."""
+    """Update by gradient descent with momentum."""
     number = p.dtype.type
     rate, m = number(lr), number(a)
     for i in range(p.size):
@@ -62,7 +62,7 @@ def momentum(p, g, first, second, lr, a, b):
 
 @kernel
 def nesterov(p, g, first, second, lr, a, b):
-    """Take one step of Nesterov's accelerated gradient."""
+    """Update by Nesterov's accelerated gradient."""
     number = p.dtype.type
     rate, m, one = number(lr), number(a), number(1)
     for i in range(p.size):
@@ -73,7 +73,7 @@ def nesterov(p, g, first, second, lr, a, b):
 
 @kernel
 def adagrad(p, g, first, second, lr, a, b):
-    """Take one step of AdaGrad."""
+    """Update by AdaGrad."""
     number = p.dtype.type
     rate, epsilon = number(lr), number(EPSILON)
     for i in range(p.size):
@@ -84,7 +84,7 @@ def adagrad(p, g, first, second, lr, a, b):
 
 @kernel
 def rmsprop(p, g, first, second, lr, a, b):
-    """Take one step of RMSprop."""
+    """Update by RMSprop."""
     number = p.dtype.type
     rate, keep, take, epsilon = number(lr), number(a), number(1.0 - a), number(EPSILON)
     for i in range(p.size):
@@ -95,7 +95,7 @@ def rmsprop(p, g, first, second, lr, a, b):
 
 @kernel
 def adam(p, g, first, second, lr, a, b):
-    """Take one step of Adam."""
+    """Update by Adam."""
     number = p.dtype.type
     rate, take_mean, take_square = number(lr), number(1.0 - a), number(1.0 - b)
     epsilon = number(EPSILON)
@@ -107,9 +107,9 @@ def adam(p, g, first, second, lr, a, b):
 
 
 @kernel
-def adam_rate(lr, beta1, beta2, step):
-    """Return the learning rate of Adam's step number `step` (from 1), bias corrected."""
-    return lr * math.sqrt(1.0 - beta2**step) / (1.0 - beta1**step)
+def adam_rate(lr, beta1, beta2, t):
+    """Return the learning rate of Adam's update number t, from 1, bias corrected."""
+    return lr * math.sqrt(1.0 - beta2**t) / (1.0 - beta1**t)
 
 
 @functools.cache
@@ -120,7 +120,7 @@ def pointer(rule, dtype):
 
 @parallel_kernel
 def update_parallel(rule, p, g, first, second, lr, a, b, chunks):
-    """Take one step of a rule, given by its `pointer`, on `chunks` threads."""
+    """Update by a rule, given by its `pointer`, on `chunks` threads."""
     for chunk in prange(chunks):
         i, k = chunk * p.size // chunks, (chunk + 1) * p.size // chunks
         call_pointer(rule, (p[i:k], g[i:k], first[i:k], second[i:k], lr, a, b))

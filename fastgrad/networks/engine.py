@@ -13,11 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.kernels import activations
-from fastgrad.kernels.central_difference import two_layers
-from fastgrad.networks.workspace import Architecture, Workspace
+from fastgrad.kernels.activations import ACTIVATIONS
+from fastgrad.networks import workspace
+from fastgrad.networks.workspace import Architecture, Workspace, parameter_shapes
 from fastgrad.runtime import threads
-from fastgrad.runtime.steps import Program
+from fastgrad.runtime.programs import Program
 from fastgrad.validation import FloatArray, IntArray
 
 #: The fraction of non-zero entries below which products over them alone beat dense products.
@@ -26,7 +26,6 @@ SPARSE_BELOW = 0.4
 #: Workspaces that an engine keeps: those of mini-batches, of the blocks of a larger set and of the
 #: rest of it, while training is watched.
 MAX_WORKSPACES = 6
-ACTIVATIONS = {"sigmoid": activations.SIGMOID, "relu": activations.RELU}
 
 
 class ParallelCost(NamedTuple):
@@ -52,17 +51,6 @@ PASS, SERIES, GENERAL = (
     ParallelCost(1_700_000, 4),
     ParallelCost(2_500, 4),
 )
-
-
-class Programs(NamedTuple):
-    """Two programs of one purpose; each is compiled when it is first asked for."""
-
-    sparse: Callable[[Workspace], Program]
-    dense: Callable[[Workspace], Program]
-
-
-FORWARD = Programs(lambda space: space.forward_sparse, lambda space: space.forward_dense)
-GRADIENT = Programs(lambda space: space.gradient_sparse, lambda space: space.gradient_dense)
 
 
 def is_sparse(x: NDArray[Any]) -> bool:
@@ -94,14 +82,14 @@ class Engine:
         decay: float = 0.0,
     ) -> None:
         self.sizes, self.dtype, self.decay = sizes, dtype, decay
-        self.net = Architecture(sizes, ACTIVATIONS[activation], float(delta), decay, dtype)
+        self.net = Architecture(sizes, ACTIVATIONS[activation], float(delta), dtype)
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
         self.n_parameters = 0
-        for name, shape in self.net.shapes().items():
+        for name, shape in parameter_shapes(sizes).items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
-        self._params: list[FloatArray] = []
+        self._params: dict[str, FloatArray] = {}
         self._spaces: dict[Any, Workspace] = {}
 
     def split(self, flat: FloatArray) -> dict[str, FloatArray]:
@@ -110,11 +98,11 @@ class Engine:
 
     def load(self, params: Mapping[str, FloatArray]) -> None:
         """Have calls read these parameters, canonical arrays in the order of `parameter_shapes`."""
-        self._params = list(params.values())
+        self._params = dict(params)
 
     def release(self) -> None:
         """Let go of the parameters: an idle engine keeps nobody's arrays alive."""
-        self._params = []
+        self._params = {}
 
     def workspace(self, n: int, dtype: np.dtype[Any], effort: ParallelCost) -> Workspace:
         """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""
@@ -127,10 +115,12 @@ class Engine:
             space = self._spaces[key] = Workspace(self.net, *key)
         return space
 
-    def forward(self, x: Any, labels: IntArray, soft: FloatArray) -> Workspace:
+    def forward(
+        self, x: Any, labels: IntArray, soft: FloatArray, effort: ParallelCost = PASS
+    ) -> Workspace:
         """Run the forward pass over samples as one batch; return what it leaves."""
-        space = self._bound_workspace(x, labels, soft, PASS)
-        self._run(space, is_sparse(x), FORWARD)
+        space = self.workspace(len(x), x.dtype, effort)
+        self._run(space, workspace.forward_pass, x=x, labels=labels, soft=soft)
         return space
 
     def loss(self, x: Any, labels: IntArray, soft: FloatArray) -> float:
@@ -144,11 +134,11 @@ class Engine:
 
         A loss of NaN makes every entry NaN, also where a product with a zero was left out.
         """
-        space = self._bound_workspace(x, labels, soft, PASS)
+        space = self.workspace(len(x), x.dtype, PASS)
         flat = np.empty(self.n_parameters, self.dtype)
         result = self.split(flat)
-        space.bind_result(result.values())
-        self._run(space, is_sparse(x), GRADIENT)
+        arrays = {f"d{name}": array for name, array in result.items()}
+        self._run(space, workspace.gradient, x=x, labels=labels, soft=soft, **arrays)
         loss = self._loss(space)
         self._add_decay(result)
         if math.isnan(loss):
@@ -182,14 +172,13 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: dict[str, FloatArray]
     ) -> tuple[float, bool]:
         """Compute it for two layers; return the loss, and whether h was in series range."""
-        space = self._bound_workspace(x, labels, soft, SERIES)
-        args, steps = space.series
-        _, b1, W2, b2 = self._params
-        limit = two_layers.LOGIT_MOVE_LIMIT
-        args.set(x=x, labels=labels, soft=soft, b1=b1, W2=W2, b2=b2, h=h, logit_limit=limit)
-        args.set(**{f"d{name}": array for name, array in result.items()})
-        space.launch(steps)
-        finite, in_range = np.all(space.state[:, :2], axis=0)
+        space = self.workspace(len(x), x.dtype, SERIES)
+        program = space.program(workspace.series)
+        program.names["h"][0] = h
+        arrays = {f"d{name}": array for name, array in result.items()}
+        program.bind(x=x, labels=labels, soft=soft, **self._params, **arrays)
+        program.launch()
+        finite, in_range = np.all(program.names["state"][:, :2], axis=0)
         if not finite or not space.is_finite:
             return math.nan, True
         return self._loss(space), bool(in_range)
@@ -198,45 +187,43 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
     ) -> float:
         """Compute it for any number of layers, and h of any size; return the loss."""
-        space = self._bound_workspace(x, labels, soft, GENERAL)
-        self._run(space, False, FORWARD)
-        parameters = np.concatenate([array.reshape(-1) for array in self._params])
+        space = self.forward(x, labels, soft, GENERAL)
+        parameters = np.concatenate([array.reshape(-1) for array in self._params.values()])
         loss = self._loss(space) if np.isfinite(parameters).all() else math.nan
         if math.isfinite(loss):
             result.fill(0)
-            args, steps = space.general
-            args.set(x=x, labels=labels, soft=soft, parameters=parameters, h=h, result=result)
-            space.launch(steps)
+            program = space.program(workspace.general)
+            program.names["h"][0] = h
+            program.bind(x=x, labels=labels, soft=soft, parameters=parameters, result=result)
+            program.launch()
         return loss
 
-    def _bound_workspace(
-        self, x: Any, labels: IntArray, soft: FloatArray, effort: ParallelCost
-    ) -> Workspace:
-        """Return a workspace whose kernels read the parameters, and these samples and targets."""
-        space = self.workspace(len(x), x.dtype, effort)
-        space.bind(self._params, x, labels, soft)
-        return space
-
-    def _run(self, space: Workspace, sparse: bool, programs: Programs) -> None:
-        """Run a program, that for sparse samples or the other one."""
-        if sparse:
-            space.launch(programs.sparse(space))
-            if space.is_finite:
+    def _run(
+        self, space: Workspace, make: Callable[[Workspace, bool], Program], **arrays: Any
+    ) -> None:
+        """Run one of two programs, that for sparse samples or the other one, on these arrays."""
+        for sparse in (True, False) if is_sparse(arrays["x"]) else (False,):
+            program = space.program(make, sparse)
+            program.bind(**arrays, **self._params)
+            program.launch()
+            # Else a product that was left out may have been infinity times zero.
+            if sparse and space.is_finite:
                 return
-        # Otherwise a product that was left out may have been infinity times zero.
-        space.launch(programs.dense(space))
 
     def _loss(self, space: Workspace) -> float:
         """Return the mean of the samples' losses, and the penalty for large weights."""
-        loss: float = sum(space.sums[:, 0].tolist()) / len(space.order)
+        loss: float = sum(space.names["sums"][:, 0].tolist()) / len(space.logits)
         if self.decay:
             # `vdot` would start threads of its own, which are then in the way of ours.
-            squares = sum(float(np.einsum("ij,ij", W, W)) for W in self._params[::2])
+            squares = sum(float(np.einsum("ij,ij", W, W)) for W in self._weights())
             loss += 0.5 * self.decay * squares
         return loss
 
     def _add_decay(self, result: dict[str, FloatArray]) -> None:
         """Add the derivative of the penalty to a gradient by all parameters."""
         if self.decay:
-            for array, W in zip(list(result.values())[::2], self._params[::2], strict=True):
+            for array, W in zip(list(result.values())[::2], self._weights(), strict=True):
                 array += self.dtype.type(self.decay) * W
+
+    def _weights(self) -> list[FloatArray]:
+        return list(self._params.values())[::2]

@@ -17,14 +17,14 @@ from numpy.typing import ArrayLike
 
 from fastgrad.kernels import backward, bitmask, forward, train, updates
 from fastgrad.kernels.bitmask import WORD, words
+from fastgrad.networks import workspace
 from fastgrad.networks.engine import SPARSE_BELOW, Engine
-from fastgrad.networks.workspace import Workspace, aligned, padded, rows_apart
+from fastgrad.networks.workspace import Workspace, aligned, layer, layer_backward, padded
 from fastgrad.nn.optimizers import SGD, Optimizer
 from fastgrad.runtime import compile_time
 from fastgrad.runtime.interrupt import Deferred
-from fastgrad.runtime.steps import ROW, Arguments, launch, program, progress_rows
+from fastgrad.runtime.programs import ROW, Program
 from fastgrad.validation import (
-    BitArray,
     FloatArray,
     IntArray,
     as_generator,
@@ -36,6 +36,8 @@ from fastgrad.validation import (
 
 __all__ = ["History", "LayerRun", "fit", "run_training"]
 
+#: What `fit` may compute a gradient by: the names of a network's methods.
+METHODS = ("gradient", "numerical_gradient")
 #: Seconds that one stretch of compiled iterations should take: Ctrl-C waits for its end.
 _STRETCH_SECONDS = 0.1
 
@@ -47,7 +49,7 @@ class History:
     Attributes
     ----------
     loss : ndarray, shape (iterations,)
-        The loss of every mini-batch before its step.
+        The loss of every mini-batch before its update.
     epochs : ndarray
         When accuracies were evaluated, in epochs.
     train_accuracy, test_accuracy : ndarray
@@ -141,7 +143,7 @@ def fit(
     With `by_methods` the network's own `loss` and gradients are called, as a subclass needs it.
     """
     size = whole_number(batch_size, "batch_size", minimum=1)
-    one_of(method, "method", ("gradient", "numerical_gradient"))
+    one_of(method, "method", METHODS)
     optimizer = chosen_optimizer(optimizer, learning_rate, SGD(0.1))
     xs, labels, soft = network.checked_batch(x, t)
     known_t = labels if labels.size else soft
@@ -151,9 +153,9 @@ def fit(
 
     @contextmanager
     def compiled_run() -> Iterator[_Run]:
-        kind = _GradientRun if method == "gradient" else _NumericalRun
+        run_class = _GradientRun if method == "gradient" else _NumericalRun
         data = TrainingSet(xs, labels.copy(), soft.copy(), size)
-        with network.engine() as engine, kind(engine, optimizer, network, data) as run:
+        with network.engine() as engine, run_class(engine, optimizer, network, data) as run:
             yield run
 
     @contextmanager
@@ -264,6 +266,8 @@ def run_training(
     if callback is not None and not callable(callback):
         raise TypeError(f"`callback` must be callable. Got {callback!r}.")
     draw = batch_source(rng)
+    from tqdm.auto import tqdm
+
     if progress and compile_ahead is not None:
         copies = copy.deepcopy((network, optimizer))
         with (
@@ -284,7 +288,7 @@ def run_training(
     with (
         compile_time.Watch() as compiling,
         Deferred() as interrupt,
-        progress_bar(count, progress) as bar,
+        tqdm(total=count, disable=not progress, unit="it", dynamic_ncols=True) as bar,
         begin_run() as run,
     ):
         finite = True
@@ -366,32 +370,33 @@ class TrainingSet(NamedTuple):
 
 
 class _Run:
-    """The moving part of a training run: parameters and optimizer state in compiled form."""
+    """A training run: copies of the parameters and of the optimizer state, and their updates."""
+
+    #: What was reached: the parameters, and the optimizer's state for each of them, by its name.
+    params: dict[str, FloatArray]
+    states: dict[str, dict[str, FloatArray]]
 
     def __init__(
         self, engine: Engine, optimizer: Optimizer, network: Trainable, data: TrainingSet
     ) -> None:
-        self.network, self.optimizer = network, optimizer
+        self.engine, self.optimizer, self.network, self.data = engine, optimizer, network, data
         self._done = np.zeros(1, np.int64)
-        self._steps_before = getattr(optimizer, "iter", 0)
+        self._updates_before = getattr(optimizer, "iter", 0)
         #: How many iterations the user's parameters have seen.
         self._written = 0
-        params = network.checked_params()
-        self._set_up(engine, params, data)
+        self.params = network.checked_params()
+        self.states = {
+            name: {key: optimizer.recalled(name, key, a) for key, a in self.params.items()}
+            for name in optimizer.state_names
+        }
+        self._copy()
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
+    def _copy(self) -> None:
+        """Put copies in the place of the user's parameters and optimizer state."""
         raise NotImplementedError
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         """Run one iteration for every row of `batches`, and count it."""
-        raise NotImplementedError
-
-    def parameters(self) -> dict[str, FloatArray]:
-        """Return the parameters that were reached."""
-        raise NotImplementedError
-
-    def state(self, name: str) -> dict[str, FloatArray]:
-        """Return the optimizer state of a name, for every parameter."""
         raise NotImplementedError
 
     @property
@@ -403,14 +408,14 @@ class _Run:
         """Make the user's parameters and optimizer state those of the run."""
         params, dtype = self.network.params, self.network.dtype
         self.network.checked_params()  # a callback may have changed them
-        for key, array in self.parameters().items():
+        for key, array in self.params.items():
             params[key] = _writeable(params[key], array.shape, dtype)
             params[key][...] = array
         for name in self.optimizer.state_names:
             if getattr(self.optimizer, name) is None:
                 setattr(self.optimizer, name, {})
             state = getattr(self.optimizer, name)
-            for key, array in self.state(name).items():
+            for key, array in self.states[name].items():
                 state[key] = _writeable(state.get(key), array.shape, dtype)
                 state[key][...] = array
         self._written = self.done
@@ -421,55 +426,37 @@ class _Run:
     def __exit__(self, *exception: object) -> None:
         """Write back what was reached, also when an exception ends the run."""
         if exception[0] is not None and hasattr(self.optimizer, "iter"):
-            self.optimizer.iter = self._steps_before + self.done  # not steps that were not taken
+            self.optimizer.iter = self._updates_before + self.done  # not those that were not made
         if self.done > self._written:  # else a callback may have put other parameters in place
             self.write_back()
 
 
 class _NumericalRun(_Run):
-    """Training by central differences, on parameters in one flat array."""
+    """Training by central differences."""
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
-        self.engine, self.data = engine, data
-        self.flat = np.concatenate([array.reshape(-1) for array in params.values()])
-        self.states = {
-            name: np.concatenate(
-                [self.optimizer.recalled(name, key, a).reshape(-1) for key, a in params.items()]
-            )
-            for name in self.optimizer.state_names
-        }
-        engine.load(self.parameters())
+    def _copy(self) -> None:
+        self.params, self.states = copy.deepcopy((self.params, self.states))
+        self.engine.load(self.params)
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         nothing = np.empty(0, self.engine.dtype)
-        first, second = [*self.states.values(), nothing, nothing][:2]
         for i, batch in enumerate(batches):
             x, labels, soft, _ = self.data
             labels, soft = (each[batch] if len(each) else each for each in (labels, soft))
             losses[i], found = self.engine.central_difference(x[batch], labels, soft, 1e-4)
-            gradient = np.concatenate([array.reshape(-1) for array in found.values()])
-            self.optimizer.rule(self.flat, gradient, first, second, *self.optimizer.next_step())
+            rates = self.optimizer.next_step()
+            for key, array in self.params.items():
+                states = [state[key] for state in self.states.values()]
+                flat = [each.reshape(-1) for each in (array, found[key], *states)]
+                self.optimizer.rule(*[*flat, nothing, nothing][:4], *rates)
             self._done[0] += 1
 
-    def parameters(self) -> dict[str, FloatArray]:
-        return self.engine.split(self.flat)
 
-    def state(self, name: str) -> dict[str, FloatArray]:
-        return self.engine.split(self.states[name])
+def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> dict[str, Any] | None:
+    """Return samples as CSR for the kernels of `fastgrad.kernels.train`, by name, if that pays.
 
-
-class SparseSamples(NamedTuple):
-    """Samples with zeros as CSR, dealt out to chunks; see `fastgrad.kernels.train`."""
-
-    bits: BitArray
-    bounds: IntArray
-    own: BitArray
-    indptr: IntArray
-    data: FloatArray
-
-
-def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> SparseSamples | None:
-    """Return samples as CSR if that pays, judged by some of them."""
+    That is judged by some of them.
+    """
     n, n_inputs = x.shape
     seen = x[:: max(n // (8 + n // 256), 1)]
     counts = np.count_nonzero(seen, axis=0)
@@ -486,154 +473,110 @@ def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> SparseSamples | None
     own = np.packbits(is_own, axis=1, bitorder="little").view(np.uint64)
     bits = aligned((n, words(n_inputs)), np.uint64)
     indptr = np.empty((n, chunks + 1), np.int64)
-    progress = progress_rows(chunks)
-    args = Arguments(x=x, bits=bits, own=own, indptr=indptr, data=np.empty(0, dtype))
-    launch(program([(bitmask.build_bitmasks, args), (bitmask.count_entries, args)]), progress)
+    names = {"x": x, "bits": bits, "own": own, "indptr": indptr}
+    Program(chunks, names, [(bitmask.build_bitmasks, {}), (bitmask.count_entries, {})]).launch()
     total = indptr[:, -1]
     indptr += (np.cumsum(total) - total)[:, None]
-    data = np.empty(int(indptr[-1, -1]), dtype)
-    args.set(data=data)
-    launch(program([(bitmask.pack_entries, args)]), progress)
-    return SparseSamples(bits, bounds, own, indptr, data)
+    names["data"] = np.empty(int(indptr[-1, -1]), dtype)
+    Program(chunks, names, [(bitmask.pack_entries, {})]).launch()
+    del names["x"]
+    return {**names, "bounds": bounds}
 
 
 class _GradientRun(_Run):
     """Training by backpropagation: see `fastgrad.kernels.train`."""
 
-    def _set_up(self, engine: Engine, params: dict[str, FloatArray], data: TrainingSet) -> None:
-        optimizer, (x, labels, soft, batch_size) = self.optimizer, data
+    def _copy(self) -> None:
+        engine, optimizer, (x, labels, soft, batch_size) = self.engine, self.optimizer, self.data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
-        data_set = _data_set(x, chunks, dtype) if np.isfinite(params["W1"]).all() else None
-        space = self._space = Workspace(engine.net, batch_size, chunks, dtype)
+        sparse = _data_set(x, chunks, dtype) if np.isfinite(self.params["W1"]).all() else None
+        space = Workspace(engine.net, batch_size, chunks, dtype)
         # Rows of W1 are padded where threads read and write them all the time.
-        self._row = padded(sizes[1], dtype) if data_set else sizes[1]
-        self._params = self._copies(params)
-        self._states = {
-            name: self._copies({key: optimizer.recalled(name, key, a) for key, a in params.items()})
-            for name in optimizer.state_names
-        }
-        no_state = {key: np.empty((0, *a.shape[1:]), dtype) for key, a in self._params.items()}
-        no_batches = np.empty((0, batch_size), np.int64)
-        shared: dict[str, Any] = {
-            "batches": no_batches,
-            "rule": updates.pointer(optimizer.rule, dtype),
-            "rates": np.empty(0),
-            "coefficients": np.zeros(2),
-            "decay": float(engine.decay),
-            "squares": rows_apart(2 * chunks, len(space.layers), np.float64).reshape(2, chunks, -1),
-        }
-        first, second = [*self._states.values(), no_state, no_state][:2]
-        sparse = self._sparse(data_set) if data_set else {}
-        self._updates = []
-        for k, layer in enumerate(space.layers):
-            W, b = f"W{k + 1}", f"b{k + 1}"
-            args: dict[str, Any] = {"W": self._params[W], "b": self._params[b]}
-            args |= {f"d{key}": np.zeros_like(array) for key, array in args.items()}
-            if k or not data_set:
-                layer.set(**args)
-            args |= {"W_first": first[W], "W_second": second[W]}
-            args |= {"b_first": first[b], "b_second": second[b], "layer": k}
-            args["transposed"] = space.transposed[k - 1] if k else space.zeros[None]
-            args["errors"] = space.errors[0] if space.back else space.logit_errors
-            args |= sparse if k == 0 else {}
-            self._updates.append(Arguments(**args, **shared))
-        targets = {
+        row = padded(sizes[1], dtype) if sparse else sizes[1]
+        params, *states = (_copies(each, row) for each in (self.params, *self.states.values()))
+        no_state = {key: np.empty((0, *a.shape[1:]), dtype) for key, a in params.items()}
+        named = zip(("first", "second"), [*states, no_state, no_state], strict=False)
+        squares = aligned((space.depth, 2, chunks, ROW), np.float64)
+        self._coefficients = np.zeros(2)
+        names = {
+            **space.names,
+            **params,
+            **{f"{key}_{which}": a for which, state in named for key, a in state.items()},
+            **{f"squares{k}": array for k, array in enumerate(squares, start=1)},
+            "all_squares": squares,
             "labels": np.zeros(batch_size if labels.size else 0, np.int64),
             "soft": np.zeros((0 if labels.size else batch_size, sizes[-1]), dtype),
+            "all_x": x,
+            "all_labels": labels,
+            "all_soft": soft,
+            "batches": np.empty((0, batch_size), np.int64),
+            "rule": updates.pointer(optimizer.rule, dtype),
+            "rates": np.empty(0),
+            "coefficients": self._coefficients,
+            "decay": float(engine.decay),
+            "losses": np.empty(0),
+            "done": self._done,
         }
-        space.loss.set(**targets)
-        self._gather = Arguments(
-            **targets,
-            all_labels=labels,
-            all_soft=soft,
-            batches=no_batches,
-            x=x,
-            batch=space.x,
-            b=self._params["b1"],
-            out=space.inputs[0] if space.back else space.logits,
-            partial=sparse.get("partial", np.empty((0, 0, 0), dtype)),
-        )
-        space.layers[0].set(x=space.x)
-        self._losses = Arguments(
-            batches=no_batches,
-            decay=shared["decay"],
-            squares=shared["squares"],
-            layers=len(space.layers),
-            sums=space.sums,
-            losses=np.empty(0),
-            done=self._done,
-        )
-        rows: list[tuple[Any, Arguments]] = [(train.record_loss, self._losses)]
-        samples = space.forward(forward.affine_dense)
-        for k, (layer, update) in enumerate(zip(space.layers, self._updates, strict=True)):
-            if k == 0 and data_set:
-                rows.append((train.update_sparse, update))
-                samples[0] = train.gather_sparse, self._gather
-            else:
-                rows += [(backward.weights_dense, layer), (train.update_layer, update)]
-        if not data_set:
-            samples.insert(0, (train.gather_dense, self._gather))
-        self._iterations = program(rows, samples + space.backward())
-        self._last = program(rows)
+        dense = range(2 if sparse else 1, space.depth + 1)
+        names |= {f"d{key}{k}": np.zeros_like(names[f"{key}{k}"]) for k in dense for key in "Wb"}
+        rows: workspace.Stage = [(train.record_loss, {})]
+        samples = workspace.forward_stage(space.depth, forward.affine_dense)
+        if sparse:
+            # Two cache lines between what threads write: see `fastgrad.kernels.train`.
+            gap = ROW * 8 // dtype.itemsize
+            columns = (-(-sizes[0] // gap) + chunks) * gap
+            names |= sparse | {
+                "db1": np.zeros(sizes[1], dtype),
+                "partial": aligned((chunks, batch_size, row), dtype),
+                "copy": aligned((batch_size, columns), dtype),
+                "block": aligned((chunks, WORD, row), dtype),
+            }
+            rows.append((train.update_sparse, _updated(1)))
+            samples[0] = train.gather_sparse, layer(1)
+        else:
+            names["x"] = aligned((batch_size, sizes[0]), dtype)
+            samples.insert(0, (train.gather_dense, {}))
+        for k in dense:
+            rows += [(backward.weights_dense, layer(k)), (train.update_layer, _updated(k))]
+            if k > 1:
+                rows.append((forward.transpose, layer_backward(k)))
+        backward_stage = workspace.backward_stage(space.depth)
+        self._program = Program(chunks, names, rows, samples + backward_stage)
 
-    def _sparse(self, data_set: SparseSamples) -> dict[str, Any]:
-        """Return the arguments of the first layer that only samples with zeros need."""
-        n, chunks, dtype = len(self._space.order), self._space.chunks, self._space.logits.dtype
-        gap = ROW * 8 // dtype.itemsize
-        columns = (-(-self._space.x.shape[1] // gap) + chunks) * gap
-        return {
-            **data_set._asdict(),
-            "partial": aligned((chunks, n, self._row), dtype),
-            "copy": aligned((n, columns), dtype),
-            "block": aligned((chunks, WORD, self._row), dtype),
-            "transposed_bits": self._space.transposed_bits,
-        }
-
-    def _copies(self, arrays: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        """Return copies at cache lines, of W1 with padded rows."""
-        copies = {}
-        for key, array in arrays.items():
-            shape = (len(array), self._row) if key == "W1" else array.shape
-            copies[key] = aligned(shape, array.dtype)
-            copies[key][..., : array.shape[-1]] = array
-        return copies
+        self.params, *trimmed = (
+            {k: a[..., : self.params[k].shape[-1]] for k, a in each.items()}
+            for each in (params, *states)
+        )
+        self.states = dict(zip(self.states, trimmed, strict=True))
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         steps = [self.optimizer.next_step() for _ in batches]
         rates = np.array([rate for rate, _, _ in steps])
-        coefficients = np.array(steps[0][1:])
-        for update in self._updates:
-            update.set(batches=batches, rates=rates, coefficients=coefficients)
-        self._gather.set(batches=batches)
-        self._losses.set(batches=batches, losses=losses)
-        space = self._space
-        launch(self._iterations, space.progress, repeats=len(batches))
-        launch(self._last, space.progress, first=len(batches))
+        self._coefficients[:] = steps[0][1:]
+        self._program.bind(batches=batches, rates=rates, losses=losses)
+        self._program.launch(repeats=len(batches))
+        self._program.launch(first=len(batches), stages=1)  # the last update
 
-    def parameters(self) -> dict[str, FloatArray]:
-        return self._trimmed(self._params)
 
-    def state(self, name: str) -> dict[str, FloatArray]:
-        return self._trimmed(self._states[name])
+def _copies(arrays: dict[str, FloatArray], row: int) -> dict[str, FloatArray]:
+    """Return copies at cache lines, the rows of W1 of a length that may be greater."""
+    copies = {}
+    for key, array in arrays.items():
+        copies[key] = aligned((len(array), row) if key == "W1" else array.shape, array.dtype)
+        copies[key][..., : array.shape[-1]] = array
+    return copies
 
-    def _trimmed(self, copies: dict[str, FloatArray]) -> dict[str, FloatArray]:
-        width = self._space.net.sizes[1]
-        return {key: a[:, :width] if key == "W1" else a for key, a in copies.items()}
+
+def _updated(k: int) -> dict[str, str]:
+    """Return the names of what an update of layer k reads."""
+    state = {f"{key}_{which}": f"{key}{k}_{which}" for key in "Wb" for which in ("first", "second")}
+    return {**layer(k), **state, "squares": f"squares{k}"}
 
 
 def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     """Return an array if values of a shape and dtype can be written into it, else a new one."""
     fits = isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
     return array if fits and array.flags.writeable else np.empty(shape, dtype)
-
-
-@contextmanager
-def progress_bar(total: int, show: bool) -> Iterator[Any]:
-    """Show a progress bar of iterations."""
-    from tqdm.auto import tqdm
-
-    with tqdm(total=total, disable=not show, unit="it", dynamic_ncols=True) as bar:
-        yield bar
 
 
 def batch_source(rng: Any) -> Callable[[int, tuple[int, int]], IntArray]:

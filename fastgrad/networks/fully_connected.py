@@ -20,7 +20,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from fastgrad.checking.check import check_gradient
 from fastgrad.checking.result import GradientCheck, compare_gradients
 from fastgrad.data.archives import load_arrays, save_arrays
-from fastgrad.networks.engine import ACTIVATIONS, Engine
+from fastgrad.kernels.activations import ACTIVATIONS
+from fastgrad.networks.engine import Engine
 from fastgrad.networks.fit import History, fit
 from fastgrad.networks.workspace import aligned, parameter_shapes
 from fastgrad.nn import functions

@@ -445,29 +445,6 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     return dx.reshape(x.shape), dW, db
 
 
-def affine_weights_backward(dout: FloatArray, x: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Compute dW and db of `affine_backward` alone, for a bottom layer.
-
-    Parameters
-    ----------
-    dout : ndarray, shape (N, H)
-    x : ndarray, shape (N, D)
-        Both as `fastgrad.validation.real_array` returns them.
-
-    Returns
-    -------
-    dW : ndarray of dout's dtype, shape (D, H)
-    db : ndarray, shape (H,)
-    """
-    if _is_sparse(x, dout, columns=0):
-        dW = np.empty((x.shape[1], dout.shape[1]), dout.dtype)
-        chunks = threads.chunks(x.size * dout.shape[1], affine.PARALLEL_WORK)
-        threads.launch(sparse_affine.sparse_affine_weights, x, dout, dW, chunks)
-    else:
-        dW = np.dot(x.T, dout)
-    return dW, dout.sum(axis=0)
-
-
 def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, FloatArray]:
     r"""Compute the mean cross entropy of the softmax of scores.
 
@@ -588,17 +565,17 @@ def _softmax_cross_entropy(
     return a.dtype.type(losses.cross_entropy(a, y, labels, soft, delta)), y
 
 
-def _is_sparse(x: FloatArray, other: FloatArray, columns: int = 1) -> bool:
+def _is_sparse(x: FloatArray, W: FloatArray) -> bool:
     """Return whether leaving out zeros of samples pays, by a look at two of them.
 
-    `other` has to be a finite matrix, for zero times infinity is no zero, in a dtype that holds the
-    samples; x has to have as many columns, or rows, as it has rows.
+    `W` has to be a finite matrix, for zero times infinity is no zero, in a dtype that holds the
+    samples; x has to have as many columns as it has rows.
     """
-    if x.size < _SPARSE_SIZE or x.ndim != 2 or other.ndim != 2 or x.shape[columns] != len(other):
+    if x.size < _SPARSE_SIZE or x.ndim != 2 or W.ndim != 2 or x.shape[1] != len(W):
         return False
-    few = np.count_nonzero(x[0]) + np.count_nonzero(x[len(x) // 2]) < 0.6 * x.shape[1]
-    holds = x.dtype is other.dtype or other.dtype == np.float64
-    return bool(few and holds and np.isfinite(other).all())
+    share = np.count_nonzero(x[[0, len(x) // 2]]) / (2 * x.shape[1])
+    holds = x.dtype is W.dtype or W.dtype == np.float64
+    return bool(share < sparse_affine.SPARSE_BELOW and holds and np.isfinite(W).all())
 
 
 def _sparse_affine_forward(x: FloatArray, W: FloatArray, b: FloatArray) -> FloatArray:

@@ -1,4 +1,4 @@
-"""What runs kernels: the compile policy, steps on all threads, vectors, the threading layer.
+"""What runs kernels: the compile policy, programs on all threads, vectors, the threading layer.
 
-Begin with `compile`, then `steps`. It imports nothing of the package outside this folder.
+Begin with `compile`, then `programs`. It imports nothing of the package outside this folder.
 """

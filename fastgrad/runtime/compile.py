@@ -91,10 +91,10 @@ def parallel_kernel(function: Callable[..., Any]) -> Any:
     return _compile(function, counts_references=True, parallel=True)
 
 
-def step_kernel(function: Callable[..., Any]) -> Any:
-    """Compile a step, a serial kernel of ``(args, chunk, chunks, number)``.
+def chunk_kernel(function: Callable[..., Any]) -> Any:
+    """Compile a serial kernel of ``(args, chunk, chunks, iteration)``, for a chunk of the work.
 
-    `fastgrad.runtime.steps` runs it on all threads, and calls it by its address.
+    `fastgrad.runtime.programs` runs it on all threads, and calls it by its address.
     """
     return helper(function)
 

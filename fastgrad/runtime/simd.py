@@ -50,7 +50,7 @@ _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
 #: would, were no faster.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
-#: step. Two, or one, where three do not divide the row.
+#: sum. Two, or one, where three do not divide the row.
 _TILE_VECTORS = 3
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
@@ -132,8 +132,8 @@ def _plain_prefetch(array, row, begin, end):
     """
 
 
-def _plain_masked_axpy(bits, begin, factors, column, rows, width, out, o):
-    """Masked AXPY: out[o] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
+def _plain_masked_axpy(bits, begin, factors, column, rows, width, out, row):
+    """Masked AXPY: out[row] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
 
     Parameters
     ----------
@@ -146,40 +146,42 @@ def _plain_masked_axpy(bits, begin, factors, column, rows, width, out, o):
         C-contiguous.
     width : int
         How many columns of ``rows`` and ``out`` to compute.
-    o : int
+    row : int
     """
     for n in _places(bits, begin):
-        out[o, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
+        out[row, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
 
 
 def _plain_masked_gemv(
-    bits, n, own, q, begin, end, values, at, rows, width, out, v, m, copy, c, shift
+    bits, sample, own, chunk, begin, end, data, first, rows, width, out, n, copy, shift
 ):
-    """Masked GEMV: out[v, m] = x @ rows over the non-zero entries of a sample x, packed in memory.
+    """Masked GEMV: out[chunk, n] = x @ rows over the entries of a sample x that a chunk owns.
 
     Parameters
     ----------
     bits, own : ndarray of uint64, 2-D
-        Entry i counts if it is set in bits[n] and in own[q]: bit i % 64 of number i // 64.
-    n, q : int
+        Entry i counts if it is set in bits[sample] and in own[chunk]: bit i % 64 of number i // 64.
+    sample, chunk : int
     begin, end : int
-        Which numbers of bits[n] and own[q] to read.
-    values : ndarray, 1-D
-        The entries that count are values[at], values[at + 1], ..
-    at : int
+        Which numbers of bits[sample] and own[chunk] to read.
+    data : ndarray, 1-D
+        The entries that count are data[first], data[first + 1], ..
+    first : int
     rows : ndarray, 2-D
     width : int
         How many columns of ``rows`` and ``out`` to compute.
     out : ndarray, 3-D
-    v, m : int
+    n : int
     copy : ndarray, 2-D
-        Out: entry i that counts is written to copy[c, shift + i].
-    c, shift : int
+        Out: entry i that counts is written to copy[n, shift + i].
+    shift : int
     """
-    places = [i for k in range(begin, end) for i in _places(bits[n, k] & own[q, k], 64 * k)]
-    numbers = values[at : at + len(places)]
-    copy[c, [shift + i for i in places]] = numbers
-    out[v, m, :width] = numbers @ rows[places, :width]
+    places = [
+        i for k in range(begin, end) for i in _places(bits[sample, k] & own[chunk, k], 64 * k)
+    ]
+    entries = data[first : first + len(places)]
+    copy[n, [shift + i for i in places]] = entries
+    out[chunk, n, :width] = entries @ rows[places, :width]
 
 
 def _places(bits, begin):
@@ -249,32 +251,32 @@ def _emit_prefetch(emit):
 def _emit_masked_axpy(emit):
     factors, (stride, _) = emit.address("factors", "begin", "column")
 
-    def factor(_, step, count):
-        return emit.number_at(emit.moved(factors, step, stride), "factors")
+    def factor(_, index, count):
+        return emit.number_at(emit.moved(factors, index, stride), "factors")
 
     loop = emit.over_bits(emit.values["bits"])
     lines = emit.lines("rows", "begin")
-    target, _ = emit.address("out", "o")
+    target, _ = emit.address("out", "row")
     emit.passes(_ROW_VECTORS, _Products(loop, factor, lines, [target], adding=True))
 
 
 def _emit_masked_gemv(emit):
-    words, _ = emit.address("bits", "n")
-    owned, _ = emit.address("own", "q")
-    numbers, _ = emit.address("values", "at")
-    copies, _ = emit.address("copy", "c", "shift")
+    words, _ = emit.address("bits", "sample")
+    owned, _ = emit.address("own", "chunk")
+    entries, _ = emit.address("data", "first")
+    copies, _ = emit.address("copy", "n", "shift")
 
     def word(number):
         places = (emit.moved(place, number, 8) for place in (words, owned))
         return emit.builder.and_(*(emit.load(place, _INTEGER, 8) for place in places))
 
-    def factor(_, step, count):
-        number = emit.number_at(emit.moved(numbers, count, emit.size), "values")
-        emit.store(number, emit.moved(copies, step, emit.size))
-        return number
+    def factor(_, index, count):
+        entry = emit.number_at(emit.moved(entries, count, emit.size), "data")
+        emit.store(entry, emit.moved(copies, index, emit.size))
+        return entry
 
     loop = emit.over_words(emit.whole("begin"), emit.whole("end"), word)
-    target, _ = emit.address("out", "v", "m")
+    target, _ = emit.address("out", "chunk", "n")
     emit.passes(_ROW_VECTORS, _Products(loop, factor, emit.lines("rows"), [target], adding=False))
 
 
@@ -283,12 +285,12 @@ def _emit_add_tile(emit):
     # Rows below the last are that row once more.
     rows = [emit.least(emit.add(emit.whole("first"), r), bottom) for r in range(TILE_ROWS)]
     places, strides = zip(*[emit.address("a", row) for row in rows], strict=True)
-    step_bytes = strides[0][1]
+    term_bytes = strides[0][1]
     if emit.kinds["a"].layout == "C":
-        step_bytes = emit.kinds["a"].dtype.bitwidth // 8
+        term_bytes = emit.kinds["a"].dtype.bitwidth // 8
 
-    def factor(row, step, _):
-        return emit.number_at(emit.moved(places[row], step, step_bytes), "a")
+    def factor(row, index, _):
+        return emit.number_at(emit.moved(places[row], index, term_bytes), "a")
 
     loop = emit.counted(emit.whole("begin"), emit.whole("end"))
     targets = [emit.address("out", row)[0] for row in rows]
@@ -303,9 +305,9 @@ class _Products(NamedTuple):
     loop : callable
         Writes a loop over the terms of the sum, see `_Emitter`.
     factor : callable
-        Returns the number for (target, step, count of steps before).
+        Returns the number for (target, index, count of terms before).
     line : callable
-        Returns the address of the row for a step.
+        Returns the address of the row for an index.
     targets : list
         The addresses of the rows of the result.
     adding : bool
@@ -340,9 +342,9 @@ class _Emitter:
         """Return a * b; b may be a constant."""
         return self.builder.mul(a, _constant(b))
 
-    def moved(self, place, steps, stride):
-        """Return the address that lies some steps of a length behind another."""
-        return self.add(place, self.times(steps, stride))
+    def moved(self, place, count, stride):
+        """Return the address that lies so many strides behind another."""
+        return self.add(place, self.times(count, stride))
 
     def least(self, a, b):
         """Return the smaller one of two integers."""
@@ -370,7 +372,7 @@ class _Emitter:
     def lines(self, name, *indices):
         """Return a function that returns the address of a row, counted from an element on."""
         place, strides = self.address(name, *indices)
-        return lambda step: self.moved(place, step, strides[0])
+        return lambda index: self.moved(place, index, strides[0])
 
     def load(self, place, kind, align):
         loaded = self.builder.load(self.builder.inttoptr(place, kind.as_pointer()))
@@ -387,16 +389,16 @@ class _Emitter:
         loaded = self.load(place, self.context.get_data_type(kind), kind.bitwidth // 8)
         return self.context.cast(self.builder, loaded, kind, self.kinds["out"].dtype)
 
-    # A loop, below, is a function of values that are carried from step to step, and of a body. The
-    # body gets the step, how many went before it, and the values, and returns the next values; the
-    # loop returns the last ones.
+    # A loop, below, is a function of values that are carried from one pass to the next, and of a
+    # body. The body gets the index, how many went before it, and the values, and returns the next
+    # values; the loop returns the last ones.
 
     def counted(self, begin, end):
-        """Return a loop over begin .. end - 1; the steps count themselves."""
+        """Return a loop over begin .. end - 1; the indices count themselves."""
 
         def loop(carried, body):
             return self.loop(
-                begin, end, 1, carried, lambda step, carried: body(step, step, carried)
+                begin, end, 1, carried, lambda index, carried: body(index, index, carried)
             )
 
         return loop
@@ -404,11 +406,11 @@ class _Emitter:
     def over_bits(self, bits, begin=_ZERO, count=_ZERO):
         """Return a loop over the places of the bits that are set, counted from ``begin`` on.
 
-        It also carries, before all others, how many steps there were: ``count`` before it begins.
+        It also carries, before all others, how many there were: ``count`` before it begins.
         """
 
         def loop(carried, body):
-            def step(bits, carried):
+            def visit(bits, carried):
                 count, *values = carried
                 place = self.add(begin, self.lowest_bit(bits))
                 return [self.add(count, 1), *body(place, count, values)]
@@ -416,7 +418,7 @@ class _Emitter:
             def following(bits):  # without its lowest bit
                 return self.builder.and_(bits, self.add(bits, -1))
 
-            return self.loop(bits, _ZERO, following, [count, *carried], step)
+            return self.loop(bits, _ZERO, following, [count, *carried], visit)
 
         return loop
 
@@ -424,18 +426,18 @@ class _Emitter:
         """Return a loop over the bits that are set in word(begin) .. word(end - 1), 64 each."""
 
         def loop(carried, body):
-            def step(number, carried):
+            def visit(number, carried):
                 inner = self.over_bits(word(number), self.times(number, 64), carried[0])
                 return inner(carried[1:], body)
 
-            return self.loop(begin, end, 1, [_ZERO, *carried], step)
+            return self.loop(begin, end, 1, [_ZERO, *carried], visit)
 
         return loop
 
     def loop(self, start, end, following, carried, body):
         """Write a loop over start, following(start), .., up to ``end``, which it may pass.
 
-        ``following`` may be a number to add. The body gets the step and the values carried, and
+        ``following`` may be a number to add. The body gets the index and the values carried, and
         returns the next ones. Returns the last ones.
         """
         builder, is_sum = self.builder, isinstance(following, int)
@@ -446,16 +448,16 @@ class _Emitter:
         builder.branch(head)
 
         builder.position_at_end(head)
-        step = builder.phi(_INTEGER)
+        index = builder.phi(_INTEGER)
         values = [builder.phi(value.type) for value in carried]
         compare, sign = (builder.icmp_signed, "<") if is_sum else (builder.icmp_unsigned, "!=")
-        builder.cbranch(compare(sign, step, end), inside, done)
+        builder.cbranch(compare(sign, index, end), inside, done)
 
         builder.position_at_end(inside)
-        after = self.add(step, following) if is_sum else following(step)
-        changed = [after, *body(step, values)]
+        after = self.add(index, following) if is_sum else following(index)
+        changed = [after, *body(index, values)]
         builder.branch(head)
-        for phi, first, later in zip([step, *values], [start, *carried], changed, strict=True):
+        for phi, first, later in zip([index, *values], [start, *carried], changed, strict=True):
             phi.add_incoming(first, entry)
             phi.add_incoming(later, builder.block)
 
@@ -547,11 +549,11 @@ class _Emitter:
             places = [self.add(target, offset) for target in targets for offset in offsets]
             before = [self.load(place, kind, self.size) if adding else zero for place in places]
 
-            def add_products(step, number, totals):
-                start = line(step)
+            def add_products(index, number, totals):
+                start = line(index)
                 terms = [self.load(self.add(start, offset), kind, self.size) for offset in offsets]
                 scales = [
-                    self.spread(factor(row, step, number), kind) for row in range(len(targets))
+                    self.spread(factor(row, index, number), kind) for row in range(len(targets))
                 ]
                 pairs = [(scale, term) for scale in scales for term in terms]
                 return [

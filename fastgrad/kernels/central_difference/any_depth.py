@@ -1,4 +1,4 @@
-r"""The central difference for a network of any depth and for steps of any size.
+r"""The central difference for a network of any depth and for any h.
 
 As `fastgrad.kernels.central_difference.two_layers` this evaluates the change of the loss at both
 perturbed points of every parameter, but with library functions instead of short polynomials. A
@@ -6,7 +6,7 @@ nudge of one weight moves the input of one unit; the moves of all units above it
 layer, each by the exact change of its activation function. All weights in a row of a matrix are
 nudged together, so that the products with the layers above are products of matrices.
 
-The steps follow a forward pass of `fastgrad.kernels.forward`. Their arguments:
+The kernel follows a forward pass of `fastgrad.kernels.forward`. Its arguments:
 
 sizes : ndarray of int64, shape (layers + 1,)
     Units of each layer, the input first.
@@ -18,7 +18,7 @@ inputs, values, slopes : ndarray, shape (hidden layers, N, P)
     Of the hidden units.
 logits, probabilities, labels, soft, activation, delta
     See `fastgrad.kernels.forward`.
-h : float
+h : ndarray of float64, shape (1,)
 moves : ndarray, shape (chunks, 2, 2 P, P)
     Scratch.
 zeros : ndarray, shape (P,)
@@ -30,40 +30,11 @@ from __future__ import annotations
 
 import math
 
-from fastgrad.kernels.activations import SIGMOID
+from fastgrad.kernels.activations import unit_change
 from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.central_difference.two_layers import target_weight
 from fastgrad.kernels.elementary import exp, expm1, like, relative_to
-from fastgrad.runtime.compile import helper, step_kernel
-
-
-@helper
-def unit_change(activation, a, z, slope, move):
-    """Return the change of one unit's value when its input moves, by any amount.
-
-    For the sigmoid z (1 - z) (e**m - 1) / ((1 - z) + z e**m), with every term a sum of positive
-    ones.
-
-    Parameters
-    ----------
-    activation : int
-    a, z, slope : float
-        The unit's input and value, and the derivative z (1 - z).
-    move : float
-    """
-    one = like(1, z)
-    zero = like(0, z)
-    if activation == SIGMOID:
-        if slope == zero:  # it underflows, so far out is the unit
-            inner = a + move
-            power = exp(-abs(inner))
-            return (power if inner < zero else one) / (one + power) - z
-        rest = one - z if z < like(0.5, z) else slope / z
-        shrink = exp(-abs(move))
-        change = -slope * expm1(-abs(move))
-        return change / (z + rest * shrink) if move > zero else -change / (rest + z * shrink)
-    change = move + (a - z)
-    return -z if change < -z else change
+from fastgrad.runtime.compile import chunk_kernel, helper
 
 
 @helper
@@ -125,19 +96,19 @@ def loss_change(moves, logits, probabilities, label, delta):
     return -one * math.log((moved + delta) / (p + delta))
 
 
-@step_kernel
-def perturb_rows(args, chunk, chunks, number):
+@chunk_kernel
+def perturb_rows(args, chunk, chunks, iteration):
     """Add up the central difference over all samples; chunks own rows of every layer in turn."""
     sizes, parameters, x, result = args.sizes, args.parameters, args.x, args.result
     inputs, values, slopes, activation = args.inputs, args.values, args.slopes, args.activation
     logits, probabilities = args.logits, args.probabilities
     labels, soft, zeros = args.labels, args.soft, args.zeros
-    here, there = args.moves[chunk, 0], args.moves[chunk, 1]
+    moves, moves_above = args.moves[chunk, 0], args.moves[chunk, 1]
     last = sizes.size - 1
     dtype = parameters.dtype.type
-    zero, step, delta, scale = dtype(0), dtype(args.h), dtype(args.delta), dtype(0.5 / args.h)
+    zero, h, delta, scale = dtype(0), dtype(args.h[0]), dtype(args.delta), dtype(0.5 / args.h[0])
     for n in range(x.shape[0]):
-        at = 0
+        first = 0
         for layer in range(last):
             n_in, n_out = sizes[layer], sizes[layer + 1]
             for i in range(chunk, n_in + 1, chunks):
@@ -147,11 +118,11 @@ def perturb_rows(args, chunk, chunks, number):
                 if v == zero:  # a nudge changes nothing
                     continue
                 # Rows 2 j and 2 j + 1: the moves when weight j of row i is nudged by h and by -h.
-                above = at + (n_in + 1) * n_out
+                above = first + (n_in + 1) * n_out
                 for j in range(n_out):
                     for side in range(2):
-                        move = step * v if side == 0 else -step * v
-                        row = here[2 * j + side]
+                        move = h * v if side == 0 else -h * v
+                        row = moves[2 * j + side]
                         if layer + 1 == last:
                             for k in range(n_out):
                                 row[k] = zero
@@ -169,13 +140,13 @@ def perturb_rows(args, chunk, chunks, number):
                     width, wider = sizes[q + 1], sizes[q + 2]
                     for r in range(2 * n_out):
                         for k in range(width):
-                            here[r, k] = unit_change(
+                            moves[r, k] = unit_change(
                                 activation, inputs[q, n, k], values[q, n, k], slopes[q, n, k],
-                                here[r, k],
+                                moves[r, k],
                             )  # fmt: skip
                     W = parameters[above : above + width * wider].reshape((width, wider))
-                    affine_rows(here, W, zeros[:wider], there, 0, 2 * n_out)
-                    here, there = there, here
+                    affine_rows(moves, W, zeros[:wider], moves_above, 0, 2 * n_out)
+                    moves, moves_above = moves_above, moves
                     above += (width + 1) * wider
                 for j in range(n_out):
                     difference = zero
@@ -184,10 +155,10 @@ def perturb_rows(args, chunk, chunks, number):
                         weight = target_weight(labels, soft, n, label, x.shape[0])
                         if weight == zero:
                             continue
-                        up = loss_change(here[2 * j], logits[n], probabilities[n], label, delta)
+                        up = loss_change(moves[2 * j], logits[n], probabilities[n], label, delta)
                         down = loss_change(
-                            here[2 * j + 1], logits[n], probabilities[n], label, delta
+                            moves[2 * j + 1], logits[n], probabilities[n], label, delta
                         )
                         difference += weight * (up - down)
-                    result[at + i * n_out + j] += difference * scale
-            at += (n_in + 1) * n_out
+                    result[first + i * n_out + j] += difference * scale
+            first += (n_in + 1) * n_out

@@ -1,7 +1,7 @@
 r"""The central difference of a two-layer network's loss over all its parameters.
 
 A textbook loop evaluates the whole network twice for each parameter and subtracts two nearly equal
-losses. These kernels evaluate, at the same two nudged points, the *change* of the loss, every step
+losses. These kernels evaluate, at the same two nudged points, the *change* of the loss, every part
 of it as a small quantity with full relative precision. For one sample with hidden values
 :math:`z = \varphi(a)`, probabilities :math:`p` and target class :math:`k`:
 
@@ -24,8 +24,8 @@ series in :math:`\Delta z`, exact to rounding, whose coefficients are the same f
 inner loop depends neither on the number of classes nor on a library function.
 `fastgrad.kernels.central_difference.any_depth` is for all others.
 
-The steps follow a forward pass of `fastgrad.kernels.forward`, and each thread goes on with its own
-samples. Their arguments:
+The kernels follow a forward pass of `fastgrad.kernels.forward`, and each thread goes on with its
+own samples. Their arguments:
 
 x, bits
     The samples, and which of their entries are not zero.
@@ -37,13 +37,14 @@ inputs, values, slopes : ndarray, shape (N, P)
     Of the hidden units.
 probabilities, labels, soft, activation, delta
     See `fastgrad.kernels.forward`.
-h, logit_limit : float
-    The step, and how far a logit may move: `LOGIT_MOVE_LIMIT`.
+h : ndarray of float64, shape (1,)
+logit_limit : float
+    How far a logit may move: `LOGIT_MOVE_LIMIT`.
 state : ndarray of int64, shape (chunks, cache lines)
     Out: in column `FINITE` whether the parameters are, and in `IN_RANGE` whether all perturbations
     of a chunk's samples are in series range.
 used : ndarray of uint64, shape (chunks, words)
-    Which entries are not zero in some of a chunk's samples: the rows of its sums.
+    Which entries are not zero in some of a chunk's samples: the rows of its ``differences``.
 positions : ndarray of uint32, shape (chunks, D + 1)
     Scratch: where the non-zero entries of a sample are; D stands for the constant 1 of the bias.
 entries : ndarray, shape (chunks, D + 1)
@@ -60,7 +61,7 @@ moves : ndarray, shape (chunks, 2, P)
     Scratch: the moves of the hidden units' values at +h and -h.
 changes : ndarray, shape (chunks, D + 1, P)
     Scratch: changes of the loss of a sample, by unique value.
-sums : ndarray, shape (chunks, D + 1, P)
+differences : ndarray, shape (chunks, D + 1, P)
     Differences of the changes at +h and -h, by entry.
 columns : ndarray, shape (chunks, C, P)
     The same for the second layer, by class and unit.
@@ -72,12 +73,17 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastgrad.kernels.activations import SIGMOID
+from fastgrad.kernels.activations import (
+    change_coefficients,
+    opposite_changes,
+    scaled_move,
+    steepest,
+)
 from fastgrad.kernels.bitmask import NO_BITS, ONE_BIT, WORD, is_set
 from fastgrad.kernels.elementary import are_finite, expm1, like
-from fastgrad.runtime.compile import helper, step_kernel
+from fastgrad.runtime.compile import chunk_kernel, helper
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import lowest_bit
-from fastgrad.runtime.steps import chunk_range
 
 #: Rows of ``coefficients``: see `add_coefficients` and `find_changes`.
 COEFFICIENTS = 10
@@ -221,32 +227,23 @@ def find_changes(activation, unique, coefficients, width, changes):
     ----------
     activation : int
     unique : ndarray, shape (unique values,)
-        How far each moves the input of a unit by +h: m, for the sigmoid as exp(m) - 1.
+        How far each moves the input of a unit by +h, as `scaled_move` returns it.
     coefficients : ndarray, shape (COEFFICIENTS, P)
-        Rows 0 to 4 from `add_coefficients`; 5 to 7 of the unit itself: z, 1 - z and z (1 - z)
-        (sigmoid), or the two bounds of a move in 5 and 7 (ReLU).
+        Rows 0 to 4 from `add_coefficients`, 5 to 7 of the unit itself from `change_coefficients`.
     width : int
     changes : ndarray, shape (unique values or more, P)
         Out: their differences.
     """
     is_double = changes.itemsize == 8
-    one = changes.dtype.type(1)
     for value in range(unique.size):
-        E = unique[value]
+        move = unique[value]
         # Over hidden units, contiguous, without a branch or a call: 17 multiplications and
         # additions and one division for the two losses of one value and unit. In float32 the
         # highest terms would be lost in rounding.
         for j in range(width):
-            if activation == SIGMOID:
-                # exp(-m) - 1 = -E / (1 + E): so one division serves both moves.
-                a1 = one + coefficients[5, j] * E
-                a2 = one + coefficients[6, j] * E
-                r = coefficients[7, j] * E / (a1 * a2)
-                d1 = r * a2
-                d2 = -r * a1
-            else:
-                d1 = max(coefficients[5, j] + E, coefficients[7, j])
-                d2 = max(coefficients[5, j] - E, coefficients[7, j])
+            d1, d2 = opposite_changes(
+                activation, move, coefficients[5, j], coefficients[6, j], coefficients[7, j]
+            )
             c1, c2, c3 = coefficients[0, j], coefficients[1, j], coefficients[2, j]
             c4, c5 = coefficients[3, j], coefficients[4, j]
             top1 = c3 + d1 * (c4 + d1 * c5) if is_double else c3
@@ -256,8 +253,8 @@ def find_changes(activation, unique, coefficients, width, changes):
             )
 
 
-@step_kernel
-def perturb_first_layer(args, chunk, chunks, number):
+@chunk_kernel
+def perturb_first_layer(args, chunk, chunks, iteration):
     """Add up the changes of the loss by perturbed W1 and b1 over a chunk of the samples.
 
     Pixels have few unique values, a gray image some seventy among 150, and entries of one sample
@@ -266,25 +263,24 @@ def perturb_first_layer(args, chunk, chunks, number):
     """
     x, bits, inputs, values, slopes = args.x, args.bits, args.inputs, args.values, args.slopes
     probabilities, labels, soft, second = args.probabilities, args.labels, args.soft, args.second
-    activation, delta, h, logit_limit = args.activation, args.delta, args.h, args.logit_limit
+    activation, delta, logit_limit = args.activation, args.delta, args.logit_limit
     state, W2 = args.state, args.W2
     used, positions, entries = args.used[chunk], args.positions[chunk], args.entries[chunk]
     entry_bits, unique, inverse = args.entry_bits[chunk], args.unique[chunk], args.inverse[chunk]
     table, coefficients = args.table[chunk], args.coefficients[chunk]
-    changes, sums = args.changes[chunk], args.sums[chunk]
+    changes, differences = args.changes[chunk], args.differences[chunk]
     n_samples, n_inputs = x.shape
-    width = sums.shape[1]
-    dtype = sums.dtype.type
-    zero, one, step = dtype(0), dtype(1), dtype(h)
+    width = differences.shape[1]
+    dtype = differences.dtype.type
+    zero, one, h = dtype(0), dtype(1), dtype(args.h[0])
     begin, end = chunk_range(n_samples, chunk, chunks)
 
     # How far a unit's input may move so that no logit moves beyond its limit.
-    steepest = dtype(0.25) if activation == SIGMOID else one
     largest = zero
     for j in range(W2.shape[0]):
         for k in range(W2.shape[1]):
             largest = max(largest, abs(W2[j, k]))
-    reach = steepest * largest
+    reach = steepest(activation, one) * largest
     limit = dtype(min(1.0, logit_limit / max(reach, one * 1e-30)))
 
     # Rows that stay zero are neither cleared nor, in `collect`, fetched from another core: two
@@ -298,7 +294,7 @@ def perturb_first_layer(args, chunk, chunks, number):
     for i in range(n_inputs + 1):
         if is_set(used, i):
             for j in range(width):
-                sums[i, j] = zero
+                differences[i, j] = zero
 
     for n in range(begin, end):
         count = 0
@@ -316,9 +312,9 @@ def perturb_first_layer(args, chunk, chunks, number):
         n_unique = unique_values(entries[:count], entry_bits[:count], table, unique, inverse)
         beyond = 0
         for value in range(n_unique):
-            move = step * unique[value]
+            move = h * unique[value]
             beyond |= abs(move) > limit
-            unique[value] = expm1(move) if activation == SIGMOID else move
+            unique[value] = scaled_move(activation, move)
         if beyond != 0:
             state[chunk, IN_RANGE] = 0
             return
@@ -332,32 +328,32 @@ def perturb_first_layer(args, chunk, chunks, number):
                 q = relative_probability(probabilities[n, target], delta)
                 add_coefficients(probabilities[n], second, target, q, weight, width, coefficients)
         for j in range(width):
-            z, a, slope = values[n, j], inputs[n, j], slopes[n, j]
-            coefficients[5, j] = z if activation == SIGMOID else a - z
-            coefficients[6, j] = one - z
-            coefficients[7, j] = slope if activation == SIGMOID else -z
+            c1, c2, c3 = change_coefficients(activation, inputs[n, j], values[n, j], slopes[n, j])
+            coefficients[5, j] = c1
+            coefficients[6, j] = c2
+            coefficients[7, j] = c3
         find_changes(activation, unique[:n_unique], coefficients, width, changes)
         for e in range(count):
             i = positions[e]
             value = inverse[e]
             for j in range(width):
-                sums[i, j] += changes[value, j]
+                differences[i, j] += changes[value, j]
 
 
-@step_kernel
-def perturb_second_layer(args, chunk, chunks, number):
+@chunk_kernel
+def perturb_second_layer(args, chunk, chunks, iteration):
     """Add up the changes of the loss by perturbed W2 and b2 over a chunk of the samples.
 
     A nudge of W2[j, k] moves one logit, by +-h z[j].
     """
     values, probabilities, labels, soft = args.values, args.probabilities, args.labels, args.soft
-    delta, h, state, b1, W2, b2 = args.delta, args.h, args.state, args.b1, args.W2, args.b2
+    delta, state, b1, W2, b2 = args.delta, args.state, args.b1, args.W2, args.b2
     columns, moves = args.columns[chunk], args.moves[chunk]
     n_samples, n_classes = probabilities.shape
     n_hidden = W2.shape[0]
     width = columns.shape[1]
     dtype = columns.dtype.type
-    step, zero, one, two = dtype(h), dtype(0), dtype(1), dtype(2)
+    h, zero, one, two = dtype(args.h[0]), dtype(0), dtype(1), dtype(2)
     third, fifth, seventh, ninth = dtype(1 / 3), dtype(1 / 5), dtype(1 / 7), dtype(1 / 9)
     finite = are_finite(b1) & are_finite(W2.reshape(-1)) & are_finite(b2)
     state[chunk, FINITE] = finite
@@ -370,7 +366,7 @@ def perturb_second_layer(args, chunk, chunks, number):
     for n in range(begin, end):
         for j in range(width):
             z = one if j >= n_hidden else values[n, j]
-            move = step * z
+            move = h * z
             beyond |= move > VALUE_MOVE_LIMIT  # values are not negative
             E = expm1(move)
             moves[0, j] = E
@@ -406,17 +402,17 @@ def perturb_second_layer(args, chunk, chunks, number):
         state[chunk, IN_RANGE] = 0
 
 
-@step_kernel
-def collect(args, chunk, chunks, number):
+@chunk_kernel
+def collect(args, chunk, chunks, iteration):
     """Add up what the chunks' samples left, for a chunk of the rows of both layers."""
-    state, used, sums, columns, h = args.state, args.used, args.sums, args.columns, args.h
+    state, used, differences, columns = args.state, args.used, args.differences, args.columns
     dW1, db1, dW2, db2 = args.dW1, args.db1, args.dW2, args.db2
     for other in range(chunks):
         if state[other, IN_RANGE] == 0:
             return
     n_inputs, n_hidden = dW1.shape
     # The number of samples is in the weights of the targets.
-    scale = dW1.dtype.type(0.5 / h)
+    scale = dW1.dtype.type(0.5 / args.h[0])
     begin, end = chunk_range(n_inputs + 1, chunk, chunks)
     for i in range(begin, end):
         row = dW1[i] if i < n_inputs else db1
@@ -425,7 +421,7 @@ def collect(args, chunk, chunks, number):
         for other in range(chunks):
             if is_set(used[other], i):
                 for j in range(n_hidden):
-                    row[j] += sums[other, i, j] * scale
+                    row[j] += differences[other, i, j] * scale
     begin, end = chunk_range(n_hidden + 1, chunk, chunks)
     for j in range(begin, end):
         row = dW2[j] if j < n_hidden else db2

@@ -1,23 +1,23 @@
-"""Steps: large kernels that run on all threads, chunk by chunk, and meet at barriers.
+"""Programs: large kernels that run on all threads, chunk by chunk, and meet at barriers.
 
 Numba compiles what stands inside a ``prange`` five times over: as a function of its own, in two
 wrappers, in the driver, and once more for the driver's machine code. For a training iteration that
-took 33 s. So a large body is a *step kernel* instead, a serial function of ``(args, chunk, chunks,
-number)`` that is compiled once, and the one ``prange`` that all of them have in common, in
-`run_steps`, calls it through a function pointer.
+took 33 s. So a large body is a *chunk kernel* instead, a serial function of ``(args, chunk, chunks,
+iteration)`` that is compiled once, and the one ``prange`` that all of them have in common, in
+`run_stages`, calls it through a function pointer.
 
-A step is a few such kernels, which a thread runs one after the other for its chunk of the work.
-Between two steps stands a barrier: the next one begins when all chunks of the one before are
+A *stage* is a few such kernels, which a thread runs one after the other for its chunk of the work.
+Between two stages stands a barrier: the next one begins when all chunks of the one before are
 finished. Threads spin there, which takes half a microsecond, where a launch takes 3 to 13. So a
-whole training run is one launch of thousands of steps.
+whole training run is one launch of thousands of stages.
 
 There may be fewer threads than chunks, since one of them may come late, or never. So each thread
-runs its own chunk of a step first. When it has waited for a while, it steals those of others that
+runs its own chunk of a stage first. When it has waited for a while, it steals those of others that
 nobody has begun; a compare-and-swap decides which thread gets a chunk.
 
-``args`` is an `Arguments`: compiled code reads its arrays and numbers as attributes, from packed
-memory. Without compilation it is a plain object. ``number`` counts the repetitions of a program in
-one launch.
+A `Program` is some stages, together with the memory that their kernels read their arguments from:
+``args.x`` is what the program has under the name x. In compiled code ``args`` is an address, and
+without compilation a plain object.
 """
 
 from __future__ import annotations
@@ -25,16 +25,15 @@ from __future__ import annotations
 import functools
 import platform
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Mapping, Sequence
 from ctypes import addressof, c_char
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from llvmlite import ir
 from numba import prange, types
 from numba.extending import infer_getattr, lower_getattr_generic, models, register_model
-from numpy.typing import NDArray
 
 from fastgrad.runtime import threads
 from fastgrad.runtime.compile import (
@@ -48,11 +47,12 @@ from fastgrad.runtime.compile import (
     helper,
     parallel_kernel,
 )
+from fastgrad.runtime.simd import LINE_BYTES
 
 #: Numbers in a row that one thread writes while others watch it: two cache lines, since processors
 #: fetch them in pairs.
-ROW = 16
-#: Columns of ``progress``: how many steps of a chunk are started, how many are finished, and
+ROW = 2 * LINE_BYTES // 8
+#: Columns of ``progress``: how many stages of a chunk are started, how many are finished, and
 #: whether a kernel raised an exception.
 STARTED, FINISHED, FAILED = 0, 8, 9
 #: Spins after which a thread steals a chunk that nobody has begun, 2 to 4 microseconds; and spins
@@ -60,169 +60,132 @@ STARTED, FINISHED, FAILED = 0, 8, 9
 STEAL_AFTER, YIELD_AFTER = 100, 500
 
 
-class Field(NamedTuple):
-    """Where an array or a number of an `Arguments` lies, and what it is.
+class Program:
+    """Stages of kernels, and the memory that they read their arguments from.
 
-    Attributes
-    ----------
-    word : int
-        Which of the memory's numbers of 64 bits: a number itself, or an array's address. The
-        lengths of an array's axes follow.
-    kind : Numba type
-    dtype : dtype or type
-        That of an array; ``float`` or ``int`` for a number.
-    """
-
-    word: int
-    kind: Any
-    dtype: Any
-
-
-class Arguments:
-    """Named arrays and numbers in memory, which step kernels read as attributes.
-
-    The arrays given at first live as long as this object. Those that replace them are borrowed:
-    whoever calls keeps them alive while steps run.
+    Each kernel has a block of this memory with the arguments that it reads, and no others: so a
+    kernel that does not read the samples is compiled once for samples of every dtype.
 
     Parameters
     ----------
-    **values : ndarray, int or float
-        Arrays are C-contiguous.
+    chunks : int
+        In how many chunks the work is divided.
+    names : mapping of str to ndarray, int or float
+        What kernels read. Arrays are C-contiguous; they live as long as the program does.
+    *stages : sequence of (kernel, mapping of str to str)
+        The kernels of each stage. The mapping says which of the `names` stands for an argument,
+        where that is not the argument's own name.
 
     Attributes
     ----------
-    fields : dict of Field
-    pointer : int
-        Where the memory lies, which lives as long as this object.
+    names
+        See above.
+    kernels : ndarray, shape (kernels, 2)
+        The address of each kernel, and that of its arguments.
+    ends : ndarray of int64, shape (stages,)
+        Where the kernels of each stage end.
+    progress : ndarray of int64, shape (chunks, ROW)
+        What a launch counts in.
+    places : dict of str to list
+        Where the memory has each name: words, or without compilation objects and attributes.
     """
 
-    def __init__(self, **values: Any) -> None:
-        self.fields: dict[str, Field] = {}
-        words = 0
-        for name, value in values.items():
-            if isinstance(value, np.ndarray):
-                field = Field(words, array_type(value.dtype, value.ndim), value.dtype)
-                words += value.ndim
-            elif isinstance(value, float):
-                field = Field(words, types.float64, float)
+    def __init__(
+        self,
+        chunks: int,
+        names: Mapping[str, Any],
+        *stages: Sequence[tuple[Any, Mapping[str, str]]],
+    ) -> None:
+        bound = [each for stage in stages for each in stage]
+        self.names = names
+        self.kernels = np.zeros((len(bound), 2), np.int64 if COMPILED else object)
+        self.ends = np.cumsum([len(stage) for stage in stages])
+        self.progress = np.zeros((chunks, ROW), np.int64)
+        self.places: dict[str, list[Any]] = {}
+        words: list[int] = []
+        for row, (kernel, renamed) in zip(self.kernels, bound, strict=True):
+            read = {own: renamed.get(own, own) for own in attributes(kernel)}
+            args = {own: names[name] for own, name in read.items() if name in names}
+            if COMPILED:
+                kinds = {own: _kind(value) for own, value in args.items()}
+                row[:] = _kernel_address(kernel, ArgumentsType(kinds)), len(words)
             else:
-                field = Field(words, types.int64, int)
-            self.fields[name] = field
-            words += 1
-        memory = np.zeros(words, np.int64)
-        self._first = values  # keeps the arrays alive
-        self._integers, self._floats = memory.data, memory.view(np.float64).data
-        self.pointer: Any = memory.ctypes.data if COMPILED else SimpleNamespace()
-        self.set(**values)
+                row[:] = kernel, SimpleNamespace(**args)
+            for own, value in args.items():
+                place = len(words) if COMPILED else (row[1], own)
+                self.places.setdefault(read[own], []).append(place)
+                words += _words(value)
+        if COMPILED:
+            self._memory = np.array(words, np.int64)
+            self.kernels[:, 1] = self._memory.ctypes.data + 8 * self.kernels[:, 1]
+            self._view = self._memory.data  # ten times as fast as the array, a word at a time
 
-    def set(self, **values: Any) -> None:
-        """Replace values by others of the same types."""
-        if not COMPILED:
-            vars(self.pointer).update(values)
-            return
-        integers = self._integers
-        for name, value in values.items():
-            word, _, dtype = self.fields[name]
-            if dtype is float:
-                self._floats[word] = value
-            elif dtype is int:
-                integers[word] = value
-            elif value.dtype == dtype and value.flags.carray:
-                # A third of the time that `value.ctypes.data` takes.
-                integers[word] = addressof(c_char.from_buffer(value)) if value.size else 0
-                for axis, length in enumerate(value.shape, word + 1):
-                    integers[axis] = length
+    def bind(self, **arrays: Any) -> None:
+        """Have the kernels read other arrays, which whoever calls keeps alive.
+
+        They have the dtypes of those before, and their shapes but for the first length. Nothing of
+        that is checked.
+        """
+        for name, array in arrays.items():
+            if COMPILED:
+                length = len(array)
+                # A third of the time that `array.ctypes.data` takes.
+                start = addressof(c_char.from_buffer(array)) if length else 0
+                for word in self.places[name]:
+                    self._view[word], self._view[word + 1] = start, length
             else:
-                raise TypeError(f"`{name}` must be a plain array of {dtype}. Got {value.dtype}.")
+                for args, own in self.places[name]:
+                    setattr(args, own, array)
 
-    def kernel_address(self, body: Any) -> Any:
-        """Return the address of a step kernel for these arguments, compiling it if need be."""
-        if not COMPILED:
-            return body
-        # The type of `args` names only what the kernel reads, so that a kernel that does not read
-        # the samples is compiled once for samples of every dtype.
-        names = body.py_func.__code__.co_names
-        kind = ArgumentsType({name: self.fields[name] for name in names if name in self.fields})
-        return _addresses(body, kind)
+    def launch(self, first: int = 0, repeats: int = 1, stages: int | None = None) -> None:
+        """Run the stages one after the other, each for all chunks of its work.
+
+        Parameters
+        ----------
+        first, repeats : int
+            How often to run them all. Kernels get the number of the iteration, which is ``first``
+            at first and goes up by 1 each time.
+        stages : int, optional
+            How many stages to run; by default all.
+
+        Raises
+        ------
+        RuntimeError
+            If a kernel raised an exception, which only the check of bounds can make it do.
+        """
+        ends, progress = self.ends[:stages], self.progress
+        if threads.launch(
+            run_stages, _thread_address(), self.kernels, ends, first, repeats, progress,
+            threads.YIELD,
+        ):  # fmt: skip
+            raise RuntimeError(
+                "a compiled kernel raised an exception; NUMBA_DISABLE_JIT=1 shows which one"
+            )
 
 
-def binder(places: Sequence[tuple[Arguments, str]]) -> Callable[[Iterable[Any]], None]:
-    """Return a function that replaces arrays of some `Arguments`, given in the order of `places`.
+def attributes(kernel: Any) -> tuple[str, ...]:
+    """Return the names of the attributes that a kernel reads, those of ``args`` among them."""
+    names: tuple[str, ...] = getattr(kernel, "py_func", kernel).__code__.co_names
+    return names
 
-    It checks nothing, not even the dtype, and takes a third of the time of `Arguments.set`. Of
-    their shapes only the first length may change.
-    """
-    words = [(args._integers, args.fields[name].word) for args, name in places]
 
-    def point(arrays: Iterable[Any]) -> None:
-        for (integers, word), array in zip(words, arrays, strict=True):
-            integers[word + 1] = length = len(array)
-            integers[word] = addressof(c_char.from_buffer(array)) if length else 0
+def _kind(value: Any) -> Any:
+    """Return the Numba type of an argument."""
+    if isinstance(value, np.ndarray):
+        return array_type(value.dtype, value.ndim)
+    return types.float64 if isinstance(value, float) else types.int64
 
-    def replace(arrays: Iterable[Any]) -> None:
-        for (args, name), array in zip(places, arrays, strict=True):
-            args.set(**{name: array})
 
-    return point if COMPILED else replace
+def _words(value: Any) -> list[int]:
+    """Return an argument as words of 64 bits."""
+    if isinstance(value, np.ndarray):
+        return [value.ctypes.data, *value.shape]
+    return [int(np.float64(value).view(np.int64)) if isinstance(value, float) else value]
 
 
 @functools.cache
-def _addresses(body: Any, kind: ArgumentsType) -> Any:
-    return address(body, (kind, types.int64, types.int64, types.int64))
-
-
-class Program(NamedTuple):
-    """Steps for `launch`, from `program`.
-
-    Attributes
-    ----------
-    kernels : ndarray, shape (kernels, 2)
-        The address of each kernel, and that of its arguments.
-    ends : ndarray of int64, shape (steps,)
-        Where the kernels of each step end.
-    """
-
-    kernels: NDArray[Any]
-    ends: NDArray[np.int64]
-
-
-def program(*steps: Sequence[tuple[Any, Arguments]]) -> Program:
-    """Return the program of some steps, each a sequence of kernels with their arguments."""
-    kernels = [(body, args) for step in steps for body, args in step]
-    table = np.zeros((len(kernels), 2), np.int64 if COMPILED else object)
-    for row, (body, args) in zip(table, kernels, strict=True):
-        row[:] = args.kernel_address(body), args.pointer
-    return Program(table, np.cumsum([len(step) for step in steps]))
-
-
-def progress_rows(chunks: int) -> NDArray[np.int64]:
-    """Return what `launch` counts in, a row for each chunk."""
-    return np.zeros((chunks, ROW), np.int64)
-
-
-def launch(steps: Program, progress: NDArray[np.int64], first: int = 0, repeats: int = 1) -> None:
-    """Run the steps of a program one after the other, each for all chunks of its work.
-
-    Parameters
-    ----------
-    steps : Program
-    progress : ndarray
-        From `progress_rows`.
-    first, repeats : int
-        How often to run them all. Kernels get a number, which is ``first`` at first and goes
-        up by 1 each time.
-
-    Raises
-    ------
-    RuntimeError
-        If a kernel raised an exception, which only the check of bounds can make it do.
-    """
-    if threads.launch(
-        run_steps, _thread_address(), *steps, first, repeats, progress, threads.YIELD
-    ):
-        raise RuntimeError(
-            "a compiled kernel raised an exception; NUMBA_DISABLE_JIT=1 shows which one"
-        )
+def _kernel_address(kernel: Any, kind: ArgumentsType) -> Any:
+    return address(kernel, (kind, types.int64, types.int64, types.int64))
 
 
 @functools.cache
@@ -237,12 +200,19 @@ def _thread_address() -> Any:
 if COMPILED:
 
     class ArgumentsType(types.Type):
-        """The Numba type of the address of an `Arguments`, with the fields that a kernel reads."""
+        """The Numba type of the address of a kernel's arguments: their types, by name.
 
-        def __init__(self, fields: dict[str, Field]) -> None:
-            self.fields = fields
-            described = (f"{name}: {field.kind} @{field.word}" for name, field in fields.items())
-            super().__init__(name=f"Arguments({', '.join(described)})")
+        A number is one word of 64 bits; an array is its address and the lengths of its axes.
+        """
+
+        def __init__(self, kinds: dict[str, Any]) -> None:
+            self.kinds = kinds
+            super().__init__(name=f"Arguments({', '.join(f'{n}: {k}' for n, k in kinds.items())})")
+
+        def word(self, name: str) -> int:
+            """Return which word an argument begins with."""
+            before = list(self.kinds)[: list(self.kinds).index(name)]
+            return sum(1 + getattr(self.kinds[other], "ndim", 0) for other in before)
 
         @property
         def mangling_args(self) -> tuple[str, tuple[Any, ...]]:
@@ -259,11 +229,11 @@ if COMPILED:
         key = ArgumentsType
 
         def generic_resolve(self, type_, name):
-            return type_.fields[name].kind if name in type_.fields else None
+            return type_.kinds.get(name)
 
     @lower_getattr_generic(ArgumentsType)
     def _load_field(context, builder, type_, value, name):
-        at, kind, _ = type_.fields[name]
+        first, kind = type_.word(name), type_.kinds[name]
         integer = ir.IntType(64)
         words = builder.inttoptr(value, integer.as_pointer())
 
@@ -275,11 +245,11 @@ if COMPILED:
             return loaded
 
         if not isinstance(kind, types.Array):
-            return load(at, context.get_value_type(kind))
+            return load(first, context.get_value_type(kind))
         # As Numba lays an array out, without an owner: nobody counts references to it.
         array = context.make_array(kind)(context, builder)
         size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
-        shape = [load(at + 1 + axis, integer) for axis in range(kind.ndim)]
+        shape = [load(first + 1 + axis, integer) for axis in range(kind.ndim)]
         strides = [ir.Constant(integer, size)]
         for length in reversed(shape[1:]):
             strides.insert(0, builder.mul(strides[0], length))
@@ -288,7 +258,7 @@ if COMPILED:
         array.parent = cgutils.get_null_value(array.parent.type)
         array.nitems = n_items
         array.itemsize = ir.Constant(integer, size)
-        array.data = load(at, array.data.type)
+        array.data = load(first, array.data.type)
         array.shape = cgutils.pack_array(builder, shape)
         array.strides = cgutils.pack_array(builder, strides)
         return array._getvalue()
@@ -401,10 +371,10 @@ def chunk_range(size, chunk, chunks):
 
 @helper
 def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
-    """Run a thread's own chunk of every step, and chunks of others that nobody begins."""
+    """Run a thread's own chunk of every stage, and chunks of others that nobody begins."""
     chunks = progress.shape[0]
     for count in range(repeats * ends.size):
-        number, step = first + count // ends.size, count % ends.size
+        iteration, stage = first + count // ends.size, count % ends.size
         for k in range(chunks):
             chunk = (thread + k) % chunks
             spins = STEAL_AFTER if k == 0 else 0
@@ -415,8 +385,9 @@ def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
                     and load(progress, chunk, STARTED) == count
                     and compare_and_swap(progress, chunk, STARTED, count, count + 1)
                 ):
-                    for row in range(ends[step - 1] if step > 0 else 0, ends[step]):
-                        if call_pointer(kernels[row, 0], (kernels[row, 1], chunk, chunks, number)):
+                    for row in range(ends[stage - 1] if stage > 0 else 0, ends[stage]):
+                        kernel, args = kernels[row, 0], kernels[row, 1]
+                        if call_pointer(kernel, (args, chunk, chunks, iteration)):
                             progress[chunk, FAILED] = 1
                     store(progress, chunk, FINISHED, count + 1)
                 spins += 1
@@ -426,8 +397,8 @@ def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
 
 
 @parallel_kernel
-def run_steps(thread_address, kernels, ends, first, repeats, progress, yield_core):
-    """Run the steps of a program on all threads; return how many chunks saw an exception.
+def run_stages(thread_address, kernels, ends, first, repeats, progress, yield_core):
+    """Run the stages of a program on all threads; return how many chunks saw an exception.
 
     Parameters
     ----------
@@ -436,7 +407,7 @@ def run_steps(thread_address, kernels, ends, first, repeats, progress, yield_cor
     kernels, ends
         See `Program`.
     first, repeats : int
-        See `launch`.
+        See `Program.launch`.
     progress : ndarray of int64, shape (chunks, ROW)
         How far each chunk is. Cleared first.
     yield_core : int
