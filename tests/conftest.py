@@ -2,10 +2,12 @@
 
 import atexit
 import os
+import random
 import shutil
 import signal
 import tempfile
 
+import numpy as np
 import pytest
 from hypothesis import settings
 
@@ -28,15 +30,20 @@ settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" els
 collect_ignore = ["book_scripts"]
 
 
-#: Files whose tests start processes or train for long; all others are quick.
-STARTING_PROCESSES = {
-    "test_book.py",
+#: Files whose tests start processes, train for long or compile in every run; all others are quick.
+SLOW = {
+    "test_archives.py",
+    "test_asv_suite.py",
     "test_benchmark_scripts.py",
+    "test_book.py",
     "test_cli.py",
     "test_compile.py",
     "test_examples.py",
+    "test_kernels_simd.py",
+    "test_plots.py",
     "test_policy.py",
     "test_readmes.py",
+    "test_run_scripts.py",
     "test_threads.py",
     "test_training.py",
     "test_warmup.py",
@@ -48,7 +55,7 @@ def pytest_collection_modifyitems(items):
     """Mark what is quick, and begin with the warm-up: what it compiles, all other tests load."""
     for item in items:
         name = item.path.name
-        if not (name in STARTING_PROCESSES or name.startswith("test_robustness_")):
+        if not (name in SLOW or name.startswith("test_robustness_")):
             item.add_marker("quick")
     items.sort(key=lambda item: item.path.name != "test_warmup.py")
 
@@ -66,6 +73,17 @@ def parallel_costs():
         for name in known:
             patch.setattr(engine, name, engine.ParallelCost(1, 0))
         yield known
+
+
+@pytest.fixture(autouse=True)
+def seeded(monkeypatch):
+    """Draw the same numbers in each run and in any order of tests, also where none gives a seed.
+
+    An unseeded `numpy.random.default_rng` takes its entropy from `randbits`.
+    """
+    random.seed(0)
+    np.random.seed(0)
+    monkeypatch.setattr(np.random.bit_generator, "randbits", lambda bits: 0)
 
 
 @pytest.fixture(params=[1, 2, 3])

@@ -313,3 +313,51 @@ def close(actual, expected, scale, eps=None):
     if wrong.any():
         where = tuple(int(axis[0]) for axis in np.nonzero(wrong)) if wrong.ndim else ()
         raise AssertionError(f"at {where}: {actual[where]!r} instead of {expected[where]!r}")
+
+
+# ------------------------------------------------------- what NumPy computes, for several files
+
+
+def wide(array):
+    """Return float64 for the reference to compute in."""
+    return np.asarray(array, np.float64)
+
+
+def eps_of(*given):
+    """Return the epsilon in which a function of these arguments computes."""
+    return np.finfo(np.float32 if all(a.dtype == np.float32 for a in given) else np.float64).eps
+
+
+ELEMENTWISE = {
+    "step_function": lambda x: wide(x > 0),
+    "sigmoid": lambda x: np.where(x >= 0, 1 / (1 + np.exp(-x)), np.exp(x) / (1 + np.exp(x))),
+    "sigmoid_grad": lambda x: np.exp(-np.abs(x)) / (1 + np.exp(-np.abs(x))) ** 2,
+    "relu": lambda x: np.maximum(x, 0),
+    "relu_grad": lambda x: wide(x > 0),
+}
+
+
+def softmax(x):
+    if x.ndim == 0:
+        return np.where(np.isfinite(x), 1.0, np.nan)
+    if x.size == 0:
+        return x
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def are_labels(t, n, classes):
+    """Return whether good targets are labels."""
+    array = np.asarray(t)
+    if array.shape == (n, classes) or (n == 1 and array.shape == (classes,)):
+        return classes == 1 and array.dtype.kind in "iu"
+    return True
+
+
+def mean_loss(y, weights, delta):
+    """Return the loss as NumPy has it; an entry without weight counts nothing if it can be one of
+    a softmax, where the logarithm may be minus infinity.
+    """
+    logs = np.log(y + delta)
+    terms = np.where((weights == 0) & (logs < np.inf), 0, weights * logs)
+    return -terms.sum() / len(y)

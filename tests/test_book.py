@@ -362,7 +362,8 @@ def test_threads_that_outlive_the_script(folder, capfd):
     assert book.run_script(folder("a.py", LATE + "1 / 0\n"), ["x"]) == 1
     out, err = capfd.readouterr()
     assert out == "submitted\nend\nlate 0.0 ['x']\nlater\n"
-    assert "served common.functions.\nThe script took 0.3" in err
+    seconds = re.search(r"served common\.functions\.\nThe script took ([\d.]+) s", err)
+    assert float(seconds[1]) >= 0.3
 
 
 @pytest.mark.skipif(os.name != "posix", reason="sends a signal")
@@ -692,11 +693,15 @@ def test_compared_with_its_own_way(folder, capfd):
 
 
 def test_its_own_way_is_stopped(folder):
-    script = folder("a.py", "import time\nwhile True:\n    print('line')\n    time.sleep(0.05)\n")
-    own = comparison.run_own_way(script, [], 0.4)
-    assert own.status is None
-    assert 1 < len(own.lines) < 10
-    assert own.lines[-1] <= own.seconds < 5
+    script = folder("a.py", "import time\nprint('a\\nb')\ntime.sleep(600)\n")
+    # A busy machine may take a second to start a process.
+    for limit in (0.4, 2, 10, 50):
+        own = comparison.run_own_way(script, [], limit)
+        assert own.status is None
+        if own.lines:
+            break
+    assert len(own.lines) == 2
+    assert own.lines[-1] <= own.seconds < 600
     failed = comparison.run_own_way(folder("b.py", "import sys\nsys.exit('no\\nluck')"), [], 60)
     assert (failed.status, failed.error) == (1, "luck")
 

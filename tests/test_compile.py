@@ -1,5 +1,6 @@
 """The cache of compiled kernels: used, never stale, never fatal."""
 
+import itertools
 import os
 import shutil
 import subprocess
@@ -43,6 +44,7 @@ print(f(10.0), sum(f.stats.cache_hits.values()), sum(f.stats.cache_misses.values
 """
 #: What may happen to a file, by name; its content before, and after.
 DAMAGES = {
+    "gone": lambda content: None,
     "emptied": lambda content: b"",
     "foreign": lambda content: b"garbage",
     "halved": lambda content: content[: len(content) // 2],
@@ -91,38 +93,32 @@ def cached(tmp_path, suffix, name="scaled_and_raised"):
     return sorted((tmp_path / "cache").rglob(f"*{name}*{suffix}"))
 
 
-def test_the_second_process_loads_until_a_helper_in_another_file_is_edited(run, package):
+def test_the_second_process_loads_until_a_kernel_changes(run, package):
+    """A helper in another file is edited; a file comes; it goes. Edits elsewhere cost nothing."""
+    kernels = package / "fastgrad" / "kernels"
     assert run() == (21, 0, 1)
+    with open(package / "fastgrad" / "tables.py", "a") as file:
+        file.write("\n# edited\n")
     assert run() == (21, 1, 0)
-    (package / "fastgrad" / "kernels" / "helper.py").write_text(HELPER.format(factor=3))
+    (kernels / "another.py").write_text("")
+    assert run() == (21, 0, 1)
+    (kernels / "another.py").unlink()
+    assert run() == (21, 0, 1)
+    (kernels / "helper.py").write_text(HELPER.format(factor=3))
     assert run() == (31, 0, 1)
 
 
-def test_a_file_that_comes_or_goes_is_noticed(run, package):
-    run()
-    (package / "fastgrad" / "kernels" / "another.py").write_text("")
-    assert run() == (21, 0, 1)
-    (package / "fastgrad" / "kernels" / "another.py").unlink()
-    assert run() == (21, 0, 1)
-
-
-def test_an_edit_elsewhere_costs_nothing(run, package):
-    run()
-    with open(package / "fastgrad" / "networks.py", "a") as file:
-        file.write("\n# edited\n")
-    assert run() == (21, 1, 0)
-
-
-@pytest.mark.parametrize("suffix", ["nbi", "nbc"])
-def test_a_damaged_file_is_a_miss_that_mends_itself(run, package, tmp_path, suffix):
-    """A kernel for each damage, so that processes are few."""
+def test_a_damaged_file_is_a_miss_that_mends_itself(run, package, tmp_path):
+    """A kernel for each damage of either kind of file, so that processes are few."""
+    cases = list(itertools.product(DAMAGES, ["nbi", "nbc"]))
+    names = ["_".join(case) for case in cases]
     caller = package / "fastgrad" / "kernels" / "caller.py"
     header, body = CALLER.split("@kernel")
-    kernels = ["@kernel" + body.replace("scaled_and_raised", name) for name in DAMAGES]
+    kernels = ["@kernel" + body.replace("scaled_and_raised", name) for name in names]
     caller.write_text(header + "".join(kernels))
     code = f"""
 from fastgrad.kernels import caller
-kernels = [getattr(caller, name) for name in {list(DAMAGES)}]
+kernels = [getattr(caller, name) for name in {names}]
 (value,) = {{kernel(10.0) for kernel in kernels}}
 hits, misses = (
     sum(sum(getattr(kernel.stats, which).values()) for kernel in kernels)
@@ -130,22 +126,17 @@ hits, misses = (
 )
 print(value, hits, misses)
 """
-    assert run(code) == (21, 0, len(DAMAGES))
-    assert run(code) == (21, len(DAMAGES), 0)
-    for name, damage in DAMAGES.items():
+    assert run(code) == (21, 0, len(names))
+    assert run(code) == (21, len(names), 0)
+    for name, (damage, suffix) in zip(names, cases, strict=True):
         (path,) = cached(tmp_path, suffix, name)
-        path.write_bytes(damage(path.read_bytes()))
+        content = DAMAGES[damage](path.read_bytes())
+        path.unlink()
+        if content is not None:
+            path.write_bytes(content)
     assert run(code)[:2] == (21, 0)
     assert run(code)[0] == 21  # at the latest now there are sound ones again
-    assert run(code) == (21, len(DAMAGES), 0)
-
-
-def test_data_that_is_gone_is_a_miss(run, tmp_path):
-    run()
-    (path,) = cached(tmp_path, "nbc")
-    path.unlink()
-    assert run() == (21, 0, 1)
-    assert run() == (21, 1, 0)
+    assert run(code) == (21, len(names), 0)
 
 
 def test_nowhere_to_write(run, package, tmp_path):

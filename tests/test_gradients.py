@@ -5,12 +5,6 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-import os
-import signal
-import subprocess
-import sys
-import textwrap
-import time
 import weakref
 
 import mpmath
@@ -494,49 +488,6 @@ class TestCompiledFunctions:
         assert objective._compiled(calls_threaded, self.x, ()) is None
         assert objective._compiled(compiled_sum_of_cubes, self.x, ()) is not None
 
-    def test_functions_from_a_cache(self, tmp_path):
-        (tmp_path / "cached.py").write_text(
-            textwrap.dedent("""
-                import sys
-                import numpy as np
-                from numba import njit, prange
-                from fastgrad.numdiff import objective
-                from fastgrad.numdiff.gradients import numerical_gradient
-
-                @njit(cache=True)
-                def plain(x):
-                    return np.sum(x**3)
-
-                @njit(cache=True, parallel=True)
-                def threaded(x):
-                    total = 0.0
-                    for i in prange(x.size):
-                        total += x[i] ** 3
-                    return total
-
-                @njit(cache=True)
-                def calls_threaded(x):
-                    return threaded(x)
-
-                x = np.linspace(-1, 1, 9)
-                for f in (plain, threaded, calls_threaded):
-                    np.testing.assert_allclose(numerical_gradient(f, x), 3 * x**2, atol=1e-7)
-                    assert (objective._compiled(f, x, ()) is None) == (f is not plain)
-                print(sum(sum(f.stats.cache_hits.values()) for f in (plain, calls_threaded)))
-            """)
-        )
-        environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
-        for hits in ("0\n", "2\n"):
-            done = subprocess.run(
-                [sys.executable, "-W", "error", str(tmp_path / "cached.py")],
-                env=environment,
-                check=True,
-                capture_output=True,
-                text=True,
-                timeout=300,
-            )
-            assert done.stdout == hits
-
     def test_many_dimensions(self):
         found = numerical_gradient(many_dimensions, np.arange(12.0).reshape(2, 2, 3))
         expected = np.zeros((2, 2, 3))
@@ -714,76 +665,6 @@ class TestGradientDescent:
     def test_wrong_arguments(self, arguments, error, name):
         with pytest.raises(error, match=f"`{name}` must be"):
             gradient_descent(**{"f": sum_of_cubes, "init_x": [1.0], **arguments})
-
-
-INTERRUPTED = """
-    import time
-    import numpy as np
-    from numba import njit
-    from fastgrad.numdiff.gradients import gradient_descent, numerical_gradient
-
-    @njit
-    def slow(x):
-        total = 0.0
-        for _ in range(2000):
-            for i in range(x.size):
-                total += np.sin(x[i] + total)
-        return total
-
-    x = np.random.default_rng(0).normal(size=20_000)
-    before = x.copy()
-    calls = {
-        "python": lambda: numerical_gradient(lambda x: float(np.sum(np.sin(x))), x),
-        "njit": lambda: numerical_gradient(slow, x[:2000]),
-        "descent": lambda: gradient_descent(lambda x: float(np.sum(x**2)), x, step_num=10**9),
-        "njit descent": lambda: gradient_descent(slow, x[:2000], step_num=10**9),
-    }
-    numerical_gradient(slow, x[:2])  # compiled before the clock runs
-    print("ready", flush=True)
-    try:
-        while True:
-            calls[KIND]()
-    except KeyboardInterrupt:
-        np.testing.assert_array_equal(x, before)
-        np.testing.assert_array_equal(numerical_gradient(lambda x: float(x[0]), x)[1:], 0)
-        print("stopped", flush=True)
-"""
-
-
-@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
-@pytest.mark.parametrize("kind", ["python", "njit", "descent", "njit descent"])
-def test_interrupt(kind):
-    source = textwrap.dedent(INTERRUPTED).replace("KIND", repr(kind))
-    process = subprocess.Popen(
-        [sys.executable, "-c", source], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    try:
-        assert process.stdout.readline() == "ready\n"
-        time.sleep(0.4)
-        process.send_signal(signal.SIGINT)
-        # A generous limit: what must not happen is that it runs to its end, which takes minutes.
-        output, errors = process.communicate(timeout=20)
-    finally:
-        process.kill()
-    assert output == "stopped\n", errors
-    assert process.returncode == 0
-
-
-def test_without_compilation():
-    source = """
-        import numpy as np
-        from numba import njit
-        from fastgrad.numdiff.gradients import numerical_gradient
-        f = njit(lambda x, a: a * np.sum(x**3))
-        found = numerical_gradient(f, np.arange(3.0), args=(2.0,), workers=map)
-        np.testing.assert_allclose(found, [0, 6, 24], atol=1e-7)
-    """
-    subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(source)],
-        env={**os.environ, "NUMBA_DISABLE_JIT": "1"},
-        check=True,
-        timeout=120,
-    )
 
 
 def doubled(x):

@@ -12,6 +12,8 @@ from fastgrad.runtime.compile import COMPILED
 
 #: Every remainder of every pass, in both dtypes and with both sizes of vectors.
 WIDTHS = range(1, 301) if COMPILED else [1, 4, 9]
+#: The same of a tile, whose passes are three vectors at most: 48 numbers.
+TILE_WIDTHS = range(1, 131) if COMPILED else [1, 4, 9]
 TOLERANCE = {"f": 1e-4, "d": 1e-12}
 FACTORS = pytest.mark.parametrize("factors", ["B", "f", "d"])
 DTYPES = pytest.mark.parametrize("dtype", ["f", "d"])
@@ -118,16 +120,16 @@ def test_masked_gemv(kernels, dtype):
 @DTYPES
 def test_register_tile(kernels, dtype, factors):
     rng = np.random.default_rng([ord(dtype), ord(factors)])
-    for width in WIDTHS:
+    for width in TILE_WIDTHS:
+        factor, b = draw((9, 5), factors, rng), draw((5, width + 3), dtype, rng)
+        before = draw((9, width + 2), dtype, rng)
         for n_rows, first in [(1, 0), (3, 0), (4, 0), (7, 4), (9, 2)]:
+            # Also along columns, as the gradient by the weights reads samples.
+            a = np.asarray(factor[:n_rows], order="F" if width % 2 else "C")
             for begin, end in [(0, 5), (3, 4), (2, 2)]:
-                a, b = draw((n_rows, 5), factors, rng), draw((5, width + 3), dtype, rng)
-                out = draw((n_rows, width + 2), dtype, rng)
-                want = out.copy()
+                out, want = before[:n_rows].copy(), before[:n_rows].copy()
                 rest = first, n_rows, b, begin, end, width
                 simd._plain_add_tile(a.astype(dtype), *rest, want)
-                if width % 2:  # along columns, as the gradient by the weights reads samples
-                    a = np.ascontiguousarray(a.T).T
                 kernels.add_tile(a, *rest, out)
                 close(out, want, dtype, 5 * (256 if factors == "B" else 1))
 

@@ -104,3 +104,51 @@ def test_the_cache_is_used_until_sources_change_in_the_same_place(installed, tmp
     value, compiled = run_it().split()[1:]
     assert compiled == "compiled"
     assert value != RIGHT.split()[1]
+
+
+FUNCTIONS_OF_THE_USER = """
+import sys
+import numpy as np
+from numba import njit, prange
+from fastgrad.numdiff import objective
+from fastgrad.numdiff.gradients import numerical_gradient
+
+@njit(cache=True)
+def plain(x):
+    return np.sum(x**3)
+
+@njit(cache=True, parallel=True)
+def threaded(x):
+    total = 0.0
+    for i in prange(x.size):
+        total += x[i] ** 3
+    return total
+
+@njit(cache=True)
+def calls_threaded(x):
+    return threaded(x)
+
+x = np.linspace(-1, 1, 9)
+for f in (plain, threaded, calls_threaded):
+    np.testing.assert_allclose(numerical_gradient(f, x), 3 * x**2, atol=1e-7)
+    assert (objective._compiled(f, x, ()) is None) == (f is not plain)
+print(sum(sum(f.stats.cache_hits.values()) for f in (plain, calls_threaded)))
+"""
+
+
+def test_functions_of_the_user_from_a_cache(tmp_path):
+    (tmp_path / "cached.py").write_text(FUNCTIONS_OF_THE_USER)
+    for hits in ("0", "2"):
+        assert answer(run("import cached", "-W", "error", cwd=tmp_path)) == hits
+
+
+def test_functions_of_the_user_without_compilation():
+    code = """
+import numpy as np
+from numba import njit
+from fastgrad.numdiff.gradients import numerical_gradient
+f = njit(lambda x, a: a * np.sum(x**3))
+found = numerical_gradient(f, np.arange(3.0), args=(2.0,), workers=map)
+np.testing.assert_allclose(found, [0, 6, 24], atol=1e-7)
+"""
+    answer(run(code, NUMBA_DISABLE_JIT="1"))

@@ -7,6 +7,7 @@ import gc
 import os
 import signal
 import threading
+import time
 import warnings
 
 import numpy as np
@@ -17,9 +18,9 @@ import fastgrad
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="sends signals")
 
-RNG = np.random.default_rng(0)
-X = RNG.random((200, 30)) * (RNG.random((200, 30)) < 0.3)
-T = RNG.integers(0, 4, 200)
+rng = np.random.default_rng(0)
+X = rng.random((200, 30)) * (rng.random((200, 30)) < 0.3)
+T = rng.integers(0, 4, 200)
 
 
 @pytest.fixture(autouse=True)
@@ -31,21 +32,29 @@ def python_handles_ctrl_c():
 
 
 class ctrl_c:  # noqa: N801 - reads as what it does
-    """Send SIGINT to this process after so many seconds.
+    """Send SIGINT to this process after so many seconds, or so many after `fit` has begun.
 
     The garbage collector rests meanwhile: Python drops a KeyboardInterrupt that is raised inside a
     callback of the collector, Hypothesis has such a callback, and a test would wait for ever.
     """
 
-    def __init__(self, seconds):
-        self.timer = threading.Timer(seconds, os.kill, (os.getpid(), signal.SIGINT))
+    def __init__(self, seconds, in_fit=False):
+        self.seconds, self.in_fit = seconds, in_fit
+        self.thread = threading.Thread(target=self.press)
+
+    def press(self):
+        # A busy machine may take longer to begin than the signal takes to come.
+        while self.in_fit and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            time.sleep(0.001)
+        time.sleep(self.seconds)
+        os.kill(os.getpid(), signal.SIGINT)
 
     def __enter__(self):
         gc.disable()
-        self.timer.start()
+        self.thread.start()
 
     def __exit__(self, *exception):
-        self.timer.join()
+        self.thread.join()
         gc.enable()
 
 
@@ -53,7 +62,7 @@ def network(**options):
     return fastgrad.TwoLayerNet(30, 12, 4, 0.3, rng=0, **options)
 
 
-@pytest.mark.parametrize("delay", RNG.uniform(0.01, 0.6, 3))
+@pytest.mark.parametrize("delay", [0.01, 0.19, 0.37])
 @pytest.mark.parametrize(
     "options",
     [
@@ -74,7 +83,7 @@ def test_fit_hands_back_what_was_learned(delay, options):
         return net, net.fit(X, T, iterations=iterations, batch_size=20, rng=5, **given)
 
     train(2)  # compiles
-    with ctrl_c(delay):
+    with ctrl_c(delay, in_fit=True):
         net, history = train(2_000_000)
     assert history.interrupted
     assert 0 < len(history.loss) < 2_000_000
@@ -86,9 +95,9 @@ def test_fit_hands_back_what_was_learned(delay, options):
         np.testing.assert_array_equal(net.params[name], again.params[name])
 
 
-@pytest.mark.parametrize("delay", RNG.uniform(0.01, 0.5, 4))
+@pytest.mark.parametrize("delay", [0.01, 0.05, 0.2, 0.4])
 def test_numerical_gradient_restores_x(delay):
-    x = RNG.standard_normal((400, 300))
+    x = np.random.default_rng(1).standard_normal((400, 300))
     before = x.copy()
 
     def go_on():
@@ -109,22 +118,24 @@ def slow(x):
     return total
 
 
-@pytest.mark.parametrize("delay", RNG.uniform(0.01, 0.5, 2))
+@pytest.mark.parametrize("delay", [0.05, 0.3])
 def test_compiled_functions_stop(delay):
-    x = RNG.standard_normal(3000)
+    x = np.random.default_rng(1).standard_normal(3000)
     before = x.copy()
     fastgrad.numerical_gradient(slow, x[:2])
     with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
         fastgrad.numerical_gradient(slow, x)
     np.testing.assert_array_equal(x, before)
+    np.testing.assert_array_equal(fastgrad.numerical_gradient(lambda x: float(x[0]), x)[1:], 0)
 
 
-@pytest.mark.parametrize("delay", RNG.uniform(0.01, 0.5, 2))
-def test_gradient_descent_leaves_its_start_alone(delay):
-    x = RNG.standard_normal(10)
+@pytest.mark.parametrize("delay", [0.05, 0.3])
+@pytest.mark.parametrize("f", [lambda x: np.sum(x**2), slow], ids=["python", "njit"])
+def test_gradient_descent_leaves_its_start_alone(f, delay):
+    x = np.random.default_rng(1).standard_normal(10)
     before = x.copy()
     with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
-        fastgrad.gradient_descent(lambda x: np.sum(x**2), x, lr=1e-9, step_num=10**9)
+        fastgrad.gradient_descent(f, x, lr=1e-9, step_num=10**9)
     np.testing.assert_array_equal(x, before)
 
 
@@ -139,7 +150,7 @@ def test_methods_of_networks_can_be_interrupted_and_used_again():
             net.gradient(X, T)
             net.loss(X, T)
 
-    for delay in RNG.uniform(0.0, 0.1, 10):
+    for delay in np.linspace(0.0, 0.1, 10):
         with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
             go_on()
         for name, array in net.params.items():
@@ -155,7 +166,7 @@ def test_a_handler_of_the_users_own_stays():
         caught.append(1)
 
     signal.signal(signal.SIGINT, handler)
-    with ctrl_c(0.2):
+    with ctrl_c(0.05):
         history = network().fit(X, T, iterations=2_000_000, batch_size=20, rng=0,
                                 callback=lambda i, loss: bool(caught))  # fmt: skip
     assert caught
@@ -182,7 +193,7 @@ class Mine(Exception):  # noqa: N818
 @pytest.mark.parametrize("place", [1, 2, 7, 120])
 def test_an_exception_in_f_reaches_the_caller(place):
     error, calls = Mine("mine"), []
-    x = RNG.standard_normal((6, 10))
+    x = np.random.default_rng(1).standard_normal((6, 10))
     before = x.copy()
 
     def f(x):

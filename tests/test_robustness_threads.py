@@ -229,10 +229,9 @@ print(statistics.median(times))
 def test_a_launch_beside_products_and_busy_cores_is_short():
     if threads.layer() != "tbb":
         pytest.skip("no other layer keeps to it")
-    # On OpenMP, whose threads spin against those of BLAS, it takes 8 ms. The least of three
-    # processes, because other tests may run meanwhile.
-    medians = [float(answer(run(LAUNCHES, NUMBA_NUM_THREADS="2"))) for _ in range(3)]
-    assert min(medians) < 100e-6
+    # On OpenMP, whose threads spin against those of BLAS, it takes 8 ms. Up to five processes,
+    # because other programs may run meanwhile.
+    assert any(float(answer(run(LAUNCHES, NUMBA_NUM_THREADS="2"))) < 100e-6 for _ in range(5))
 
 
 @pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no way to take cores away")

@@ -341,12 +341,21 @@ def report() -> str:
     >>> install()
     >>> import common.gradient
     >>> report()
-    'fastgrad served common.gradient.'
+    fastgrad served common.gradient.
     >>> uninstall()
     """
     if _installed is None:
         raise RuntimeError("`report` needs `install` first.")
-    return "\n".join(_installed.lines())
+    return _Report("\n".join(_installed.lines()))
+
+
+class _Report(str):
+    """A text that a notebook shows in its lines, not as a string in quotes."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def strings(value: Sequence[str], name: str) -> list[str]:

@@ -5,7 +5,7 @@ Numba, which take the better part of a second to import, and is imported once th
 right and a first line has been written.
 
 Wrong arguments, files that cannot be read or written, and numbers that the library refuses give
-one line on stderr and exit status 2. Ctrl-C gives 130.
+one sentence on stderr and exit status 2. Ctrl-C gives 130.
 """
 
 from __future__ import annotations
@@ -23,11 +23,14 @@ from typing import Any, NoReturn
 
 import fastgrad
 from fastgrad.runtime import interrupt
+from fastgrad.tables import wrapped
 
 __all__ = ["INTERRUPTED", "OPTIMIZERS", "SGD_RATE", "main", "version"]
 
 #: What ``--optimizer`` takes: the classes' names, in lower case.
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
+
+_DTYPES = ("float64", "float32")
 
 #: Of plain gradient descent, as in the book's run; the other optimizers have their own defaults.
 SGD_RATE = 0.1
@@ -85,10 +88,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, where argparse prints the usage as well."""
+    """Says what is wrong, and no more, where argparse prints the usage as well."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {message}\n")
+        self.exit(2, wrapped(f"{self.prog}: error: {message}") + "\n")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -111,7 +114,7 @@ def _parser() -> argparse.ArgumentParser:
 def _add_command(subparsers: Any, name: str, text: str) -> Any:
     """Add a command, a function of `fastgrad.cli.commands`; that of `run` is in `fastgrad.cli.run`.
 
-    Its errors of input and of files end in one line.
+    Its errors of input and of files end in one sentence.
     """
 
     def guarded(options: argparse.Namespace) -> int:
@@ -174,82 +177,45 @@ def version(package: str) -> str:
         return "not installed"
 
 
+def _number(convert: type, fits: Callable[[Any], bool], wanted: str) -> Callable[[str], Any]:
+    """Return what reads an option's number, and refuses all that are not wanted."""
+
+    def read(text: str) -> Any:
+        with contextlib.suppress(ValueError):
+            number = convert(text)
+            if fits(number):
+                return number
+        raise argparse.ArgumentTypeError(f"must be {wanted}. Got {text!r}.")
+
+    return read
+
+
+_count = _number(int, lambda n: n >= 1, "a whole number from 1 on")
+_count_from_0 = _number(int, lambda n: n >= 0, "a whole number from 0 on")
+_seed = _number(int, lambda n: 0 <= n < 2**32, f"a whole number from 0 to {2**32 - 1}")
+_rate = _number(float, lambda n: 0 <= n < math.inf, "a finite number from 0 on")
+_step = _number(float, lambda n: 0 < n < math.inf, "a finite number above 0")
+
+
+# An option is two lines: what it takes, and what its help says.
+# fmt: off
+
+
 def _add_network_options(parser: Any, *, convnet: bool) -> None:
     """Add the options of a network; `convnet` says whether it can be a convolutional one."""
-    parser.add_argument(
-        "--batch-size", type=_count, default=100, metavar="N",
-        help="images in a mini-batch (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--hidden-size", type=_count, metavar="N",
-        help=f"units of the hidden layer (default: 50{', or 100 of a convnet' * convnet})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--activation", choices=("sigmoid", "relu"),
-        help=f"of the hidden layer (default: sigmoid{'; a convnet has relu' * convnet})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--dtype", choices=("float64", "float32"), default="float64",
-        help="of all numbers (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--seed", type=_seed, metavar="N",
-        help="repeat a run: numpy.random.seed(N) (default: a new one, which is printed)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--data", metavar="FOLDER",
-        help="four IDX files of another data set, Fashion-MNIST say (default: MNIST)",
-    )  # fmt: skip
-
-
-def _count(text: str) -> int:
-    return _whole_number(text, 1, None)
-
-
-def _count_from_0(text: str) -> int:
-    return _whole_number(text, 0, None)
-
-
-def _seed(text: str) -> int:
-    return _whole_number(text, 0, 2**32 - 1)  # what numpy.random.seed takes
-
-
-def _whole_number(text: str, low: int, high: int | None) -> int:
-    wanted = f"from {low} to {high}" if high is not None else f"from {low} on"
-    try:
-        number = int(text)
-    except ValueError:
-        number = low - 1
-    if number < low or (high is not None and number > high):
-        raise argparse.ArgumentTypeError(f"must be a whole number {wanted}. Got {text!r}.")
-    return number
-
-
-def _finite(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = math.nan
-    if not math.isfinite(number):
-        raise argparse.ArgumentTypeError(f"must be a finite number. Got {text!r}.")
-    return number
-
-
-def _rate(text: str) -> float:
-    number = _finite(text)
-    if number < 0:
-        raise argparse.ArgumentTypeError(f"must be from 0 on. Got {text!r}.")
-    return number
-
-
-def _step(text: str) -> float:
-    number = _finite(text)
-    if number <= 0:
-        raise argparse.ArgumentTypeError(f"must be above 0. Got {text!r}.")
-    return number
-
-
-# exercise --------------------------------------------------------------------------------------
+    option = parser.add_argument
+    option("--batch-size", type=_count, default=100, metavar="N",
+           help="images in a mini-batch (default: %(default)s)")
+    option("--hidden-size", type=_count, metavar="N",
+           help=f"units of the hidden layer (default: 50{', or 100 of a convnet' * convnet})")
+    option("--activation", choices=("sigmoid", "relu"),
+           help=f"of the hidden layer (default: sigmoid{'; a convnet has relu' * convnet})")
+    option("--dtype", choices=_DTYPES, default="float64",
+           help="of all numbers (default: %(default)s)")
+    option("--seed", type=_seed, metavar="N",
+           help="repeat a run: numpy.random.seed(N) (default: a new one, which is printed)")
+    option("--data", metavar="FOLDER",
+           help="four IDX files of another data set, Fashion-MNIST say (default: MNIST)")
 
 
 def _add_exercise(subparsers: Any) -> None:
@@ -262,57 +228,37 @@ def _add_exercise(subparsers: Any) -> None:
     parser.add_argument(
         "--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
         help="steps of the central difference; times are those of the first (default: 1e-4 1e-6)",
-    )  # fmt: skip
+    )
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument(
         "--sample", type=_count, default=1000, metavar="N",
         help="random parameters for which the textbook loop runs (default: %(default)s)",
-    )  # fmt: skip
+    )
     how_many.add_argument(
         "--full", action="store_true", help="run the textbook loop for every parameter"
     )
-
-
-# train -----------------------------------------------------------------------------------------
 
 
 def _add_train(subparsers: Any) -> None:
     parser = _add_command(
         subparsers, "train", "train the book's networks on MNIST, as in its chapters 4 to 7"
     )
-    parser.add_argument(
-        "--network", choices=("two-layer", "convnet"), default="two-layer",
-        help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)",
-    )  # fmt: skip
+    option = parser.add_argument
+    option("--network", choices=("two-layer", "convnet"), default="two-layer",
+           help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)")
     _add_network_options(parser, convnet=True)
-    parser.add_argument(
-        "--iterations", type=_count_from_0, default=10_000, metavar="N",
-        help="mini-batches (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--method", choices=("gradient", "numerical_gradient"), default="gradient",
-        help="backpropagation, or numerical gradients alone (default: %(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--optimizer", choices=OPTIMIZERS,
-        help="(default: sgd, and adam for a convnet)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--learning-rate", type=_rate, metavar="RATE",
-        help=f"(default: {SGD_RATE} for sgd, else the optimizer's own)",
-    )  # fmt: skip
-    parser.add_argument(
-        "--save", metavar="FILE",
-        help="write the trained network to an .npz file, which its class can load",
-    )  # fmt: skip
-    parser.add_argument(
-        "--plot",
-        metavar="FILE",
-        help="draw loss and accuracies into a picture, .png, .svg or .pdf say (extra: plot)",
-    )
-
-
-# run -------------------------------------------------------------------------------------------
+    option("--iterations", type=_count_from_0, default=10_000, metavar="N",
+           help="updates, each with a mini-batch (default: %(default)s)")
+    option("--method", choices=("gradient", "numerical_gradient"), default="gradient",
+           help="backpropagation, or numerical gradients alone (default: %(default)s)")
+    option("--optimizer", choices=OPTIMIZERS,
+           help="rule of the updates (default: sgd, and adam for a convnet)")
+    option("--learning-rate", type=_rate, metavar="RATE",
+           help=f"of the updates (default: {SGD_RATE} for sgd, else the optimizer's own)")
+    option("--save", metavar="FILE",
+           help="write the trained network to an .npz file, which its class can load")
+    option("--plot", metavar="FILE",
+           help="draw loss and accuracies into a picture, .png, .svg or .pdf say (extra: plot)")
 
 
 def _add_run(subparsers: Any) -> None:
@@ -321,26 +267,19 @@ def _add_run(subparsers: Any) -> None:
         "run",
         "run a script as python does, with the book's modules and your networks computed faster",
     )
-    parser.add_argument(
-        "--keep", action="append", default=[], metavar="NAME",
-        help="leave a module to the script's own file, two_layer_net say; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--serve", action="append", default=[], metavar="NAME=MODULE",
-        help="serve a module of yours as one of the book's: lib.net=two_layer_net; may be repeated",
-    )  # fmt: skip
-    parser.add_argument(
-        "--compare", type=float, metavar="SECONDS",
-        help="run the script's own way as well, that long at most, and say how much faster it was",
-    )  # fmt: skip
-    parser.add_argument("script", metavar="SCRIPT", help="runs as by python SCRIPT ARGS")
-    args = parser.add_argument(
-        "args", nargs=argparse.REMAINDER, metavar="ARGS", help="what the script finds in sys.argv"
-    )
+    option = parser.add_argument
+    option("--keep", action="append", default=[], metavar="NAME",
+           help="leave a module to the script's own file, two_layer_net say; may be repeated")
+    option("--serve", action="append", default=[], metavar="NAME=MODULE",
+           help="serve a module of yours as one of the book's: lib.net=two_layer_net; may be "
+                "repeated")
+    option("--compare", type=_step, metavar="SECONDS",
+           help="run the script's own way as well, that long at most, and say how much faster it "
+                "was")
+    option("script", metavar="SCRIPT", help="runs as by python SCRIPT ARGS")
+    args = option("args", nargs=argparse.REMAINDER, metavar="ARGS",
+                  help="what the script finds in sys.argv")
     args.required = False  # else argparse would ask for ARGS where SCRIPT is missing
-
-
-# warmup ----------------------------------------------------------------------------------------
 
 
 def _add_warmup(subparsers: Any) -> None:
@@ -348,12 +287,9 @@ def _add_warmup(subparsers: Any) -> None:
         subparsers, "warmup", "compile everything ahead, on all cores, for later processes"
     )
     parser.add_argument(
-        "--dtype", choices=("float64", "float32"), nargs="+", default=("float64", "float32"),
+        "--dtype", choices=_DTYPES, nargs="+", default=_DTYPES,
         help="for networks of these numbers (default: both)",
-    )  # fmt: skip
-
-
-# info ------------------------------------------------------------------------------------------
+    )
 
 
 def _add_info(subparsers: Any) -> None:

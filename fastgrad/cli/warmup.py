@@ -7,7 +7,7 @@ meet in the cache on disk.
 from __future__ import annotations
 
 import contextlib
-import functools
+import itertools
 import multiprocessing
 import os
 import signal
@@ -27,6 +27,8 @@ from fastgrad.runtime.compile_time import Watch, say
 
 __all__ = ["CALLS", "call", "compile_ahead", "compile_everything"]
 
+_OPTIMIZERS = tuple(BY_NAME.values())
+
 
 def _images(dtype: Any, n: int = 100) -> tuple[Any, Any]:
     """Return what looks like a batch of MNIST, where four of five pixels are zero, and labels."""
@@ -35,9 +37,10 @@ def _images(dtype: Any, n: int = 100) -> tuple[Any, Any]:
     return x.astype(dtype), rng.integers(10, size=n)
 
 
-def _unusual(dtype: Any) -> Iterator[tuple[Any, Any]]:
-    """Yield batches of other dtypes, targets and sizes, and one without zeros."""
+def _batches(dtype: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield a usual batch, some of other dtypes, targets and sizes, and one without zeros."""
     x, labels = _images(dtype)
+    yield x, labels
     yield x.astype(np.float32), labels
     yield (255 * x).astype(np.uint8), labels
     yield x, np.eye(10, dtype=dtype)[labels] * 0.9 + 0.01
@@ -53,101 +56,64 @@ def _deep_net(dtype: Any) -> Any:
     return fastgrad.MultiLayerNet(784, [6, 5], 10, dtype=dtype, rng=0)
 
 
-def _numerical_gradient(dtype: Any) -> None:
-    _net(dtype).numerical_gradient(*_images(dtype))
+def _convnet(dtype: Any, filters: int = 3, hidden: int = 5) -> Any:
+    net = SimpleConvNet(
+        (1, 28, 28), {"filter_num": filters, "filter_size": 5, "pad": 0, "stride": 1}, hidden
+    )
+    for name, array in net.params.items():
+        net.params[name] = array.astype(dtype)
+    return net
 
 
-def _gradient(dtype: Any) -> None:
-    _net(dtype).gradient(*_images(dtype))
+def _evaluate(dtype: Any, *methods: str) -> None:
+    """Call methods of every kind of network with every kind of batch."""
+    nets = (_net(dtype), _net(dtype, "relu"), _deep_net(dtype))
+    for net, (x, t), method in itertools.product(nets, _batches(dtype), methods):
+        getattr(net, method)(x, t)
 
 
 def _fit(
-    dtype: Any,
-    optimizers: Sequence[Any] = (fastgrad.SGD,),
-    method: str = "gradient",
-    activation: str = "sigmoid",
+    net: Any, x: Any, t: Any, optimizers: Sequence[Any] = (fastgrad.SGD,), method: str = "gradient"
 ) -> None:
-    x, t = _images(np.float32)  # as `load_mnist` has them
-    for optimizer in optimizers:
-        _train(
-            _net(dtype, activation), x, t, batch_size=100, method=method, optimizer=optimizer(),
-            validation=(x, t),
-        )  # fmt: skip
-
-
-def _train(net: Any, x: Any, t: Any, **options: Any) -> None:
     """Train for two iterations. Ctrl-C, which ends a `fit` early, ends the compiling as well."""
-    if net.fit(x, t, iterations=2, rng=0, **options).interrupted:
-        raise KeyboardInterrupt
-
-
-def _convolutional_fit(dtype: Any, method: str = "gradient") -> None:
-    # Of the usual size, for which there are parallel kernels; numerical gradients take too long.
-    n, filters, hidden = (100, 30, 100) if method == "gradient" else (5, 3, 5)
-    x, t = _images(np.float32, n)
-    images = x.reshape(-1, 1, 28, 28)
-    for optimizer in _OPTIMIZERS if method == "gradient" else (fastgrad.Adam,):
-        net = SimpleConvNet(
-            (1, 28, 28), {"filter_num": filters, "filter_size": 5, "pad": 0, "stride": 1}, hidden
-        )
-        for name, array in net.params.items():
-            net.params[name] = array.astype(dtype)
-        _train(
-            net, images, t, batch_size=n, method=method, optimizer=optimizer(),
-            validation=(images, t),
+    for optimizer in optimizers:
+        history = net.fit(
+            x, t, iterations=2, batch_size=len(x), method=method, optimizer=optimizer(),
+            validation=(x, t), rng=0,
         )  # fmt: skip
+        if history.interrupted:
+            raise KeyboardInterrupt
 
 
-def _unusual_numerical_gradients(dtype: Any) -> None:
+def _fit_images(dtype: Any, optimizers: Sequence[Any], method: str = "gradient") -> None:
+    """Train chapter 4's network with images as `load_mnist` has them."""
+    _fit(_net(dtype), *_images(np.float32), optimizers, method)
+
+
+def _fit_convnet(dtype: Any, n: int, filters: int, hidden: int, *options: Any) -> None:
+    x, t = _images(np.float32, n)
+    _fit(_convnet(dtype, filters, hidden), x.reshape(-1, 1, 28, 28), t, *options)
+
+
+def _long_steps(dtype: Any) -> None:
+    """Compute numerical gradients beyond the range of the series."""
+    x, t = _images(dtype, 5)
     for activation in ("sigmoid", "relu"):
-        net = _net(dtype, activation)
-        for x, t in _unusual(dtype):
-            net.numerical_gradient(x, t)
-        net.numerical_gradient(x[:5], t[:5], h=0.5)  # beyond the range of the series
+        _net(dtype, activation).numerical_gradient(x + 1, t, h=0.5)
 
 
-def _unusual_gradients(dtype: Any) -> None:
-    for activation in ("sigmoid", "relu"):
-        for x, t in _unusual(dtype):
-            _net(dtype, activation).gradient(x, t)
-
-
-def _unusual_fits(dtype: Any) -> None:
-    _fit(dtype, [fastgrad.SGD], activation="relu")
-    for x, t in _unusual(dtype):
-        _train(_net(dtype), x, t, batch_size=len(x))
-        _train(_deep_net(dtype), x, t, batch_size=len(x))
-
-
-def _accuracy(dtype: Any) -> None:
-    for net in (_net(dtype), _net(dtype, "relu"), _deep_net(dtype)):
-        for x, t in (_images(dtype), *_unusual(dtype)):
-            net.predict(x)
-            net.loss(x, t)
-            net.accuracy(x, t)
-
-
-def _deep_networks(dtype: Any) -> None:
-    net = _deep_net(dtype)
-    for samples in (dtype, np.float32, np.uint8):
-        x, t = _images(dtype, 5)
-        net.numerical_gradient((x * 255).astype(samples), t)
-    for x, t in (_images(dtype), *_unusual(dtype)):
-        net.gradient(x, t)
+def _fits(dtype: Any) -> None:
+    _fit(_net(dtype, "relu"), *_images(np.float32))
+    for x, t in _batches(dtype):
+        _fit(_net(dtype), x, t)
+        _fit(_deep_net(dtype), x, t)
 
 
 def _functions(dtype: Any) -> None:
-    x = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3)
-    for function in (
-        fastgrad.step_function, fastgrad.sigmoid, fastgrad.sigmoid_grad, fastgrad.relu,
-        fastgrad.relu_grad, fastgrad.softmax,
-    ):  # fmt: skip
-        for argument in (x, x[0], x[0, 0]):
-            function(argument)
-
-
-def _losses(dtype: Any) -> None:
     x, labels = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3), np.arange(4) % 3
+    for name in ("step_function", "sigmoid", "sigmoid_grad", "relu", "relu_grad", "softmax"):
+        for argument in (x, x[0], x[0, 0]):
+            getattr(fastgrad, name)(argument)
     soft = np.full((4, 3), 1 / 3, dtype)
     fastgrad.sum_squared_error(x, soft)
     for t in (labels, soft):
@@ -157,84 +123,63 @@ def _losses(dtype: Any) -> None:
 
 
 def _layers(dtype: Any) -> None:
-    x = np.linspace(-2, 2, 12, dtype=dtype).reshape(4, 3)
-    layers: list[Any] = [
-        fastgrad.Affine(np.ones((3, 2), dtype), np.ones(2, dtype)),
-        fastgrad.Relu(),
-        fastgrad.Sigmoid(),
-    ]
-    for layer in layers:
-        x = layer.forward(x)
-    last = fastgrad.SoftmaxWithLoss()
-    last.forward(x, np.arange(4) % 2)
-    dout = last.backward()
-    for layer in reversed(layers):
-        dout = layer.backward(dout)
-    for optimizer in _OPTIMIZERS:
-        optimizer().update({"b": np.ones(2, dtype)}, {"b": np.ones(2, dtype)})
-
-
-def _convolutional_layers(dtype: Any) -> None:
-    x = np.linspace(-1, 1, 2 * 3 * 6 * 6, dtype=dtype).reshape(2, 3, 6, 6)
-    of_images: list[Any] = [
-        fastgrad.Convolution(np.ones((4, 3, 3, 3), dtype), np.ones(4, dtype), pad=1),
-        fastgrad.Pooling(2, 2),
-    ]
-    for layer in of_images:
-        layer.backward(layer.forward(x))
+    x = np.linspace(-1, 1, 216, dtype=dtype).reshape(2, 3, 6, 6)
     flat = x.reshape(2, -1)
+    last = fastgrad.SoftmaxWithLoss()
+    last.forward(flat, np.arange(2))
+    last.backward()
+    layers: list[tuple[Any, Any]] = [
+        (fastgrad.Affine(np.ones((108, 2), dtype), np.ones(2, dtype)), flat),
+        (fastgrad.Relu(), flat),
+        (fastgrad.Sigmoid(), flat),
+        (fastgrad.Convolution(np.ones((4, 3, 3, 3), dtype), np.ones(4, dtype), pad=1), x),
+        (fastgrad.Pooling(2, 2), x),
+    ]
     of_training: list[Any] = [
         fastgrad.BatchNormalization(np.ones(108, dtype), np.zeros(108, dtype)),
         fastgrad.Dropout(),
     ]
     for layer in of_training:
         layer.forward(flat, False)
-        layer.backward(layer.forward(flat, True))
+        layers.append((layer, flat))
+    for layer, images in layers:
+        layer.backward(layer.forward(images))
+    for optimizer in _OPTIMIZERS:
+        optimizer().update({"b": np.ones(2, dtype)}, {"b": np.ones(2, dtype)})
 
 
 def _networks_of_the_book(dtype: Any) -> None:
     if dtype != np.float64:  # the only one that they have
         return
-    x, t = _images(np.float32, 5)
     extended = MultiLayerNetExtend(784, [6, 5], 10, use_batchnorm=True, use_dropout=True)
-    convolutional = SimpleConvNet(
-        (1, 28, 28), {"filter_num": 3, "filter_size": 5, "pad": 0, "stride": 1}, 5
-    )
-    nets: list[tuple[Any, Any]] = [(extended, x), (convolutional, x.reshape(-1, 1, 28, 28))]
     extended.gradient(*_images(np.float32, 30))  # enough of them that zeros are left out
-    for net, images in nets:
-        net.loss(images, t)
-        net.accuracy(images, t)
-        net.gradient(images, t)
-        net.numerical_gradient(images, t)
+    x, t = _images(np.float32, 5)
+    for net, images in [(extended, x), (_convnet(dtype), x.reshape(-1, 1, 28, 28))]:
+        for method in ("loss", "accuracy", "gradient", "numerical_gradient"):
+            getattr(net, method)(images, t)
 
-
-_OPTIMIZERS = tuple(BY_NAME.values())
 
 #: Functions of a dtype, by name. Those that take long come first.
 CALLS: dict[str, Callable[[Any], object]] = {
-    "numerical_gradient": _numerical_gradient,
-    "gradient": _gradient,
-    "fit": _fit,
-    "fit by numerical_gradient": functools.partial(
-        _fit, optimizers=_OPTIMIZERS, method="numerical_gradient"
-    ),
-    "optimizers": functools.partial(_fit, optimizers=_OPTIMIZERS[1:]),
-    "deep networks": _deep_networks,
-    "unusual numerical gradients": _unusual_numerical_gradients,
-    "unusual gradients": _unusual_gradients,
-    "unusual fits": _unusual_fits,
-    "accuracy": _accuracy,
+    "numerical_gradient": lambda dtype: _net(dtype).numerical_gradient(*_images(dtype)),
+    "gradient": lambda dtype: _net(dtype).gradient(*_images(dtype)),
+    "fit": lambda dtype: _fit_images(dtype, _OPTIMIZERS[:1]),
+    "fit by numerical_gradient":
+        lambda dtype: _fit_images(dtype, _OPTIMIZERS, "numerical_gradient"),
+    "optimizers": lambda dtype: _fit_images(dtype, _OPTIMIZERS[1:]),
+    "all numerical gradients": lambda dtype: _evaluate(dtype, "numerical_gradient"),
+    "all gradients": lambda dtype: _evaluate(dtype, "gradient"),
+    "all fits": _fits,
+    "accuracy": lambda dtype: _evaluate(dtype, "loss", "accuracy"),
+    "long steps": _long_steps,
     "functions": _functions,
-    "losses": _losses,
     "layers": _layers,
-    "layers of convolutional networks": _convolutional_layers,
     "networks of the book": _networks_of_the_book,
-    "fit of a convnet": _convolutional_fit,
-    "fit of a convnet by numerical_gradient": functools.partial(
-        _convolutional_fit, method="numerical_gradient"
-    ),
-}
+    # Of the usual size, for which there are parallel kernels; numerical gradients take too long.
+    "fit of a convnet": lambda dtype: _fit_convnet(dtype, 100, 30, 100, _OPTIMIZERS),
+    "fit of a convnet by numerical_gradient":
+        lambda dtype: _fit_convnet(dtype, 5, 3, 5, [fastgrad.Adam], "numerical_gradient"),
+}  # fmt: skip
 
 #: How long the calls compile that commands make ahead, in seconds: measured with an empty cache
 #: each on two cores, those of convolutional networks and optimizers beside other programs.

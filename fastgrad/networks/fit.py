@@ -24,6 +24,7 @@ from fastgrad.nn.optimizers import SGD, Optimizer
 from fastgrad.runtime import compile_time
 from fastgrad.runtime.interrupt import Deferred
 from fastgrad.runtime.programs import ROW, Program
+from fastgrad.tables import html_table
 from fastgrad.validation import (
     FloatArray,
     IntArray,
@@ -77,6 +78,15 @@ class History:
             train, test = self.train_accuracy[-1], self.test_accuracy[-1]
             text += f", accuracy {train:.2%} in training and {test:.2%} in test"
         return f"{text}, {self.seconds:.3g} s" + ", interrupted" * self.interrupted
+
+    def _repr_html_(self) -> str | None:
+        """Return the accuracies by epoch as a table for a notebook, or None without any."""
+        accuracies = zip(self.train_accuracy, self.test_accuracy, strict=True)
+        rows = [
+            (f"{epoch:g}", *(f"{accuracy:.2%}" for accuracy in pair))
+            for epoch, pair in zip(self.epochs, accuracies, strict=True)
+        ]
+        return html_table(("epoch", "training", "test"), rows, repr(self)) if rows else None
 
     def plot(self, path: str | os.PathLike[str] | None = None) -> Any:
         """Draw loss and accuracies over time, as figures 4-11 and 4-12 of the book.
