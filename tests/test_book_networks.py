@@ -102,11 +102,11 @@ def test_unusual_batches_go_by_the_formulas(layered, batch, kind):
     scores = x
     for layer in copy.deepcopy(layered).layers.values():
         scores = layer.forward(scores)
-    expected = book.softmax_loss(scores, t) + layered._weight_decay()
+    expected = book.softmax_loss(scores, t) + layered._penalty()
     assert layered.loss(x, t) == pytest.approx(expected, rel=1e-12)
     grads = copy.deepcopy(layered).gradient(x, t)
     assert layered.layers  # from now on they are run
-    by_layers = layered._backpropagate(x, t)
+    by_layers = layered.gradient(x, t)
     for name, array in by_layers.items():
         np.testing.assert_allclose(grads[name], array, rtol=1e-9, atol=1e-14)
 

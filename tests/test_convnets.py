@@ -36,7 +36,7 @@ def batch(n=6, size=10, classes=4, dtype=np.float64):
 
 def layer_by_layer(net, x, t):
     """Compute loss and gradient as the book's methods do."""
-    layers = net._all_layers()
+    layers = net._parts()[0]
     for layer in layers:
         x = layer.forward(x)
     loss = net.last_layer.forward(x, t)
@@ -84,7 +84,7 @@ def test_gradient_is_that_of_the_layers_one_by_one(name, dtype, request):
     assert_close(grads, expected, 1e-12 if dtype == "d" else 1e-5)
     np.random.seed(2)
     assert net.loss(x, t) == pytest.approx(float(loss), rel=1e-12 if dtype == "d" else 1e-6)
-    layer = net._all_layers()[0]
+    layer = net._parts()[0][0]
     assert layer.dW is grads["W1"]
     assert layer.db is grads["b1"]
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -14,13 +12,11 @@ from numpy.typing import ArrayLike
 
 from fastgrad.book import layer_differences, pickles
 from fastgrad.book.layers import SoftmaxWithLoss
-from fastgrad.checking.result import GradientCheck, compare_gradients
-from fastgrad.data.archives import load_arrays, save_arrays
-from fastgrad.networks.fit import History, LayerRun, chosen_optimizer, pair, run_training
-from fastgrad.networks.fully_connected import check_loss_gradient, has_own
+from fastgrad.checking.result import GradientCheck
+from fastgrad.networks.fit import random_state_kept
+from fastgrad.networks.network import Network, has_own
 from fastgrad.nn import convolution, layers, optimizers
-from fastgrad.numdiff import gradients
-from fastgrad.validation import FloatArray, IntArray, one_of, real_array, step_size, whole_number
+from fastgrad.validation import FloatArray, real_array, whole_number
 
 __all__ = ["BookDeepConvNet", "BookSimpleConvNet", "DeepConvNet", "SimpleConvNet"]
 
@@ -67,8 +63,10 @@ class _ConvolutionStage:
     but for ``dW`` and ``db`` of the convolution.
     """
 
-    def __init__(self, layer: convolution.Convolution) -> None:
+    def __init__(self, layer: convolution.Convolution, by_images: bool) -> None:
         self.layer = layer
+        #: Whether anybody asks for the gradient by the images.
+        self.by_images = by_images
         self.rectify = False
         self.window = convolution.NO_WINDOW
 
@@ -93,12 +91,12 @@ class _ConvolutionStage:
         )
         return self.out
 
-    def backward(self, dout: FloatArray, *, by_images: bool) -> FloatArray | None:
+    def backward(self, dout: FloatArray) -> FloatArray | None:
         """Set ``dW`` and ``db`` of the convolution; return the gradient by x if asked for."""
         layer = self.layer
         dx, layer.dW, layer.db = convolution.backward(
             dout.reshape(self.out.shape), self.x, self.W, layer.stride, layer.pad, self.rectify,
-            self.out, self.arg_max, by_images=by_images,
+            self.out, self.arg_max, by_images=self.by_images,
         )  # fmt: skip
         return dx
 
@@ -113,34 +111,8 @@ def _stages(network_layers: Iterable[Any]) -> list[Any]:
             type(layer).forward is convolution.Convolution.forward
             and type(layer).backward is convolution.Convolution.backward
         )
-        stages.append(_ConvolutionStage(layer) if is_ours else layer)
+        stages.append(_ConvolutionStage(layer, bool(stages)) if is_ours else layer)
     return stages
-
-
-class _ConvolutionalRun(LayerRun):
-    """Training whose losses are those that `gradient` computes anyway, if nobody overrides it."""
-
-    def advance(self, batches: IntArray, losses: FloatArray) -> None:
-        """Run one iteration for every row of `batches`, and count it."""
-        network, (x, t) = self.network, self.data
-        if self.gradient != network.gradient or has_own(network, "predict", "loss", "gradient"):
-            super().advance(batches, losses)
-            return
-        for i, batch in enumerate(batches):
-            grads = network.gradient(x[batch], t[batch])
-            losses[i] = float(network.last_layer.loss)
-            self.optimizer.update(network.params, grads)
-            self.done += 1
-
-
-@contextmanager
-def _random_state_kept() -> Iterator[None]:
-    """Put the state of NumPy's global generator back, from which dropout layers draw."""
-    state = np.random.get_state()  # noqa: NPY002
-    try:
-        yield
-    finally:
-        np.random.set_state(state)  # noqa: NPY002
 
 
 def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
@@ -153,11 +125,9 @@ def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
     return images, targets
 
 
-class _ConvolutionalNet:
+class _ConvolutionalNet(Network):
     """What the two networks have in common. Subclasses fill `params` and `layers`."""
 
-    params: dict[str, Any]
-    layers: Any
     #: The arguments of the constructor.
     _arguments: dict[str, Any]
     #: Whether there are dropout layers, and so a training pass of its own.
@@ -169,89 +139,34 @@ class _ConvolutionalNet:
         for number, W in enumerate(arrays, 1):
             self.params[f"W{number}"] = W
             self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
-        self.last_layer: Any = layers.SoftmaxWithLoss()
+        self.last_layer = layers.SoftmaxWithLoss()
 
     def __repr__(self) -> str:
         """Return the kinds of the layers and the number of parameters, in a line."""
-        kinds = " ".join(type(layer).__name__.removeprefix("_Bound")
-                         for layer in self._all_layers())  # fmt: skip
+        kinds = " ".join(type(layer).__name__.removeprefix("_Bound") for layer in self._parts()[0])
         total = sum(np.size(array) for array in self.params.values())
         return f"{type(self).__name__} {kinds}: {total:,} parameters"
 
-    def _all_layers(self) -> list[Any]:
-        return list(self.layers.values() if isinstance(self.layers, Mapping) else self.layers)
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype in which the network computes."""
+        dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
+        return dtype
 
-    def _forward(self, stages: Iterable[Any], x: Any, train_flg: bool) -> FloatArray:
-        for stage in stages:
-            x = stage.forward(x, train_flg) if isinstance(stage, layers.Dropout) else (
-                stage.forward(x)
-            )  # fmt: skip
-        return np.asarray(x)
+    def _run(self, layers: Iterable[Any], x: Any, training: bool) -> FloatArray:
+        return np.asarray(super()._run(layers, x, training))
 
     def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
-        """Compute the raw scores of the last layer.
+        """Compute the raw scores; with `train_flg` dropout layers drop entries."""
+        return self._run(_stages(self._parts()[0]), x, train_flg)
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-            Images.
-        train_flg : bool, optional
-            Whether dropout layers, if there are any, drop entries.
-
-        Returns
-        -------
-        ndarray, shape (N, classes)
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x` or `params` does not fit.
-        """
-        return self._forward(_stages(self._all_layers()), x, train_flg)
-
-    def loss(self, x: ArrayLike, t: ArrayLike) -> float:
-        """Compute the mean cross entropy, while training: dropout layers drop entries.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-        t : array_like
-            Integer labels, shape (N,) or (N, 1); or one-hot or soft targets, shape (N, classes).
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x`, `t` or `params` does not fit.
-        """
+    def _loss(self, x: Any, t: Any) -> float:
         scores = self.predict(x, True) if self._drops else self.predict(x)
-        return np.float64(self.last_layer.forward(scores, t))
+        return np.float64(self._loss_of(scores, t))
 
     def accuracy(self, x: ArrayLike, t: ArrayLike, batch_size: int = 100) -> float:
-        """Compute the share of images whose class the network finds, batch by batch.
+        """Compute the share of images whose class is found, `batch_size` of them at a time.
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-        t : array_like
-            Integer labels, shape (N,), or one-hot targets, shape (N, classes).
-        batch_size : int, optional
-            Images that are taken together.
-
-        Returns
-        -------
-        float
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument or `params` does not fit, or there is no image.
-
-        Notes
-        -----
         The book's method leaves out the images that do not fill a last batch, and divides by the
         number of all.
         """
@@ -271,293 +186,74 @@ class _ConvolutionalNet:
             right += int(np.sum(self.predict(images[batch]).argmax(axis=1) == labels[batch]))
         return np.float64(right / len(images))
 
-    def gradient(self, x: ArrayLike, t: ArrayLike) -> dict[str, FloatArray]:
-        """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too.
+    def _training_pass(self, x: Any, t: Any) -> list[Any]:
+        stages = _stages(self._parts()[0])
+        self.last_layer.forward(self._run(stages, x, True), t)
+        return stages
 
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-        t : array_like
-            As for `loss`.
-
-        Returns
-        -------
-        dict of ndarray
-            Of the names and shapes of `params`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `x`, `t` or `params` does not fit.
-
-        Notes
-        -----
-        The gradient by the images, which the book's method computes too, is left out.
-        """
-        stages = _stages(self._all_layers())
-        self.last_layer.forward(self._forward(stages, x, True), t)
-        dout: Any = self.last_layer.backward()
-        for number, stage in reversed(list(enumerate(stages))):
-            if isinstance(stage, _ConvolutionStage):
-                dout = stage.backward(dout, by_images=number > 0)
-            else:
-                dout = stage.backward(dout)
-        return self._gradients()
-
-    def _gradients(self) -> dict[str, FloatArray]:
-        """Return what the layers' backward passes have left."""
-        found = [layer for layer in self._all_layers() if hasattr(layer, "dW")]
-        grads = {}
-        for number, layer in enumerate(found, 1):
-            grads[f"W{number}"], grads[f"b{number}"] = layer.dW, layer.db
-        return grads
-
-    def fit(
-        self,
-        x: ArrayLike,
-        t: ArrayLike,
-        *,
-        iterations: int = 10_000,
-        batch_size: int = 100,
-        learning_rate: float | None = None,
-        method: str = "gradient",
-        optimizer: Any = None,
-        validation: tuple[ArrayLike, ArrayLike] | None = None,
-        progress: bool = False,
-        rng: Any = None,
-        callback: Callable[[int, float], object] | None = None,
-    ) -> History:
-        """Train on mini-batches drawn at random with replacement, as the book does.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-            Images to train with.
-        t : array_like
-            As for `loss`.
-        iterations, batch_size, method, validation, progress, rng, callback
-            As for `fastgrad.TwoLayerNet.fit`.
-        learning_rate : float, optional
-            Of Adam; an `optimizer` brings its own, so only one of the two can be given.
-        optimizer : SGD, Momentum, Nesterov, AdaGrad, RMSprop or Adam, optional
-            By default ``Adam()``.
-
-        Returns
-        -------
-        History
-            After Ctrl-C it is the history so far, and what has been learned is kept.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument or `params` does not fit.
-        """
-        size = whole_number(batch_size, "batch_size", minimum=1)
-        one_of(method, "method", ("gradient", "numerical_gradient"))
-        optimizer = chosen_optimizer(optimizer, learning_rate, optimizers.Adam())
-        data = _images_and_targets(x, t)
-        tests = None if validation is None else _images_and_targets(*pair(validation))
-
-        @contextmanager
-        def begin_run() -> Iterator[_ConvolutionalRun]:
-            yield _ConvolutionalRun(self, optimizer, method, *data)
-
-        def small(network: Any, optimizer: Any) -> None:
-            few = 2 if method == "numerical_gradient" else 100
-            batch = data[0][:few], data[1][:few]
-            with _random_state_kept():
-                network.fit(
-                    *batch, iterations=1, batch_size=len(batch[0]), method=method,
-                    optimizer=optimizer, validation=batch, rng=0,
-                )  # fmt: skip
-
-        return run_training(
-            self, begin_run, data,
-            iterations=iterations, batch_size=size, optimizer=optimizer, validation=tests,
-            progress=progress, rng=rng, callback=callback, compile_ahead=small,
-        )  # fmt: skip
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype in which the network computes."""
-        dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
-        return dtype
-
-    def numerical_gradient(
-        self, x: ArrayLike, t: ArrayLike, h: float = 1e-4
-    ) -> dict[str, FloatArray]:
-        """Compute the central difference of `loss` by every parameter.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-        t : array_like
-            As for `loss`.
-        h : float, optional
-            The step, above 0.
-
-        Returns
-        -------
-        dict of ndarray
-            Of the names, shapes and dtypes of `params`.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument or `params` does not fit.
-
-        Notes
-        -----
-        The loss is evaluated at both perturbed points of every parameter, but what a perturbation
-        cannot change is computed once: the layers below, and the other channels. With layers of
-        other kinds than the book's, or a `predict` or `loss` of a subclass, the whole network is,
-        each time. Dropout layers drop the same
-        entries in all losses; the book's draw new ones for each.
-        """
-        h = step_size(h)
-        if has_own(self, "predict", "loss") or not layer_differences.knows(self._all_layers()):
-            return {name: self._difference(name, x, t, h) for name in self.params}
-        found = layer_differences.LayerDifferences(self._all_layers(), x, t).central_differences(h)
-        return {
-            name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
-            for (name, array), (slopes, _) in zip(self.params.items(), found, strict=True)
-        }
-
-    def check_gradient(
-        self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
-    ) -> GradientCheck:
-        """Compare `gradient` with `numerical_gradient`, with the same entries dropped.
-
-        Parameters
-        ----------
-        x : array_like, shape (N, C, H, W)
-        t : array_like
-            As for `loss`.
-        h : float, dict like `params`, or "auto", optional
-            The step, above 0.
-        **options : Any
-            Those of `fastgrad.check_gradient`, as for `fastgrad.TwoLayerNet.check_gradient`.
-
-        Returns
-        -------
-        GradientCheck
-            As `fastgrad.TwoLayerNet.check_gradient` returns it. Parameters within ±h of a kink of a
-            ReLU or of a pooling are counted, not judged.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If an argument or `params` does not fit, or a layer, `predict` or `loss` is not the
-            book's.
-        """
-        if options or isinstance(h, dict) or (isinstance(h, str) and h == "auto"):
-            with _random_state_kept():
-                state = np.random.get_state()  # noqa: NPY002
-
-                def loss(x: Any, t: Any) -> float:
-                    np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
-                    return self.loss(x, t)
-
-                return check_loss_gradient(self, loss, x, t, h, options)
-        h = step_size(h)
-        if not layer_differences.knows(self._all_layers()):
-            raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
-        if has_own(self, "predict", "loss"):
-            raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")
-        state = np.random.get_state()  # noqa: NPY002 - dropout layers draw from it
-        analytic = self.gradient(x, t)
-        np.random.set_state(state)  # noqa: NPY002
-        passed = layer_differences.LayerDifferences(self._all_layers(), x, t)
-        once, twice = list(passed.central_differences(h)), list(passed.central_differences(2 * h))
-        names = list(self.params)
-        numerical = {name: slopes for name, (slopes, _) in zip(names, once, strict=True)}
-        noise = {}
-        for name, (slopes, _), (double, _) in zip(names, once, twice, strict=True):
-            largest = float(np.abs(slopes).max(initial=0))
-            precision = 64 * float(np.finfo(analytic[name].dtype).eps)
-            # As for a network of affine layers: where 2h reaches a kink that h does not reach, the
-            # difference tells nothing about the truncation.
-            truncation = np.minimum(np.abs(slopes - double), h * h * largest)
-            noise[name] = truncation + (precision * largest or precision)
-        kinks = {name: marks for name, (_, marks) in zip(names, once, strict=True)}
-        return compare_gradients(analytic, numerical, h=h, noise=noise, kinks=kinks)
-
-    def _difference(self, name: str, x: ArrayLike, t: ArrayLike, h: float) -> FloatArray:
-        """Return the central difference by one parameter, with the layers as they are."""
-        held = self.params[name]
+    def _objective(self) -> Callable[[Any, Any], float]:
         state = np.random.get_state()  # noqa: NPY002
 
-        def loss(perturbed: FloatArray) -> float:
-            self.params[name] = perturbed
+        def loss(x: Any, t: Any) -> float:
             np.random.set_state(state)  # noqa: NPY002 - the same entries dropped each time
             return self.loss(x, t)
 
-        try:
-            slopes: FloatArray = gradients.numerical_gradient(loss, held, h)
-            return slopes
-        finally:
-            self.params[name] = held
+        return loss
 
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Save parameters and settings as an .npz file, as all networks of fastgrad do.
+    def _is_known(self, x: Any, t: Any) -> bool:
+        return layer_differences.knows(self._parts()[0])
 
-        Parameters
-        ----------
-        path : path_like
-            Where to; ``.npz`` is appended if missing. An existing file is replaced as a whole.
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+        passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
+        return {
+            name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
+            for (name, array), (slopes, _) in zip(
+                self.params.items(), passed.central_differences(h), strict=True
+            )
+        }
 
-        Returns
-        -------
-        Path
-            The file written.
+    def _differences_and_kinks(
+        self, x: Any, t: Any, h: float
+    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Any] | None]:
+        if not self._is_known(x, t):
+            raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
+        if has_own(self, "predict", "loss"):
+            raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")
+        with random_state_kept():  # so that `gradient` drops the same entries
+            passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
+        once, kinks = zip(*passed.central_differences(h), strict=True)
+        twice, _ = zip(*passed.central_differences(2 * h), strict=True)
+        found = [dict(zip(self.params, each, strict=True)) for each in (once, twice, kinks)]
+        return found[0], found[1], found[2]
 
-        Raises
-        ------
-        OSError
-            If it cannot be written; an existing file is unharmed then.
-        """
-        return save_arrays(
-            path,
-            {name: np.asarray(array) for name, array in self.params.items()},
-            format="fastgrad network",
-            version=1,
-            network=type(self).__name__,
-            arguments=self._arguments,
-        )
+    def _check_by_losses(self, x: Any, t: Any, h: Any, options: dict[str, Any]) -> GradientCheck:
+        with random_state_kept():
+            return super()._check_by_losses(x, t, h, options)
+
+    def _default_optimizer(self) -> optimizers.Optimizer:
+        return optimizers.Adam()
+
+    def _training_data(self, x: Any, t: Any) -> tuple[Any, Any]:
+        return _images_and_targets(x, t)
+
+    def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
+        if method != "gradient" or has_own(self, "predict", "loss", "gradient"):
+            return super()._loss_and_gradient(method, x, t)
+        grads = self.gradient(x, t)  # which computes the loss, too
+        return float(self.last_layer.loss), grads
+
+    def _settings(self) -> dict[str, Any]:
+        return {"arguments": self._arguments}
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
-        """Load a network that `save` wrote.
+    def _default_settings(cls, arrays: dict[str, Any]) -> dict[str, Any]:
+        return {"arguments": {}}
 
-        Parameters
-        ----------
-        path : path_like
-            The file; or one of ``numpy.savez(path, **net.params)``, whose network gets the settings
-            that the class has by default.
-
-        Returns
-        -------
-        SimpleConvNet or DeepConvNet
-            Of the class on which `load` is called.
-
-        Raises
-        ------
-        OSError
-            If the file cannot be read.
-        ValueError
-            If it is not a network of this class.
-        """
-        arrays, settings = load_arrays(path)
-        if settings.get("network", cls.__name__) != cls.__name__:
-            raise ValueError(
-                f"{os.fspath(path)!r} must hold a {cls.__name__}. Got {settings['network']!r}."
-            )
-        try:
-            with _random_state_kept():  # from which the initial weights are drawn
-                network = cls(**settings.get("arguments", {}))
-            network._replace_params(arrays)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{os.fspath(path)!r} does not describe a network: {error}") from error
+    @classmethod
+    def _restored(cls, arrays: dict[str, Any], settings: dict[str, Any]) -> Self:
+        with random_state_kept():  # from which the initial weights are drawn
+            network = cls(**settings["arguments"])
+        network._replace_params(arrays)
         return network
 
     def _replace_params(self, arrays: Mapping[str, Any]) -> None:
@@ -838,8 +534,8 @@ class _AsInTheBook(_ConvolutionalNet):
     def load_params(self, file_name: str | os.PathLike[str] = "params.pkl") -> None:
         """Read `params` from a file of `save_params`, and hand them to the layers."""
         super().load_params(file_name)
-        for number, layer in enumerate((a for a in self._all_layers() if hasattr(a, "W")), 1):
-            layer.W, layer.b = self.params[f"W{number}"], self.params[f"b{number}"]
+        for layer, kind, name in self._held_by_layers():
+            setattr(layer, kind, self.params[name])
 
 
 def _unbound(layer: Any) -> Any:

@@ -9,8 +9,9 @@ and so prints what it prints in plain Python.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -19,26 +20,16 @@ from fastgrad.book import layers
 from fastgrad.book.functions import cross_entropy_error, sigmoid, sigmoid_grad, softmax
 from fastgrad.kernels import central_difference_layers
 from fastgrad.networks import fully_connected
+from fastgrad.networks.network import Network, has_own
 from fastgrad.nn import layers as compiled_layers
-from fastgrad.numdiff import gradients
 from fastgrad.runtime import threads
-from fastgrad.validation import FloatArray, IntArray, step_size
+from fastgrad.validation import FloatArray, IntArray
 
 __all__ = ["BookTwoLayerNet", "LayeredMultiLayerNet", "LayeredTwoLayerNet", "MultiLayerNetExtend"]
 
 
-class _Book(fully_connected.Network):
+class _Book(fully_connected.FullyConnected):
     """What the book's networks have in common."""
-
-    def _pair(self) -> None:
-        """Make the network whose gradient is (y - t) / N at the last layer, as the book's is.
-
-        That is the derivative of the loss without the small number under its logarithm.
-        """
-        self._exact = fully_connected.MultiLayerNet(
-            self._sizes[0], self._sizes[1:-1], self._sizes[-1], self._activation, 0,
-            self._decay, delta=0, rng=0,
-        )  # fmt: skip
 
     def _is_usual(self, x: Any, t: Any = None) -> bool:
         """Return whether the compiled network computes what the book's formulas compute."""
@@ -52,7 +43,7 @@ class _Book(fully_connected.Network):
             and params.keys() == shapes.keys()
             and all(_is_usual_array(params[name], shapes[name]) for name in shapes)
             and (t is None or _is_usual_target(t, len(x), self._sizes[-1]))
-            and not fully_connected.has_own(self, "predict", "loss")
+            and not has_own(self, "predict", "loss")
         )
 
     def _share_of_hits(self, x: Any, y: Any, t: Any) -> Any:
@@ -60,36 +51,17 @@ class _Book(fully_connected.Network):
         return np.sum(np.argmax(y, axis=1) == t) / float(x.shape[0])
 
     def _exact_gradient(self, x: Any, t: Any) -> dict[str, FloatArray]:
-        self._exact.params = {name: self.params[name] for name in self._shapes}
-        return self._exact.gradient(x, t)
+        """Return the compiled gradient with (y - t) / N at the last layer, as the book's.
 
-    def numerical_gradient(self, x: Any, t: Any, h: float = 1e-4) -> dict[str, FloatArray]:
-        """Compute the central difference of `loss` by every parameter.
-
-        Parameters
-        ----------
-        x : ndarray, shape (N, D)
-            Samples.
-        t : ndarray
-            Targets, as `loss` takes them.
-        h : float, optional
-            The step.
-
-        Returns
-        -------
-        dict of ndarray
-            Like `params`.
+        That is the derivative of the loss without the small number under its logarithm.
         """
-        if self._is_usual(x, t):
-            return super().numerical_gradient(x, t, h)
-        return {
-            name: gradients.numerical_gradient(lambda _: self._training_loss(x, t), array, h)
-            for name, array in self._in_the_books_order()
-        }
+        return super()._gradient(x, t, 0.0)
 
-    def _in_the_books_order(self) -> list[tuple[str, Any]]:
-        """Return the parameters in the order in which gradients are returned."""
-        return list(self.params.items())
+    def _is_known(self, x: Any, t: Any) -> bool:
+        return self._is_usual(x, t)
+
+    def _names(self) -> list[str]:
+        return list(self.params)
 
 
 def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:
@@ -142,7 +114,6 @@ class BookTwoLayerNet(_Book, fully_connected.TwoLayerNet):
         self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
     ) -> None:
         super().__init__(input_size, hidden_size, output_size, weight_init_std)
-        self._pair()
 
     def _forward(self, x: Any) -> tuple[Any, Any, Any]:
         """Return what a pass leaves: the hidden layer's inputs and outputs, and probabilities."""
@@ -180,18 +151,39 @@ class BookTwoLayerNet(_Book, fully_connected.TwoLayerNet):
         }
 
 
+class _Visible:
+    """An attribute with which a script sees layers: from when it asks for them on they run."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, network: Any, owner: type | None = None) -> Any:
+        if network is None:
+            return self
+        network._show()
+        return getattr(network, self._name)
+
+    def __set__(self, network: Any, value: Any) -> None:
+        network._show()
+        setattr(network, self._name, value)
+
+
 class _Layered(_Book):
     """A network with the book's layer objects, compiled for as long as they are left as they are.
 
     As in the book the layers hold the arrays that were in ``params`` when they were made, and
-    `predict` runs them. `loss` does so only from when a script has first asked for them; then they
-    first run on the last batch, with the parameters as they are by then, so that they hold what a
-    pass leaves in them.
+    `predict` runs them. `loss` and `gradient` do so only from when a script has first asked for
+    them: until then an iteration takes two thirds of the time. Then they first run on the last
+    batch, with the parameters as they are by then, so that they hold what a pass leaves in them.
     """
 
     _predicts_probabilities: ClassVar[bool] = False
     #: The name of the hidden activations.
     _activation_name: ClassVar[str]
+
+    layers: Any = _Visible("_layers")
+    last_layer: Any = _Visible("_last_layer")
+    _last_layer: Any
 
     def _finish(self) -> None:
         self._layers: OrderedDict[str, Any] = OrderedDict()
@@ -200,127 +192,76 @@ class _Layered(_Book):
             self._layers[f"Affine{number}"] = affine
             if number < len(self._sizes) - 1:
                 self._add_hidden_layers(number)
-        self._last_layer: Any = layers.SoftmaxWithLoss()
-        self._own_layers = self._all_layers()
+        self._last_layer = layers.SoftmaxWithLoss()
+        self._own_layers = [*self._layers.values(), self._last_layer]
         #: Whether a script has asked for the layers, and may see what a pass leaves in them.
         self._shown = False
         #: Samples and targets of a pass that the layers have not seen.
         self._batch: tuple[Any, Any] | None = None
-        self._pair()
-
-    @property
-    def layers(self) -> OrderedDict[str, Any]:
-        """The layers, but for the last one."""
-        self._show()
-        return self._layers
-
-    @layers.setter
-    def layers(self, value: OrderedDict[str, Any]) -> None:
-        self._show()
-        self._layers = value
-
-    @property
-    def last_layer(self) -> Any:
-        """The layer of the loss."""
-        self._show()
-        return self._last_layer
-
-    @last_layer.setter
-    def last_layer(self, layer: Any) -> None:
-        self._show()
-        self._last_layer = layer
 
     def _show(self) -> None:
         self._shown = True
         if self._batch is not None:
             batch, self._batch = self._batch, None
-            self._loss_of_layers(*batch)
+            Network._loss(self, *batch)
 
     def _add_hidden_layers(self, number: int) -> None:
         """Add what follows an affine layer that is not the last one."""
         activation = layers.Relu if self._activation == "relu" else layers.Sigmoid
         self._layers[f"{self._activation_name}{number}"] = activation()
 
-    def _all_layers(self) -> list[Any]:
-        return [*self._layers.values(), self._last_layer]
+    def _parts(self) -> tuple[list[Any], Any]:
+        return list(self._layers.values()), self._last_layer
 
     def _is_usual(self, x: Any, t: Any = None) -> bool:
         return (
             super()._is_usual(x, t)
-            and self._all_layers() == self._own_layers
-            and all(self.params[name] is array for name, array in self._layers_arrays())
+            and self._layers_are_own()
+            and all(
+                self.params[name] is getattr(layer, kind)
+                for layer, kind, name in self._held_by_layers()
+            )
         )
 
-    def _layers_arrays(self) -> list[tuple[str, Any]]:
-        """Return the arrays that the layers hold, by the names of the parameters."""
-        found = []
-        for n in range(1, len(self._sizes)):
-            affine = self._layers[f"Affine{n}"]
-            found += [(f"W{n}", affine.W), (f"b{n}", affine.b)]
-        return found
+    def _layers_are_own(self) -> bool:
+        return [*self._layers.values(), self._last_layer] == self._own_layers
 
     def predict(self, x: Any) -> Any:
         """Return the raw scores of the last layer."""
         self._batch = None
-        for layer in self._layers.values():
-            x = layer.forward(x)
-        return x
+        return self._run(self._parts()[0], x, False)
 
     def loss(self, x: Any, t: Any) -> Any:
         """Return the mean cross entropy, with weight decay."""
         if self._shown or not self._is_usual(x, t):
-            return self._loss_of_layers(x, t)
+            return self._loss_of(self.predict(x), t)
         loss = super().loss(x, t)
         self._batch = x, t
         return loss
 
-    def _loss_of_layers(self, x: Any, t: Any) -> Any:
-        """Return the loss as the book does, by running the layers."""
-        return self._last_layer.forward(self.predict(x), t) + self._weight_decay()
-
-    def _weight_decay(self) -> Any:
-        weights = (self.params[f"W{n}"] for n in range(1, len(self._sizes)) if self._decay)
-        return sum(0.5 * self._decay * np.sum(W**2) for W in weights)
+    def _loss_of(self, scores: Any, t: Any) -> Any:
+        return Network._loss_of(self, scores, t)  # by the last layer
 
     def accuracy(self, x: Any, t: Any) -> Any:
         """Return the share of samples whose class is found."""
         y = self._scores(x) if not self._shown and self._is_usual(x) else self.predict(x)
         return self._share_of_hits(x, y, t if t.ndim == 1 else np.argmax(t, axis=1))
 
-    def _scores(self, x: Any) -> FloatArray:
-        """Return what `predict` does, without running the layers."""
-        return fully_connected.Network.predict(self, x)
-
     def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient of `loss` by backpropagation; the layers' dW and db are set too."""
         if self._shown or not self._is_usual(x, t):
-            return self._backpropagate(x, t)
+            return Network._gradient(self, x, t)  # by the layers
         grads = self._exact_gradient(x, t)
         self._batch = x, t
-        for n in range(1, len(self._sizes)):
-            affine, dW = self._layers[f"Affine{n}"], grads[f"W{n}"]
-            affine.dW = dW - self._decay * affine.W if self._decay else dW
-            affine.db = grads[f"b{n}"]
+        for layer, kind, name in self._held_by_layers():
+            decayed = kind == "W" and self._decay
+            setattr(layer, f"d{kind}", grads[name] - decayed * layer.W if decayed else grads[name])
         return grads
 
-    def fit(self, *args: Any, **options: Any) -> Any:
-        """Train, as `fastgrad.TwoLayerNet.fit` does; only with the layers that came with it."""
-        if self._all_layers() != self._own_layers:
+    def _require_trainable(self, method: str) -> None:
+        if not self._layers_are_own():
             raise ValueError("`layers` must be as they were made for `fit`. Got other layers.")
-        return super().fit(*args, **options)
-
-    def _backpropagate(self, x: Any, t: Any) -> dict[str, Any]:
-        """Compute the gradient as the book does, by running the layers forward and backward."""
-        self._training_loss(x, t)
-        dout = self._last_layer.backward(1)
-        for layer in reversed(self._layers.values()):
-            dout = layer.backward(dout)
-        grads = {}
-        for n in range(1, len(self._sizes)):
-            affine = self._layers[f"Affine{n}"]
-            grads[f"W{n}"] = affine.dW + self._decay * affine.W if self._decay else affine.dW
-            grads[f"b{n}"] = affine.db
-        return grads
+        super()._require_trainable(method)
 
 
 class LayeredTwoLayerNet(_Layered, fully_connected.TwoLayerNet):
@@ -353,7 +294,7 @@ class LayeredTwoLayerNet(_Layered, fully_connected.TwoLayerNet):
     """
 
     _activation_name = "Relu"
-    lastLayer = _Layered.last_layer  # noqa: N815 - the book's name
+    lastLayer = _Visible("_last_layer")  # noqa: N815 - the book's name
 
     def __init__(
         self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
@@ -428,8 +369,6 @@ class LayeredMultiLayerNet(_Layered, fully_connected.MultiLayerNet):
     @weight_decay_lambda.setter
     def weight_decay_lambda(self, value: float) -> None:
         self._decay = value
-        self._idle = []  # made for the old one
-        self._pair()
 
 
 class MultiLayerNetExtend(LayeredMultiLayerNet):
@@ -493,10 +432,6 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             input_size, hidden_size_list, output_size, activation, weight_init_std,
             weight_decay_lambda,
         )  # fmt: skip
-        #: Without batch normalisation, dropout and weight decay: what is left of it at test time.
-        self._plain = fully_connected.MultiLayerNet(
-            input_size, hidden_size_list, output_size, self._activation, 0, rng=0
-        )
 
     @property
     def _extended(self) -> bool:
@@ -514,22 +449,24 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
-    def _acquire(self) -> Any:
+    def engine(self) -> Any:
+        """Lend an engine, as for the plain network, which it must be."""
         if self._extended:
             raise ValueError("The network must be without batch normalisation and dropout.")
-        return super()._acquire()
+        return super().engine()
 
-    def _layers_arrays(self) -> list[tuple[str, Any]]:
-        found = super()._layers_arrays()
-        for n in range(1, len(self._sizes) - 1) if self.use_batchnorm else ():
-            batch_norm = self._layers[f"BatchNorm{n}"]
-            found += [(f"gamma{n}", batch_norm.gamma), (f"beta{n}", batch_norm.beta)]
-        return found
-
-    def _in_the_books_order(self) -> list[tuple[str, Any]]:
+    def _names(self) -> list[str]:
         numbers = range(1, len(self._sizes))
         names = [f"{kind}{n}" for n in numbers for kind in ("W", "b", "gamma", "beta")]
-        return [(name, self.params[name]) for name in names if name in self._shapes]
+        return [name for name in names if name in self._shapes]
+
+    def _run(self, layers: Iterable[Any], x: Any, training: bool) -> Any:
+        for name, layer in self._layers.items():
+            if "Dropout" in name or "BatchNorm" in name:
+                x = layer.forward(x, training)
+            else:
+                x = layer.forward(x)
+        return x
 
     def predict(self, x: Any, train_flg: bool = False) -> Any:
         """Return the raw scores of the last layer, of a pass for training or for testing."""
@@ -537,78 +474,42 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             return super().predict(x)
         if not train_flg and not self._shown and self._is_usual(x):
             return self._scores(x)
-        for name, layer in self._layers.items():
-            if "Dropout" in name or "BatchNorm" in name:
-                x = layer.forward(x, bool(train_flg))
-            else:
-                x = layer.forward(x)
-        return x
+        return self._run(self._parts()[0], x, bool(train_flg))
 
     def loss(self, x: Any, t: Any, train_flg: bool = False) -> Any:
         """Return the mean cross entropy, with weight decay."""
         if not self._extended:
             return super().loss(x, t)
-        scores = self.predict(x, train_flg)
-        return self._last_layer.forward(scores, t) + self._weight_decay()
+        return self._loss_of(self.predict(x, train_flg), t)
 
-    def _training_loss(self, x: Any, t: Any) -> Any:
-        return self.loss(x, t, train_flg=True)
+    def _objective(self) -> Any:
+        return functools.partial(self.loss, train_flg=True)
 
-    def _scores(self, x: Any) -> FloatArray:
+    def _scores(self, x: Any, params: dict[str, FloatArray] | None = None) -> FloatArray:
         if not self._extended:
             return super()._scores(x)
-        params = self.checked_params()
+        given, params = self.checked_params(), {}
         for n in range(1, len(self._sizes)):
-            W, b = params[f"W{n}"], params[f"b{n}"]
+            W, b = given[f"W{n}"], given[f"b{n}"]
             if self.use_dropout and n > 1:
                 W = W * (1 - self._layers[f"Dropout{n - 1}"].dropout_ratio)
             if self.use_batchnorm and n < len(self._sizes) - 1:
                 scale, shift = self._layers[f"BatchNorm{n}"].at_test_time(len(b))
                 W, b = W * scale, b * scale + shift
-            self._plain.params[f"W{n}"], self._plain.params[f"b{n}"] = W, b
-        return self._plain.predict(x)
+            params[f"W{n}"], params[f"b{n}"] = W, b
+        return super()._scores(x, params)
 
     def gradient(self, x: Any, t: Any) -> dict[str, Any]:
         """Compute the gradient of a training pass's loss by backpropagation."""
+        return Network._gradient(self, x, t) if self._extended else super().gradient(x, t)
+
+    def _is_known(self, x: Any, t: Any) -> bool:
+        return not self.use_dropout and super()._is_known(x, t)
+
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+        """Compute what a perturbation can change: `fastgrad.kernels.central_difference_layers`."""
         if not self._extended:
-            return super().gradient(x, t)
-        grads = self._backpropagate(x, t)
-        for n in range(1, len(self._sizes) - 1) if self.use_batchnorm else ():
-            layer = self._layers[f"BatchNorm{n}"]
-            grads[f"gamma{n}"], grads[f"beta{n}"] = layer.dgamma, layer.dbeta
-        return {name: grads[name] for name, _ in self._in_the_books_order()}
-
-    def numerical_gradient(self, x: Any, t: Any, h: float = 1e-4) -> dict[str, FloatArray]:
-        """Compute the central difference of a training pass's loss by every parameter.
-
-        Parameters
-        ----------
-        x : ndarray, shape (N, D)
-            Samples.
-        t : ndarray
-            Targets, as `loss` takes them.
-        h : float, optional
-            The step.
-
-        Returns
-        -------
-        dict of ndarray
-            Like `params`.
-
-        Notes
-        -----
-        Only what a nudge can change is evaluated, see
-        `fastgrad.kernels.central_difference_layers`. With dropout, which draws another mask in
-        every evaluation, all is.
-        """
-        if not self._extended:
-            return super().numerical_gradient(x, t, h)
-        if self.use_dropout or not self._is_usual(x, t):
-            return {
-                name: gradients.numerical_gradient(lambda _: self._training_loss(x, t), array, h)
-                for name, array in self._in_the_books_order()
-            }
-        h = step_size(h)
+            return super()._central_differences(x, t, h)
         xs, labels, soft = self.checked_batch(x, t)
         if labels.size:
             soft = np.eye(self._sizes[-1])[labels]
@@ -631,7 +532,7 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             found[name] = part.reshape(self._shapes[name])
             if name.startswith("W") and self._decay:  # ½λ((W + h)² - (W - h)²) / 2h
                 found[name] = found[name] + self._decay * np.asarray(self.params[name])
-        return {name: found[name] for name, _ in self._in_the_books_order()}
+        return {name: found[name] for name in self._names()}
 
     def _in_one_piece(self) -> tuple[FloatArray, IntArray, dict[str, int]]:
         """Return all parameters, where those of each layer begin, and where each one does."""

@@ -20,7 +20,7 @@ from fastgrad.kernels.bitmask import WORD, words
 from fastgrad.networks import workspace
 from fastgrad.networks.engine import SPARSE_BELOW, Engine
 from fastgrad.networks.workspace import Workspace, aligned, layer, layer_backward, padded
-from fastgrad.nn.optimizers import SGD, Optimizer
+from fastgrad.nn.optimizers import Optimizer
 from fastgrad.runtime import compile_time
 from fastgrad.runtime.interrupt import Deferred
 from fastgrad.runtime.programs import ROW, Program
@@ -35,7 +35,7 @@ from fastgrad.validation import (
     whole_number,
 )
 
-__all__ = ["History", "LayerRun", "fit", "run_training"]
+__all__ = ["History", "LayerRun", "compiled_run", "fit", "random_state_kept"]
 
 #: What `fit` may compute a gradient by: the names of a network's methods.
 METHODS = ("gradient", "numerical_gradient")
@@ -116,83 +116,14 @@ class History:
 
 
 class Trainable(Protocol):
-    """What `fit` needs of a network; see `fastgrad.networks.fully_connected.Network`."""
+    """What a run needs of a network; see `fastgrad.networks.network.Network`."""
 
     params: dict[str, Any]
 
     @property
     def dtype(self) -> np.dtype[Any]: ...
 
-    def engine(self) -> Any: ...
-
     def checked_params(self) -> dict[str, FloatArray]: ...
-
-    def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]: ...
-
-    def accuracy(self, x: ArrayLike, t: ArrayLike) -> float: ...
-
-
-def fit(
-    network: Trainable,
-    x: ArrayLike,
-    t: ArrayLike,
-    *,
-    iterations: int,
-    batch_size: int,
-    learning_rate: float | None,
-    method: str,
-    optimizer: Any,
-    validation: tuple[ArrayLike, ArrayLike] | None,
-    progress: bool,
-    rng: Any,
-    callback: Callable[[int, float], object] | None,
-    by_methods: bool = False,
-) -> History:
-    """Train a network of affine layers; the arguments are those of `fastgrad.TwoLayerNet.fit`.
-
-    With `by_methods` the network's own `loss` and gradients are called, as a subclass needs it.
-    """
-    size = whole_number(batch_size, "batch_size", minimum=1)
-    one_of(method, "method", METHODS)
-    optimizer = chosen_optimizer(optimizer, learning_rate, SGD(0.1))
-    xs, labels, soft = network.checked_batch(x, t)
-    known_t = labels if labels.size else soft
-    if validation is not None:
-        test_x, test_labels, test_soft = network.checked_batch(*pair(validation))
-        validation = test_x, test_labels if test_labels.size else test_soft
-
-    @contextmanager
-    def compiled_run() -> Iterator[_Run]:
-        run_class = _GradientRun if method == "gradient" else _NumericalRun
-        data = TrainingSet(xs, labels.copy(), soft.copy(), size)
-        with network.engine() as engine, run_class(engine, optimizer, network, data) as run:
-            yield run
-
-    @contextmanager
-    def run_by_methods() -> Iterator[LayerRun]:
-        yield LayerRun(network, optimizer, method, xs, known_t)
-
-    def small(run_network: Any, run_optimizer: Any) -> None:
-        batch = xs[:100], known_t[:100]
-        fit(
-            run_network, *batch, iterations=1, batch_size=len(batch[0]), learning_rate=None,
-            method=method, optimizer=run_optimizer, validation=batch, progress=False, rng=0,
-            callback=None,
-        )  # fmt: skip
-
-    return run_training(
-        network,
-        run_by_methods if by_methods else compiled_run,
-        (xs, known_t),
-        iterations=iterations,
-        batch_size=size,
-        optimizer=optimizer,
-        validation=validation,
-        progress=progress,
-        rng=rng,
-        callback=callback,
-        compile_ahead=None if by_methods else small,
-    )
 
 
 def chosen_optimizer(optimizer: Any, learning_rate: Any, default: Optimizer) -> Optimizer:
@@ -237,40 +168,51 @@ class Advancing(Protocol):
     def write_back(self) -> None: ...
 
 
-def run_training(
+def fit(
     network: Any,
-    begin_run: Callable[[], AbstractContextManager[Advancing]],
-    data: tuple[Any, Any],
+    x: ArrayLike,
+    t: ArrayLike,
     *,
     iterations: int,
     batch_size: int,
-    optimizer: Optimizer,
-    validation: tuple[Any, Any] | None,
+    learning_rate: float | None,
+    method: str,
+    optimizer: Any,
+    validation: tuple[ArrayLike, ArrayLike] | None,
     progress: bool,
     rng: Any,
     callback: Callable[[int, float], object] | None,
-    compile_ahead: Callable[[Any, Any], object] | None,
+    default: Optimizer,
+    check: Callable[[Any, Any], tuple[Any, Any]],
+    begin_run: Callable[[Optimizer, str, tuple[Any, Any], int], AbstractContextManager[Advancing]],
+    compile_ahead: bool,
 ) -> History:
     """Run the training loop of all networks: batches, progress, accuracies, callback and Ctrl-C.
 
     Parameters
     ----------
-    network : object
-        With ``accuracy(x, t)``.
+    network : Network
+    x, t, iterations, .., callback
+        As for `fastgrad.TwoLayerNet.fit`.
+    default : Optimizer
+        Where none is given.
+    check : callable
+        Returns samples and targets as arrays, or raises.
     begin_run : callable
         Returns a context manager of the run that is to be advanced.
-    data, validation : (x, t)
-        Samples to train and to test with, checked.
-    iterations, batch_size, optimizer, progress, rng, callback
-        As for `fastgrad.TwoLayerNet.fit`; the optimizer is there.
-    compile_ahead : callable or None
-        Called with copies of the network and the optimizer before a progress bar is shown, to
-        train them a little, so that the bar's pace is that of training.
+    compile_ahead : bool
+        Whether to train a copy of the network a little before a progress bar is shown, so that the
+        bar's pace is that of training.
 
     Returns
     -------
     History
     """
+    size = whole_number(batch_size, "batch_size", minimum=1)
+    one_of(method, "method", METHODS)
+    optimizer = chosen_optimizer(optimizer, learning_rate, default)
+    data = check(x, t)
+    tests = None if validation is None else check(*pair(validation))
     count = whole_number(iterations, "iterations", minimum=0)
     flag(progress, "progress")
     if callback is not None and not callable(callback):
@@ -278,38 +220,44 @@ def run_training(
     draw = batch_source(rng)
     from tqdm.auto import tqdm
 
-    if progress and compile_ahead is not None:
-        copies = copy.deepcopy((network, optimizer))
+    if progress and compile_ahead:
+        copied, its_optimizer = copy.deepcopy((network, optimizer))
+        few = 2 if method == "numerical_gradient" else 100
+        batch = data[0][:few], data[1][:few]
         with (
             Deferred() as interrupt,
-            compile_time.announced(f"training in {copies[0].dtype}"),
+            compile_time.announced(f"training in {network.dtype}"),
+            random_state_kept(),  # from which dropout layers draw
             warnings.catch_warnings(),
         ):
             warnings.simplefilter("ignore", RuntimeWarning)
-            compile_ahead(*copies)
+            copied.fit(
+                *batch, iterations=1, batch_size=len(batch[0]), method=method,
+                optimizer=its_optimizer, validation=batch, rng=0,
+            )  # fmt: skip
         if interrupt.asked:
             return History(np.empty(0), interrupted=True)
     losses = np.empty(count)
     epochs: list[float] = []
     accuracies: list[tuple[float, float]] = []
-    per_epoch = max(len(data[0]) // batch_size, 1)
+    per_epoch = max(len(data[0]) // size, 1)
     stretch = 1
     begin = time.perf_counter()
     with (
         compile_time.Watch() as compiling,
         Deferred() as interrupt,
         tqdm(total=count, disable=not progress, unit="it", dynamic_ncols=True) as bar,
-        begin_run() as run,
+        begin_run(optimizer, method, data, size) as run,
     ):
         finite = True
         while run.done < count and not interrupt.asked:
             # Up to the next evaluation: after the first iteration of every epoch, as in the book.
             limit = count
-            if validation is not None:
+            if tests is not None:
                 limit = min(count, (run.done + per_epoch - 1) // per_epoch * per_epoch + 1)
             stop = min(run.done + stretch, limit)
             since = time.perf_counter()
-            batches = draw(len(data[0]), (stop - run.done, batch_size))
+            batches = draw(len(data[0]), (stop - run.done, size))
             run.advance(batches, losses[run.done : stop])
             took = time.perf_counter() - since
             if callback is None:
@@ -324,12 +272,12 @@ def run_training(
                     f"the loss is not finite at iteration {run.done}; the learning rate "
                     f"{optimizer.lr:g} may be too large.",
                     RuntimeWarning,
-                    stacklevel=4,
+                    stacklevel=3,
                 )
-            if validation is not None and (run.done - 1) % per_epoch == 0:
+            if tests is not None and (run.done - 1) % per_epoch == 0:
                 run.write_back()
                 epochs.append((run.done - 1) / per_epoch)
-                accuracies.append((network.accuracy(*data), network.accuracy(*validation)))
+                accuracies.append((network.accuracy(*data), network.accuracy(*tests)))
                 bar.set_postfix(loss=f"{losses[run.done - 1]:.4f}", test=f"{accuracies[-1][1]:.4f}")
             if callback is not None:
                 run.write_back()
@@ -347,11 +295,26 @@ def run_training(
 
 
 class LayerRun:
-    """Training by a network's own methods, for networks that are not compiled as a whole."""
+    """Training by a network's own methods, for networks that are not compiled as a whole.
 
-    def __init__(self, network: Any, optimizer: Optimizer, method: str, x: Any, t: Any) -> None:
-        self.network, self.optimizer = network, optimizer
-        self.gradient = getattr(network, method)
+    Parameters
+    ----------
+    params : dict of ndarray
+    optimizer : Optimizer
+    compute : callable
+        Returns the loss of a batch (x, t), and its gradient.
+    x, t : ndarray
+    """
+
+    def __init__(
+        self,
+        params: dict[str, Any],
+        optimizer: Optimizer,
+        compute: Callable[[Any, Any], tuple[float, dict[str, FloatArray]]],
+        x: Any,
+        t: Any,
+    ) -> None:
+        self.params, self.optimizer, self.compute = params, optimizer, compute
         self.data = x, t
         self.done = 0
 
@@ -359,8 +322,8 @@ class LayerRun:
         """Run one iteration for every row of `batches`, and count it."""
         x, t = self.data
         for i, batch in enumerate(batches):
-            losses[i] = self.network.loss(x[batch], t[batch])
-            self.optimizer.update(self.network.params, self.gradient(x[batch], t[batch]))
+            losses[i], grads = self.compute(x[batch], t[batch])
+            self.optimizer.update(self.params, grads)
             self.done += 1
 
     def write_back(self) -> None:
@@ -583,10 +546,36 @@ def _updated(k: int) -> dict[str, str]:
     return {**layer(k), **state, "squares": f"squares{k}"}
 
 
+def compiled_run(
+    engine: Engine,
+    optimizer: Optimizer,
+    method: str,
+    network: Trainable,
+    x: Any,
+    labels: IntArray,
+    soft: FloatArray,
+    batch_size: int,
+) -> AbstractContextManager[Advancing]:
+    """Return a training run of a fully connected network by an engine of its own."""
+    data = TrainingSet(x, labels.copy(), soft.copy(), batch_size)
+    run_class = _GradientRun if method == "gradient" else _NumericalRun
+    return run_class(engine, optimizer, network, data)
+
+
 def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:
     """Return an array if values of a shape and dtype can be written into it, else a new one."""
     fits = isinstance(array, np.ndarray) and array.shape == shape and array.dtype == dtype
     return array if fits and array.flags.writeable else np.empty(shape, dtype)
+
+
+@contextmanager
+def random_state_kept() -> Iterator[None]:
+    """Put the state of NumPy's global generator back at the end."""
+    state = np.random.get_state()  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(state)  # noqa: NPY002
 
 
 def batch_source(rng: Any) -> Callable[[int, tuple[int, int]], IntArray]:
