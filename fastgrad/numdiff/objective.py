@@ -371,45 +371,47 @@ class _Task:
         dtype = np.dtype((np.float64, self.shape))
         restored = self.x.restored_on_exit()
         with restored, np.errstate(all="ignore") if is_quiet else contextlib.nullcontext():
-            values = np.fromiter(self._values(entries, points), dtype, points.size)
+            found = itertools.chain.from_iterable(self._values(entries, points))
+            values = np.fromiter(found, dtype, points.size)
             if not restored.is_unchanged():
                 raise ValueError("`f` must not change `x`.")
         return values.reshape(*points.T.shape, *self.shape).swapaxes(0, 1)
 
-    def _values(self, entries: IntArray, points: FloatArray) -> Iterator[Any]:
-        """Yield the values of f, entry by entry."""
-        args, row = self.args, self.row
+    def _values(self, entries: IntArray, points: FloatArray) -> Iterator[list[Any]]:
+        """Yield the values of f, entry by entry, or those of many entries together."""
         f = functools.partial(_tolerated, self.f) if self.tolerant else self.f
+        args, root, row = self.args, self.x.root, self.row
+        read, as_it_is = (one_number, float) if row is None else (row, ())
         until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[self.batched]
         for leaf, places, part in _leaves_of(self.x, entries):
-            live = leaf.array.transpose(leaf.axes).flat
-            columns = points.T[part].tolist()
-            done, is_tried = 0, leaf.is_number or row is not None
-            while done < len(places):
-                if not is_tried and time.perf_counter() > until:
-                    is_tried = True
+            live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
+            numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
+            is_in_turn = is_number or row is not None
+            while done < len(numbers):
+                if not is_in_turn and time.perf_counter() > until:
                     rest = slice(part.start + done, part.stop)
                     found = self._evaluate_batched(leaf, places[done:], points[:, rest], f)
-                    if found.size == 0:
-                        until = math.inf
+                    until = until if found.size else math.inf
                     # The last entry is left to the loop, for what f stores.
-                    found = found[:, : len(places) - done - 1]
-                    yield from found.T.reshape(-1).tolist()
-                    done += found.shape[1]
-                i = int(places[done])
+                    found = found[:, : len(numbers) - done - 1]
+                    yield found.T.reshape(-1).tolist()
+                    done, is_in_turn = done + found.shape[1], True
+                i = numbers[done]
                 kept, values = live[i], []
                 for number in columns[done]:
                     live[i] = number
-                    if leaf.is_number:
+                    if is_number:
                         leaf.put(number)
-                    value = f(self.x.root, *args)
-                    if value is not _UNDEFINED and (row is not None or type(value) is not float):
-                        value = one_number(value) if row is None else row(value)
+                        root = self.x.root
+                    value = f(root, *args)
+                    if not isinstance(value, as_it_is) and value is not _UNDEFINED:
+                        value = read(value)
                     values.append(value)
                 live[i] = kept
-                if leaf.is_number:
+                if is_number:
                     leaf.put(float(kept))
-                yield from values
+                    root = self.x.root
+                yield values
                 done += 1
 
     def _evaluate_batched(
