@@ -155,7 +155,9 @@ class _Evaluation:
                 raise NotCarried("it would not be faster than the loop")
             values[:, part] = found
             start, bases.is_first = stop, False
-            count = int(min(_MOST, max(1, _WANTED * batch.count // max(1, batch.nbytes))))
+            # A run computes everything at x as well: enough points make that a small part of it.
+            wanted = _WANTED if took * batch.count > 8 * self.seconds else 3 * _LIMIT // 4
+            count = int(min(_MOST, max(1, wanted * batch.count // max(1, batch.nbytes))))
         return values
 
     def _indices(self, entries: IntArray) -> list[IntArray]:
