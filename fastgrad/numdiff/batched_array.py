@@ -687,12 +687,19 @@ def _flat_index(support: Support, shape: tuple[int, ...]) -> Array:
     return flat
 
 
+def _columns(flat: Array) -> tuple[Array, Array]:
+    """Return the columns of indices that differ from the one before, and which each point has."""
+    is_new = np.append(True, (flat[:, 1:] != flat[:, :-1]).any(axis=0))
+    return flat[:, is_new], np.cumsum(is_new) - 1
+
+
 def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
     """Return the box of ascending indices when one axis becomes several; None if they are none."""
     if len(shape) < 2:
         return (flat,) * len(shape)
+    flat, of_point = _columns(flat)
     parts = np.unravel_index(flat, shape)
-    counts = [len(np.unique(part[:, 0])) for part in parts]
+    counts = [np.count_nonzero(np.bincount(part[:, 0])) for part in parts]
     if math.prod(counts) != len(flat):
         return None
     support = []
@@ -701,7 +708,7 @@ def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
         index = mesh.reshape(counts[a], -1, part.shape[1])[:, 0]
         if (mesh != index.reshape(counts[a], *(1,) * (len(shape) - 1), -1)).any():
             return None
-        support.append(index[:, :1] if (index == index[:, :1]).all() else index)
+        support.append(index[:, :1] if (index == index[:, :1]).all() else index[:, of_point])
     return tuple(support)
 
 
@@ -726,6 +733,8 @@ def moved(function: Any) -> Callable[..., Any]:
         numbers = function(_numbers(array.shape), *args, **kwargs)
         if isinstance(bases, list | tuple):
             return [picked(array, *each) for each in zip(numbers, bases, strict=True)]
+        if np.array_equal(numbers, _numbers(array.shape)):  # as `np.pad` by nothing
+            return array.copy()
         return picked(array, numbers, bases)
 
     return call
@@ -753,23 +762,25 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     if not array._is_changed():
         return base
     batch, count = array._batch, array._batch.count
-    if any(index is not None and index.shape[1] > 1 for index in array._support):
-        flat = _flat_index(array._support, array.shape)
+    of_points = [a for a, index in enumerate(array._support)
+                 if index is not None and index.shape[1] > 1]  # fmt: skip
+    if of_points:
+        flat, of_point = _columns(_flat_index(array._support, array.shape))
         places = _places(flat, numbers, array.size)
-        order = None if places is None else np.argsort(places, axis=0, kind="stable")
-        if order is not None and order.size == 0:
+        if places is not None and places.size == 0:
             return base
-        support = None if order is None else _split_index(
+        order = np.empty(0) if places is None else np.argsort(places, axis=0)
+        support = None if places is None else _split_index(
             np.take_along_axis(places, order, axis=0), base.shape)  # fmt: skip
         if support is not None:
-            batch.spend(order.size * array.dtype.itemsize)
-            values = array._values.reshape(len(flat), -1)
-            values = np.take_along_axis(values, order // (len(order) // len(flat)), axis=0)
-            box = [size if index is None else len(index)
-                   for size, index in zip(base.shape, support, strict=True)]  # fmt: skip
+            batch.spend(len(order) * count * array.dtype.itemsize)
+            rows = (order // (len(order) // len(flat)))[:, of_point]
+            values = np.take_along_axis(array._values.reshape(len(flat), count), rows, axis=0)
+            support = tuple(index if index.shape[1] == 1 else index[:, of_point]
+                            for index in support)  # fmt: skip
+            box = map(len, support)
             return wrapped(base, values.reshape(*box, count), support, batch)
-        array = array._full(*(a for a, index in enumerate(array._support)
-                              if index is not None and index.shape[1] > 1))  # fmt: skip
+        array = array._full(*of_points)
     flat = _flat_index(array._support, array.shape)[:, 0]
     source = np.zeros(array.size + 1, np.intp)
     source[flat + 1] = np.arange(1, len(flat) + 1)
@@ -788,7 +799,7 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
 
 def _places(flat: Array, numbers: Array, size: int) -> Array | None:
     """Return where the entries of a box go to, ``(R * times, K)``, if all as many times."""
-    wanted = np.unique(flat)
+    wanted = np.flatnonzero(np.bincount(flat.reshape(-1), minlength=size))
     which = np.full(size + 1, -1)
     which[wanted + 1] = np.arange(len(wanted))
     found = which[numbers].reshape(-1)
@@ -798,7 +809,7 @@ def _places(flat: Array, numbers: Array, size: int) -> Array | None:
     if (times != times[0]).any():
         return None
     places = places[np.argsort(found, kind="stable")].reshape(len(wanted), times[0])
-    chosen = places[np.searchsorted(wanted, flat)]  # (R, K, times)
+    chosen = places[which[flat + 1]]  # (R, K, times)
     return chosen.transpose(0, 2, 1).reshape(-1, flat.shape[1])
 
 
@@ -989,10 +1000,10 @@ def _product_left(a: BatchedArray, b: Array, base: Array) -> tuple[Array, Suppor
     else:
         # The points of one channel have the same terms.
         values = np.empty((n, b.shape[1], batch.count), base.dtype)
-        each, of_point = np.unique(terms, axis=1, return_inverse=True)
-        for i in range(each.shape[1]):
-            points = np.flatnonzero(of_point.reshape(-1) == i)
-            values[..., points] = np.matmul(b[each[:, i]].T, change[..., points])
+        each, of_point = _columns(terms)
+        for i, chosen in enumerate(each.T):
+            points = of_point == i
+            values[..., points] = np.matmul(b[chosen].T, change[..., points])
     values += at(base, support)
     return values, support
 
