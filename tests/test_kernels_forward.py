@@ -205,8 +205,8 @@ def test_a_small_batch_is_for_one_thread(
 ):
     monkeypatch.setattr(numba, "get_num_threads", lambda: 2)
     monkeypatch.setattr(threads, "_layer", "tbb")
-    for name, effort in parallel_costs.items():
-        monkeypatch.setattr(engine_module, name, effort)
+    for name, cost in parallel_costs.items():
+        monkeypatch.setattr(engine_module, name, cost)
     # Nothing is compiled, and nothing runs.
     monkeypatch.setattr(workspace, "Program", Idle)
     monkeypatch.setattr(workspace.Workspace, "is_finite", True)

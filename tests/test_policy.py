@@ -367,7 +367,7 @@ for x in (sparse.astype("f"), dense.astype("f")):
         all_calls(other, x, labels)
         fits(other, x, labels)
 found = counts()
-print(found["run_steps"], found["run_thread"])
+print(found["run_stages"], found["run_thread"])
 print(*(name for name, count in found.items() if count > 2))
 """
     )

@@ -15,6 +15,7 @@ import contextlib
 import errno
 import io
 import json
+import math
 import os
 import secrets
 import stat
@@ -31,6 +32,9 @@ __all__ = ["load_arrays", "save_arrays"]
 _SETTINGS = "settings"
 
 _NUMERIC_KINDS = "biufc"
+
+#: That of an array of numbers with many axes is not longer, and NumPy parses it as Python.
+_HEADER_BYTES = 2_000
 
 
 def save_arrays(
@@ -214,13 +218,18 @@ def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 raise ValueError(f"it holds {member.filename!r}, not one .npy file a name")
             if member.compress_type != zipfile.ZIP_STORED:
                 raise ValueError(f"{member.filename!r} is compressed")
-            data = io.BytesIO(archive.read(member))
-            array = np.lib.format.read_array(data, allow_pickle=False)
-            if array.dtype.kind not in _NUMERIC_KINDS:
+            data = archive.read(member)
+            header = io.BytesIO(data)
+            np.lib.format.read_magic(header)
+            shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(header, _HEADER_BYTES)
+            start = header.tell()
+            if dtype.kind not in _NUMERIC_KINDS:
                 raise ValueError(f"{member.filename!r} is no array of numbers")
-            if data.read(1):
+            # Before NumPy allocates what the header claims.
+            if math.prod(shape) * dtype.itemsize != len(data) - start:
                 raise ValueError(f"{member.filename!r} has a header that does not fit its length")
-            arrays[name] = array
+            array = np.ndarray(shape, dtype, data, start, order="F" if is_fortran else "C")
+            arrays[name] = array.copy(order="K")
     encoded = arrays.pop(_SETTINGS, None)
     return arrays, {} if encoded is None else _decode(encoded)
 

@@ -104,10 +104,10 @@ class Engine:
         """Let go of the parameters: an idle engine keeps nobody's arrays alive."""
         self._params = {}
 
-    def workspace(self, n: int, dtype: np.dtype[Any], effort: ParallelCost) -> Workspace:
+    def workspace(self, n: int, dtype: np.dtype[Any], cost: ParallelCost) -> Workspace:
         """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""
-        work = self.n_parameters * self.dtype.itemsize * (n + effort.overhead)
-        key = n, threads.chunks(work, effort.enough), dtype
+        work = self.n_parameters * self.dtype.itemsize * (n + cost.overhead)
+        key = n, threads.chunks(work, cost.enough), dtype
         space = self._spaces.get(key)
         if space is None:
             if len(self._spaces) == MAX_WORKSPACES:
@@ -116,10 +116,10 @@ class Engine:
         return space
 
     def forward(
-        self, x: Any, labels: IntArray, soft: FloatArray, effort: ParallelCost = PASS
+        self, x: Any, labels: IntArray, soft: FloatArray, cost: ParallelCost = PASS
     ) -> Workspace:
         """Run the forward pass over samples as one batch; return what it leaves."""
-        space = self.workspace(len(x), x.dtype, effort)
+        space = self.workspace(len(x), x.dtype, cost)
         self._run(space, workspace.forward_pass, x=x, labels=labels, soft=soft)
         return space
 

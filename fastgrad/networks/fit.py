@@ -283,15 +283,10 @@ def fit(
                 run.write_back()
                 if callback(run.done - 1, float(losses[run.done - 1])) is True:
                     break
+    seconds = time.perf_counter() - begin - compiling.seconds
     in_training, in_test = np.array(accuracies).reshape(-1, 2).T
-    return History(
-        losses[: run.done],
-        np.array(epochs),
-        in_training,
-        in_test,
-        time.perf_counter() - begin - compiling.seconds,
-        interrupt.asked,
-    )
+    reached = losses[: run.done]
+    return History(reached, np.array(epochs), in_training, in_test, seconds, interrupt.asked)
 
 
 class LayerRun:

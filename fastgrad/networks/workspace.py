@@ -141,10 +141,10 @@ class Workspace:
 
     def program(self, make: Callable[..., Program], *options: Any) -> Program:
         """Return one of the programs below, made, and compiled, when it is first asked for."""
-        key = make, *options
-        if key not in self._programs:
-            self._programs[key] = make(self, *options)
-        return self._programs[key]
+        program = self._programs.get((make, options))
+        if program is None:
+            program = self._programs[make, options] = make(self, *options)
+        return program
 
     @property
     def is_finite(self) -> bool:
@@ -187,17 +187,17 @@ def transposes(depth: int) -> Stage:
     return [(forward.transpose, layer_backward(k)) for k in range(2, depth + 1)]
 
 
-# The programs. Those for sparse samples leave out the products with zeros.
+# The programs. Those for sparse samples leave out products with zeros.
 
 
 def forward_pass(space: Workspace, sparse: bool) -> Program:
-    """Compute the loss; returned as a program, as the others are."""
+    """Return the program that computes the loss."""
     first = forward.affine_sparse if sparse else forward.affine_dense
     return Program(space.chunks, space.names, forward_stage(space.depth, first))
 
 
 def gradient(space: Workspace, sparse: bool) -> Program:
-    """Compute the loss, and its gradient by backpropagation."""
+    """Return the program that computes the loss, and its gradient by backpropagation."""
     first = forward.affine_sparse if sparse else forward.affine_dense
     first_weights = backward.weights_sparse if sparse else backward.weights_dense
     return Program(
@@ -211,7 +211,7 @@ def gradient(space: Workspace, sparse: bool) -> Program:
 
 
 def series(space: Workspace) -> Program:
-    """Compute the loss and the central difference of two layers, for h in series range."""
+    """Return the program for the loss and central difference of two layers, h in series range."""
     number, rows, width = space.net.dtype, (space.chunks, space.net.sizes[0] + 1), space.width
     entries = np.zeros(rows, number)
     names = {
@@ -242,7 +242,7 @@ def series(space: Workspace) -> Program:
 
 
 def general(space: Workspace) -> Program:
-    """Compute the central difference for any depth and any h; runs after a forward pass."""
+    """Return the program for the central difference of any depth and h, after a forward pass."""
     number, width = space.net.dtype, padded(max(space.net.sizes[1:]), space.net.dtype)
     names = {
         "h": np.zeros(1),

@@ -118,7 +118,7 @@ class Program:
         if COMPILED:
             self._memory = np.array(words, np.int64)
             self.kernels[:, 1] = self._memory.ctypes.data + 8 * self.kernels[:, 1]
-            self._view = self._memory.data  # ten times as fast as the array, a word at a time
+            self._words = self._memory.data  # one is written in a tenth of the array's time
 
     def bind(self, **arrays: Any) -> None:
         """Have the kernels read other arrays, which whoever calls keeps alive.
@@ -126,16 +126,19 @@ class Program:
         They have the dtypes of those before, and their shapes but for the first length. Nothing of
         that is checked.
         """
-        for name, array in arrays.items():
-            if COMPILED:
-                length = len(array)
-                # A third of the time that `array.ctypes.data` takes.
-                start = addressof(c_char.from_buffer(array)) if length else 0
-                for word in self.places[name]:
-                    self._view[word], self._view[word + 1] = start, length
-            else:
+        if not COMPILED:
+            for name, array in arrays.items():
                 for args, own in self.places[name]:
                     setattr(args, own, array)
+            return
+        words, places = self._words, self.places
+        for name, array in arrays.items():
+            length = len(array)
+            # A third of the time that `array.ctypes.data` takes.
+            start = addressof(c_char.from_buffer(array)) if length else 0
+            for word in places[name]:
+                words[word] = start
+                words[word + 1] = length
 
     def launch(self, first: int = 0, repeats: int = 1, stages: int | None = None) -> None:
         """Run the stages one after the other, each for all chunks of its work.
@@ -153,9 +156,9 @@ class Program:
         RuntimeError
             If a kernel raised an exception, which only the check of bounds can make it do.
         """
-        ends, progress = self.ends[:stages], self.progress
+        ends = self.ends if stages is None else self.ends[:stages]
         if threads.launch(
-            run_stages, _thread_address(), self.kernels, ends, first, repeats, progress,
+            run_stages, _thread_address(), self.kernels, ends, first, repeats, self.progress,
             threads.YIELD,
         ):  # fmt: skip
             raise RuntimeError(
