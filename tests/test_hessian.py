@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import cmath
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,21 @@ def test_shape_and_memory_order():
     assert found[0, 1, 1, 0] == pytest.approx(4, rel=1e-8)
     assert numerical_hessian(lambda x: x**3, 2.0).shape == ()
     assert numerical_hessian(lambda x: 0.0, np.empty(0)).shape == (0, 0)
+
+
+def test_complex_results():
+    x = np.array([0.7, -1.2])
+    found, error = numerical_hessian(lambda x: np.exp(1j * x[0]) * x[1] ** 2, x, error=True)
+    turn = np.exp(0.7j)
+    exact = turn * np.array([[-x[1] ** 2, 2j * x[1]], [2j * x[1], 2]])
+    assert found.dtype == np.complex128
+    assert error.dtype == np.float64
+    assert (np.abs(found - exact) <= error).all()
+    np.testing.assert_allclose(found, exact, rtol=1e-8)
+    np.testing.assert_array_equal(found, found.T)
+    with pytest.raises(ValueError, match="at every point or at none"):
+        numerical_hessian(lambda x: cmath.sqrt(x[0]) if x[0] < 0.1 else x[0] ** 2, [0.1])
+    np.testing.assert_array_equal(x, [0.7, -1.2])
 
 
 def test_trees_and_arrays_as_results_are_refused():

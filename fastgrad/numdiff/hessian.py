@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastgrad.numdiff.objective import Function, further_arguments, one_number
 from fastgrad.numdiff.trees import Tree, is_tree
@@ -30,9 +31,9 @@ def numerical_hessian(
     Parameters
     ----------
     f : callable
-        ``f(x, *args)``, one real number.
+        ``f(x, *args)``, one number, real or complex.
     x : array_like
-        Where to differentiate; any shape. A float64 array is nudged in place and restored
+        Where to differentiate, real; any shape. A float64 array is nudged in place and restored
         exactly, whatever happens; anything else is converted first, and f sees the converted array.
     args : tuple
         Further arguments of f.
@@ -41,18 +42,17 @@ def numerical_hessian(
 
     Returns
     -------
-    hessian : ndarray of float64, shape x.shape + x.shape
-        Symmetric: ``hessian[i, j] == hessian[j, i]`` for all indices i and j of x.
+    hessian : ndarray of float64, or complex128 if f(x) is complex, shape x.shape + x.shape
+        Symmetric, for complex f too: ``hessian[i, j] == hessian[j, i]`` for all indices i and j of x.
     error : ndarray of float64, of the same shape
         Only with ``error=True``: an estimate of the absolute error of each element.
 
     Raises
     ------
     TypeError
-        If an argument has the wrong type, x is a tree, or f returns something else than a real
-        number.
+        If an argument has the wrong type, x is a tree, or f returns something else than a number.
     ValueError
-        If f returns more than one number.
+        If f returns more than one number, changes x, or is real at x and complex elsewhere.
     Exception
         Whatever f raises.
 
@@ -100,10 +100,12 @@ class _Second:
         self.size = self.center.size
         self.first = _FIRST * np.sqrt(np.maximum(np.abs(self.center), _SMALLEST))
         self.first = np.maximum(self.first, 1e-4 * np.abs(self.center))
-        self.here = self._values([()], self.first)[0] if self.size else 0.0
+        with tree.restored_on_exit() as root, np.errstate(all="ignore"):
+            self.here = _number(f(root, *args))
+        self.dtype = type(self.here)
         self.largest = abs(self.here)
 
-    def at(self, rung: int, pairs: list[tuple[int, int]]) -> tuple[FloatArray, FloatArray]:
+    def over(self, rung: int, pairs: list[tuple[int, int]]) -> tuple[NDArray[Any], FloatArray]:
         """Return the derivatives by pairs of entries over one step, and their rounding."""
         upper = self.center + self.first / 2**rung
         h = upper - self.center  # as it was rounded
@@ -112,7 +114,7 @@ class _Second:
         moved = [(i,) for i in alone] + mixed
         sums = self._values(moved, h) + self._values(moved, -h) - 2 * self.here
         second = dict(zip(moved, sums, strict=True))
-        slopes, rounding = np.empty((2, len(pairs)))
+        slopes, rounding = np.empty(len(pairs), self.dtype), np.empty(len(pairs))
         for k, (i, j) in enumerate(pairs):
             if i == j:
                 slopes[k] = second[i,] / h[i] ** 2
@@ -121,9 +123,9 @@ class _Second:
             rounding[k] = 4 * np.finfo(np.float64).eps * self.largest / (h[i] * h[j])
         return slopes, rounding
 
-    def _values(self, moved: list[Any], offsets: FloatArray) -> FloatArray:
+    def _values(self, moved: list[Any], offsets: FloatArray) -> NDArray[Any]:
         """Evaluate f with some entries at a time moved; NaN where it is not defined."""
-        values = np.empty(len(moved))
+        values = np.empty(len(moved), self.dtype)
         restored = self.tree.restored_on_exit()
         with restored as root, np.errstate(all="ignore"):
             array = self.tree.leaves[0].array
@@ -131,30 +133,43 @@ class _Second:
                 for i in entries:
                     array.flat[i] = self.center[i] + offsets[i]
                 try:
-                    values[k] = one_number(self.f(root, *self.args))
+                    number = _number(self.f(root, *self.args))
                 except ArithmeticError:
-                    values[k] = np.nan
+                    number = np.nan
+                if isinstance(number, complex) and self.dtype is not complex:
+                    raise ValueError(
+                        "`f` must return complex numbers at every point or at none. Got "
+                        f"{number}, and {self.here} at `x`."
+                    )
+                values[k] = number
                 for i in entries:
                     array.flat[i] = self.center[i]
             if not restored.is_unchanged():
                 raise ValueError("`f` must not change `x`.")
         finite = np.abs(values[np.isfinite(values)])
-        self.largest = max(getattr(self, "largest", 0.0), float(finite.max(initial=0)))
+        self.largest = max(self.largest, float(finite.max(initial=0)))
         return values
 
 
-def _extrapolated(second: _Second) -> tuple[FloatArray, FloatArray]:
+def _number(value: Any) -> float | complex:
+    """Return what f returned as a number."""
+    if np.iscomplexobj(value) and np.size(value) == 1:
+        return complex(np.asarray(value).item())
+    return one_number(value)
+
+
+def _extrapolated(second: _Second) -> tuple[NDArray[Any], FloatArray]:
     """Extrapolate the derivatives by all pairs of entries; return them, and their errors."""
     i, j = np.triu_indices(second.size)
-    best, error = np.full(i.size, np.nan), np.full(i.size, np.inf)
-    row = np.empty((0, i.size))  # the last one of each pair's Romberg table
+    best, error = np.full(i.size, np.nan, second.dtype), np.full(i.size, np.inf)
+    row = np.empty((0, i.size), second.dtype)  # the last one of each pair's Romberg table
     active = np.arange(i.size)
     for rung in range(_RUNGS):
         if active.size == 0:
             break
         pairs = list(zip(i[active].tolist(), j[active].tolist(), strict=True))
-        slope, rounding = second.at(rung, pairs)
-        new = np.full((rung + 1, i.size), np.nan)
+        slope, rounding = second.over(rung, pairs)
+        new = np.full((rung + 1, i.size), np.nan, second.dtype)
         new[0, active] = slope
         if rung == 0:
             best[active] = slope
@@ -173,7 +188,8 @@ def _extrapolated(second: _Second) -> tuple[FloatArray, FloatArray]:
         # Shorter steps are left out where rounding alone is more than the error so far.
         settled = (error[active] <= _ENOUGH * np.abs(best[active])) | (rounding > error[active])
         active = active[~settled]
-    hessian, errors = np.empty((2, second.size, second.size))
+    errors = np.empty((second.size, second.size))
+    hessian = errors.astype(second.dtype)
     hessian[i, j] = hessian[j, i] = best
     errors[i, j] = errors[j, i] = error
     return hessian, errors
