@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 __all__ = ["WIDTH", "html_table", "text_table", "wrapped"]
 
-#: The columns of a terminal that nobody has widened.
+#: The usual width of a terminal, in columns.
 WIDTH = 80
 
 _GAP = "  "

@@ -9,7 +9,7 @@ import tempfile
 
 import numpy as np
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # Compiled code of an older checkout must not pass for that of this one. Child processes inherit it.
 if "NUMBA_CACHE_DIR" not in os.environ:
@@ -21,9 +21,12 @@ if "NUMBA_CACHE_DIR" not in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# No deadline: the first example compiles.
-settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
-settings.register_profile("nightly", deadline=None, max_examples=2000, print_blob=True)
+# No deadline and no limit of time: the first example compiles, and the machine may be busy.
+settings.register_profile(
+    "untimed", deadline=None, print_blob=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("ci", settings.get_profile("untimed"), derandomize=True)
+settings.register_profile("nightly", settings.get_profile("untimed"), max_examples=2000)
 settings.load_profile("nightly" if os.environ.get("FASTGRAD_NIGHTLY") == "1" else "ci")
 
 # Scripts as the book's readers write them; --doctest-modules would import, that is run, them.

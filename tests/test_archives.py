@@ -30,7 +30,9 @@ MIB = 1 << 20
 
 as_root = hasattr(os, "geteuid") and os.geteuid() == 0
 on_posix = pytest.mark.skipif(os.name != "posix", reason="POSIX permissions and signals")
-per_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+per_example = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def assert_same(have, want):

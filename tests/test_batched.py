@@ -603,7 +603,7 @@ def functions(draw):
     return f, x
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=1000)
 @given(functions())
 def test_functions_of_numpy(case):
     f, x = case

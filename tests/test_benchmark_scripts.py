@@ -93,7 +93,9 @@ def test_gradients_of_convolutional_networks_agree_with_the_books(scripts):
     assert len(goals.rows) == 2
 
 
-def test_deep_trains_as_the_book_does(scripts, images):
+def test_deep_trains_as_the_book_does(scripts, images, monkeypatch):
+    for name, value in {"HIDDEN": [9, 8, 7, 6], "STEPS": 4}.items():
+        monkeypatch.setattr(scripts.deep, name, value)
     goals = scripts.reports.Goals(SHORT)
     scripts.deep.train_in_turn(goals, "Adam", *images)
     assert [row["what"] for row in goals.rows] == [

@@ -8,7 +8,7 @@ import zlib
 import matplotlib as mpl
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numba import njit
 
@@ -72,7 +72,6 @@ class TestVerdict:
             assert check.arrays["x"].max_rel_error == pytest.approx(1e-3, rel=0.02)
 
     @given(st.integers(0, 39), st.sampled_from([1.001, 0.999]), st.integers(0, 5))
-    @settings(deadline=None)
     def test_a_mistake_in_one_entry_fails_and_is_found(self, place, factor, seed):
         w, args = regression(seed)
         wrong = logistic_gradient(w, *args)

@@ -220,7 +220,7 @@ def test_exercise_on_mnist():
     assert max(map(len, [*out.splitlines(), *result.stderr.splitlines()])) <= 80
     ratio = re.search(r"numerical_gradient is [\d,.]+ times faster than the textbook", out)
     assert (ratio is None) == ("no ratio is printed" in out.replace("\n", " "))
-    assert "Of the textbook loop these are 80 random parameters." in out
+    assert "The rows of the textbook loop cover 80 random parameters." in out
     digits = {}
     for method in ("textbook loop", "numerical_gradient"):
         for h in (1e-4, 1e-6):
@@ -235,7 +235,7 @@ def test_exercise_on_mnist():
 
 
 def test_exercise_in_full(digits, capsys, monkeypatch):
-    monkeypatch.setattr(commands, "_PATIENCE", 0)
+    monkeypatch.setattr(commands, "_BAR_DELAY", 0)
     arguments = ["exercise", "--full", "--hidden-size", "3", "--batch-size", "4", "--h", "1e-5"]
     assert parser.main([*arguments, "--data", str(digits)]) == 0
     out, err = capsys.readouterr()
@@ -243,7 +243,7 @@ def test_exercise_in_full(digits, capsys, monkeypatch):
     assert "batch of 4 random images" in out
     assert "all parameters, start to end" in out
     assert "estimated" not in out
-    assert "these are" not in out
+    assert "cover" not in out
     assert "215/215" in err  # the progress bar
 
 

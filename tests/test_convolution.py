@@ -88,7 +88,7 @@ def cases(draw):
     return shape, window, stride, pad, dtype, draw(layouts), draw(layouts), seed
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.integers(1, 6))
 def test_convolution_against_loops(case, n_filters):
     shape, window, stride, pad, dtype, *layouts, seed = case
@@ -108,7 +108,7 @@ def test_convolution_against_loops(case, n_filters):
         np.testing.assert_allclose(one, other, rtol=0, atol=ROUNDING[dtype] * dout.size)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(cases(), st.booleans())
 def test_pooling_against_loops(case, has_nan):
     shape, window, stride, pad, dtype, *layouts, seed = case
@@ -174,7 +174,7 @@ def test_parts_for_threads_do_not_matter(monkeypatch, n_samples, chunks):
         np.testing.assert_allclose(one, other, rtol=1e-12, atol=1e-12)
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(cases())
 def test_im2col_and_col2im(case):
     shape, window, stride, pad, dtype, layout, _, seed = case

@@ -26,7 +26,9 @@ NAMES = (
 )
 IMAGES, LABELS = NAMES[:2]
 
-per_example = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+per_example = settings(
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def idx(array, shape=None):

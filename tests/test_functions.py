@@ -56,7 +56,7 @@ LAYOUTS = ["C", "F", "strided", "reversed", "unaligned", "read-only", "big-endia
 
 
 @pytest.mark.parametrize("function", ELEMENTWISE)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=0, max_side=6),
     dtype=st.sampled_from(["f", "d", "i", "b", "?"]),
@@ -127,7 +127,7 @@ def test_nan_stays_nan(function):
     assert np.isnan(function([0.0, np.nan])).tolist() == [False, True]
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(
     shape=hnp.array_shapes(min_dims=1, max_dims=4, min_side=1, max_side=6),
     dtype=st.sampled_from("fd"),
@@ -153,7 +153,7 @@ def test_softmax_of_the_book_and_of_large_scores():
     np.testing.assert_allclose(F.softmax(x), plain_softmax(x), rtol=1e-13)
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6),
     dtypes=st.tuples(st.sampled_from("fdi"), st.sampled_from("fdi")),
@@ -276,7 +276,7 @@ AFFINE_SHAPES = {
 }
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(**AFFINE_SHAPES)
 def test_affine(n, d, h, layouts, dtypes, seed):
     rng = np.random.default_rng(seed)

@@ -149,7 +149,7 @@ class TestNumericalDiff:
 class TestBothKinds:
     @both
     @given(data=st.data())
-    @settings(deadline=None, max_examples=25)
+    @settings(max_examples=25)
     def test_against_the_textbook_loop(self, f, data):
         shape = data.draw(hnp.array_shapes(min_dims=1, max_dims=3, min_side=1, max_side=4))
         x = data.draw(hnp.arrays(np.float64, shape, elements=st.floats(-100, 100)))
@@ -596,7 +596,6 @@ class TestAccuracy:
             assert abs(found[0] - 1) <= 4 * np.finfo(dtype).eps
 
     @given(st.floats(-3, 3), st.floats(1e-5, 0.5))
-    @settings(deadline=None)
     def test_against_50_digits(self, x, h):
         """The difference at the very points that were taken, by mpmath."""
         points = []

@@ -33,7 +33,7 @@ def exact_sigmoid(x):
 
 
 @pytest.mark.parametrize("how", maps())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(x=arrays(-80, 80))
 def test_sigmoid_and_its_derivative_to_the_last_digits(how, x):
     ulps = 4 * np.finfo(x.dtype).eps
@@ -49,7 +49,7 @@ def test_sigmoid_and_its_derivative_to_the_last_digits(how, x):
 
 
 @pytest.mark.parametrize("how", maps())
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(x=arrays())
 def test_relu_and_its_derivative(how, x):
     value, slope = np.empty_like(x), np.empty_like(x)
@@ -71,7 +71,7 @@ def test_special_values(dtype):
     np.testing.assert_array_equal(out, np.array([np.nan, np.inf, 0, 0, 0, 1e5, 0], dtype))
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(x=arrays(), seed=st.integers(0, 2**32 - 1))
 def test_layers_backward(x, seed):
     dout = np.random.default_rng(seed).standard_normal(x.size).astype(x.dtype)

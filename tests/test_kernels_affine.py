@@ -45,7 +45,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("how", forward_passes())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**SHAPES)
 @example(n=5, d=3, h=16, seed=0, dtype="d")
 @example(n=4, d=3, h=32, seed=0, dtype="d")
@@ -64,7 +64,7 @@ def test_affine_forward(how, n, d, h, seed, dtype):
 
 
 @pytest.mark.parametrize("how", backward_passes())
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(**SHAPES)
 @example(n=5, d=32, h=16, seed=0, dtype="d")
 @example(n=1, d=1, h=1, seed=0, dtype="f")

@@ -38,7 +38,7 @@ def softmax(a):
 
 
 @pytest.mark.parametrize("how", ["serial", "parallel"])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**BATCHES)
 def test_softmax(how, n, classes, seed, dtype, kind):
     a, *_ = batch(n, classes, seed, dtype, kind)
@@ -49,7 +49,7 @@ def test_softmax(how, n, classes, seed, dtype, kind):
 
 
 @pytest.mark.parametrize("delta", [1e-7, 1e-3])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**BATCHES)
 def test_cross_entropy(delta, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
@@ -61,7 +61,7 @@ def test_cross_entropy(delta, n, classes, seed, dtype, kind):
     assert loss == pytest.approx(expected, rel=tolerance, abs=tolerance)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**BATCHES)
 def test_log_softmax_loss_against_50_digits(n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
@@ -78,7 +78,7 @@ def test_log_softmax_loss_against_50_digits(n, classes, seed, dtype, kind):
 
 
 @pytest.mark.parametrize("delta", [0.0, 1e-7, 1e-2])
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(**BATCHES)
 def test_gradient_follows_the_formula(delta, n, classes, seed, dtype, kind):
     a, labels, soft, dense = batch(n, classes, seed, dtype, kind)
@@ -155,7 +155,7 @@ def test_the_loss_adds_up_from_stretches_of_rows(kind, delta):
     assert losses.cross_entropy(a, softmax(a), *nothing, delta) == 0
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
 def test_squared_error(size, seed, dtype):
     y, t = np.random.default_rng(seed).standard_normal((2, size)).astype(dtype)

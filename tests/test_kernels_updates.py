@@ -24,7 +24,7 @@ PASSES = {
 
 @pytest.mark.parametrize("how", PASSES)
 @pytest.mark.parametrize("rule", RULES)
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(size=st.integers(0, 40), seed=st.integers(0, 2**32 - 1), dtype=st.sampled_from("fd"))
 def test_steps_follow_the_formulas(how, rule, size, seed, dtype):
     rng = np.random.default_rng(seed)

@@ -51,7 +51,7 @@ def test_mul_and_add_layers_on_arrays():
 
 
 @pytest.mark.parametrize("layer", [Relu(), Sigmoid()])
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shape=hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5),
     dtypes=st.tuples(st.sampled_from("fdi"), st.sampled_from("fdi")),
@@ -277,7 +277,7 @@ def plain_normalization(x, gamma, beta):
     return gamma * xc / np.sqrt(np.mean(xc**2, axis=0) + 1e-6) + beta
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     n=st.integers(1, 7),
     shape=st.sampled_from([(1,), (5,), (2, 3, 2)]),

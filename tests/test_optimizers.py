@@ -31,7 +31,7 @@ def in_layout(array, layout):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     shapes=st.lists(hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=6), max_size=3),
     dtype=st.sampled_from("fd"),

@@ -463,7 +463,7 @@ def test_wrong_arguments_of_what_goes_back_over_windows():
 def test_every_public_callable_is_covered():
     files = Path(__file__).parent.glob("test_robustness_bad_*.py")
     here = "".join(file.read_text(encoding="utf-8") for file in files)
-    here += " ".join(SETTINGS)  # the optimizers, by name
+    here += " ".join([*SETTINGS, *ELEMENTWISE])  # which are tested by name
     records = {"GradientCheck", "GradientCheckWarning", "History"}  # results, not entrances
     missing = [name for name in fastgrad.__all__ if name not in records and name not in here]
     assert not missing

@@ -84,7 +84,7 @@ def run_calls(tmp_path):
     return run_calls
 
 
-def test_calls_are_dealt_out_where_something_is_to_compile(run_calls):
+def test_calls_go_to_other_processes_where_something_is_to_compile(run_calls):
     line = 'print(warmup.compile_ahead(list(warmup.CALLS), "float32", "a test"))'
     first, second = run_calls(line), run_calls(line)
     assert float(answer(first)) > 0

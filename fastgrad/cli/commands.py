@@ -37,7 +37,7 @@ __all__ = ["exercise", "info", "train", "warmup"]
 _VECTOR_FEATURES = ("sse4.2", "avx", "avx2", "fma", "avx512f", "avx512dq", "avx10.1", "neon", "sve")
 
 #: Seconds that the textbook loop may take before a progress bar shows.
-_PATIENCE = 2.0
+_BAR_DELAY = 2.0
 
 #: On a quiet machine the mean of many times is less than so many times the least of them.
 _SCATTER = 1.5
@@ -90,8 +90,8 @@ def exercise(options: argparse.Namespace) -> int:
     print(wrapped(f"Textbook loop: {how}{blas}. The others: fastest of many."))
     if busy:
         print(wrapped(
-            "Times of one and the same call differ widely: other programs keep this machine busy. "
-            "So no ratio is printed."
+            "Times of the same call differ widely, as other programs keep this machine busy, so no "
+            "ratio is printed."
         ))  # fmt: skip
     else:
         ratio = _three_digits(slow / quick.least)
@@ -114,7 +114,7 @@ def exercise(options: argparse.Namespace) -> int:
     if kinks:
         print(f"Left out: up to {_plural(kinks, 'parameter')} whose ±h reaches a kink of ReLU.")
     if count < total:
-        print(f"Of the textbook loop these are {_plural(count, 'random parameter')}.")
+        print(f"The rows of the textbook loop cover {_plural(count, 'random parameter')}.")
     print(wrapped(
         "The textbook loop loses digits to rounding, more with a smaller h. numerical_gradient "
         "differs by the error of any central difference, about h²: a smaller h gains digits."
@@ -147,7 +147,7 @@ def _textbook_loop(
     with (
         textbook.blas_threads(threads),
         tqdm(
-            total=len(options.h) * len(positions), delay=_PATIENCE, desc="textbook loop",
+            total=len(options.h) * len(positions), delay=_BAR_DELAY, desc="textbook loop",
             dynamic_ncols=True,
         ) as bar,
     ):  # fmt: skip

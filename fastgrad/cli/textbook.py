@@ -86,7 +86,7 @@ def numerical_gradient(
     Parameters
     ----------
     params, x, t, activation
-        As for `loss`. Every parameter is nudged in place and then put back.
+        As for `loss`. Every parameter is changed in place and then restored.
     positions : iterable of (str, int)
         Parameters, as the name of an array and a flat index into it.
     h : float, optional
@@ -119,9 +119,9 @@ def numerical_gradient(
 
 
 def near_kinks(params: Params, x: NDArray[Any], h: float) -> dict[str, NDArray[np.bool_]]:
-    """Mark the parameters whose nudge carries a hidden unit's input to zero, the kink of ReLU.
+    """Mark the parameters whose change by ±h moves a hidden unit's input to zero, ReLU's kink.
 
-    No derivative belongs to the central difference there.
+    The central difference approximates no derivative there.
 
     Parameters
     ----------

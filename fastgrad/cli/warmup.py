@@ -1,4 +1,4 @@
-"""Compiling ahead: small calls that between them need every kernel, dealt out to processes.
+"""Compiling ahead: small calls that together need every kernel, distributed over processes.
 
 Nothing here knows a kernel: a call of the public names compiles what it needs, and the processes
 meet in the cache on disk.
@@ -232,7 +232,7 @@ def compile_everything(dtypes: Sequence[str], done: Callable[[str], object]) -> 
 
 
 def compile_ahead(names: Sequence[str], dtype: str, what: str) -> float:
-    """Make some of the calls here; where something is to compile, the others go to other cores.
+    """Make some of the calls; if they have to compile, other processes make the later ones.
 
     Parameters
     ----------
@@ -253,13 +253,13 @@ def compile_ahead(names: Sequence[str], dtype: str, what: str) -> float:
         others: list[Any] = []
         ahead = list(names)
 
-        def deal_out() -> None:
+        def distribute() -> None:
             say(f"{what} in {dtype}", sum(_SECONDS.get(name, 5) for name in names))
             if ahead and not others and cache_folder() is not None and _cores() > 1:
                 pool = stack.enter_context(_processes())
                 others.extend(pool.submit(_call_quietly, name, dtype) for name in ahead)
 
-        compiling = stack.enter_context(Watch(deal_out))
+        compiling = stack.enter_context(Watch(distribute))
         while ahead:
             call(ahead.pop(0), dtype)
             wait(others)  # what they compiled, this process loads
