@@ -9,7 +9,7 @@ import pytest
 from processes import environment_of
 
 from fastgrad import book
-from fastgrad.book import functions, own_files
+from fastgrad.book import functions, networks, own_files
 
 #: Files of the reader's, and the script among them that is run. It is run in the folder above.
 SCRIPTS = {
@@ -365,3 +365,33 @@ def test_a_served_network_is_pickled_by_the_name_that_it_was_imported_by(tmp_pat
     assert book.run_script(script) == 0
     expected = "<class 'two_layer_net.TwoLayerNet'> ['Affine1', 'Relu1', 'Affine2'] True\n"
     assert capfd.readouterr().out == expected
+
+
+NETWORK = """
+    class TwoLayerNet:
+        def __init__(self, rows):
+            self.params = {"W1": np.ones((rows, 2))}
+        def predict(self, x):
+            return sigmoid(np.dot(x, self.params["W1"]))
+"""
+
+
+def test_a_name_replaced_in_a_module_reaches_what_was_served_in_it(tmp_path, monkeypatch):
+    text = f"import numpy as np\n{SIGMOID}\n{dedented(NETWORK)}"
+    module, _ = adopted(tmp_path, monkeypatch, text, {"TwoLayerNet": NETWORK}, "two_layer_net")
+    served = module.TwoLayerNet
+    assert issubclass(served, networks.BookTwoLayerNet)
+    module.sigmoid = np.tanh
+    assert module.TwoLayerNet is served
+    np.testing.assert_array_equal(served(3).predict(np.ones(3)), np.tanh([3.0, 3.0]))
+
+
+def test_nothing_is_said_of_the_second_volume(tmp_path, capfd):
+    for name, text in SCRIPTS["the second volume's"].items():
+        path = tmp_path / "ch" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedented(text))
+    assert book.run_script(tmp_path / "ch" / "main.py") == 0
+    out, err = capfd.readouterr()
+    assert out == "[2.5, 3.0]\n"
+    assert err.startswith("\nThe script took")

@@ -70,7 +70,7 @@ CONTENTS: dict[str, Mapping[str, str]] = {
     "common.multi_layer_net": _LAYERED
     | {"MultiLayerNet": "fastgrad.book.networks:LayeredMultiLayerNet"},
     "common.multi_layer_net_extend": _LAYERED
-    | _from("fastgrad.book.networks", "MultiLayerNetExtend"),
+    | {"MultiLayerNetExtend": "fastgrad.book.networks:MultiLayerNetExtend"},
     "common.optimizer": _OPTIMIZERS,
     "common.trainer": _OPTIMIZERS | _from("fastgrad.book.training", "Trainer"),
     "common.util": _NUMPY

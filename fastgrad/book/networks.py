@@ -89,7 +89,7 @@ class _Book(fully_connected.Network):
 
     def _in_the_books_order(self) -> list[tuple[str, Any]]:
         """Return the parameters in the order in which gradients are returned."""
-        return list(self.params.items())
+        return [(name, self.params[name]) for name in self._shapes]
 
 
 def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:

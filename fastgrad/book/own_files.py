@@ -67,8 +67,36 @@ def adopt(module: types.ModuleType, title: str, file: str) -> tuple[list[str], l
     folder = Path(file).parent
     if "load_mnist" in served and [*folder.glob("*.gz"), *folder.glob("*.pkl")]:
         served.remove("load_mnist")  # there are data, which need not be those of MNIST
+    own = {name: names[name] for name in served}
     names.update((name, modules.found(name, contents[name], module.__name__)) for name in served)
+    if own:
+        module.__class__ = _watching(own)
     return served, [name for name in contents if name in definitions and name not in same]
+
+
+def _watching(own: Mapping[str, Any]) -> type[types.ModuleType]:
+    """Return a class for a module that gives the reader's definitions back when a name is replaced.
+
+    What uses the name is then to use the new one, as in plain Python. A class that has been
+    imported elsewhere gets the reader's methods.
+    """
+
+    class Watched(types.ModuleType):
+        def __setattr__(self, name: str, value: Any) -> None:
+            names = vars(self)
+            if name in names and not name.startswith("__") and value is not names[name]:
+                self.__class__ = types.ModuleType  # type: ignore[assignment]
+                for key, definition in own.items():
+                    served = names[key]
+                    if getattr(served, "__module__", "") != self.__name__:
+                        names[key] = definition
+                        continue
+                    for attribute, member in vars(definition).items():
+                        if attribute not in ("__dict__", "__weakref__"):
+                            setattr(served, attribute, member)
+            types.ModuleType.__setattr__(self, name, value)
+
+    return Watched
 
 
 def _contents(title: str, definitions: Mapping[str, _Definition]) -> Mapping[str, str]:
