@@ -4,6 +4,7 @@ import functools
 import queue
 import random
 import time
+import types
 
 import numpy as np
 import pytest
@@ -370,6 +371,18 @@ def test_a_flag_decides_what_is_read():
     LAYER.noisy = True
     assert "appends to HISTORY" in read(f, X).obstacle
     del LAYER.noisy
+
+
+def test_a_module_that_an_object_holds():
+    module = types.ModuleType("held")
+    module.quiet, holder = True, types.SimpleNamespace(held=module)
+
+    def f(x):
+        if not holder.held.quiet:
+            HISTORY.append(1)
+        return 1.0
+
+    assert read(f, X).obstacle
 
 
 ARRAYS = (np.arange(9.0).reshape(3, 3), np.arange(9).reshape(3, 3), np.arange(4.0), np.arange(2),

@@ -187,15 +187,15 @@ def _table(*functions: Any) -> dict[int, Any]:
     return {id(function): function for function in functions}
 
 
-#: Built-in functions that return numbers, an argument or one of its items, or a container; the last
-#: take items later.
+#: Functions of `math` and built-in ones: those that return numbers, an argument or one of its items,
+#: or a container; the last take items later.
 _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinstance, issubclass,
-                len, pow, repr, round, slice, str)  # fmt: skip
+                len, pow, repr, round, slice, str,
+                *(value for value in vars(math).values() if callable(value)))  # fmt: skip
 _CHOOSE = _table(max, min, sum)
 _CONTAIN = _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
 _EAGER = _COUNT | _CHOOSE | _CONTAIN
 _LAZY = _table(enumerate, range, reversed, zip)
-_MATHS = _table(*(function for function in vars(math).values() if callable(function)))
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
     apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
@@ -306,6 +306,8 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
+        self._made: list[_Instance] = []
+        self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
         self._classes = [cls for cls in dict.fromkeys(classes) if is_open(cls)]
@@ -406,13 +408,13 @@ class _Reader:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
         if id(f) in _CONTAIN or id(f) in _LAZY:
             return _CONTAINER
-        if id(f) in _COUNT or id(f) in _MATHS:
+        if id(f) in _COUNT:
             return _NUMBER
         if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
             return _NUMBER
         if f is type and len(args.positional) == 1:
             return _OUTSIDE
-        if getattr(f, "__module__", "") == "fastgrad.nn.functions":
+        if isinstance(f, types.FunctionType) and f.__module__ == "fastgrad.nn.functions":
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(None, fresh, flat=True)
         self._stop(f"calls {self._callee}")
@@ -456,7 +458,8 @@ class _Reader:
         """Read the making of an object of a class of the reader's."""
         if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not _NEW:
             self._stop(f"makes a {cls.__name__}")
-        made = _made(_Instance(cls), fresh=True)
+        self._made.append(_Instance(cls))  # its id is to remain its own
+        made = _made(self._made[-1], fresh=True)
         init = inspect.getattr_static(cls, "__init__")
         if isinstance(init, types.FunctionType):
             self._enter(init, args._replace(positional=[made, *args.positional]))
@@ -473,7 +476,11 @@ class _Reader:
             changes = changes or not all(type(one) in PLAIN for one in given)
         elif f is np.nan_to_num:
             changes = changes or len(args.all()) > 1
-        if changes or not (out.fresh and out.flat) or args.keywords.keys() & _UNCLEAR:
+        if (
+            changes
+            or not (out.fresh and out.flat)
+            or args.keywords.keys() & {"**", "overwrite_input"}
+        ):
             self._stop(f"writes into an argument of {self._callee}")
         if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
             return _Value(None, all(v.fresh and v.flat for v in args.all()), flat=True)
@@ -542,8 +549,12 @@ class _Reader:
         """Return an attribute of a known object."""
         cls = _class_of(holder)
         if isinstance(holder, types.ModuleType):
-            if name in vars(holder):
-                return _of(vars(holder)[name])
+            found = vars(holder).get(name, _NOTHING)
+            if holder.__name__.partition(".")[0] in ("numpy", "math") and found is not _NOTHING:
+                return _of(found)
+            # Of a module that something holds, what is in it is not looked at beforehand.
+            if id(found) in self._reached:
+                return _NUMBER if type(found) in PLAIN else _of(found)
         elif cls in PLAIN or cls in _USUAL:
             return self._built_in(value, name)
         elif isinstance(holder, np.ufunc):
@@ -843,14 +854,16 @@ class _Reader:
 
     def _super(self, name: str) -> _Value:
         """Return a method of the classes above that of the function that is being read."""
-        [cls], first = self._name("__class__").each(), self._frames[-1].function.__code__
+        cls = self._name("__class__").each()
+        first = self._frames[-1].function.__code__.co_varnames[0]
         found = []
-        for holder in self._name(first.co_varnames[0]).each():
+        for holder in self._name(first).each():
             order = _class_of(holder).__mro__
-            above = [vars(c)[name] for c in order[order.index(cls) + 1 :] if name in vars(c)]
-            if not isinstance(above[0], types.FunctionType):
+            classes = order[order.index(cls[0]) + 1 :] if cls and cls[0] in order else ()
+            member = next((vars(c)[name] for c in classes if name in vars(c)), None)
+            if not isinstance(member, types.FunctionType):
                 self._stop(f"uses super().{name}")
-            found.append(_made(functools.partial(above[0], holder)))
+            found.append(_made(functools.partial(member, holder)))
         return _joined(*found) if found else _OUTSIDE
 
     def _subscript(self, node: ast.Subscript) -> _Value:
@@ -866,7 +879,6 @@ class _Reader:
 
 
 _NEW = inspect.getattr_static(object, "__new__")
-_UNCLEAR = {"**", "overwrite_input"}
 _PLACES = (dict, list, tuple, OrderedDict)
 
 
