@@ -321,6 +321,12 @@ def imports_a_generator(x):
     return rand()
 
 
+def writes_by_an_iterator(x):
+    iterator = np.nditer(x, op_flags=[["readwrite"]])
+    iterator[0] = 5
+    return 1.0
+
+
 class Summed:
     def sum(self, **_):
         HISTORY.append(1)
@@ -334,7 +340,7 @@ SUMMED, QUEUES = Summed(), [queue.Queue()]
     "f",
     [
         leaves_a_loop, generates_later, calls_later, compares_in_a_chain,
-        renames_in_a_comprehension, swaps, asserts, imports_a_generator,
+        renames_in_a_comprehension, swaps, asserts, imports_a_generator, writes_by_an_iterator,
         lambda x: np.sum(SUMMED),
         lambda x: QUEUES[0].get(),
         lambda x: x.round(2, COUNT)[0],

@@ -187,15 +187,14 @@ def _table(*functions: Any) -> dict[int, Any]:
     return {id(function): function for function in functions}
 
 
-#: Functions of `math` and built-in ones: those that return numbers, an argument or one of its items,
-#: or a container; the last take items later.
+#: Functions, built-in or of `math`, that return numbers, an argument or one of its items, or a
+#: container; the last take items later.
 _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinstance, issubclass,
                 len, pow, repr, round, slice, str,
                 *(value for value in vars(math).values() if callable(value)))  # fmt: skip
 _CHOOSE = _table(max, min, sum)
-_CONTAIN = _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
-_EAGER = _COUNT | _CHOOSE | _CONTAIN
-_LAZY = _table(enumerate, range, reversed, zip)
+_EAGER = _COUNT | _CHOOSE | _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_CONTAIN = _EAGER | _table(enumerate, range, reversed, zip)
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
     apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
@@ -213,11 +212,11 @@ _NUMPYS = _table(*(
 #: Those that may return a view of an argument, or the argument itself; and such methods.
 _VIEWS = _words("""
     around array_split asanyarray asarray asarray_chkfinite ascontiguousarray asfortranarray
-    asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate diag
-    diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram histogram2d
-    histogramdd histogram_bin_edges hsplit ifft2 ifftn imag ix_ matrix_power
-    matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require reshape
-    rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
+    asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate
+    diag diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram
+    histogram2d histogram_bin_edges histogramdd hsplit ifft2 ifftn imag ix_ matrix_power
+    matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require
+    reshape rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
 _ITERATORS = _table(np.ndenumerate, np.ndindex, np.nditer)
 #: Methods of arrays, numbers, strings and containers that change what they belong to, and others.
 _CHANGING_METHODS = _words("""
@@ -232,9 +231,7 @@ _VIEW_ATTRIBUTES = _words("T flat imag real")
 _ATTRIBUTES = _words("dtype finished itemsize iterindex multi_index nbytes ndim shape size")
 #: Special methods that no operator calls; that may return what is from outside, while what other
 #: operators return is taken to be new; and that make an object's attributes unreadable.
-_NO_OPERATORS = _words("""
-    __init__ __call__ __enter__ __exit__ __getstate__ __setstate__ __reduce__ __init_subclass__
-    __class_getitem__ __annotate__ __copy__ __deepcopy__""")
+_NO_OPERATORS = _words("__init__ __call__ __init_subclass__ __class_getitem__ __annotate__")
 _LOOK_INTO = _words("__getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__")
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
 #: What is known of this package's own classes: they remember what they computed, and no more.
@@ -242,10 +239,9 @@ _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
 _OWN_METHODS = _words("forward predict loss accuracy")
-_STAND_INS: Any = _Instance | _Local | _Method | _Partial
+_PLACES = frozenset({dict, list, tuple, OrderedDict})
 #: Iterating over these, and looking into them, changes nothing.
-_USUAL = frozenset({np.ndarray, dict, list, tuple, set, frozenset, deque, OrderedDict, range})
-_VERBS = {"append": "appends to", "extend": "appends to", "insert": "appends to"}
+_USUAL = _PLACES | {np.ndarray, set, frozenset, deque, range}
 _SLOT = types.MemberDescriptorType
 
 
@@ -268,14 +264,10 @@ def _is_compiled(value: Any) -> bool:
     return isinstance(value, np.ufunc) and not set("".join(value.types)) <= set("O->")
 
 
-def _is_own(value: Any) -> bool:
-    return type(value).__name__ in _OWN_CLASSES and is_of(type(value), "fastgrad")
-
-
 def _is_usual(value: Any) -> bool:
     """Return whether looking into an object is harmless; what the reader's classes do is read."""
     cls = type(value)
-    if cls in _USUAL or cls in PLAIN or isinstance(value, type | _STAND_INS):
+    if cls in _USUAL or cls in PLAIN or isinstance(value, type | tuple):
         return True
     return not hasattr(cls, "__next__") and (is_open(cls) or not hasattr(cls, "__iter__"))
 
@@ -402,14 +394,13 @@ class _Reader:
             return self._method(f, args)
         if id(f) in _NUMPYS or _is_compiled(f):
             return self._numpys(f, args)
-        if id(f) in _ITERATORS:  # what an iterator remembers is of the evaluation
-            return _Value(None, fresh=True, flat=all(v.fresh and v.flat for v in args.all()))
+        if id(f) in _ITERATORS:
+            is_new = all(v.fresh and v.flat for v in args.positional or args.all())
+            return _Value(None, fresh=is_new, flat=is_new)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
-        if id(f) in _CONTAIN or id(f) in _LAZY:
-            return _CONTAINER
-        if id(f) in _COUNT:
-            return _NUMBER
+        if id(f) in _CONTAIN:
+            return _NUMBER if id(f) in _COUNT else _CONTAINER
         if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
             return _NUMBER
         if f is type and len(args.positional) == 1:
@@ -456,7 +447,7 @@ class _Reader:
 
     def _make(self, cls: type, args: _Args) -> _Value:
         """Read the making of an object of a class of the reader's."""
-        if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not _NEW:
+        if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not object.__new__:
             self._stop(f"makes a {cls.__name__}")
         self._made.append(_Instance(cls))  # its id is to remain its own
         made = _made(self._made[-1], fresh=True)
@@ -495,7 +486,8 @@ class _Reader:
         if name in _CHANGING_METHODS:
             if not receiver.fresh:
                 changed = self._callee.rpartition(".")[0] or self._callee
-                self._stop(f"{_VERBS.get(name, 'changes')} {changed}")
+                verb = "appends to" if name in ("append", "extend", "insert") else "changes"
+                self._stop(f"{verb} {changed}")
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             return _OUTSIDE
@@ -566,7 +558,7 @@ class _Reader:
                 member = member.__get__(None, holder)
             if is_open(holder) and member is not _NOTHING:
                 return _of(member)
-        elif _is_own(holder):
+        elif cls.__name__ in _OWN_CLASSES and is_of(cls, "fastgrad"):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
             if name in ("W", "b", "params", "layers"):
@@ -876,10 +868,6 @@ class _Reader:
             with contextlib.suppress(KeyError, IndexError, TypeError):
                 return _of(known[0][key.value])
         return holder.item()
-
-
-_NEW = inspect.getattr_static(object, "__new__")
-_PLACES = (dict, list, tuple, OrderedDict)
 
 
 # ------------------------------------------------------------------------------------- the front
