@@ -463,3 +463,13 @@ def test_numerical_gradients_of_rows_and_of_integers():
     whole = np.array([3])
     assert numerical_gradient(lambda x: float(np.sum(x**2)), whole).tolist() == [25_000]
     assert whole.tolist() == [3]
+
+
+def test_an_entry_that_the_network_has_no_use_for_changes_nothing():
+    net = BookTwoLayerNet(4, 3, 2)
+    x, t = np.random.default_rng(0).random((2, 4)), np.eye(2)
+    loss, names = net.loss(x, t), list(net.params)
+    net.params["W3"] = np.ones((2, 2))
+    assert net.loss(x, t) == pytest.approx(loss, rel=1e-14)
+    assert list(net.numerical_gradient(x, t)) == names
+    assert sorted(net.gradient(x, t)) == sorted(names)

@@ -4,6 +4,7 @@ import functools
 import queue
 import random
 import time
+import types
 
 import numpy as np
 import pytest
@@ -320,6 +321,12 @@ def imports_a_generator(x):
     return rand()
 
 
+def writes_by_an_iterator(x):
+    iterator = np.nditer(x, op_flags=[["readwrite"]])
+    iterator[0] = 5
+    return 1.0
+
+
 class Summed:
     def sum(self, **_):
         HISTORY.append(1)
@@ -333,7 +340,7 @@ SUMMED, QUEUES = Summed(), [queue.Queue()]
     "f",
     [
         leaves_a_loop, generates_later, calls_later, compares_in_a_chain,
-        renames_in_a_comprehension, swaps, asserts, imports_a_generator,
+        renames_in_a_comprehension, swaps, asserts, imports_a_generator, writes_by_an_iterator,
         lambda x: np.sum(SUMMED),
         lambda x: QUEUES[0].get(),
         lambda x: x.round(2, COUNT)[0],
@@ -370,6 +377,18 @@ def test_a_flag_decides_what_is_read():
     LAYER.noisy = True
     assert "appends to HISTORY" in read(f, X).obstacle
     del LAYER.noisy
+
+
+def test_a_module_that_an_object_holds():
+    module = types.ModuleType("held")
+    module.quiet, holder = True, types.SimpleNamespace(held=module)
+
+    def f(x):
+        if not holder.held.quiet:
+            HISTORY.append(1)
+        return 1.0
+
+    assert read(f, X).obstacle
 
 
 ARRAYS = (np.arange(9.0).reshape(3, 3), np.arange(9).reshape(3, 3), np.arange(4.0), np.arange(2),

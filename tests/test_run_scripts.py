@@ -9,7 +9,7 @@ import pytest
 from processes import environment_of
 
 from fastgrad import book
-from fastgrad.book import functions, own_files
+from fastgrad.book import networks, own_files
 
 #: Files of the reader's, and the script among them that is run. It is run in the folder above.
 SCRIPTS = {
@@ -293,9 +293,8 @@ def test_a_class_is_the_books_with_all_that_it_uses(
 
 
 @pytest.mark.parametrize("name", ["sigmoid", "softmax", "relu", "cross_entropy_error"])
-def test_functions_are_compared_by_values(name):
+def test_functions_are_compared_by_values(tmp_path, name):
     """The book's own are alike; with another number somewhere they are not."""
-    source = subprocess  # a module that the functions below must not reach
     text = {
         "sigmoid": "def sigmoid(x):\n    return 1 / (1 + np.exp(-x))",
         "softmax": (
@@ -318,28 +317,36 @@ def test_functions_are_compared_by_values(name):
         "cross_entropy_error": ("1e-7", "1e-8"),
     }[name]
     for code, alike in ((text, True), (text.replace(*changed), False)):
-        names = {"np": np, "source": source}
-        exec(code, names)
-        definitions = {name: ast.parse(code).body[0]}
-        assert own_files._returns_the_same(name, definitions, names) == alike
-    assert getattr(functions, name)
+        assert returns_the_same(tmp_path, name, code) == alike
+
+
+def returns_the_same(tmp_path, name, code):
+    """Return whether a function of a file is taken for the book's."""
+    path = tmp_path / f"module{len(list(tmp_path.iterdir()))}.py"
+    path.write_text(code)
+    names = {"np": np, "source": subprocess, "__name__": path.stem}
+    exec(compile(code, path, "exec"), names)
+    definitions = {node.name: node for node in ast.parse(code).body}
+    return own_files._returns_the_same(name, definitions, names)
 
 
 @pytest.mark.parametrize(
     "body",
     [
         "open('x', 'w')", "np.save('x', x)", "np.random.seed(0)", "x.tofile('x')", "exec('1')",
-        "x.__class__", "[i for i in x]", "(lambda: 1)()", "source.run('true')", "other(x)",
+        "x.__class__", "source.run('true')", "other(x)", "[1 for i in iter(int, 1)]",
     ],
 )  # fmt: skip
-def test_what_does_more_than_compute_is_never_called(body):
+def test_what_does_more_than_compute_is_never_called(tmp_path, monkeypatch, body):
+    monkeypatch.setattr(own_files, "_copies", None)
     code = (
         f"def relu(x):\n    y = {body}\n    return np.maximum(0, x)\ndef other(x): return open('x')"
     )
-    names = {"np": np, "source": subprocess}
-    exec(code, names)
-    definitions = {node.name: node for node in ast.parse(code).body}
-    assert not own_files._only_computes(definitions["relu"], definitions, names)
+    assert not returns_the_same(tmp_path, "relu", code)
+
+
+def test_what_may_never_return_is_never_called(tmp_path):
+    assert not returns_the_same(tmp_path, "relu", "def relu(x):\n    while x is not None: pass")
 
 
 def test_data_of_the_readers_own_are_read_by_the_readers_own_function(tmp_path, monkeypatch):
@@ -365,3 +372,33 @@ def test_a_served_network_is_pickled_by_the_name_that_it_was_imported_by(tmp_pat
     assert book.run_script(script) == 0
     expected = "<class 'two_layer_net.TwoLayerNet'> ['Affine1', 'Relu1', 'Affine2'] True\n"
     assert capfd.readouterr().out == expected
+
+
+NETWORK = """
+    class TwoLayerNet:
+        def __init__(self, rows):
+            self.params = {"W1": np.ones((rows, 2))}
+        def predict(self, x):
+            return sigmoid(np.dot(x, self.params["W1"]))
+"""
+
+
+def test_a_name_replaced_in_a_module_reaches_what_was_served_in_it(tmp_path, monkeypatch):
+    text = f"import numpy as np\n{SIGMOID}\n{dedented(NETWORK)}"
+    module, _ = adopted(tmp_path, monkeypatch, text, {"TwoLayerNet": NETWORK}, "two_layer_net")
+    served = module.TwoLayerNet
+    assert issubclass(served, networks.BookTwoLayerNet)
+    module.sigmoid = np.tanh
+    assert module.TwoLayerNet is served
+    np.testing.assert_array_equal(served(3).predict(np.ones(3)), np.tanh([3.0, 3.0]))
+
+
+def test_nothing_is_said_of_the_second_volume(tmp_path, capfd):
+    for name, text in SCRIPTS["the second volume's"].items():
+        path = tmp_path / "ch" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(dedented(text))
+    assert book.run_script(tmp_path / "ch" / "main.py") == 0
+    out, err = capfd.readouterr()
+    assert out == "[2.5, 3.0]\n"
+    assert err.startswith("\nThe script took")

@@ -53,12 +53,16 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.served: list[str] = []
         #: A line for each file with definitions of the book's names that are the reader's own.
         self.own: list[str] = []
+        #: Whether a module of the book's second volume has been imported, which is left alone.
+        self.is_second = False
         #: What is done to a module of a library when a script has imported it.
         self.afterwards: dict[str, Callable[[types.ModuleType], None]] = {}
 
     def lines(self) -> list[str]:
         """Return what there is to say at the end of a run."""
         found = [f"fastgrad served {', '.join(self.served) or 'no module'}.", *self.own]
+        if self.is_second and not self.served:
+            found = []
         if self._loops is not None:
             found += self._loops.lines()
         return found
@@ -87,6 +91,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
             return None
         title = self._title(fullname, path)
         spec = self._found_on_the_path(fullname, path)
+        if title and spec is not None and _is_of_the_second_volume(spec.origin):
+            self.is_second, title = True, None
         if spec is not None:
             return self._with_our_loader(spec, title)
         if title is not None and title not in self.keep:
@@ -213,6 +219,11 @@ class _LibraryLoader(importlib.machinery.SourceFileLoader):
         """Run the file, and do it."""
         super().exec_module(module)
         self.finder.afterwards[module.__name__](module)
+
+
+def _is_of_the_second_volume(file: str | None) -> bool:
+    """Return whether a file lies in or beside a package ``common`` that is the second volume's."""
+    return any((above / "common" / "np.py").is_file() for above in Path(file or "").parents[:2])
 
 
 def _listed(names: Sequence[str]) -> str:

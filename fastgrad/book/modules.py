@@ -22,38 +22,29 @@ FORMULAS = (
 )
 
 
-def _from(module: str, *names: str) -> dict[str, str]:
-    return dict.fromkeys(names, module)
+def _from(module: str, names: str) -> dict[str, str]:
+    return dict.fromkeys(names.split(), module)
 
 
 # Star imports hand np on; scripts of the book rely on it.
 _NUMPY = {"np": "numpy"}
 _FUNCTIONS = _NUMPY | _from(
     "fastgrad.book.functions",
-    "identity_function",
-    "step_function",
-    "sigmoid",
-    "sigmoid_grad",
-    "relu",
-    "relu_grad",
-    "softmax",
-    "sum_squared_error",
-    "mean_squared_error",
-    "cross_entropy_error",
-    "softmax_loss",
+    "identity_function step_function sigmoid sigmoid_grad relu relu_grad softmax softmax_loss "
+    "sum_squared_error mean_squared_error cross_entropy_error",
 )
 _GRADIENT = _NUMPY | _from("fastgrad.book.gradients", "numerical_gradient")
-_COLUMNS = _from("fastgrad.book.convolutions", "im2col", "col2im")
+_COLUMNS = _from("fastgrad.book.convolutions", "im2col col2im")
 _LAYERS = {
     **_FUNCTIONS,
-    **_from("fastgrad.book.layers", "Relu", "Sigmoid", "Affine", "SoftmaxWithLoss", "Dropout"),
+    **_from("fastgrad.book.layers", "Relu Sigmoid Affine SoftmaxWithLoss Dropout"),
     **_from("fastgrad.nn.layers", "BatchNormalization"),
-    **_from("fastgrad.book.convolutions", "Convolution", "Pooling"),
+    **_from("fastgrad.book.convolutions", "Convolution Pooling"),
     **_COLUMNS,
 }
 _LAYERED = {**_LAYERS, **_GRADIENT, **_from("collections", "OrderedDict")}
 _OPTIMIZERS = _NUMPY | _from(
-    "fastgrad.book.optimizers", "SGD", "Momentum", "Nesterov", "AdaGrad", "RMSprop", "Adam"
+    "fastgrad.book.optimizers", "SGD Momentum Nesterov AdaGrad RMSprop Adam"
 )
 
 #: The names that each module hands on, and the modules that have them.
@@ -62,30 +53,23 @@ CONTENTS: dict[str, Mapping[str, str]] = {
     "common.gradient": _GRADIENT
     | _from(
         "fastgrad.book.gradients",
-        "numerical_gradient_2d",
-        "_numerical_gradient_1d",
-        "_numerical_gradient_no_batch",
+        "numerical_gradient_2d _numerical_gradient_1d _numerical_gradient_no_batch",
     ),
     "common.layers": _LAYERS,
     "common.multi_layer_net": _LAYERED
     | {"MultiLayerNet": "fastgrad.book.networks:LayeredMultiLayerNet"},
     "common.multi_layer_net_extend": _LAYERED
-    | _from("fastgrad.book.networks", "MultiLayerNetExtend"),
+    | {"MultiLayerNetExtend": "fastgrad.book.networks:MultiLayerNetExtend"},
     "common.optimizer": _OPTIMIZERS,
     "common.trainer": _OPTIMIZERS | _from("fastgrad.book.training", "Trainer"),
     "common.util": _NUMPY
     | _COLUMNS
-    | _from("fastgrad.book.functions", "smooth_curve", "shuffle_dataset", "conv_output_size"),
+    | _from("fastgrad.book.functions", "smooth_curve shuffle_dataset conv_output_size"),
     "dataset.mnist": _NUMPY
     | _from("fastgrad.data.mnist", "load_mnist")
     | _from(
         "fastgrad.book.functions",
-        "init_mnist",
-        "download_mnist",
-        "train_num",
-        "test_num",
-        "img_dim",
-        "img_size",
+        "init_mnist download_mnist train_num test_num img_dim img_size",
     ),
     "deep_convnet": _LAYERS
     | _from("collections", "OrderedDict")

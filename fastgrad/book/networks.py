@@ -61,7 +61,7 @@ class _Book(fully_connected.FullyConnected):
         return self._is_usual(x, t)
 
     def _names(self) -> list[str]:
-        return list(self.params)
+        return list(self._shapes)
 
 
 def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:

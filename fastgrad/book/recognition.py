@@ -102,6 +102,23 @@ class _Point(NamedTuple):
     value: float
 
 
+class _Trial(NamedTuple):
+    """Parameters W1, b1, W2, b2, .., which of them is nudged, and a batch."""
+
+    arrays: tuple[FloatArray, ...]
+    position: int
+    batch: _Batch
+
+    def at(self, point: _Point) -> _Trial:
+        """Return it with the values of a point."""
+        before, after = self.arrays[: self.position], self.arrays[self.position + 1 :]
+        return self._replace(arrays=(*before, point.array, *after))
+
+    def sizes(self) -> list[int]:
+        """Return the numbers of units in each layer."""
+        return [self.arrays[0].shape[0], *(b.size for b in self.arrays[1::2])]
+
+
 class Recognition:
     """Recognises networks, and keeps their compiled twins and the gradients not yet asked for."""
 
@@ -164,8 +181,8 @@ class Recognition:
         began = time.perf_counter()
         points = self._moved(f, x, h)
         seconds = (time.perf_counter() - began) / len(points)
-        pairs = [
-            (arrays, batch)
+        trials = [
+            _Trial(arrays, next(i for i, array in enumerate(arrays) if array is x), batch)
             for arrays in chains
             for batch in itertools.islice(_batches(reached, arrays), _PAIRS)
         ]
@@ -173,17 +190,15 @@ class Recognition:
         for find in (self._known, self._searched):
             if find == self._searched:
                 points.insert(0, _Point(x.copy(), one_number(f(x)) if value is None else value))
-            for arrays, batch in pairs:
-                key = code, *map(np.shape, arrays)
-                position = next(i for i, array in enumerate(arrays) if array is x)
-                best = find(key, points, arrays, position, batch)
+            for trial in trials:
+                key = code, *map(np.shape, trial.arrays)
+                best = find(key, points, trial)
                 if best is not None:
                     self._hypotheses[key] = best
                     if len(self._hypotheses) > _MEMORY:
                         self._hypotheses.popitem(last=False)
-                    sizes = [arrays[0].shape[0], *(b.size for b in arrays[1::2])]
-                    slopes = self._slopes_of(best, arrays, position, batch, h)
-                    return slopes, f"{'-'.join(map(str, sizes))} ({best})", seconds
+                    sizes = "-".join(map(str, trial.sizes()))
+                    return self._slopes_of(best, trial, h), f"{sizes} ({best})", seconds
         self._vain[code, x.shape] += 1
         raise NotRecognised
 
@@ -206,72 +221,47 @@ class Recognition:
             x[...] = before
         return points
 
-    def _known(
-        self,
-        key: Any,
-        points: Sequence[_Point],
-        arrays: tuple[FloatArray, ...],
-        position: int,
-        batch: _Batch,
-    ) -> Hypothesis | None:
+    def _known(self, key: Any, points: Sequence[_Point], trial: _Trial) -> Hypothesis | None:
         """Return the hypothesis that did last time, if it predicts all values."""
         known = self._hypotheses.get(key)
-        agrees = known is not None and self._agrees(known, points, arrays, position, batch)
-        return known if agrees else None
+        return known if known and self._agrees(known, points, trial) else None
 
-    def _searched(
-        self,
-        key: Any,
-        points: Sequence[_Point],
-        arrays: tuple[FloatArray, ...],
-        position: int,
-        batch: _Batch,
-    ) -> Hypothesis | None:
+    def _searched(self, _: Any, points: Sequence[_Point], trial: _Trial) -> Hypothesis | None:
         """Return a hypothesis that predicts all values, of which the first is that at x."""
         # No `np.vdot`: the threads of its BLAS would keep spinning beside ours.
-        weights = sum(float(np.sum(W * W)) for W in arrays[::2])
+        weights = sum(float(np.sum(W * W)) for W in trial.arrays[::2])
+        first = points[0].value
         for hypothesis in _HYPOTHESES:
             if self._left <= 0:
                 return None
             self._left -= 1
-            first = points[0].value
-            scale = batch.size if hypothesis.summed else 1
+            scale = trial.batch.size if hypothesis.summed else 1
             # A penalty is what the loss is above that of the network without one.
-            excess = first - self._predicted(hypothesis, arrays, batch)
+            excess = first - self._predicted(hypothesis, trial)
             if not np.isfinite(excess):
                 continue
             if abs(excess) > _ROUNDING * (abs(first) + scale):
                 if excess < 0 or weights == 0 or hypothesis.summed:
                     continue
                 hypothesis = hypothesis._replace(decay=2 * excess / weights)
-            if self._agrees(hypothesis, points[1:], arrays, position, batch):
+            if self._agrees(hypothesis, points[1:], trial):
                 return hypothesis
         return None
 
-    def _agrees(
-        self,
-        hypothesis: Hypothesis,
-        points: Sequence[_Point],
-        arrays: tuple[FloatArray, ...],
-        position: int,
-        batch: _Batch,
-    ) -> bool:
+    def _agrees(self, hypothesis: Hypothesis, points: Sequence[_Point], trial: _Trial) -> bool:
         """Return whether a hypothesis predicts the values at points to rounding."""
-        scale = batch.size if hypothesis.summed else 1
+        scale = trial.batch.size if hypothesis.summed else 1
+        errors = [abs(self._predicted(hypothesis, trial.at(p)) - p.value) for p in points]
         return all(
-            abs(
-                self._predicted(hypothesis, _with(arrays, position, point.array), batch)
-                - point.value
-            )
-            <= _ROUNDING * (abs(point.value) + scale)
-            for point in points
+            error <= _ROUNDING * (abs(point.value) + scale)
+            for error, point in zip(errors, points, strict=True)
         )
 
-    def _network(self, hypothesis: Hypothesis, arrays: Sequence[FloatArray]) -> MultiLayerNet:
+    def _network(self, hypothesis: Hypothesis, trial: _Trial) -> MultiLayerNet:
         """Return the compiled network of a hypothesis, with these parameters."""
-        key = hypothesis.activation, hypothesis.delta, hypothesis.decay, *map(np.shape, arrays)
+        key = hypothesis.activation, hypothesis.delta, hypothesis.decay, *trial.sizes()
         if key not in self._compiled:
-            first, *hidden, last = [arrays[0].shape[0], *(b.size for b in arrays[1::2])]
+            first, *hidden, last = trial.sizes()
             self._compiled[key] = MultiLayerNet(
                 first, hidden, last, hypothesis.activation, 0.01, hypothesis.decay,
                 delta=hypothesis.delta, rng=0,
@@ -279,45 +269,35 @@ class Recognition:
             if len(self._compiled) > 2 * len(_HYPOTHESES):
                 self._compiled.popitem(last=False)
         net = self._compiled[key]
-        names = [f"{kind}{number // 2 + 1}" for number, kind in zip(
-            range(len(arrays)), itertools.cycle("Wb"), strict=False)]  # fmt: skip
-        net.params = dict(zip(names, arrays, strict=True))
+        names = [f"{kind}{n}" for n in range(1, len(trial.sizes())) for kind in "Wb"]
+        net.params = dict(zip(names, trial.arrays, strict=True))
         return net
 
-    def _predicted(
-        self, hypothesis: Hypothesis, arrays: Sequence[FloatArray], batch: _Batch
-    ) -> float:
+    def _predicted(self, hypothesis: Hypothesis, trial: _Trial) -> float:
         """Return the loss that a hypothesis predicts; NaN if it cannot be."""
-        t = batch.labels if hypothesis.largest else batch.t
+        t = trial.batch.labels if hypothesis.largest else trial.batch.t
         if t is None:
             return np.nan
         try:
-            loss = self._network(hypothesis, arrays).loss(batch.x, t)
+            loss = self._network(hypothesis, trial).loss(trial.batch.x, t)
         except (TypeError, ValueError):  # labels that are none
             return np.nan
-        return float(loss * batch.size if hypothesis.summed else loss)
+        return float(loss * trial.batch.size if hypothesis.summed else loss)
 
-    def _slopes_of(
-        self,
-        hypothesis: Hypothesis,
-        arrays: tuple[FloatArray, ...],
-        position: int,
-        batch: _Batch,
-        h: float,
-    ) -> FloatArray:
+    def _slopes_of(self, hypothesis: Hypothesis, trial: _Trial, h: float) -> FloatArray:
         """Return the central differences by a parameter; computed for all of them at once."""
+        batch = trial.batch
         t = batch.labels if hypothesis.largest else batch.t
-        state = (*arrays, batch.x, t, h, *hypothesis)
+        state = (*trial.arrays, batch.x, t, h, *hypothesis)
         same = len(state) == len(self._state) and all(map(_equal, state, self._state))
-        if not same or position not in self._slopes:
-            net = self._network(hypothesis, arrays)
-            grads = net.numerical_gradient(batch.x, t, h)
+        if not same or trial.position not in self._slopes:
+            grads = self._network(hypothesis, trial).numerical_gradient(batch.x, t, h)
             scale = batch.size if hypothesis.summed else 1
             self._slopes = dict(enumerate(scale * grad for grad in grads.values()))
             self._state = tuple(
                 part.copy() if isinstance(part, np.ndarray) else part for part in state
             )
-        return self._slopes.pop(position)
+        return self._slopes.pop(trial.position)
 
 
 # ------------------------------------------------------------------------- what f is made of
@@ -403,11 +383,6 @@ def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[_
             if t is not x and shape in forms:
                 many = shape[-1:] == (classes,) and (single or len(shape) == 2)
                 yield _Batch(rows, t, np.argmax(t, axis=-1) if many else None, size)
-
-
-def _with(arrays: tuple[FloatArray, ...], position: int, array: FloatArray) -> Sequence[FloatArray]:
-    """Return arrays with another one in one place."""
-    return (*arrays[:position], array, *arrays[position + 1 :])
 
 
 def _equal(one: Any, other: Any) -> bool:

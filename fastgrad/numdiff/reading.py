@@ -187,15 +187,14 @@ def _table(*functions: Any) -> dict[int, Any]:
     return {id(function): function for function in functions}
 
 
-#: Built-in functions that return numbers, an argument or one of its items, or a container; the last
-#: take items later.
+#: Functions, built-in or of `math`, that return numbers, an argument or one of its items, or a
+#: container; the last take items later.
 _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinstance, issubclass,
-                len, pow, repr, round, slice, str)  # fmt: skip
+                len, pow, repr, round, slice, str,
+                *(value for value in vars(math).values() if callable(value)))  # fmt: skip
 _CHOOSE = _table(max, min, sum)
-_CONTAIN = _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
-_EAGER = _COUNT | _CHOOSE | _CONTAIN
-_LAZY = _table(enumerate, range, reversed, zip)
-_MATHS = _table(*(function for function in vars(math).values() if callable(function)))
+_EAGER = _COUNT | _CHOOSE | _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_CONTAIN = _EAGER | _table(enumerate, range, reversed, zip)
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
     apply_along_axis apply_over_axes array2string array_repr array_str busday_count busday_offset
@@ -213,11 +212,11 @@ _NUMPYS = _table(*(
 #: Those that may return a view of an argument, or the argument itself; and such methods.
 _VIEWS = _words("""
     around array_split asanyarray asarray asarray_chkfinite ascontiguousarray asfortranarray
-    asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate diag
-    diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram histogram2d
-    histogramdd histogram_bin_edges hsplit ifft2 ifftn imag ix_ matrix_power
-    matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require reshape
-    rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
+    asmatrix atleast_1d atleast_2d atleast_3d bmat broadcast_arrays broadcast_to conj conjugate
+    diag diagonal diff dsplit einsum expand_dims fft2 fftn flip fliplr flipud histogram
+    histogram2d histogram_bin_edges histogramdd hsplit ifft2 ifftn imag ix_ matrix_power
+    matrix_transpose moveaxis permute_dims polyder polyint ravel real real_if_close require
+    reshape rollaxis round split squeeze swapaxes transpose trim_zeros unstack view vsplit""")
 _ITERATORS = _table(np.ndenumerate, np.ndindex, np.nditer)
 #: Methods of arrays, numbers, strings and containers that change what they belong to, and others.
 _CHANGING_METHODS = _words("""
@@ -232,9 +231,7 @@ _VIEW_ATTRIBUTES = _words("T flat imag real")
 _ATTRIBUTES = _words("dtype finished itemsize iterindex multi_index nbytes ndim shape size")
 #: Special methods that no operator calls; that may return what is from outside, while what other
 #: operators return is taken to be new; and that make an object's attributes unreadable.
-_NO_OPERATORS = _words("""
-    __init__ __call__ __enter__ __exit__ __getstate__ __setstate__ __reduce__ __init_subclass__
-    __class_getitem__ __annotate__ __copy__ __deepcopy__""")
+_NO_OPERATORS = _words("__init__ __call__ __init_subclass__ __class_getitem__ __annotate__")
 _LOOK_INTO = _words("__getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__")
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
 #: What is known of this package's own classes: they remember what they computed, and no more.
@@ -242,10 +239,9 @@ _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
 _OWN_METHODS = _words("forward predict loss accuracy")
-_STAND_INS: Any = _Instance | _Local | _Method | _Partial
+_PLACES = frozenset({dict, list, tuple, OrderedDict})
 #: Iterating over these, and looking into them, changes nothing.
-_USUAL = frozenset({np.ndarray, dict, list, tuple, set, frozenset, deque, OrderedDict, range})
-_VERBS = {"append": "appends to", "extend": "appends to", "insert": "appends to"}
+_USUAL = _PLACES | {np.ndarray, set, frozenset, deque, range}
 _SLOT = types.MemberDescriptorType
 
 
@@ -268,14 +264,10 @@ def _is_compiled(value: Any) -> bool:
     return isinstance(value, np.ufunc) and not set("".join(value.types)) <= set("O->")
 
 
-def _is_own(value: Any) -> bool:
-    return type(value).__name__ in _OWN_CLASSES and is_of(type(value), "fastgrad")
-
-
 def _is_usual(value: Any) -> bool:
     """Return whether looking into an object is harmless; what the reader's classes do is read."""
     cls = type(value)
-    if cls in _USUAL or cls in PLAIN or isinstance(value, type | _STAND_INS):
+    if cls in _USUAL or cls in PLAIN or isinstance(value, type | tuple):
         return True
     return not hasattr(cls, "__next__") and (is_open(cls) or not hasattr(cls, "__iter__"))
 
@@ -306,6 +298,8 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
+        self._made: list[_Instance] = []
+        self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
         self._classes = [cls for cls in dict.fromkeys(classes) if is_open(cls)]
@@ -400,19 +394,18 @@ class _Reader:
             return self._method(f, args)
         if id(f) in _NUMPYS or _is_compiled(f):
             return self._numpys(f, args)
-        if id(f) in _ITERATORS:  # what an iterator remembers is of the evaluation
-            return _Value(None, fresh=True, flat=all(v.fresh and v.flat for v in args.all()))
+        if id(f) in _ITERATORS:
+            is_new = all(v.fresh and v.flat for v in args.positional or args.all())
+            return _Value(None, fresh=is_new, flat=is_new)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
-        if id(f) in _CONTAIN or id(f) in _LAZY:
-            return _CONTAINER
-        if id(f) in _COUNT or id(f) in _MATHS:
-            return _NUMBER
+        if id(f) in _CONTAIN:
+            return _NUMBER if id(f) in _COUNT else _CONTAINER
         if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
             return _NUMBER
         if f is type and len(args.positional) == 1:
             return _OUTSIDE
-        if getattr(f, "__module__", "") == "fastgrad.nn.functions":
+        if isinstance(f, types.FunctionType) and f.__module__ == "fastgrad.nn.functions":
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(None, fresh, flat=True)
         self._stop(f"calls {self._callee}")
@@ -454,9 +447,10 @@ class _Reader:
 
     def _make(self, cls: type, args: _Args) -> _Value:
         """Read the making of an object of a class of the reader's."""
-        if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not _NEW:
+        if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not object.__new__:
             self._stop(f"makes a {cls.__name__}")
-        made = _made(_Instance(cls), fresh=True)
+        self._made.append(_Instance(cls))  # its id is to remain its own
+        made = _made(self._made[-1], fresh=True)
         init = inspect.getattr_static(cls, "__init__")
         if isinstance(init, types.FunctionType):
             self._enter(init, args._replace(positional=[made, *args.positional]))
@@ -473,7 +467,11 @@ class _Reader:
             changes = changes or not all(type(one) in PLAIN for one in given)
         elif f is np.nan_to_num:
             changes = changes or len(args.all()) > 1
-        if changes or not (out.fresh and out.flat) or args.keywords.keys() & _UNCLEAR:
+        if (
+            changes
+            or not (out.fresh and out.flat)
+            or args.keywords.keys() & {"**", "overwrite_input"}
+        ):
             self._stop(f"writes into an argument of {self._callee}")
         if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
             return _Value(None, all(v.fresh and v.flat for v in args.all()), flat=True)
@@ -488,7 +486,8 @@ class _Reader:
         if name in _CHANGING_METHODS:
             if not receiver.fresh:
                 changed = self._callee.rpartition(".")[0] or self._callee
-                self._stop(f"{_VERBS.get(name, 'changes')} {changed}")
+                verb = "appends to" if name in ("append", "extend", "insert") else "changes"
+                self._stop(f"{verb} {changed}")
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             return _OUTSIDE
@@ -542,8 +541,12 @@ class _Reader:
         """Return an attribute of a known object."""
         cls = _class_of(holder)
         if isinstance(holder, types.ModuleType):
-            if name in vars(holder):
-                return _of(vars(holder)[name])
+            found = vars(holder).get(name, _NOTHING)
+            if holder.__name__.partition(".")[0] in ("numpy", "math") and found is not _NOTHING:
+                return _of(found)
+            # Of a module that something holds, what is in it is not looked at beforehand.
+            if id(found) in self._reached:
+                return _NUMBER if type(found) in PLAIN else _of(found)
         elif cls in PLAIN or cls in _USUAL:
             return self._built_in(value, name)
         elif isinstance(holder, np.ufunc):
@@ -555,7 +558,7 @@ class _Reader:
                 member = member.__get__(None, holder)
             if is_open(holder) and member is not _NOTHING:
                 return _of(member)
-        elif _is_own(holder):
+        elif cls.__name__ in _OWN_CLASSES and is_of(cls, "fastgrad"):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
             if name in ("W", "b", "params", "layers"):
@@ -843,14 +846,16 @@ class _Reader:
 
     def _super(self, name: str) -> _Value:
         """Return a method of the classes above that of the function that is being read."""
-        [cls], first = self._name("__class__").each(), self._frames[-1].function.__code__
+        cls = self._name("__class__").each()
+        first = self._frames[-1].function.__code__.co_varnames[0]
         found = []
-        for holder in self._name(first.co_varnames[0]).each():
+        for holder in self._name(first).each():
             order = _class_of(holder).__mro__
-            above = [vars(c)[name] for c in order[order.index(cls) + 1 :] if name in vars(c)]
-            if not isinstance(above[0], types.FunctionType):
+            classes = order[order.index(cls[0]) + 1 :] if cls and cls[0] in order else ()
+            member = next((vars(c)[name] for c in classes if name in vars(c)), None)
+            if not isinstance(member, types.FunctionType):
                 self._stop(f"uses super().{name}")
-            found.append(_made(functools.partial(above[0], holder)))
+            found.append(_made(functools.partial(member, holder)))
         return _joined(*found) if found else _OUTSIDE
 
     def _subscript(self, node: ast.Subscript) -> _Value:
@@ -863,11 +868,6 @@ class _Reader:
             with contextlib.suppress(KeyError, IndexError, TypeError):
                 return _of(known[0][key.value])
         return holder.item()
-
-
-_NEW = inspect.getattr_static(object, "__new__")
-_UNCLEAR = {"**", "overwrite_input"}
-_PLACES = (dict, list, tuple, OrderedDict)
 
 
 # ------------------------------------------------------------------------------------- the front
