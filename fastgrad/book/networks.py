@@ -60,9 +60,6 @@ class _Book(fully_connected.FullyConnected):
     def _is_known(self, x: Any, t: Any) -> bool:
         return self._is_usual(x, t)
 
-    def _names(self) -> list[str]:
-        return list(self._shapes)
-
 
 def _is_usual_array(array: Any, shape: tuple[int, ...]) -> bool:
     """Return whether a parameter is as it was made."""

@@ -13,7 +13,7 @@ import operator
 import time
 import types
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -22,7 +22,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
-from fastgrad.numdiff.reading import reachable, read
+from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
 from fastgrad.validation import FloatArray, IntArray
@@ -96,7 +96,7 @@ def evaluate(
     reading = read(f, root, *args)
     if reading.obstacle:
         raise NotCarried(reading.obstacle)
-    evaluation = _Evaluation(f, root, array, args, alone or f)
+    evaluation = _Evaluation(f, root, array, args, alone or f, reading.objects)
     try:
         return evaluation.values(entries, points, insist=insist)
     finally:
@@ -113,6 +113,7 @@ class _Evaluation:
         array: Array,
         args: tuple[Any, ...],
         alone: Callable[..., Any],
+        reached: Sequence[Any],
     ) -> None:
         self.root, self.array, self.args, self.alone = root, array, args, alone
         self.began = time.perf_counter()
@@ -125,7 +126,7 @@ class _Evaluation:
         self.rng = np.random.default_rng(0)
         self.axes = memory_order(array)
         self.live = array.transpose(self.axes).flat
-        self.places = _Places(f, root, args, array)
+        self.places = _Places(f, root, args, array, reached)
         self.rewriting = Rewriting(self.places.functions)
 
     def values(self, entries: IntArray, points: FloatArray, *, insist: bool) -> FloatArray:
@@ -328,10 +329,12 @@ class _Places:
         If the function finds the array, or a view of it, where it cannot be replaced.
     """
 
-    def __init__(self, f: Any, root: Any, args: tuple[Any, ...], array: Array) -> None:
+    def __init__(
+        self, f: Any, root: Any, args: tuple[Any, ...], array: Array, reached: Sequence[Any]
+    ) -> None:
         self._array = array
         self._call = [f, root, args]
-        objects = [self._call, *reachable(f, root, *args)]
+        objects = [self._call, *reached]
         self.functions = [o for o in objects if isinstance(o, types.FunctionType)]
         names = set().union(*(_names(function.__code__) for function in self.functions))
         self._stored = [

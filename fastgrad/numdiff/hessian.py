@@ -43,7 +43,7 @@ def numerical_hessian(
     Returns
     -------
     hessian : ndarray of float64, or complex128 if f(x) is complex, shape x.shape + x.shape
-        Symmetric, for complex f too: ``hessian[i, j] == hessian[j, i]`` for all indices i and j of x.
+        Symmetric, also where f is complex: ``hessian[i, j] == hessian[j, i]``.
     error : ndarray of float64, of the same shape
         Only with ``error=True``: an estimate of the absolute error of each element.
 
