@@ -158,7 +158,9 @@ class _Evaluation:
             if is_slow and not insist:
                 size = stop
             start, bases.is_first = stop, False
-            fitting = _WANTED * batch.count // max(1, batch.nbytes)
+            # A run computes everything at x as well: enough points make that a small part of it.
+            wanted = _WANTED if took * batch.count > 8 * self.seconds else 3 * _LIMIT // 4
+            fitting = wanted * batch.count // max(1, batch.nbytes)
             count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")

@@ -155,8 +155,8 @@ class _Outputs:
         if new:
             moved = np.array([entry for entry, _ in new])
             places = np.array([[point for _, point in new]])
-            found = self.objective.evaluate_entries(moved, places, tolerant=tolerant, row=self.row)
-            self._known.update(zip(new, found[0], strict=True))
+            rows = self.objective.evaluate_entries(moved, places, tolerant=tolerant, row=self.row)
+            self._known.update(zip(new, rows[0], strict=True))
         found = [self._known[key][k] for row in keys for key, k in zip(row, outputs, strict=True)]
         return np.array(found, np.float64).reshape(points.shape)
 
