@@ -162,7 +162,7 @@ class _Evaluation:
             # A run computes everything at x as well: enough points make that a small part of it.
             wanted = _WANTED if took * batch.count > 8 * self.seconds else 3 * _LIMIT // 4
             fitting = wanted * batch.count // max(1, batch.nbytes)
-            count = int(max(1, min(_MOST, _GROWTH * batch.count, fitting)))
+            count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")
         return values[:, :size]

@@ -435,13 +435,18 @@ class _Task:
 
 def _numbers(value: Any) -> Any:
     """Return what f returned as an array of real or complex numbers."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # a ragged list
-        array = np.asarray(None)
+    array = _converted(value)
     if array.dtype.kind not in "biufc":
         raise TypeError(f"`f` must return an array of numbers. Got {value!r:.60}.")
     return array
+
+
+def _converted(value: Any) -> Any:
+    """Return what f returned as an array, one of objects if it is a ragged list."""
+    try:
+        return np.asarray(value)
+    except ValueError:
+        return np.asarray(None)
 
 
 def _tolerated(f: Function, *args: Any) -> Any:
@@ -456,10 +461,7 @@ def one_number(value: Any) -> float:
     """Return what f returned as a float."""
     if isinstance(value, float):  # NumPy's float64 too
         return value
-    try:
-        array = np.asarray(value)
-    except ValueError:  # a ragged list
-        array = np.asarray(None)
+    array = _converted(value)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"`f` must return one real number. Got {value!r:.60}.")
     if array.size != 1:
@@ -497,7 +499,7 @@ def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
     """Compile f for these arguments; None if it is to be called from Python."""
     if not is_jitted(f):
         return None
-    signature = (_type_of(x), *(_argument_type(arg) for arg in args))
+    signature = (numba.typeof(x), *(_argument_type(arg) for arg in args))
     known = _known.setdefault(f, {})
     compiled = known.get(signature)
     # A function that was recompiled lies somewhere else.
@@ -516,16 +518,6 @@ def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
         raise TypeError(f"`f` must return one real number. Got {result}.")
     bridge = user_function.evaluator(signature[0], types.Tuple(signature[1:]), result)
     return _Compiled(overload, code_address(overload), bridge)
-
-
-def _type_of(x: Any) -> types.Type:
-    """Return the type of C-contiguous arrays and tuples of them."""
-    return _array_type(x.dtype, x.ndim) if isinstance(x, np.ndarray) else numba.typeof(x)
-
-
-@functools.cache
-def _array_type(dtype: np.dtype[Any], ndim: int) -> types.Type:
-    return numba.typeof(np.empty((1,) * ndim, dtype))
 
 
 def _argument_type(arg: Any) -> types.Type:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import numbers
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -137,7 +138,7 @@ class Tree:
                     "move others. Pass a copy."
                 )
             if leaf.is_live and leaf.array.size:
-                bounds.append((*_byte_bounds(leaf.array), leaf))
+                bounds.append((*np.lib.array_utils.byte_bounds(leaf.array), leaf))
         bounds.sort(key=lambda item: item[:2])
         for i, (_, high, leaf) in enumerate(bounds):
             for low, _, other in bounds[i + 1 :]:
@@ -346,30 +347,11 @@ def memory_order(x: FloatArray) -> tuple[int, ...]:
     return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
 
 
-def _byte_bounds(x: FloatArray) -> tuple[int, int]:
-    """Return where the memory of x begins and ends."""
-    if x.flags.forc:
-        begin: int = x.__array_interface__["data"][0]
-        return begin, begin + x.nbytes
-    return np.lib.array_utils.byte_bounds(x)
-
-
 def _overlaps_itself(x: FloatArray) -> bool:
     """Return whether two entries share memory, as in a sliding window view."""
     if x.flags.forc or x.size < 2:
         return False
-    reach = x.itemsize
-    for stride, size in sorted(zip(map(abs, x.strides), x.shape, strict=True)):
-        if size > 1:
-            if stride < reach:
-                break
-            reach += stride * (size - 1)
-    else:
-        return False
-    places = np.zeros(x.shape, np.int64)
-    for axis, (stride, size) in enumerate(zip(x.strides, x.shape, strict=True)):
-        shape = [1] * x.ndim
-        shape[axis] = size
-        places += (stride * np.arange(size)).reshape(shape)
+    offsets = (stride * np.arange(n) for stride, n in zip(x.strides, x.shape, strict=True))
+    places: Any = functools.reduce(np.add.outer, offsets)
     ordered = np.sort(places, axis=None)
     return bool((np.diff(ordered) < x.itemsize).any())
