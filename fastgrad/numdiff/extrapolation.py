@@ -48,6 +48,9 @@ _NOISE = 30
 #: One of a smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
+#: Differences between slopes that grow by more from one rung to the next do not come to an end.
+_DIVERGES = 1.2
+
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
 
@@ -403,12 +406,17 @@ class _Ladders:
         bottom[lost] = self._quietest(np.flatnonzero(lost)) + 2
         jump = self.jumps[bottom, columns]
         before = self.jumps[bottom - 1, columns]
-        apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
+        apart, apart_before = (
+            np.abs(self.slopes[row, columns] - self.slopes[row - 1, columns])
+            for row in (bottom, bottom - 1)
+        )
         noise = 2 * self.rounding_of_jumps[bottom, columns]
-        kink = lost & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
+        # Slopes that differ ever more go to infinity, as those of a root at 0.
+        diverges = lost & (apart > _DIVERGES * apart_before) & (apart > 8 * noise)
+        kink = lost & ~diverges & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
-        error = np.where(lost, widest, self.error)
+        error = np.where(diverges, np.inf, np.where(lost, widest, self.error))
         # What no step shows may be a bounded function of a few times the noise, such as that of
         # 1e-20 sin(x) beside 1e-5, whose differences over long steps tell nothing.
         hidden = np.abs(slope) < 4 * error
