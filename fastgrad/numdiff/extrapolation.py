@@ -48,8 +48,9 @@ _NOISE = 30
 #: One of a smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
-#: Differences between slopes that grow by more from one rung to the next do not come to an end.
-_DIVERGES = 1.2
+#: Slopes whose differences grow steadily, by a factor within these limits, go to infinity. Those of
+#: noise grow by 3.6 on the whole, and not steadily.
+_DIVERGES = (1.2, 3.2)
 
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
@@ -304,7 +305,7 @@ class _Ladders:
         lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, np.arange(self.center.size))
         which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
         rows = self._quietest(which)
-        loud = self.bottom[which] > rows + 2
+        loud = (self.bottom[which] > rows + 2) & ~self._diverges(which)
         loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
         loud &= self.slopes[rows + 3, which] != self.slopes[rows + 2, which]
         which, rows = which[loud], rows[loud]
@@ -356,6 +357,15 @@ class _Ladders:
         steady: NDArray[np.bool_] = (jump * _STEADY > before) & (jump < _STEADY * before)
         return steady
 
+    def _diverges(self, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether the slopes go to infinity, as those of a root at 0."""
+        apart = np.diff(self.slopes[self.bottom[which] - np.arange(5)[:, None], which], axis=0)
+        growth = apart[:-1] / apart[1:]
+        diverges: NDArray[np.bool_] = ((growth > _DIVERGES[0]) & (growth < _DIVERGES[1])).all(
+            axis=0
+        )
+        return diverges
+
     def extend(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
         while active.size:
@@ -406,13 +416,9 @@ class _Ladders:
         bottom[lost] = self._quietest(np.flatnonzero(lost)) + 2
         jump = self.jumps[bottom, columns]
         before = self.jumps[bottom - 1, columns]
-        apart, apart_before = (
-            np.abs(self.slopes[row, columns] - self.slopes[row - 1, columns])
-            for row in (bottom, bottom - 1)
-        )
+        apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
         noise = 2 * self.rounding_of_jumps[bottom, columns]
-        # Slopes that differ ever more go to infinity, as those of a root at 0.
-        diverges = lost & (apart > _DIVERGES * apart_before) & (apart > 8 * noise)
+        diverges = lost & self._diverges(columns)
         kink = lost & ~diverges & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
