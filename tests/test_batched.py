@@ -1,6 +1,9 @@
 """Functions evaluated at all points at once, against the loop."""
 
+import collections
+import functools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -210,9 +213,8 @@ class TestConvolution:
 
     def test_what_is_stored_is_as_the_loop_leaves_it(self):
         net, expected = ConvNet(), ConvNet()
-        assert_carried(net.loss, net.conv.W)
-        entries, points = points_around(expected.conv.W)
-        looped(expected.loss, expected.conv.W, entries, points)
+        numerical_gradient(net.loss, net.conv.W, batched=True)
+        numerical_gradient(expected.loss, expected.conv.W, batched=False)
         for name in ("x", "col", "col_W"):
             found = getattr(net.conv, name)
             assert type(found) is np.ndarray, name
@@ -287,6 +289,65 @@ class Slots:
         self.W = W
 
 
+def also(second):
+    """Return a function that reads an array's first row, and all others by a second way."""
+    return lambda W: np.sum(W[0]) + np.sum(second()[1:] ** 2)
+
+
+def in_a_class(value):
+    class Holder:
+        W = value
+
+    return also(lambda: Holder.W)
+
+
+def in_objects(W):
+    held = np.empty(1, object)
+    held[0] = W
+    return also(lambda: held[0])
+
+
+def in_a_deque(W):
+    held = collections.deque([0, W])
+    return also(lambda: held[1])
+
+
+def bound(W):
+    total = W.sum
+    return lambda W: np.sum(W[0] ** 2) + total()
+
+
+def by_branches(W):
+    return lambda W: np.sum(W**2) if W[2, 1] > 0 else np.sum(W**3)
+
+
+def in_tuples(W):
+    held = [((1, W), (W, W[1:]))]
+    return also(lambda: held[0][1][0])
+
+
+#: Functions that find the array by two ways, or a view of it.
+HIDDEN = {
+    "default": lambda W: lambda x, W=W: np.sum(x[0]) + np.sum(W[1:] ** 2),
+    "keyword": lambda W: lambda x, *, W=W: np.sum(x[0]) + np.sum(W[1:] ** 2),
+    "default view": lambda W: lambda x, V=W.T: np.sum(x[0]) + np.sum(V[:, 1:] ** 2),
+    "keyword view": lambda W: lambda x, *, V=W[1:]: np.sum(x[0]) + np.sum(V**2),
+    "class": in_a_class,
+    "view in a class": lambda W: in_a_class(W[:]),
+    "objects": in_objects,
+    "deque": in_a_deque,
+    "tuples": in_tuples,
+    "bound method": bound,
+    "partial": lambda W: functools.partial(lambda V, x: np.sum(x[0]) + np.sum(V[1:] ** 2), W),
+    "view in a partial": lambda W: functools.partial(lambda V, x: x[0, 0] + np.sum(V**2), W[1:]),
+    "memory": lambda W: also(functools.partial(np.asarray, memoryview(W))),
+    "iterator": lambda W: lambda x, flat=W.flat: np.sum(x[0]) + np.sum(flat[3:] ** 2),
+    "method of a view": lambda W: also(W[:].view),
+    "first row": lambda W: lambda W: np.sum(W[0] ** 2),
+    "branches": by_branches,
+}
+
+
 class TestPlaces:
     def test_where_the_function_finds_it(self):
         W = normal(4, 3)
@@ -307,8 +368,20 @@ class TestPlaces:
 
     def test_where_it_cannot_be_replaced(self):
         W = normal(4, 3)
+        f = functools.partial(lambda V, W: np.sum(V * W), W)
         with pytest.raises(NotCarried, match="where it cannot be replaced"):
-            batched.evaluate(lambda _, V=W: np.sum(V), W, W, *points_around(W))
+            batched.evaluate(f, W, W, *points_around(W))
+
+    @pytest.mark.parametrize("name", HIDDEN)
+    def test_the_array_found_a_second_time(self, name):
+        W = normal(4, 3)
+        f = HIDDEN[name](W)
+        try:
+            assert_carried(f, W)
+        except NotCarried:
+            assert name not in ("default", "keyword", "deque", "class", "tuples", "first row")
+        found = numerical_gradient(f, W)
+        np.testing.assert_allclose(found, numerical_gradient(f, W, batched=False), atol=1e-9)
 
     def test_views_are_not_missed(self):
         W = normal(4, 3)
@@ -626,6 +699,36 @@ class TestOption:
         found = numerical_gradient(lambda W: np.sum(np.sin(A @ W)), W)
         assert len(calls) == 1
         np.testing.assert_allclose(found, expected, atol=1e-10)
+
+    def test_where_it_is_slower_than_the_loop(self, monkeypatch):
+        monkeypatch.setattr("fastgrad.numdiff.objective._MOMENT", 0.0)
+        x, run = normal(200), batched._Evaluation._run
+
+        def loss(x):
+            return 2.0 * x[0] * x[1]
+
+        def slow_run(*args):
+            time.sleep(0.01)
+            return run(*args)
+
+        monkeypatch.setattr(batched._Evaluation, "_run", slow_run)
+        found = batched.evaluate(loss, x, x, *points_around(x), insist=False)
+        assert found.shape == (2, 1)
+        expected = [2 * x[1], 2 * x[0], *np.zeros(198)]
+        np.testing.assert_allclose(numerical_gradient(loss, x), expected, atol=1e-9)
+
+    def test_later_batches_are_compared(self, monkeypatch):
+        monkeypatch.setattr(batched, "_ROW", 2)
+        monkeypatch.setattr(batched, "_MOST", 8)
+        monkeypatch.setattr(batched, "_COMPARING", 1.0)
+
+        def loss(x):
+            return np.sum(x) + (0.0 if type(x) is np.ndarray else np.sum(x[40:] - rest))
+
+        x = normal(80)
+        rest = x[40:].copy()
+        with pytest.raises(NotCarried, match="at a point does not agree"):
+            batched.evaluate(loss, x, x, *points_around(x))
 
     def test_what_somebody_could_notice(self):
         calls = []

@@ -531,7 +531,7 @@ def _by(call: _Call, rule: _Rule, here: Any, is_stored: bool, seconds: float) ->
     else:
         values, way = _at_once(f, x, rule, points, pace), "all points at once"
     _running.result = _replayed(call, rule, points, values, here, like)
-    if is_stored and rule.passes != "copy":
+    if is_stored:
         _at_last(f, x, rule, points)
     return way
 

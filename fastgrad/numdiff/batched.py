@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import functools
 import operator
-import sys
 import time
 import types
+from collections import deque
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,8 +22,9 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
-from fastgrad.numdiff.reading import read
+from fastgrad.numdiff.reading import reachable, read
 from fastgrad.numdiff.rewriting import Rewriting
+from fastgrad.numdiff.trees import like_tuple, memory_order
 from fastgrad.validation import FloatArray, IntArray
 
 __all__ = ["NotCarried", "evaluate"]
@@ -34,14 +35,17 @@ _Put = Callable[[Any], None]
 #: Bytes of all arrays of one evaluation: what fits the second-level cache, and what is the limit.
 _WANTED, _LIMIT = 8 << 20, 32 << 20
 
-#: The most points that are evaluated together.
-_MOST = 2048
+#: The most points that are evaluated together, and how many times more than the time before.
+_MOST, _GROWTH = 2048, 32
 
 #: From so many points on, those of one row of a matrix are evaluated together and alone.
 _ROW = 32
 
-#: Objects looked at for the array before the search is given up.
-_REACH = 20_000
+#: A function of so many seconds has arrays of about one byte; a first batch is as large as that.
+_SECONDS_A_BYTE = 1e-9
+
+#: What part of the time comparing with f itself takes, after the first batches.
+_COMPARING = 1 / 32
 
 
 def evaluate(
@@ -78,7 +82,9 @@ def evaluate(
 
     Returns
     -------
-    ndarray of float64, shape (K, M)
+    ndarray of float64, shape (K, M), or fewer columns
+        Only the first entries where a loop would be as fast, unless `insist`. What f stores is as
+        some evaluation leaves it.
 
     Raises
     ------
@@ -90,7 +96,11 @@ def evaluate(
     reading = read(f, root, *args)
     if reading.obstacle:
         raise NotCarried(reading.obstacle)
-    return _Evaluation(f, root, array, args, alone or f, insist=insist).at(entries, points)
+    evaluation = _Evaluation(f, root, array, args, alone or f)
+    try:
+        return evaluation.values(entries, points, insist=insist)
+    finally:
+        evaluation.places.restore()
 
 
 class _Evaluation:
@@ -103,73 +113,62 @@ class _Evaluation:
         array: Array,
         args: tuple[Any, ...],
         alone: Callable[..., Any],
-        *,
-        insist: bool,
     ) -> None:
-        self.f, self.root, self.array, self.args, self.alone = f, root, array, args, alone
-        self.insist = insist
-        began = time.perf_counter()
-        self.here = _number(alone(root, *args))
-        self.seconds = time.perf_counter() - began
-        if not np.isfinite(self.here):
+        self.root, self.array, self.args, self.alone = root, array, args, alone
+        self.began = time.perf_counter()
+        self.value = _number(alone(root, *args))
+        self.seconds = self.comparing = time.perf_counter() - self.began
+        if not np.isfinite(self.value):
             raise NotCarried("f(x) is not a finite number")
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
+        self.rng = np.random.default_rng(0)
+        self.axes = memory_order(array)
+        self.live = array.transpose(self.axes).flat
         self.places = _Places(f, root, args, array)
         self.rewriting = Rewriting(self.places.functions)
 
-    def at(self, entries: IntArray, points: FloatArray) -> FloatArray:
+    def values(self, entries: IntArray, points: FloatArray, *, insist: bool) -> FloatArray:
         """Evaluate f at all points, in batches of about the size of a cache."""
-        try:
-            values = self._batches(entries, points)
-        finally:
-            stored = self.places.restore()
-        if stored and values.size:  # as the loop would leave it
-            self._looped(int(entries[-1]), points[-1, -1])
-        return values
-
-    def _batches(self, entries: IntArray, points: FloatArray) -> FloatArray:
         places = self._indices(entries)
         values = np.empty(points.shape)
-        count = _ROW  # of the first batch, which tells how many fit
-        start, size, bases = 0, len(entries), Bases()
+        k, size, bases = max(1, len(points)), len(entries), Bases()
+        start, count = 0, k
+        if insist:
+            count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
         original = self.array.tobytes()
         while start < size:
-            stop = _stop(places, start, max(1, count // max(1, len(points))), len(points))
+            stop = _stop(places, start, max(1, count // k), k)
             part = slice(start, stop)
-            batch = Batch((stop - start) * len(points), _LIMIT, bases)
+            batch = Batch((stop - start) * k, _LIMIT, bases)
             began = time.perf_counter()
             try:
                 found = self._run(batch, [place[part] for place in places], points[:, part])
             except TooLarge:
                 if stop - start == 1:
                     raise
-                count = max(1, (stop - start) * len(points) // 4)
+                count = max(1, batch.count // 4)
                 continue
             took = (time.perf_counter() - began) / batch.count
             found = self._by_loop_if_not_finite(found, entries[part], points[:, part])
             self._compare(found, entries[part], points[:, part])
-            if self.array.tobytes() != original:
-                raise NotCarried("f changes `x`")
-            if start == 0 and not self.insist and took > self.seconds:
-                raise NotCarried("it would not be faster than the loop")
             values[:, part] = found
+            # The first batch computes besides what it has in common with all others.
+            is_slow = took > self.seconds * (1 if start else _ROW)
+            if is_slow and not insist:
+                size = stop
             start, bases.is_first = stop, False
-            count = int(min(_MOST, max(1, _WANTED * batch.count // max(1, batch.nbytes))))
-        return values
+            fitting = _WANTED * batch.count // max(1, batch.nbytes)
+            count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
+        if self.array.tobytes() != original:
+            raise NotCarried("f changes `x`")
+        return values[:, :size]
 
     def _indices(self, entries: IntArray) -> list[IntArray]:
         """Return the index along each axis of entries that are counted in memory order."""
-        order = sorted(range(self.array.ndim), key=lambda a: -abs(self.array.strides[a]))
-        if self.array.flags.c_contiguous:
-            order = list(range(self.array.ndim))
-        if not order:
-            return []
-        found = np.unravel_index(entries, [self.array.shape[a] for a in order])
-        places: list[Any] = [None] * self.array.ndim
-        for a, place in zip(order, found, strict=True):
-            places[a] = place
-        return places
+        shape = self.array.transpose(self.axes).shape
+        found = np.unravel_index(entries, shape) if shape else ()
+        return [found[self.axes.index(a)] for a in range(self.array.ndim)]
 
     def _run(self, batch: Batch, places: list[IntArray], points: FloatArray) -> FloatArray:
         """Evaluate f once for all points of a batch."""
@@ -214,7 +213,7 @@ class _Evaluation:
             base = float(result._base.item())
             full = result._full()._values.reshape(-1)
             values = full.astype(np.float64)
-        if not self._agrees(base, self.here):
+        if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
         return values
 
@@ -222,7 +221,7 @@ class _Evaluation:
         if np.isnan(one) or np.isnan(other):
             return bool(np.isnan(one) and np.isnan(other))
         apart = abs(one - other)
-        if apart <= 256 * self.eps * max(abs(one), abs(self.here)):
+        if apart <= 256 * self.eps * max(abs(one), abs(self.value)):
             return True
         # Terms that cancel leave a value far below their own rounding errors.
         return apart <= 8 * self._rounding
@@ -253,30 +252,37 @@ class _Evaluation:
         return found
 
     def _compare(self, found: FloatArray, entries: IntArray, points: FloatArray) -> None:
-        """Compare values with those of f itself: where f changes most, and at a few more points."""
-        change = np.abs(found - self.here).reshape(-1)
-        chosen = [int(np.argmax(change))]
-        if self.compared:
+        """Compare values with those of f itself: where f changes most, and elsewhere.
+
+        Later batches are compared as long as that takes little of the time.
+        """
+        change = np.abs(found - self.value).reshape(-1)
+        chosen = [int(np.argmax(change)), int(self.rng.integers(change.size))]
+        if not self.compared:
+            chosen += [0, change.size - 1]
+        elif self.comparing > _COMPARING * (time.perf_counter() - self.began):
             return
-        chosen += [0, change.size // 2, change.size - 1]
-        self.compared = bool(change.any())
-        for flat in sorted(set(chosen)):
+        self.compared = self.compared or bool(change.any())
+        began = time.perf_counter()
+        for flat in set(chosen):
             row, column = divmod(flat, len(entries))
             value = self._looped(int(entries[column]), points[row, column])
             if not self._agrees(float(found[row, column]), value):
                 raise NotCarried(
                     "the value at a point does not agree with the one that was carried"
                 )
+        took = time.perf_counter() - began
+        self.comparing += took
+        self.seconds = min(self.seconds, took / len(set(chosen)))
 
     def _looped(self, entry: int, point: float) -> float:
         """Evaluate f itself at one point."""
-        index = tuple(int(place[0]) for place in self._indices(np.array([entry])))
-        kept = self.array[index]
+        kept = self.live[entry]
         try:
-            self.array[index] = point
+            self.live[entry] = point
             return _number(self.alone(self.root, *self.args))
         finally:
-            self.array[index] = kept
+            self.live[entry] = kept
 
 
 def _stop(places: list[IntArray], start: int, count: int, values: int) -> int:
@@ -312,142 +318,115 @@ class _Places:
     Attributes
     ----------
     functions : list of functions
-        The caller's functions that were met on the way.
+        Those that were met on the way.
 
     Raises
     ------
     NotCarried
-        If the array cannot be replaced there, or the function finds a view of it.
+        If the function finds the array, or a view of it, where it cannot be replaced.
     """
 
     def __init__(self, f: Any, root: Any, args: tuple[Any, ...], array: Array) -> None:
-        self.functions: list[types.FunctionType] = []
         self._array = array
         self._call = [f, root, args]
-        self._puts: list[_Put] = []
-        self._views: list[tuple[_Put, Array]] = []
-        self._kept: list[tuple[Any, Any]] = []
-        self._seen: set[int] = set()
-        self._names: set[str] = set()
-        self._waiting: list[tuple[Any, _Put]] = [
-            (value, functools.partial(self._call.__setitem__, i))
-            for i, value in enumerate(self._call)
+        objects = [self._call, *reachable(f, root, *args)]
+        self.functions = [o for o in objects if isinstance(o, types.FunctionType)]
+        names = set().union(*(_names(function.__code__) for function in self.functions))
+        self._stored = [
+            (container, container.copy()) for o in objects for container in _containers(o)
         ]
-        self._walk()
-        if not self._puts:
+        self._slots: list[tuple[_Put, Any]] = []
+        for value in objects:
+            if isinstance(value, np.ndarray) and value.dtype.hasobject:
+                raise NotCarried("f can reach an array of objects")
+            for child, put in _children(value, names):
+                if self._replaced(child, None) is child:
+                    continue
+                if put is None:
+                    raise NotCarried("f finds the array where it cannot be replaced")
+                self._slots.append((put, child))
+        if not self._slots:
             raise NotCarried("f does not find the array where it could be replaced")
 
+    def _replaced(self, value: Any, stand_in: Any) -> Any:
+        """Return what stands for a value while the array is replaced."""
+        if value is self._array:
+            return stand_in
+        if isinstance(value, np.ndarray) and np.may_share_memory(value, self._array):
+            return _Stale()
+        if isinstance(value, tuple):
+            elements = [self._replaced(element, stand_in) for element in value]
+            if not all(map(operator.is_, elements, value)):
+                return like_tuple(value, elements)
+        return value
+
     @contextmanager
-    def taken_by(self, stand_in: BatchedArray) -> Iterator[tuple[Any, Any, Any]]:
-        """Put another object there, and the array back whatever happens."""
+    def taken_by(self, stand_in: BatchedArray) -> Iterator[list[Any]]:
+        """Put another object there, and the array back whatever happens; give f, root and args."""
         try:
-            for put in self._puts:
-                put(stand_in)
-            for put, _ in self._views:
-                put(_Stale())
-            yield self._call[0], self._call[1], self._call[2]
+            for put, child in self._slots:
+                put(self._replaced(child, stand_in))
+            yield self._call
         finally:
-            for put in self._puts:
-                put(self._array)
-            for put, view in self._views:
-                put(view)
+            for put, child in self._slots:
+                put(child)
 
-    def restore(self) -> bool:
-        """Undo what the function has stored; return whether there was anything."""
-        changed = False
-        for container, content in self._kept:
-            if len(container) == len(content) and all(
-                map(operator.is_, _values(container), _values(content))
-            ):
-                continue
-            changed = True
-            if isinstance(container, list):
-                container[:] = content
-            else:
-                container.clear()
+    def restore(self) -> None:
+        """Undo what the function has stored."""
+        for container, content in self._stored:
+            if isinstance(container, dict):
+                for key in container.keys() - content.keys():
+                    del container[key]
                 container.update(content)
-        return changed
+            else:
+                container[:] = content
 
-    def _walk(self) -> None:
-        while self._waiting:
-            value, put = self._waiting.pop()
-            if value is self._array:
-                if put is _cannot_put:
-                    raise NotCarried("f finds the array where it cannot be replaced")
-                self._puts.append(put)
-                continue
-            if isinstance(value, np.ndarray):
-                if np.may_share_memory(value, self._array):
-                    self._views.append((put, value))
-                continue
-            if id(value) in self._seen or isinstance(value, _PLAIN):
-                continue
-            self._seen.add(id(value))
-            if len(self._seen) > _REACH:
-                raise NotCarried("f can reach too many objects")
-            self._children(value, put)
 
-    def _visit(self, value: Any, put: _Put) -> None:
-        self._waiting.append((value, put))
+def _containers(value: Any) -> Iterator[Any]:
+    """Yield the dicts and lists that an object is or has, in which the function may store."""
+    if isinstance(value, dict | list):
+        yield value
+    if not isinstance(value, types.FunctionType | types.ModuleType | type):
+        attributes = getattr(value, "__dict__", None)
+        if attributes:
+            yield attributes
 
-    def _children(self, value: Any, put: Callable[[Any], None]) -> None:
-        if isinstance(value, dict | list):
-            self._kept.append((value, value.copy()))
-        if isinstance(value, dict):
-            for key, child in list(value.items()):
-                self._visit(child, functools.partial(operator.setitem, value, key))
-        elif isinstance(value, list):
-            for i, child in enumerate(value):
-                self._visit(child, functools.partial(operator.setitem, value, i))
-        elif isinstance(value, tuple):
-            for i, child in enumerate(value):
-                self._visit(child, _element_put(value, i, put))
-        elif isinstance(value, types.FunctionType):
-            self._function(value)
-        elif isinstance(value, types.MethodType):
-            self._visit(value.__self__, _cannot_put)
-            self._visit(value.__func__, _cannot_put)
-        elif isinstance(value, functools.partial):
-            self._visit(value.func, _cannot_put)
-            self._visit(value.args, _cannot_put)
-            self._visit(value.keywords, _cannot_put)
-        elif isinstance(value, types.ModuleType):
-            if not _is_library(value.__name__):
-                for name in self._names & set(vars(value)):
-                    self._visit(vars(value)[name], functools.partial(setattr, value, name))
-        elif isinstance(value, type):
-            if not _is_library(value.__module__):
-                for base in value.__mro__[:-1]:
-                    for child in vars(base).values():
-                        self._visit(_unwrapped(child), _cannot_put)
-        elif not _is_library(type(value).__module__) or isinstance(value, types.SimpleNamespace):
-            self._visit(type(value), _cannot_put)
-            attributes = getattr(value, "__dict__", {})
-            self._kept.append((attributes, attributes.copy()))
-            for name, child in attributes.copy().items():
-                self._visit(child, functools.partial(object.__setattr__, value, name))
-            for name in _slots(type(value)):
-                if hasattr(value, name):
-                    put_slot = functools.partial(object.__setattr__, value, name)
-                    self._visit(getattr(value, name), put_slot)
 
-    def _function(self, function: types.FunctionType) -> None:
-        if _is_library(function.__globals__.get("__name__", "")):
-            return
-        self.functions.append(function)
-        for cell in function.__closure__ or ():
-            try:
-                child = cell.cell_contents
-            except ValueError:  # not yet bound
-                continue
-            self._visit(child, functools.partial(setattr, cell, "cell_contents"))
-        self._visit(function.__defaults__, _cannot_put)
-        self._visit(function.__kwdefaults__, _cannot_put)
-        names = _names(function.__code__)
-        self._names |= names
-        found = function.__globals__
-        for name in names & found.keys():
-            self._visit(found[name], functools.partial(operator.setitem, found, name))
+def _children(value: Any, names: set[str]) -> Iterator[tuple[Any, _Put | None]]:
+    """Yield what an object holds, and how to put something else there; None if that cannot be."""
+    space: Any = {}
+    if isinstance(value, types.FunctionType):
+        for cell in value.__closure__ or ():
+            with suppress(ValueError):  # not bound yet
+                yield cell.cell_contents, functools.partial(setattr, cell, "cell_contents")
+        yield value.__defaults__, functools.partial(setattr, value, "__defaults__")
+        yield from _children(value.__kwdefaults__, names)
+        space = value.__globals__
+    elif isinstance(value, types.ModuleType):
+        space = vars(value)
+    elif isinstance(value, type):
+        for base in value.__mro__:
+            if "__module__" in vars(base):  # it is written in Python
+                for name, child in vars(base).items():
+                    yield child, functools.partial(setattr, base, name)
+    elif isinstance(value, types.MethodType | types.BuiltinFunctionType):
+        yield value.__self__, None
+    elif isinstance(value, functools.partial):
+        yield (*value.args, *value.keywords.values()), None
+    elif isinstance(value, set | frozenset):
+        yield tuple(value), None
+    elif isinstance(value, dict):
+        for key, child in value.items():
+            yield child, functools.partial(operator.setitem, value, key)
+    elif isinstance(value, list | deque):
+        for i, child in enumerate(value):
+            yield child, functools.partial(operator.setitem, value, i)
+    for name in names & space.keys():
+        yield space[name], functools.partial(operator.setitem, space, name)
+    if not isinstance(value, types.FunctionType | types.ModuleType | type):
+        for name in (*getattr(value, "__dict__", ()), *_slots(type(value))):
+            if hasattr(value, name):
+                yield getattr(value, name), functools.partial(object.__setattr__, value, name)
 
 
 class _Stale(NDArrayOperatorsMixin):
@@ -460,44 +439,6 @@ class _Stale(NDArrayOperatorsMixin):
     __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __float__ = _refuse
 
 
-def _values(container: Any) -> Any:
-    return container.values() if isinstance(container, dict) else container
-
-
-#: Types of values that hold nothing else.
-_PLAIN = (int, float, complex, str, bytes, np.generic, np.ufunc, types.BuiltinFunctionType,
-          type(None), np.dtype, BatchedArray)  # fmt: skip
-
-
-_LIBRARIES = sys.stdlib_module_names | {"numpy", "scipy", "numba"}
-
-
-def _cannot_put(_: Any) -> None:
-    """Stand for a place that cannot be written to."""
-
-
-def _element_put(value: tuple[Any, ...], i: int, put: _Put) -> _Put:
-    """Return how to replace an element of a tuple: with the tuple, in its own place."""
-    if put is _cannot_put:
-        return _cannot_put
-
-    def put_element(new: Any) -> None:
-        if new is value[i]:
-            put(value)
-            return
-        elements = [new if element is value[i] else element for element in value]
-        put(type(value)(*elements) if hasattr(value, "_fields") else type(value)(elements))
-
-    return put_element
-
-
-def _unwrapped(value: Any) -> Any:
-    """Return the function of a class's attribute."""
-    if isinstance(value, property):
-        return value.fget
-    return getattr(value, "__func__", value)
-
-
 def _slots(cls: type) -> Iterator[str]:
     for base in cls.__mro__:
         names = vars(base).get("__slots__", ())
@@ -506,13 +447,5 @@ def _slots(cls: type) -> Iterator[str]:
 
 def _names(code: types.CodeType) -> set[str]:
     """Return the names that code looks up, and those of functions within it."""
-    found = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            found |= _names(constant)
-    return found
-
-
-def _is_library(module: str | None) -> bool:
-    """Return whether a module is of Python or of a library: what is in it holds no array of f's."""
-    return (module or "").partition(".")[0] in _LIBRARIES
+    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
+    return set(code.co_names).union(*map(_names, inner))

@@ -160,8 +160,8 @@ class _Outputs:
         new = sorted(set(keys) - self._known.keys())
         if new:
             moved, places = np.array(new).T
-            rows = self.objective.evaluate_rows(
-                self.row, moved, places[None, :].copy().view(np.float64), tolerant=tolerant
+            rows = self.objective.evaluate_entries(
+                moved, places[None, :].copy().view(np.float64), tolerant=tolerant, row=self.row
             )[0]
             self._known.update(zip(new, itertools.count(len(self._rows)), strict=False))
             self._rows = np.concatenate([self._rows, rows])

@@ -9,6 +9,7 @@ Exceptions, a Ctrl-C among them, leave the tree as it was.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import itertools
 import math
@@ -18,7 +19,6 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numba
@@ -46,6 +46,10 @@ _BLOCKS_PER_WORKER = 4
 
 #: How often a progress bar moves while all entries are evaluated once.
 _BLOCKS_SHOWN = 500
+
+
+#: What a function is where it is not defined.
+_UNDEFINED = float("nan")
 
 
 class WorkerTraceback(Exception):  # noqa: N818 - it is the cause of an error, not one itself
@@ -208,7 +212,12 @@ class Objective:
         return points
 
     def evaluate_entries(
-        self, entries: IntArray, points: FloatArray, *, tolerant: bool = False
+        self,
+        entries: IntArray,
+        points: FloatArray,
+        *,
+        tolerant: bool = False,
+        row: Row | None = None,
     ) -> FloatArray:
         """Evaluate f with one entry at a time elsewhere.
 
@@ -221,57 +230,40 @@ class Objective:
         tolerant : bool
             Whether arithmetic errors that f raises count as NaN: far from x a function need not be
             defined.
+        row : Row, optional
+            How to read an array that f returns; by default f returns one number.
 
         Returns
         -------
-        ndarray of float64, shape (K, M)
+        ndarray of float64, shape (K, M) or (K, M, row.size)
         """
+        task = _Task(self.f, self.x, self.args, tolerant, row, self._batched)
         if self._workers is not None:
-            return self._evaluate_in_workers(entries, points, tolerant)
+            return self._evaluate_in_workers(task, entries, points)
         if self._bar is None:
-            return self._block(entries, points, tolerant)
-        values = np.empty(points.shape)
+            return task.evaluate(entries, points)
+        blocks = [np.empty((*points.shape[:1], 0, *task.shape))]
         for start, stop in _blocks(len(entries), _BLOCKS_SHOWN):
-            part = slice(start, stop)
-            values[:, part] = self._block(entries[part], points[:, part], tolerant)
-            self.bar(values[:, part].size)
-        return values
-
-    def _block(self, entries: IntArray, points: FloatArray, tolerant: bool) -> FloatArray:
-        return _evaluate_block(
-            self.f, self.x, self.args, entries, points, tolerant, batched=self._batched
-        )
-
-    def evaluate_rows(
-        self, row: Row, entries: IntArray, points: FloatArray, *, tolerant: bool = False
-    ) -> FloatArray:
-        """Evaluate an f with an array as result; see `evaluate_entries`.
-
-        Returns
-        -------
-        ndarray of float64, shape (K, M, row.size)
-        """
-        if self._workers is not None:
-            return self._evaluate_in_workers(entries, points, tolerant, row)
-        values = _evaluate_rows(self.f, self.x, self.args, entries, points, tolerant, row)
-        self.bar(points.size)
-        return values
+            blocks.append(task.evaluate(entries[start:stop], points[:, start:stop]))
+            self.bar(points[:, start:stop].size)
+        return np.concatenate(blocks, axis=1)
 
     def _evaluate_in_workers(
-        self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None = None
+        self, task: _Task, entries: IntArray, points: FloatArray
     ) -> FloatArray:
         """Evaluate f in blocks of entries, through a map-like callable."""
         assert self._workers is not None
         count = _BLOCKS_PER_WORKER * _worker_count(self._workers)
-        tasks = [
+        parts = [
             (entries[start:stop], points[:, start:stop])
             for start, stop in _blocks(len(entries), count)
         ]
-        if not tasks:
-            return np.empty(points.shape)
-        work = functools.partial(_work, self.f, _Parcel.of(self.x), self.args, tolerant, row)
+        if not parts:
+            return np.empty((*points.shape, *task.shape))
+        parcel = _Parcel.of(self.x)
+        work = functools.partial(_work, dataclasses.replace(task, x=parcel, batched=False))
         blocks = []
-        for block in self._workers(work, tasks):
+        for block in self._workers(work, parts):
             if isinstance(block, _Failure):
                 raise block.exception()
             if not isinstance(block, np.ndarray):
@@ -297,13 +289,14 @@ class Objective:
         ndarray of float64, shape (K,)
         """
         values = np.empty(len(steps))
+        f = functools.partial(_tolerated, self.f)
         for k, step in enumerate(steps):
             with self.x.restored_on_exit(), np.errstate(all="ignore"):
                 for leaf, part in zip(self.x.leaves, direction, strict=True):
                     leaf.array[...] = leaf.array + step * part
                     if leaf.is_number:
                         leaf.put(float(leaf.array))
-                values[k] = _tolerant_number(self.f, self.x.root, *self.args)
+                values[k] = one_number(f(self.x.root, *self.args))
             self.bar(1)
         return values
 
@@ -347,119 +340,97 @@ def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, sli
             yield leaf, entries[first:last] - begin, slice(first, last)
 
 
-def _evaluate_block(
-    f: Function,
-    x: Tree,
-    args: tuple[Any, ...],
-    entries: IntArray,
-    points: FloatArray,
-    tolerant: bool,
-    batched: Any = False,
-) -> FloatArray:
-    if is_jitted(f) and _Copies.fit(x):
-        copies = _Copies(x, min(numba.get_num_threads(), max(1, len(entries))))
-        compiled = _compiled(f, copies.trees[0], args)
-        if compiled is not None:
-            return _evaluate_compiled(compiled, f, x, args, copies, entries, points, tolerant)
-    return _evaluate_python(f, x, args, entries, points, tolerant, batched)
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """The evaluations of ``f(x.root, *args)``; for what the attributes mean see `Objective`."""
 
+    f: Function
+    x: Any
+    args: tuple[Any, ...]
+    tolerant: bool
+    row: Row | None
+    batched: Any
 
-def _evaluate_python(
-    f: Function,
-    x: Tree,
-    args: tuple[Any, ...],
-    entries: IntArray,
-    points: FloatArray,
-    tolerant: bool,
-    batched: Any,
-) -> FloatArray:
-    """Evaluate f in a loop, with x nudged in place, or at all points at once."""
-    itself = f
-    quietly: Any = contextlib.nullcontext()
-    until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[batched]
-    if tolerant:
-        f, quietly = functools.partial(_tolerant_number, f), np.errstate(all="ignore")
-    values: list[float] = []
-    restored = x.restored_on_exit()
-    with restored as root, quietly:
-        for leaf, places, part in _leaves_of(x, entries):
-            live = leaf.array.transpose(leaf.axes).flat
-            columns = zip(places.tolist(), points.T[part].tolist(), strict=True)
-            if leaf.is_number:
-                for _, nudged in columns:
-                    for number in nudged:
-                        leaf.put(number)
-                        values.append(one_number(f(x.root, *args)))
-                    leaf.put(float(leaf.array))
-                    root = x.root
-                continue
-            for done, (i, nudged) in enumerate(columns):
-                if time.perf_counter() > until:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of what is kept of one evaluation."""
+        return () if self.row is None else (self.row.size,)
+
+    def evaluate(self, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Evaluate f where it is fastest; see `Objective.evaluate_entries`."""
+        if self.row is None and is_jitted(self.f) and _Copies.fit(self.x):
+            copies = _Copies(self.x, min(numba.get_num_threads(), max(1, len(entries))))
+            compiled = _compiled(self.f, copies.trees[0], self.args)
+            if compiled is not None:
+                return _evaluate_compiled(compiled, self, copies, entries, points)
+        return self.evaluate_python(entries, points)
+
+    def evaluate_python(self, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Evaluate f in a loop, with x nudged in place, or at many points at once."""
+        is_quiet = self.tolerant or self.row is not None
+        dtype = np.dtype((np.float64, self.shape))
+        restored = self.x.restored_on_exit()
+        with restored, np.errstate(all="ignore") if is_quiet else contextlib.nullcontext():
+            found = itertools.chain.from_iterable(self._values(entries, points))
+            values = np.fromiter(found, dtype, points.size)
+            if not restored.is_unchanged():
+                raise ValueError("`f` must not change `x`.")
+        return values.reshape(*points.T.shape, *self.shape).swapaxes(0, 1)
+
+    def _values(self, entries: IntArray, points: FloatArray) -> Iterator[list[Any]]:
+        """Yield the values of f, entry by entry, or those of many entries together."""
+        f = functools.partial(_tolerated, self.f) if self.tolerant else self.f
+        args, root, row = self.args, self.x.root, self.row
+        read, as_it_is = (one_number, float) if row is None else (row, ())
+        until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[self.batched]
+        for leaf, places, part in _leaves_of(self.x, entries):
+            live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
+            numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
+            is_in_turn = is_number or row is not None
+            while done < len(numbers):
+                if not is_in_turn and time.perf_counter() > until:
                     rest = slice(part.start + done, part.stop)
-                    try:
-                        found = at_once.evaluate(
-                            itself, root, leaf.array, places[done:], points[:, rest], args,
-                            insist=batched is True, alone=f,
-                        )  # fmt: skip
-                    except at_once.NotCarried as reason:
-                        if batched is True:
-                            raise ValueError(
-                                f"`f` cannot be evaluated at all points at once: {reason}. "
-                                'Use `batched="auto"`.'
-                            ) from reason
-                        until = math.inf
-                    else:
-                        values.extend(found.T.reshape(-1).tolist())
-                        break
-                kept = live[i]
-                for number in nudged:
+                    found = self._evaluate_batched(leaf, places[done:], points[:, rest], f)
+                    until = until if found.size else math.inf
+                    # The last entry is left to the loop, for what f stores.
+                    found = found[:, : len(numbers) - done - 1]
+                    yield found.T.reshape(-1).tolist()
+                    done, is_in_turn = done + found.shape[1], True
+                i = numbers[done]
+                kept, values = live[i], []
+                for number in columns[done]:
                     live[i] = number
-                    value = f(root, *args)
-                    values.append(value if isinstance(value, float) else one_number(value))
-                live[i] = kept
-        if not restored.is_unchanged():
-            raise ValueError("`f` must not change `x`.")
-    return np.array(values, np.float64).reshape(points.T.shape).T
-
-
-def _evaluate_rows(
-    f: Function,
-    x: Tree,
-    args: tuple[Any, ...],
-    entries: IntArray,
-    points: FloatArray,
-    tolerant: bool,
-    row: Row,
-) -> FloatArray:
-    """Evaluate an f with an array as result in a loop, with x nudged in place."""
-    values = np.empty((len(entries), len(points), row.size))
-    restored = x.restored_on_exit()
-    with restored as root, np.errstate(all="ignore"):
-        for leaf, places, part in _leaves_of(x, entries):
-            live = leaf.array.transpose(leaf.axes).flat
-            rows = values[part]
-            for i, nudged, found in zip(places.tolist(), points.T[part], rows, strict=True):
-                kept = live[i]
-                for k, number in enumerate(nudged.tolist()):
-                    live[i] = number
-                    if leaf.is_number:
+                    if is_number:
                         leaf.put(number)
-                        root = x.root
-                    try:
-                        value = f(root, *args)
-                    except ArithmeticError:
-                        if not tolerant:
-                            raise
-                        found[k] = math.nan
-                    else:
-                        found[k] = row(value)
+                        root = self.x.root
+                    value = f(root, *args)
+                    if not isinstance(value, as_it_is) and value is not _UNDEFINED:
+                        value = read(value)
+                    values.append(value)
                 live[i] = kept
-                if leaf.is_number:
+                if is_number:
                     leaf.put(float(kept))
-                    root = x.root
-        if not restored.is_unchanged():
-            raise ValueError("`f` must not change `x`.")
-    return values.transpose(1, 0, 2)
+                    root = self.x.root
+                yield values
+                done += 1
+
+    def _evaluate_batched(
+        self, leaf: Leaf, entries: IntArray, points: FloatArray, f: Function
+    ) -> FloatArray:
+        """Evaluate f at many points at once, for as many entries as that is faster for."""
+        is_asked = self.batched is True
+        try:
+            return at_once.evaluate(
+                self.f, self.x.root, leaf.array, entries, points, self.args,
+                insist=is_asked, alone=f,
+            )  # fmt: skip
+        except at_once.NotCarried as reason:
+            if is_asked:
+                raise ValueError(
+                    f"`f` cannot be evaluated at all points at once: {reason}. "
+                    'Use `batched="auto"`.'
+                ) from reason
+        return np.empty((len(points), 0))
 
 
 def _numbers(value: Any) -> Any:
@@ -473,12 +444,12 @@ def _numbers(value: Any) -> Any:
     return array
 
 
-def _tolerant_number(f: Function, *args: Any) -> float:
+def _tolerated(f: Function, *args: Any) -> Any:
     """Return a value of f, or NaN where it raises an arithmetic error."""
     try:
-        return one_number(f(*args))
+        return f(*args)
     except (ArithmeticError, ValueError):
-        return math.nan
+        return _UNDEFINED
 
 
 def one_number(value: Any) -> float:
@@ -605,24 +576,18 @@ class _Copies:
 
     def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], IntArray, IntArray]]:
         """Yield a dtype, which of the entries have it, and their places in rows of that dtype."""
-        if len(self._x.leaves) == 1 and self._x.leaves[0].array.flags.c_contiguous:
-            yield self._x.leaves[0].array.dtype, np.arange(len(entries)), entries
-            return
-        found: dict[np.dtype[Any], list[IntArray]] = {}
-        which: dict[np.dtype[Any], list[IntArray]] = {}
-        begins = {
-            id(leaf): begin for leaf, begin in zip(self._x.leaves, self._begins, strict=False)
-        }
-        for leaf, inside, part in _leaves_of(self._x, entries):
-            array = leaf.array
-            if not array.flags.c_contiguous:  # from places in memory order to places in C order
-                numbered = np.arange(array.size).reshape(array.shape)
-                inside = numbered.transpose(leaf.axes).reshape(-1)[inside]
-            places = inside + begins[id(leaf)] // array.itemsize
-            found.setdefault(array.dtype, []).append(places)
-            which.setdefault(array.dtype, []).append(np.arange(part.start, part.stop))
-        for dtype, parts in found.items():
-            yield dtype, np.concatenate(which[dtype]), np.concatenate(parts)
+        leaves = self._x.leaves
+        places = []
+        for leaf, begin in zip(leaves, self._begins, strict=False):
+            in_c_order = np.arange(leaf.array.size).reshape(leaf.array.shape)
+            in_memory_order = in_c_order.transpose(leaf.axes).reshape(-1)
+            places.append(in_memory_order + begin // leaf.array.itemsize)
+        place = np.concatenate(places)[entries]
+        dtypes = [leaf.array.dtype for leaf in leaves]
+        sizes = [leaf.array.size for leaf in leaves]
+        for dtype in set(dtypes):
+            which = np.flatnonzero(np.repeat([d == dtype for d in dtypes], sizes)[entries])
+            yield dtype, which, place[which]
 
 
 def _is_tuples(tree: Any) -> bool:
@@ -632,20 +597,15 @@ def _is_tuples(tree: Any) -> bool:
 
 
 def _evaluate_compiled(
-    compiled: _Compiled,
-    f: Function,
-    x: Tree,
-    args: tuple[Any, ...],
-    copies: _Copies,
-    entries: IntArray,
-    points: FloatArray,
-    tolerant: bool,
+    compiled: _Compiled, task: _Task, copies: _Copies, entries: IntArray, points: FloatArray
 ) -> FloatArray:
     """Evaluate f on all threads, each on copies of its own, in stretches that let Ctrl-C in."""
     values = np.empty(points.shape)
     original = copies.rows[0].tobytes()
     count = len(copies.rows)
-    blocks = np.stack([user_function.pack(compiled.address, tree, args) for tree in copies.trees])
+    blocks = np.stack(
+        [user_function.pack(compiled.address, tree, task.args) for tree in copies.trees]
+    )
     for dtype, which, places in copies.places(entries):
         nudged = np.ascontiguousarray(points[:, which])
         found = np.empty(nudged.shape)
@@ -655,11 +615,11 @@ def _evaluate_compiled(
             began = time.perf_counter()
             threads.launch(
                 user_function.evaluate_nudged, compiled.evaluator.address, blocks,
-                copies.rows.view(dtype), places, nudged, found, failed, start, stop, tolerant,
+                copies.rows.view(dtype), places, nudged, found, failed, start, stop, task.tolerant,
             )  # fmt: skip
             if failed.max() >= 0:
                 i, k = divmod(int(failed[failed >= 0].min()), len(points))
-                _raise_again(f, x, args, int(entries[which[i]]), float(nudged[k, i]))
+                _raise_again(task, entries[which[i : i + 1]], nudged[k : k + 1, i : i + 1])
             rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
             start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
         values[:, which] = found
@@ -668,23 +628,20 @@ def _evaluate_compiled(
     return values
 
 
-def _raise_again(f: Function, x: Tree, args: tuple[Any, ...], entry: int, number: float) -> None:
+def _raise_again(task: _Task, entry: IntArray, point: FloatArray) -> None:
     """Evaluate f where a thread met an exception, so that it reaches the caller."""
-    copies = _Copies(x, 1)
-    for dtype, _, places in copies.places(np.array([entry])):
-        copies.rows.view(dtype)[0, places] = number
-        one_number(f(copies.trees[0], *args))
-    for leaf, places, _ in _leaves_of(x, np.array([entry])):
-        raise RuntimeError(
-            f"`f` raised an exception with element {int(places[0])} of `{leaf.path}` at {number}, "
-            "but not when it was called there again."
-        )
+    task.evaluate_python(entry, point)
+    leaf, place, _ = next(_leaves_of(task.x, entry))
+    raise RuntimeError(
+        f"`f` raised an exception with element {place.item()} of `{leaf.path}` at {point.item()}, "
+        "but not when it was called there again."
+    )
 
 
 # ------------------------------------------------------------------------------------ workers
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class _Failure:
     """What went wrong in a worker: pickled exceptions, each the cause of the one before."""
 
@@ -731,19 +688,10 @@ class _Parcel(NamedTuple):
         return Tree(rebuild(self.form, leaves), "x")
 
 
-def _work(
-    f: Function,
-    parcel: _Parcel,
-    args: tuple[Any, ...],
-    tolerant: bool,
-    row: Row | None,
-    task: tuple[IntArray, FloatArray],
-) -> FloatArray | _Failure:
-    """Evaluate one block, in the worker."""
+def _work(task: _Task, part: tuple[IntArray, FloatArray]) -> FloatArray | _Failure:
+    """Evaluate one block, in the worker, on a copy of the tree that was sent as a `_Parcel`."""
     try:
-        if row is not None:
-            return _evaluate_rows(f, parcel.tree(), args, *task, tolerant, row)
-        return _evaluate_block(f, parcel.tree(), args, *task, tolerant)
+        return dataclasses.replace(task, x=task.x.tree()).evaluate(*part)
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         # Pools differ in what they hand on: causes get lost, and an exception that cannot be
         # unpickled leaves multiprocessing's Pool waiting for ever.

@@ -18,7 +18,7 @@ import numpy as np
 
 from fastgrad.validation import FloatArray, real_array
 
-__all__ = ["Leaf", "Tree", "is_tree", "leaves_like", "rebuild"]
+__all__ = ["Leaf", "Tree", "is_tree", "leaves_like", "like_tuple", "memory_order", "rebuild"]
 
 
 @dataclasses.dataclass
@@ -102,7 +102,7 @@ class Tree:
         if self.is_single:
             # A bare number counts as an array without dimensions.
             array = self.root = real_array(value, name, layout="K")
-            self.leaves.append(Leaf(name, array, _memory_order(array), array, self._put_root))
+            self.leaves.append(Leaf(name, array, memory_order(array), array, self._put_root))
             self.converted = array is not value
         else:
             self._walk(value, "", self._put_root)
@@ -124,7 +124,7 @@ class Tree:
         shown = self._name + (path if path.startswith("[") else f".{path}")
         array = real_array(value, shown, layout="K")
         is_number = isinstance(value, numbers.Real)
-        self.leaves.append(Leaf(path, array, _memory_order(array), value, put, is_number))
+        self.leaves.append(Leaf(path, array, memory_order(array), value, put, is_number))
 
     def _require_distinct_memory(self) -> None:
         if self.is_single and self.leaves[0].array.flags.forc:
@@ -224,7 +224,7 @@ class _Node:
             else:
                 elements = list(self.value)
                 elements[key] = child
-                self.value = _like_tuple(self.value, elements)
+                self.value = like_tuple(self.value, elements)
             self.put(self.value)
 
         return put
@@ -261,7 +261,7 @@ def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
         return next(leaves)
     children = [(key, _rebuild(child, leaves)) for key, _, child in _children(tree)]
     if isinstance(tree, tuple):
-        return _like_tuple(tree, [child for _, child in children])
+        return like_tuple(tree, [child for _, child in children])
     result = copy.copy(tree)
     for key, child in children:
         if isinstance(result, dict | list):
@@ -334,11 +334,12 @@ def _is_dataclass(value: Any) -> bool:
     return dataclasses.is_dataclass(value) and not isinstance(value, type)
 
 
-def _like_tuple(old: Any, elements: list[Any]) -> Any:
+def like_tuple(old: Any, elements: list[Any]) -> Any:
+    """Return a tuple of the type of another one, with other elements."""
     return type(old)(*elements) if hasattr(old, "_fields") else type(old)(elements)
 
 
-def _memory_order(x: FloatArray) -> tuple[int, ...]:
+def memory_order(x: FloatArray) -> tuple[int, ...]:
     """Return the axes of x from the slowest to the fastest."""
     if x.flags.c_contiguous:
         return tuple(range(x.ndim))
