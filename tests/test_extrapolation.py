@@ -103,6 +103,12 @@ def test_at_a_kink():
     assert found.error[0] >= 0.5
 
 
+@pytest.mark.parametrize("root", [np.sqrt, np.cbrt])
+def test_a_slope_that_is_infinite_has_no_estimate(root):
+    found, _ = count_evaluations(root, [0.0])
+    assert found.error[0] == np.inf
+
+
 def test_noise():
     rng = np.random.default_rng(0)
     x = rng.uniform(-1, 1, 400)
@@ -241,7 +247,9 @@ class TestBounds:
         )
 
     def test_wrong_bounds(self):
-        with pytest.raises(ValueError, match=r"`bounds` must have `x` between them. Got 1\.0"):
+        with pytest.raises(
+            ValueError, match=r"`bounds` must have `x` between them. Got \(2\.0, 3\.0\)"
+        ):
             numerical_gradient(np.sum, np.ones(2), bounds=([0, 2], [3, 3]))
         with pytest.raises(TypeError, match=r"`bounds` must be a pair"):
             numerical_gradient(np.sum, np.ones(2), bounds=3)

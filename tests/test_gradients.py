@@ -91,6 +91,20 @@ class TestBook:
         found = numerical_gradient(lambda x: x[0] ** 2 + x[1] ** 2, np.array(point))
         np.testing.assert_allclose(found, gradient, rtol=0, atol=1e-9)
 
+    @pytest.mark.parametrize("arguments", [{}, {"error": True}, {"h": "auto"}])
+    def test_numerical_diff_of_what_is_not_element_by_element(self, arguments):
+        for f in (lambda x: x[:2], np.sum):
+            with pytest.raises(ValueError, match=r"shape \(3,\), element by element\. Got \("):
+                numerical_diff(f, np.ones(3), **arguments)
+        with pytest.raises(TypeError, match="`x` must be an array, not a tree"):
+            numerical_diff(lambda p: p["a"], {"a": np.ones(2)}, **arguments)
+
+    def test_gradient_descent_uphill(self):
+        with pytest.raises(ValueError, match=r"`lr` must be a finite number, at least 0\. Got -1"):
+            gradient_descent(np.sum, np.ones(2), lr=-1)
+        with pytest.raises(TypeError, match="`return_history` must be True or False"):
+            gradient_descent(np.sum, np.ones(2), return_history="yes")
+
     def test_gradient_descent(self):
         start = np.array([-3.0, 4.0])
         x, history = gradient_descent(
@@ -227,10 +241,14 @@ class TestBothKinds:
         ("arguments", "error", "message"),
         [
             ({"h": 0}, ValueError, r"`h` must be above 0\. Got 0\."),
-            ({"h": "large"}, ValueError, r"`h` must be one of 'auto'\. Got 'large'\."),
+            ({"h": "large"}, ValueError, "`h` must be \"auto\", a number above 0.*Got 'large'"),
             ({"h": [1e-4, 1e-4]}, ValueError, r"`h` must have shape \(3,\)\. Got \(2,\)\."),
             ({"h": [1e-4, 0, 1e-4]}, ValueError, "`h` must hold finite numbers above 0 only"),
             ({"h": None}, TypeError, "`h` must be a real number. Got None"),
+            ({"error": "yes"}, TypeError, "`error` must be True or False. Got .yes"),
+            ({"bounds": (1, 1)}, ValueError, r"`bounds` must have low < high\. Got \(1\.0, 1\.0\)"),
+            ({"bounds": (np.nan, 9)}, ValueError, "`bounds` must have low < high"),
+            ({"bounds": (8, 9)}, ValueError, r"`bounds` must have `x` between them\. Got \(8"),
             ({"order": 3}, ValueError, r"`order` must be 2, 4 or 6\. Got 3\."),
             ({"args": [1]}, TypeError, r"`args` must be a tuple\. Got list\."),
         ],

@@ -9,6 +9,7 @@ import pytest
 
 from fastgrad import numerical_gradient, numerical_jacobian
 
+INPUTS = np.random.default_rng(2).normal(size=(5, 3))
 A = np.random.default_rng(0).normal(size=(3, 4))
 
 
@@ -100,6 +101,42 @@ def test_workers_give_the_same_numbers(h):
     with ThreadPoolExecutor(2) as pool:
         found = numerical_jacobian(waves, x, h, workers=pool.map)
     np.testing.assert_array_equal(found, numerical_jacobian(waves, x, h))
+
+
+@pytest.mark.parametrize("h", [1e-4, "auto"])
+def test_all_points_at_once(h):
+    def layer(W):
+        return np.tanh(INPUTS @ W)
+
+    W = np.random.default_rng(1).normal(size=(3, 4)) / 9
+    kept = W.copy()
+    found = numerical_jacobian(layer, W, h, batched=True)
+    expected = numerical_jacobian(layer, W, h, batched=False)
+    np.testing.assert_allclose(found, expected, atol=1e-10)
+    np.testing.assert_array_equal(W, kept)
+
+
+def test_what_cannot_be_evaluated_at_once():
+    x = np.array([0.5, 2.0])
+    for f in (lambda x: np.exp(1j * x), lambda x: [float(x[0]), float(x[1])]):
+        with pytest.raises(ValueError, match="cannot be evaluated at all points at once"):
+            numerical_jacobian(f, x, batched=True)
+        assert numerical_jacobian(f, x).shape == (2, 2)
+    with pytest.raises(ValueError, match='`batched` must be "auto", True or False'):
+        numerical_jacobian(waves, np.ones(4), batched="yes")
+
+
+def test_noise_is_in_the_estimate():
+    found, error = numerical_jacobian(
+        lambda x: np.sin(A.astype(np.float32) @ x.astype(np.float32)), np.ones(4), error=True
+    )
+    assert (np.abs(found - waves_jacobian(np.ones(4))) <= error).all()
+
+
+def test_infinite_slopes_have_no_estimate():
+    for h in (1e-4, "auto"):
+        _, error = numerical_jacobian(np.sqrt, np.zeros(2), h, bounds=(0, 9), error=True)
+        assert (np.diag(error) == np.inf).all()
 
 
 def test_a_shape_that_changes_is_refused():

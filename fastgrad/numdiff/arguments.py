@@ -18,7 +18,6 @@ from fastgrad.validation import (
     IntArray,
     as_generator,
     flag,
-    one_of,
     step_size,
     whole_number,
 )
@@ -36,6 +35,17 @@ def tree_of(x: Any, name: str) -> Tree:
             f"{type(x).__name__}; hand on {name}.to_numpy(), and let f put the labels back."
         )
     return Tree(x, name)
+
+
+def array_of(x: Any, name: str) -> Tree:
+    """Return an array as a tree of one leaf."""
+    tree = tree_of(x, name)
+    if not tree.is_single:
+        raise TypeError(
+            f"`{name}` must be an array, not a tree of arrays. Got {type(x).__name__}. Put the "
+            "numbers into one array, and take them apart in f."
+        )
+    return tree
 
 
 @contextmanager
@@ -84,7 +94,11 @@ def step_for_display(h: Any) -> Any:
 
 def is_auto(h: Any) -> bool:
     """Return whether the step is "auto"."""
-    return isinstance(h, str) and one_of(h, "h", ("auto",)) == "auto"
+    if isinstance(h, str) and h != "auto":
+        raise ValueError(
+            f'`h` must be "auto", a number above 0, or such numbers in the form of `x`. Got {h!r}.'
+        )
+    return isinstance(h, str)
 
 
 def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
@@ -116,13 +130,15 @@ def limits_of(
         else flattened(objective.x, leaves_like(bound, objective.x, f"bounds[{i}]"))
         for i, bound in enumerate(bounds)
     )
-    outside = ~((low <= objective.center) & (objective.center <= high) & (low < high))
-    if outside.any():
-        i = int(np.argmax(outside))
-        raise ValueError(
-            f"`bounds` must have `x` between them. Got {objective.center[i]} and "
-            f"({low[i]}, {high[i]})."
-        )
+    for right, rule in (
+        (low < high, "must have low < high"),
+        ((low <= objective.center) & (objective.center <= high), "must have `x` between them"),
+    ):
+        if not right.all():
+            i = int(np.argmin(right))
+            raise ValueError(
+                f"`bounds` {rule}. Got ({low[i]}, {high[i]}) for an entry {objective.center[i]}."
+            )
     objective.inward = np.where(high - objective.center >= objective.center - low, 1.0, -1.0)
     return low[entries], high[entries]
 

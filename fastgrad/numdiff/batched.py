@@ -58,6 +58,7 @@ def evaluate(
     *,
     insist: bool = True,
     alone: Callable[..., float] | None = None,
+    numbers: Callable[[Any], Array] | None = None,
 ) -> FloatArray:
     """Evaluate f with one entry of an array at a time elsewhere, at many points at once.
 
@@ -79,10 +80,12 @@ def evaluate(
         Whether to go on although the loop would be as fast.
     alone : callable, optional
         What evaluates f at a point where its value is not finite, instead of f.
+    numbers : callable, optional
+        For an f that returns an array: how to read it as n real numbers.
 
     Returns
     -------
-    ndarray of float64, shape (K, M), or fewer columns
+    ndarray of float64, shape (K, M) or (K, M, n), or fewer columns
         Only the first entries where a loop would be as fast, unless `insist`. What f stores is as
         some evaluation leaves it.
 
@@ -96,9 +99,12 @@ def evaluate(
     reading = read(f, root, *args)
     if reading.obstacle:
         raise NotCarried(reading.obstacle)
-    evaluation = _Evaluation(f, root, array, args, alone or f, reading.objects)
+    evaluation = _Evaluation(
+        f, root, array, args, alone or f, numbers or _number, reading.objects
+    )
     try:
-        return evaluation.values(entries, points, insist=insist)
+        values = evaluation.values(entries, points, insist=insist)
+        return values if numbers else values[..., 0]
     finally:
         evaluation.places.restore()
 
@@ -113,14 +119,16 @@ class _Evaluation:
         array: Array,
         args: tuple[Any, ...],
         alone: Callable[..., Any],
+        numbers: Callable[[Any], Array],
         reached: Sequence[Any],
     ) -> None:
         self.root, self.array, self.args, self.alone = root, array, args, alone
+        self.numbers = numbers
         self.began = time.perf_counter()
-        self.value = _number(alone(root, *args))
+        self.value = numbers(alone(root, *args))
         self.seconds = self.comparing = time.perf_counter() - self.began
-        if not np.isfinite(self.value):
-            raise NotCarried("f(x) is not a finite number")
+        if not np.isfinite(self.value).all():
+            raise NotCarried("f(x) is not finite")
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
         self.rng = np.random.default_rng(0)
@@ -132,7 +140,7 @@ class _Evaluation:
     def values(self, entries: IntArray, points: FloatArray, *, insist: bool) -> FloatArray:
         """Evaluate f at all points, in batches of about the size of a cache."""
         places = self._indices(entries)
-        values = np.empty(points.shape)
+        values = np.empty((*points.shape, self.value.size))
         k, size, bases = max(1, len(points)), len(entries), Bases()
         start, count = 0, k
         if insist:
@@ -202,52 +210,55 @@ class _Evaluation:
                 what = f"{type(error).__name__}: {error}".rstrip(".")
                 raise NotCarried(what) from error
         else:
-            return self._values(batch, result).reshape(-1, k).T
+            return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
         batch.restart()
         return self._run(batch, places, points)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
-        if not isinstance(result, BatchedArray):
-            base, values = _number(result), np.full(batch.count, _number(result))
+        is_constant = not isinstance(result, BatchedArray)
+        try:
+            base = self.numbers(result if is_constant else result._base)
+        except (TypeError, ValueError) as error:
+            raise NotCarried("f does not return an array") from error
+        if not is_constant and result.dtype.kind not in "biuf":
+            raise NotCarried("f does not return real numbers")
+        if is_constant:
+            values = np.tile(base, (batch.count, 1))
         else:
-            if result.size != 1 or result.dtype.kind not in "biuf":
-                raise NotCarried("f does not return one real number")
-            base = float(result._base.item())
-            full = result._full()._values.reshape(-1)
-            values = full.astype(np.float64)
+            full = result._full()._values.astype(np.float64)
+            values = np.broadcast_to(full, (*result.shape, batch.count)).reshape(-1, batch.count).T
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
         return values
 
-    def _agrees(self, one: float, other: float) -> bool:
-        if np.isnan(one) or np.isnan(other):
-            return bool(np.isnan(one) and np.isnan(other))
-        apart = abs(one - other)
-        if apart <= 256 * self.eps * max(abs(one), abs(self.value)):
+    def _agrees(self, one: Array, other: Array) -> bool:
+        apart = np.where(np.isnan(one) & np.isnan(other), 0.0, np.abs(one - other))
+        if (apart <= 256 * self.eps * np.maximum(np.abs(one), np.abs(self.value))).all():
             return True
         # Terms that cancel leave a value far below their own rounding errors.
-        return apart <= 8 * self._rounding
+        return bool((apart <= 8 * self._rounding).all())
 
     @functools.cached_property
-    def _rounding(self) -> float:
+    def _rounding(self) -> Array:
         """How far f is from a smooth curve over a few points that are next to x."""
         kept = self.array.copy()
         values = []
         try:
             for count in range(8):
                 self.array[...] = kept * (1 + 64 * count * self.eps)
-                values.append(_number(self.alone(self.root, *self.args)))
+                values.append(self.numbers(self.alone(self.root, *self.args)))
         finally:
             self.array[...] = kept
-        return float(np.max(np.abs(np.diff(values, 2))))
+        rounding: Array = np.max(np.abs(np.diff(values, 2, axis=0)), axis=0)
+        return rounding
 
     def _by_loop_if_not_finite(
         self, found: FloatArray, entries: IntArray, points: FloatArray
     ) -> FloatArray:
         """Evaluate f itself where it is not finite: differences do not carry infinities."""
-        rows, columns = np.nonzero(~np.isfinite(found))
-        if len(rows) > max(4, found.size // 16):
+        rows, columns = np.nonzero(~np.isfinite(found).all(axis=-1))
+        if len(rows) > max(4, found[..., 0].size // 16):
             raise NotCarried("f is infinite or not a number at many points")
         found = found.copy()
         for row, column in zip(rows, columns, strict=True):
@@ -259,7 +270,7 @@ class _Evaluation:
 
         Later batches are compared as long as that takes little of the time.
         """
-        change = np.abs(found - self.value).reshape(-1)
+        change = np.abs(found - self.value).max(axis=-1).reshape(-1)
         chosen = [int(np.argmax(change)), int(self.rng.integers(change.size))]
         if not self.compared:
             chosen += [0, change.size - 1]
@@ -270,7 +281,7 @@ class _Evaluation:
         for flat in set(chosen):
             row, column = divmod(flat, len(entries))
             value = self._looped(int(entries[column]), points[row, column])
-            if not self._agrees(float(found[row, column]), value):
+            if not self._agrees(found[row, column], value):
                 raise NotCarried(
                     "the value at a point does not agree with the one that was carried"
                 )
@@ -278,12 +289,12 @@ class _Evaluation:
         self.comparing += took
         self.seconds = min(self.seconds, took / len(set(chosen)))
 
-    def _looped(self, entry: int, point: float) -> float:
+    def _looped(self, entry: int, point: float) -> Array:
         """Evaluate f itself at one point."""
         kept = self.live[entry]
         try:
             self.live[entry] = point
-            return _number(self.alone(self.root, *self.args))
+            return self.numbers(self.alone(self.root, *self.args))
         finally:
             self.live[entry] = kept
 
@@ -300,11 +311,11 @@ def _stop(places: list[IntArray], start: int, count: int, values: int) -> int:
     return min(stop, size)
 
 
-def _number(value: Any) -> float:
+def _number(value: Any) -> Array:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise NotCarried("f does not return one real number")
-    return float(array.item())
+    return array.reshape(1).astype(np.float64)
 
 
 def _quiet() -> dict[str, Any]:

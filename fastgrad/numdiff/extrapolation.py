@@ -48,6 +48,10 @@ _NOISE = 30
 #: One of a smooth function falls by 3.6, one that is noise grows by as much.
 _STEADY = 2.0
 
+#: Slopes whose differences grow steadily, by a factor within these limits, go to infinity. Those of
+#: noise grow by 3.6 on the whole, and not steadily.
+_DIVERGES = (1.2, 3.2)
+
 #: Rounding on one side: ``2 s(h/2) - s(h)`` has so many times the rounding of a central difference.
 _ONE_SIDED_ROUNDING = 6.0
 
@@ -301,7 +305,7 @@ class _Ladders:
         lost = ~np.isfinite(self.error) | self._is_flat(self.bottom, np.arange(self.center.size))
         which = np.flatnonzero(lost & ~np.isfinite(self.flat_error))
         rows = self._quietest(which)
-        loud = self.bottom[which] > rows + 2
+        loud = (self.bottom[which] > rows + 2) & ~self._diverges(which)
         loud &= ~(np.isfinite(self.error[which]) & self._is_steady(rows + 1, which))
         loud &= self.slopes[rows + 3, which] != self.slopes[rows + 2, which]
         which, rows = which[loud], rows[loud]
@@ -352,6 +356,15 @@ class _Ladders:
         jump, before = (np.abs(self.jumps[rows - k, which]) for k in (0, 1))
         steady: NDArray[np.bool_] = (jump * _STEADY > before) & (jump < _STEADY * before)
         return steady
+
+    def _diverges(self, which: IntArray) -> NDArray[np.bool_]:
+        """Return whether the slopes go to infinity, as those of a root at 0."""
+        apart = np.diff(self.slopes[self.bottom[which] - np.arange(5)[:, None], which], axis=0)
+        growth = apart[:-1] / apart[1:]
+        diverges: NDArray[np.bool_] = ((growth > _DIVERGES[0]) & (growth < _DIVERGES[1])).all(
+            axis=0
+        )
+        return diverges
 
     def extend(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
@@ -405,10 +418,11 @@ class _Ladders:
         before = self.jumps[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
         noise = 2 * self.rounding_of_jumps[bottom, columns]
-        kink = lost & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
+        diverges = lost & self._diverges(columns)
+        kink = lost & ~diverges & self._is_steady(bottom, columns) & (np.abs(jump) > 8 * noise)
         slope = np.where(lost, self.slopes[bottom, columns], self.slope)
         widest = 2 * np.maximum(np.abs(jump), np.abs(before)) + 2 * apart
-        error = np.where(lost, widest, self.error)
+        error = np.where(diverges, np.inf, np.where(lost, widest, self.error))
         # What no step shows may be a bounded function of a few times the noise, such as that of
         # 1e-20 sin(x) beside 1e-5, whose differences over long steps tell nothing.
         hidden = np.abs(slope) < 4 * error

@@ -6,7 +6,7 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -277,23 +277,6 @@ def _formula(weights: dict[int, float], slopes: dict[int, FloatArray], times: in
 
 def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
     return functools.reduce(np.add, arrays)
-
-
-def central_error(slope: Any, bend: Any, noise: Any, order: int) -> Any:
-    """Estimate the error of a central difference from how far slopes and bends disagree.
-
-    Parameters
-    ----------
-    slope, bend : ndarray
-        How far the slope over twice the step is from that over the step; and the bend over twice
-        the step from twice that over the step. A bend that is out of proportion is a kink's.
-    noise : ndarray
-        The error of the difference by rounding.
-    order : {2, 4, 6}
-    """
-    estimate = _richardson(slope, noise, order)
-    kink = bend > _KINK * slope + 4 * noise
-    return np.where(kink, np.maximum(estimate, 2 * np.maximum(slope, bend) + noise), estimate)
 
 
 def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> FloatArray:

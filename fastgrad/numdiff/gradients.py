@@ -7,7 +7,6 @@ around it, and `fastgrad.numdiff.formulas` turns values into slopes.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,6 +16,7 @@ from fastgrad.numdiff.arguments import (
     Batched,
     Step,
     Workers,
+    array_of,
     flattened,
     generator_of,
     is_auto,
@@ -30,13 +30,14 @@ from fastgrad.numdiff.arguments import (
 )
 from fastgrad.numdiff.directions import along_directions
 from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
-from fastgrad.numdiff.formulas import Differences, central_error, evaluate_around
+from fastgrad.numdiff.formulas import Differences, evaluate_around
 from fastgrad.numdiff.noise import noise_of, scatter
 from fastgrad.numdiff.objective import Function, Objective
-from fastgrad.numdiff.trees import Leaf
+from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import (
     FloatArray,
     IntArray,
+    flag,
     real_array,
     real_number,
     whole_number,
@@ -73,9 +74,9 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
     Raises
     ------
     TypeError
-        If x or h is not real, or f does not return numbers.
+        If x is no array, x or h is not real, or f does not return numbers.
     ValueError
-        If a step is not above zero.
+        If a step is not above zero, or f(x) does not have the shape of an array x.
 
     Notes
     -----
@@ -95,87 +96,81 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
     >>> slope, error >= 0.5
     (0.5, True)
     """
-    tree = tree_of(x, "x")
-    objective = Objective(f, tree, ())
-    leaf = tree.leaves[0]
-
-    def values(points: FloatArray) -> FloatArray:
-        """Return f at points in memory order; as in the book, a number goes in as a number."""
-        nudged = leaf.shaped(points).astype(leaf.array.dtype)
-        return real_array(f(nudged.copy()[()]), "f(x)", layout="K")
-
+    error = flag(error, "error")
+    function = _Elementwise(f, array_of(x, "x"))
+    objective = function.objective
     if is_auto(h):
-        slope, estimate = _extrapolated_diff(values, objective, leaf)
-    else:
-        steps = steps_of(h, objective, objective.entries)
-        multiples = np.array([1, -1, 2, -2] if error else [1, -1], float)
-        nudged = objective.nudged(
-            objective.entries, np.multiply.outer(multiples, steps).reshape(len(multiples), -1)
-        )
-        upper, lower, *twice = (values(points) for points in nudged)
+        here = function.values(objective.center)
+        center = np.broadcast_to(objective.center, here.shape)
+        eps = np.full(here.shape, np.max(objective.eps, initial=0))
         with np.errstate(all="ignore"):
-            width = leaf.shaped(nudged[0] - nudged[1]).astype(leaf.array.dtype)
-            slope = (upper - lower) / width
-            estimate = slope
+            found = extrapolate(function.beside, center, here, eps)
+        slope, estimate = found.slope, found.error
+    else:
+        multiples = (1, 2) if error else (1,)
+        signed = [sign * k for k in multiples for sign in (1.0, -1.0)]
+        offsets = np.multiply.outer(signed, steps_of(h, objective, objective.entries))
+        points = objective.nudged(objective.entries, offsets.reshape(len(signed), -1))
+        values = np.array([function.values(row) for row in points])
+        here = function.values(objective.center) if error else np.nan
+        both_sides = np.zeros(objective.size, np.int64)
+        around = Differences(multiples, (), points, values, objective.center, here, both_sides)
+        with np.errstate(all="ignore"):
+            slope = estimate = around.gradient(2)
             if error:
-                here = values(objective.center)
-                estimate = _error_of_diff(leaf, nudged, here, [upper, lower, *twice])
-    results = [
-        float(part) if leaf.array.ndim == 0 == np.ndim(part) else part for part in (slope, estimate)
-    ]
-    return (results[0], results[1]) if error else results[0]
+                estimate = around.error(2, 2 * around.unit(objective.eps))
+    return (function.result(slope), function.result(estimate)) if error else function.result(slope)
 
 
-def _error_of_diff(
-    leaf: Leaf, points: FloatArray, here: FloatArray, values: list[FloatArray]
-) -> FloatArray:
-    """Estimate the error of a central difference from values at x, x ± h and x ± 2 h."""
-    steps = [leaf.shaped(row) for row in points]
-    h = np.abs(steps[0] - steps[1]) / 2
-    unit = np.finfo(leaf.array.dtype).eps * np.max(np.abs(values), axis=0)
-    fine, coarse = ((values[k] - values[k + 1]) / (steps[k] - steps[k + 1]) for k in (0, 2))
-    bends = [(values[k] + values[k + 1] - 2 * here) / (steps[k] - steps[k + 1]) for k in (0, 2)]
-    estimate = central_error(
-        np.abs(coarse - fine), np.abs(bends[1] - 2 * bends[0]), 2 * unit / h, 2
-    )
-    return np.asarray(estimate, leaf.array.dtype)
+class _Elementwise:
+    """A function of numbers: each element of f(x) depends on its own one of x, or on the only one.
 
+    Points and values are in memory order.
+    """
 
-def _extrapolated_diff(
-    values: Callable[[FloatArray], FloatArray], objective: Objective, leaf: Leaf
-) -> tuple[FloatArray, FloatArray]:
-    """Differentiate each element of f(x) by its own element of x, or all by the only one."""
-    here = values(objective.center)
-    shape = here.shape if leaf.array.ndim == 0 else leaf.array.shape
-    if here.shape != shape:
-        raise ValueError(
-            f"`f` must return an array of shape {shape}, element by element. Got {here.shape}; "
-            "of a function of several variables take `numerical_gradient` or `numerical_jacobian`."
-        )
-    flat = here.reshape(-1) if leaf.array.ndim == 0 else flattened(objective.x, [here])
-    center = np.broadcast_to(objective.center, flat.shape)
+    def __init__(self, f: Function, x: Tree) -> None:
+        self.objective = Objective(f, x, ())
+        self.leaf = x.leaves[0]
+        self.is_number = self.leaf.array.ndim == 0
+        self.shape = None if self.is_number else self.leaf.array.shape
 
-    def beside(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
-        points = objective.rounded(np.zeros_like(which), center[which] + offsets)
+    def values(self, points: FloatArray) -> FloatArray:
+        """Return f at a point for each element; as in the book, a number goes in as a number."""
+        nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)
+        found = real_array(self.objective.f(nudged.copy()[()]), "f(x)", layout="K")
+        if self.shape is None:
+            self.shape = found.shape
+        if found.shape != self.shape:
+            raise ValueError(
+                f"`f` must return an array of shape {self.shape}, element by element. Got "
+                f"{found.shape}; of a function of several variables take `numerical_gradient` or "
+                "`numerical_jacobian`."
+            )
+        return found.reshape(-1) if self.is_number else flattened(self.objective.x, [found])
+
+    def beside(self, which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
+        """Return some elements of f(x), each at its points, as `extrapolate` asks for them."""
+        center = self.objective.center
+        points = center[0 if self.is_number else which] + offsets
+        points = self.objective.rounded(np.zeros_like(which), points)
         found = np.empty(points.shape)
         for row, row_points in zip(found, points, strict=True):
-            if leaf.array.ndim == 0:
+            if self.is_number:
                 for point in np.unique(row_points):
                     chosen = row_points == point
-                    row[chosen] = values(np.array([point])).reshape(-1)[which[chosen]]
+                    row[chosen] = self.values(np.array([point]))[which[chosen]]
             else:
-                moved = objective.center.copy()
+                moved = center.copy()
                 moved[which] = row_points
-                row[:] = flattened(objective.x, [values(moved)])[which]
+                row[:] = self.values(moved)[which]
         return found, points
 
-    eps = np.full(flat.shape, np.max(objective.eps, initial=0))
-    with np.errstate(all="ignore"):
-        found = extrapolate(beside, center, flat.astype(np.float64), eps)
-    if leaf.array.ndim == 0:
-        return found.slope.reshape(shape), found.error.reshape(shape)
-    slope, error = (leaf.shaped(part).astype(leaf.array.dtype) for part in found[:2])
-    return slope, error
+    def result(self, values: FloatArray) -> Any:
+        """Return numbers in the shape of f(x)."""
+        if self.is_number:
+            assert self.shape is not None
+            return values.reshape(self.shape) if self.shape else float(values[0])
+        return self.leaf.shaped(values).astype(self.leaf.array.dtype)
 
 
 def numerical_gradient(
@@ -309,7 +304,7 @@ def numerical_gradient(
     >>> gradient["b"].round(8)
     array([6., 6.])
     """
-    order = order_of(order)
+    order, error = order_of(order), flag(error, "error")
     tree = tree_of(x, "x")
     with objective_of(f, tree, args, workers, progress, batched) as objective:
         entries = sampled_entries(objective, sample, rng)
@@ -387,7 +382,7 @@ def gradient_descent(
     TypeError
         If an argument has the wrong type, or f returns something else than a real number.
     ValueError
-        If `lr` is not finite, or `step_num` is negative.
+        If `lr` is not finite or negative, or `step_num` is negative.
     Exception
         Whatever f raises.
 
@@ -403,7 +398,7 @@ def gradient_descent(
     >>> bool(np.all(abs(x) < 1e-9))
     True
     """
-    lr = real_number(lr, "lr")
+    lr, return_history = real_number(lr, "lr", minimum=0), flag(return_history, "return_history")
     step_num = whole_number(step_num, "step_num", minimum=0)
     tree = tree_of(init_x, "init_x").copied()
     history = [[leaf.array.copy(order="K")] for leaf in tree.leaves]

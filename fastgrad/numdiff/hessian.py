@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastgrad.numdiff.arguments import array_of
 from fastgrad.numdiff.objective import Function, further_arguments, one_number
-from fastgrad.numdiff.trees import Tree, is_tree
+from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import FloatArray, flag
 
 __all__ = ["numerical_hessian"]
@@ -43,7 +44,7 @@ def numerical_hessian(
     Returns
     -------
     hessian : ndarray of float64, or complex128 if f(x) is complex, shape x.shape + x.shape
-        Symmetric, also where f is complex: ``hessian[i, j] == hessian[j, i]``.
+        Symmetric, even if complex: ``hessian[i, j] == hessian[j, i]`` for all indices of x.
     error : ndarray of float64, of the same shape
         Only with ``error=True``: an estimate of the absolute error of each element.
 
@@ -76,14 +77,9 @@ def numerical_hessian(
     if not callable(f):
         raise TypeError(f"`f` must be callable. Got {f!r}.")
     args = further_arguments(args)
-    if is_tree(x):
-        raise TypeError(
-            f"`x` must be an array, not a tree of arrays. Got {type(x).__name__}. Put the numbers "
-            "into one array, and take them apart in f."
-        )
     if isinstance(x, np.ndarray) and x.dtype == np.float32:
         x = x.astype(np.float64)  # second differences need all digits
-    tree = Tree(x, "x")
+    tree = array_of(x, "x")
     hessian, estimate = _extrapolated(_Second(f, tree, args))
     shape = tree.leaves[0].array.shape * 2
     if error:

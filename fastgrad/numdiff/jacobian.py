@@ -7,16 +7,17 @@ gives its values to all of them, so that the formulas for a function with one ou
 from __future__ import annotations
 
 import itertools
-from contextlib import closing
 from typing import Any
 
 import numpy as np
 
 from fastgrad.numdiff.arguments import (
+    Batched,
     Step,
     Workers,
     is_auto,
     limits_of,
+    objective_of,
     order_of,
     sampled_entries,
     steps_of,
@@ -44,6 +45,7 @@ def numerical_jacobian(
     bounds: tuple[Any, Any] | None = None,
     progress: bool = False,
     rng: Any = None,
+    batched: Batched = "auto",
 ) -> Any:
     r"""Compute the derivatives of a function with an array as result by central differences.
 
@@ -54,8 +56,9 @@ def numerical_jacobian(
         each point for all its outputs. A compiled f is called from Python.
     x : array_like, or a tree of arrays and numbers
         Where to differentiate, real; nudged in place and restored, as by `numerical_gradient`.
-    h, args, workers, order, sample, bounds, progress, rng
-        As for `numerical_gradient`. With "auto" each element has steps of its own, and the outputs
+    h, args, workers, order, sample, bounds, progress, rng, batched
+        As for `numerical_gradient`, but for its `directions`, which estimate a gradient. With
+        "auto" each element has steps of its own, and the outputs
         share the evaluations at steps that they have in common.
     error : bool
         Whether to return an estimate of the error as well.
@@ -85,8 +88,10 @@ def numerical_jacobian(
     """
     order, error = order_of(order), flag(error, "error")
     tree = tree_of(x, "x")
-    objective = Objective(f, tree, args, workers, progress=flag(progress, "progress"))
-    with closing(objective), np.errstate(all="ignore"):
+    with (
+        objective_of(f, tree, args, workers, progress, batched) as objective,
+        np.errstate(all="ignore"),
+    ):
         entries = sampled_entries(objective, sample, rng)
         limits = limits_of(bounds, objective, entries)
         steps = None if is_auto(h) else steps_of(h, objective, entries)

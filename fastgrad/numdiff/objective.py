@@ -386,7 +386,7 @@ class _Task:
         for leaf, places, part in _leaves_of(self.x, entries):
             live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
             numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
-            is_in_turn = is_number or row is not None
+            is_in_turn = is_number
             while done < len(numbers):
                 if not is_in_turn and time.perf_counter() > until:
                     rest = slice(part.start + done, part.stop)
@@ -394,7 +394,7 @@ class _Task:
                     until = until if found.size else math.inf
                     # The last entry is left to the loop, for what f stores.
                     found = found[:, : len(numbers) - done - 1]
-                    yield found.T.reshape(-1).tolist()
+                    yield list(found.swapaxes(0, 1).reshape(-1, *self.shape))
                     done, is_in_turn = done + found.shape[1], True
                 i = numbers[done]
                 kept, values = live[i], []
@@ -422,7 +422,7 @@ class _Task:
         try:
             return at_once.evaluate(
                 self.f, self.x.root, leaf.array, entries, points, self.args,
-                insist=is_asked, alone=f,
+                insist=is_asked, alone=f, numbers=self.row,
             )  # fmt: skip
         except at_once.NotCarried as reason:
             if is_asked:
@@ -430,7 +430,7 @@ class _Task:
                     f"`f` cannot be evaluated at all points at once: {reason}. "
                     'Use `batched="auto"`.'
                 ) from reason
-        return np.empty((len(points), 0))
+        return np.empty((len(points), 0, *self.shape))
 
 
 def _numbers(value: Any) -> Any:
