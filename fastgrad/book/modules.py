@@ -30,8 +30,8 @@ def _from(module: str, names: str) -> dict[str, str]:
 _NUMPY = {"np": "numpy"}
 _FUNCTIONS = _NUMPY | _from(
     "fastgrad.book.functions",
-    "identity_function step_function sigmoid sigmoid_grad relu relu_grad softmax softmax_loss "
-    "sum_squared_error mean_squared_error cross_entropy_error",
+    "identity_function step_function sigmoid sigmoid_grad relu relu_grad softmax "
+    "sum_squared_error mean_squared_error cross_entropy_error softmax_loss",
 )
 _GRADIENT = _NUMPY | _from("fastgrad.book.gradients", "numerical_gradient")
 _COLUMNS = _from("fastgrad.book.convolutions", "im2col col2im")
