@@ -202,6 +202,21 @@ def g(f, x, h=1e-4):
         "x[i] = kept - h; values[1] = f(x); grad[i] = (values[0] - values[1]) / (2 * h)"
     ),
     "no argument": nditer(CENTRAL.replace("f(x)", "f()")),
+    "a keyword": nditer(CENTRAL.replace("f(x)", "f(x, scale=scale)")).replace(
+        "h=1e-4", "h=1e-4, scale=2.0"
+    ),
+    "the nudge is undone by arithmetic": HEAD
+    + """
+    for i in np.ndindex(x.shape):
+        x[i] += h
+        a = f(x)
+        x[i] -= 2 * h
+        b = f(x)
+        x[i] += h
+        grad[i] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "among other arguments": nditer(CENTRAL).replace("x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"),
     "a tuple": nditer(
         "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); "
         "grad[i], error = (a - b) / (2 * h), abs(a - b)"
@@ -215,12 +230,8 @@ LEFT = {
     "x is not restored": (
         nditer(CENTRAL).replace("x[i] = kept\n", "x[i] = kept + 1e-9\n"), "more than one entry"
     ),
-    "the nudge is undone by arithmetic": (
-        HEAD
-        + "    for i in np.ndindex(x.shape):\n"
-        "        x[i] += h\n        a = f(x)\n        x[i] -= 2 * h\n        b = f(x)\n"
-        "        x[i] += h\n        grad[i] = (a - b) / (2 * h)\n" + TAIL,
-        "does not restore",
+    "x is left elsewhere": (
+        nditer(CENTRAL).replace("    return", "    x[0, 0] += 1\n    return"), "does not restore"
     ),
     "points depend on values": (
         nditer("a = f(x); x[i] = kept + h * a; grad[i] = f(x) - a"), "depend on the values"
@@ -261,7 +272,10 @@ WEIGHTS = np.random.default_rng(0).standard_normal((30, 200))
 
 def loss_of(x, module):
     """Return a loss over an array of the reader's, in their module."""
-    text = "def loss(x=None):\n    return np.sum(np.tanh(A.dot(X if x is None else x)) ** 2)\n"
+    text = (
+        "def loss(x=None, scale=1.0):\n"
+        "    return scale * np.sum(np.tanh(A.dot(X if x is None else x)) ** 2)\n"
+    )
     return define(text, name="their_loss", A=WEIGHTS, X=x).loss
 
 
@@ -276,14 +290,189 @@ def test_loops_are_understood(name):
     x = np.random.default_rng(1).standard_normal((200, 2))
     kept = x.copy()
     found = called(LOOPS[name], x, plain=False)
-    np.testing.assert_array_equal(x, kept)
+    after, x = x, kept
     expected = called(LOOPS[name], x, plain=True)
+    np.testing.assert_array_equal(x, after)
     assert "all points at once" in " ".join(loops.lines()), loops._paces
     assert type(found) is type(expected)
     assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
     assert getattr(found, "strides", None) == getattr(expected, "strides", None)
     scale = np.abs(np.asarray(expected)).max()
     np.testing.assert_allclose(found, expected, atol=1e-6 * scale, rtol=1e-6)
+
+
+#: Loops within a function, over arrays that are no parameters or of functions that are none. Each
+#: is called by ``gradients(X, B)``, which are two parameters of a loss.
+LOSS = "np.sum((np.tanh(A.dot({W})) + {b} - t) ** 2)"
+NET = """
+class Net:
+    def __init__(self, W, b):
+        self.W, self.b, self.params, self.layers = W, b, {"W": W, "b": b}, [W, b]
+    def loss(self, t, scale=1.0):
+        return scale * """ + LOSS.format(W="self.W", b="self.b") + """
+"""
+OVER = """for i in np.ndindex(x.shape):
+    kept = x[i]
+    x[i] = kept + h
+    a = f
+    x[i] = kept - h
+    b = f
+    x[i] = kept
+    grad[i] = (a - b) / (2 * h)
+"""
+
+
+def over(x, f, by):
+    """Return the lines of a loop, indented by so many spaces."""
+    return textwrap.indent(OVER.replace("= f", f"= {f}").replace("x[", f"{x}["), " " * by).replace(
+        "x.shape", f"{x}.shape"
+    )
+
+
+PARTS = {
+    "a method, and a dict": NET + """
+    def gradients(self, t, h=1e-4):
+        grads = {}
+        for key in self.params:
+            x = self.params[key]
+            grad = np.zeros_like(x)
+""" + over("x", "self.loss(t)", 12) + """
+            grads[key] = grad
+        return grads
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "an item that is named in the loop": NET + """
+    def gradients(self, t, h=1e-4):
+        grads = {}
+        for key in self.params:
+            grad = np.zeros(self.params[key].shape)
+""" + over("self.params[key]", "self.loss(t, scale=0.5)", 12) + """
+            grads[key] = grad
+        return grads
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "an attribute": NET + """
+    def gradients(self, t, h=1e-4):
+        grad = np.zeros_like(self.W)
+""" + over("self.W", "self.loss(t)", 8) + """
+        return grad
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "a list": NET + """
+def gradients(W, b):
+    h, net, found = 1e-4, Net(W, b), []
+    for x in net.layers:
+        grad = np.zeros_like(x)
+""" + over("x", "net.loss(0.5)", 8) + """
+        found.append(grad)
+    return found
+""",
+    "a parameter, and a dict": """
+def g(f, params, h=1e-4):
+    grads = {}
+    for key in params:
+        x = params[key]
+        grad = np.zeros_like(x)
+""" + over("x", "f(params)", 8) + """
+        grads[key] = grad
+    return grads
+def loss(params, t=0.5):
+    return """ + LOSS.format(W="params['W']", b="params['b']") + """
+def gradients(W, b):
+    return g(loss, {"W": W, "b": b})
+""",
+    "an array of the module's": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="b") + """
+def gradients(*arrays):
+    global W, b
+    W, b = arrays
+    return gradient()
+def gradient(h=1e-4):
+    found = []
+    for x in (W, b):
+        grad = np.zeros_like(x)
+        found.append(grad)
+""" + over("x", "loss()", 8) + """
+    return found
+""",
+    "a function of the module": "def loss(x, t=0.5):\n    return " + LOSS.format(W="x", b="0.5") + """
+def gradient(x, h=1e-4):
+    grad = np.zeros_like(x)
+""" + over("x", "loss(x)", 4) + """
+    return grad
+def gradients(W, b):
+    return gradient(W)
+""",
+    "one loop after another": NET + """
+def gradients(W, b):
+    h, t, net, found = 1e-4, 0.5, Net(W, b), []
+    x = net.W
+    grad = np.zeros_like(x)
+""" + over("x", "net.loss(t)", 4) + """
+    found.append(grad)
+    x = net.b
+    grad = np.zeros_like(x)
+""" + over("x", "net.loss(t)", 4) + """
+    return found + [grad, kept, i, a]
+""",
+    "the step that was taken, by another name": NET + """
+def gradients(W, b):
+    h, net = 1e-4, Net(W, b)
+    x = net.W
+    grad = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        kept = x[i]
+        a = net.loss(0.5)
+        x[i] = kept + h
+        grad[i] = (net.loss(0.5) - a) / (net.W[i] - kept)
+        x[i] = kept
+    return grad
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_loops_within_a_function_are_understood(name):
+    given = np.random.default_rng(1).standard_normal((2, 13, 30))
+    results = []
+    for plain in (False, True):
+        module = define(PARTS[name], plain=plain, A=WEIGHTS[:, :13])
+        sys.modules["their_loops"] = module
+        W, b = given[0].copy(), given[1, 0].copy()
+        results.append((module.gradients(W, b), W, b))
+    assert "left" not in " ".join(loops.lines()) and loops.lines(), loops._paces
+    (found, *after), (expected, *points) = results
+    np.testing.assert_array_equal(after[0], points[0])
+    np.testing.assert_array_equal(after[1], points[1])
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other)
+        np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-6)
+
+
+def test_a_property_is_evaluated_as_often_as_written():
+    text = NET + """
+    @property
+    def weights(self):
+        seen.append(1)
+        return self.W
+def gradients(W, b):
+    h, net = 1e-4, Net(W, b)
+    grad = np.zeros_like(W)
+""" + over("net.weights", "net.loss(0.5)", 4) + """
+    return grad
+"""  # fmt: skip
+    counts = []
+    for plain in (False, True):
+        seen = []
+        module = define(text, plain=plain, A=WEIGHTS[:, :13], seen=seen)
+        module.gradients(np.ones((13, 3)), np.ones(3))
+        counts.append(len(seen))
+    assert counts[0] == counts[1] > 0
 
 
 @pytest.mark.parametrize("name", LEFT)
