@@ -384,14 +384,14 @@ def loss(params, t=0.5):
 def gradients(W, b):
     return g(loss, {"W": W, "b": b})
 """,
-    "an array of the module's": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="b") + """
+    "an array of the module's": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="C") + """
 def gradients(*arrays):
-    global W, b
-    W, b = arrays
+    global W, C
+    W, C = arrays
     return gradient()
 def gradient(h=1e-4):
     found = []
-    for x in (W, b):
+    for x in (W, C):
         grad = np.zeros_like(x)
         found.append(grad)
 """ + over("x", "loss()", 8) + """
