@@ -216,6 +216,7 @@ def g(f, x, h=1e-4):
         grad[i] = (a - b) / (2 * h)
 """
     + TAIL,
+    "copied values": nditer(CENTRAL.replace("f(x)", "f(x).copy()")),
     "among other arguments": nditer(CENTRAL).replace("x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"),
     "a tuple": nditer(
         "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); "
@@ -384,7 +385,7 @@ def loss(params, t=0.5):
 def gradients(W, b):
     return g(loss, {"W": W, "b": b})
 """,
-    "an array of the module's": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="C") + """
+    "arrays of the module": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="C") + """
 def gradients(*arrays):
     global W, C
     W, C = arrays
@@ -393,8 +394,8 @@ def gradient(h=1e-4):
     found = []
     for x in (W, C):
         grad = np.zeros_like(x)
-        found.append(grad)
 """ + over("x", "loss()", 8) + """
+        found.append(grad)
     return found
 """,
     "a function of the module": "def loss(x, t=0.5):\n    return " + LOSS.format(W="x", b="0.5") + """

@@ -687,7 +687,7 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
     like = _like(here)
     kept = loop.x.copy()
     try:
-        points = _points(loop)
+        points = _points(loop, like)
         loop.x[...] = kept
         # It takes a moment until the kernels are there.
         is_worth_it = seconds * loop.size >= _LONG or _recognition is not None
@@ -721,14 +721,14 @@ def _like(here: Any) -> Callable[[Any], Any]:
     raise _Left("f does not return one real number")
 
 
-def _points(loop: _Loop) -> NDArray[Any]:
+def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
     """Return the values that the entries take: one row for each call with a nudged entry."""
     found: list[Any] = []
 
-    def noted(entry: int, at: Any) -> float:
+    def noted(entry: int, at: Any) -> Any:
         if entry >= 0:
             found.append(at)
-        return 0.0
+        return like(0.0)
 
     loop.run(noted)
     table = np.array(found, loop.x.dtype).reshape(loop.x.size, sum(loop.rule.block)).T
