@@ -226,7 +226,20 @@ def g(f, x, h=1e-4):
 
 #: Loops that are left alone, and why.
 LEFT = {
-    "it prints": (nditer(CENTRAL + "; print(i)"), "print"),
+    "it prints to another stream": (nditer(CENTRAL + "; out.write('.')").replace(
+        "h=1e-4", "h=1e-4, out=sys.stdout"
+    ), "write"),
+    "an iterator that prints": (
+        "class Progress:\n    def __init__(self, x):\n        self.x = x\n"
+        "    def __iter__(self):\n        print('begins')\n        return np.ndindex(self.x.shape)\n"
+        + ndindex(CENTRAL, "Progress(x)"), "print"
+    ),
+    "it asserts what made-up values violate": (
+        nditer(CENTRAL + "; assert a > 0 and b > 0"), "not understood"
+    ),
+    "its own print": (
+        nditer(CENTRAL + "; print(i)") + "def print(*values):\n    sys.stdout.write('x')\n", "write"
+    ),
     "it counts": ("n = [0]\n" + nditer(CENTRAL + "; n[0] += 1"), "n"),
     "x is not restored": (
         nditer(CENTRAL).replace("x[i] = kept\n", "x[i] = kept + 1e-9\n"), "more than one entry"
@@ -251,7 +264,7 @@ def define(text, *, plain=False, name="their_loops", **names):
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     tree = ast.parse(text)
     module = types.ModuleType(name)
-    module.__dict__.update(np=np, **names)
+    module.__dict__.update(np=np, sys=sys, **names)
     exec(compile(tree if plain else loop_syntax.transformed(tree), file, "exec"), module.__dict__)
     return module
 
@@ -453,6 +466,42 @@ def test_loops_within_a_function_are_understood(name):
     for one, other in zip(found, expected, strict=True):
         assert type(one) is type(other)
         np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-6)
+
+
+TQDM = """
+class tqdm:
+    def __init__(self, iterable, total=0, desc=""):
+        self.iterable, self.desc = iterable, desc
+    def __iter__(self):
+        for value in self.iterable:
+            print(self.desc, end=" ")
+            yield value
+tqdm.__module__ = "tqdm.std"
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        nditer(CENTRAL + "; print(i, round(float(grad[i]), 3))"),
+        nditer(CENTRAL + "; \n        if i[0] % 10 == 0:\n            print(f'{i}', end='.')"),
+        TQDM + ndindex(CENTRAL, "tqdm(list(np.ndindex(x.shape)), total=x.size, desc='at')"),
+        "def loss():\n    return np.sum(np.tanh(A.dot(W)))\ndef g(f, x, h=1e-4):\n"
+        "    global W\n    W = x\n    return slopes(x)\ndef slopes(x, h=1e-4):\n"
+        "    grad = np.zeros_like(x)\n" + over("x", "loss()", 4) + "        print(i)\n    return grad\n",
+    ],
+)
+def test_what_a_loop_prints_is_printed_once(text, capsys):
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    printed = []
+    for plain in (False, True):
+        module = define(text, plain=plain, A=WEIGHTS)
+        sys.modules["their_loops"] = module
+        found = module.g(loss_of(x, module), x)
+        printed.append((capsys.readouterr().out, found))
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert printed[0][0] == printed[1][0] != ""
+    np.testing.assert_allclose(printed[0][1], printed[1][1], atol=1e-6)
 
 
 def test_a_property_is_evaluated_as_often_as_written():

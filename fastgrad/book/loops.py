@@ -68,8 +68,10 @@ _NOT_RESTORED = "it does not restore x"
 #: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
 _ERRORS = (
     ArithmeticError,
+    AssertionError,
     AttributeError,
     LookupError,
+    RuntimeError,
     TypeError,
     ValueError,
     Warning,  # where warnings are errors
@@ -84,13 +86,20 @@ class _Left(Exception):  # noqa: N818 - no error
 
 
 class _Call(NamedTuple):
-    """A call of a loop: a twin of its function, its arguments, and which are f and x."""
+    """A call of a loop: a twin of its function, its arguments, and which are f and x.
+
+    Attributes
+    ----------
+    loud : _Call
+        The call that also reports its progress, if this one does not.
+    """
 
     loop: types.FunctionType
     args: list[Any]
     keywords: dict[str, Any]
     f: int
     x: int
+    loud: Any = None
 
     def with_(self, f: Callable[..., Any], x: NDArray[Any]) -> Any:
         """Call the loop with another function and another array."""
@@ -109,7 +118,7 @@ class _StandIn:
         return self.function(*args, **keywords)
 
 
-def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
+def _calls_of(frame: types.FrameType, name: str, quiet: str) -> Iterator[_Call]:
     """Yield the call that a frame is, once for each argument that can be x."""
     code, given = frame.f_code, frame.f_locals
     args, keywords = _arguments(frame)
@@ -119,9 +128,49 @@ def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
     )
     twin = types.FunctionType(code, frame.f_globals, code.co_name, None, cells)
     twin.__qualname__ = code.co_qualname
-    for i, value in enumerate(args):
-        if _is_array(value):
-            yield _Call(twin, args, keywords, code.co_varnames.index(name), i)
+    calls = [
+        _Call(twin, args, keywords, code.co_varnames.index(name), i)
+        for i, value in enumerate(args)
+        if _is_array(value)
+    ]
+    yield from calls
+    if quiet and _reports_progress(frame):
+        for call in calls:
+            if call.x < code.co_argcount:
+                x = code.co_varnames[call.x]
+                yield _part_of(frame, code.co_firstlineno, quiet, {name: args[call.f], x: args[call.x]})._replace(loud=call)
+
+
+def _part_of(
+    frame: types.FrameType, line: int, body: str, first: dict[str, Any]
+) -> _Call:
+    """Return the call of a part of the reader's function, with f and x by their names in it."""
+    used = {n.id for n in ast.walk(ast.parse("def _():\n" + textwrap.indent(body, " "))) if isinstance(n, ast.Name)}
+    given = {n: v for n, v in frame.f_locals.items() if n in used and n not in first}
+    file = f"{frame.f_code.co_filename}:{line}"
+    code = _compiled_part(file, frame.f_code.co_name, body, (*first, *given))
+    return _Call(types.FunctionType(code, frame.f_globals), [*first.values()], given, 0, 1)
+
+
+@functools.lru_cache(256)
+def _compiled_part(file: str, name: str, body: str, names: tuple[str, ...]) -> types.CodeType:
+    """Return the code of a function that is a part of one of the reader's."""
+    text = f"def {name}({', '.join(names)}):\n{textwrap.indent(body, '    ')}\n"
+    file = f"{file}:{abs(hash(text))}"
+    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # to be read
+    found = compile(text, file, "exec").co_consts[0]
+    assert isinstance(found, types.CodeType)
+    return found
+
+
+def _reports_progress(frame: types.FrameType) -> bool:
+    """Return whether `print` and tqdm are what their names say."""
+    names = frame.f_globals | frame.f_locals
+    return "print" not in names and all(
+        str(getattr(names[n], "__module__", "") or getattr(names[n], "__name__", "")).startswith("tqdm")
+        for n in ("tqdm", "trange")
+        if n in names
+    )
 
 
 def _arguments(frame: types.FrameType) -> tuple[list[Any], dict[str, Any]]:
@@ -371,13 +420,15 @@ _running = _Running()
 _NO_LOOP = 0.0, None, "", ""
 
 
-def computed(name: str) -> bool:
+def computed(name: str, quiet: str = "") -> bool:
     """Compute the result of the function that asks, if that is faster and nobody could tell.
 
     Parameters
     ----------
     name : str
         Its parameter that is the function to be differentiated.
+    quiet : str, optional
+        Its body without reports of its progress, if there are any.
 
     Returns
     -------
@@ -387,22 +438,20 @@ def computed(name: str) -> bool:
     frame = _caller()
     args, keywords = _arguments(frame)
     arrays = [value for value in (*args, *keywords.values()) if isinstance(value, np.ndarray)]
-    return _answer(frame, frame.f_code, frame.f_locals.get(name), arrays, _calls_of(frame, name))
+    return _answer(frame, frame.f_code, frame.f_locals.get(name), arrays, _calls_of(frame, name, quiet))
 
 
-def computed_part(function: str, array: str, line: int, body: str, names: Sequence[str]) -> bool:
+def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
     """Compute what a loop within the function that asks leaves in its names.
 
     Parameters
     ----------
     function, array : str
         What is differentiated, and where, such as ``"self.loss"`` and ``"self.params[key]"``.
-    line : int
-        Where the loop begins.
     body : str
         The loop and the statements that prepare it, with ``_f`` and ``_x`` in the places of both.
-    names : sequence of str
-        Local names that it uses.
+    quiet : str
+        The same without reports of its progress, if there are any.
 
     Returns
     -------
@@ -414,22 +463,12 @@ def computed_part(function: str, array: str, line: int, body: str, names: Sequen
         f, x = (_looked_up(ast.parse(text, mode="eval").body, frame) for text in (function, array))
     except (_Left, *_ERRORS):
         f, x = None, None
-    given = {name: frame.f_locals[name] for name in names if name in frame.f_locals}
-    code = _part(f"{frame.f_code.co_filename}:{line}", frame.f_code.co_name, body, tuple(given))
-    part = types.FunctionType(code, frame.f_globals)
+    call = _part_of(frame, frame.f_lineno, body, {"_f": f, "_x": x})
+    calls = [call]
+    if quiet and _reports_progress(frame):
+        calls.append(_part_of(frame, frame.f_lineno, quiet, {"_f": f, "_x": x})._replace(loud=call))
     arrays = [x] if isinstance(x, np.ndarray) else []
-    calls = [_Call(part, [f, x], given, 0, 1)] if _is_array(x) else []
-    return _answer(frame, code, f, arrays, iter(calls))
-
-
-@functools.lru_cache(256)
-def _part(file: str, name: str, body: str, names: tuple[str, ...]) -> types.CodeType:
-    """Return the code of a function that is a part of one of the reader's."""
-    text = f"def {name}({', '.join(['_f', '_x', *names])}):\n{textwrap.indent(body, '    ')}\n"
-    linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # to be read
-    found = compile(text, file, "exec").co_consts[0]
-    assert isinstance(found, types.CodeType)
-    return found
+    return _answer(frame, call.loop.__code__, f, arrays, iter(calls if _is_array(x) else []))
 
 
 def _looked_up(node: ast.expr, frame: types.FrameType) -> Any:
@@ -636,8 +675,9 @@ class _Loop:
         """Evaluate f as the loop does."""
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
 
-    def run(self, value: Callable[[int, Any], Any]) -> Any:
+    def run(self, value: Callable[[int, Any], Any], *, loudly: bool = False) -> Any:
         """Run the loop with values for f by the entry that is nudged and by where it is."""
+        call = self.call.loud if loudly else self.call
         x, calls = self.x, self.rule.calls(self.x.shape)
 
         def returned(*args: Any, **_: Any) -> Any:
@@ -647,7 +687,7 @@ class _Loop:
                 raise _Left("it goes another way over large arrays")
             return value(entry, point.item(entry) if entry >= 0 else None)
 
-        found = self.call.with_(_StandIn(returned), x)
+        found = call.with_(_StandIn(returned), x)
         if next(calls, None) is not None:
             raise _Left("it goes another way over large arrays")
         return found
@@ -699,6 +739,9 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
         else:
             values, way = _at_once(loop, points, seconds), "all points at once"
         result = _replayed(loop, points, values, here, like)
+        if loop.call.loud is not None:
+            loop.x[...] = kept
+            result = _replayed(loop, points, values, here, like, loudly=True)
         if loop.x.tobytes() != kept.tobytes():  # by the rounding of its own additions
             before, after = float(here), float(one_number(loop.at_x()))
             if len(_moved(loop.x, kept)) or abs(after - before) > 64 * _EPS * abs(before):
@@ -799,7 +842,8 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
 
 
 def _replayed(
-    loop: _Loop, points: NDArray[Any], values: NDArray[Any], here: Any, like: Any
+    loop: _Loop, points: NDArray[Any], values: NDArray[Any], here: Any, like: Any,
+    loudly: bool = False,
 ) -> Any:
     """Run the loop with the values that were computed; return what it returns."""
     turns = loop.rule.entries(loop.x.shape)
@@ -813,7 +857,7 @@ def _replayed(
             raise _Left("its points depend on the values of f")
         return like(next(given))
 
-    return loop.run(returned)
+    return loop.run(returned, loudly=loudly)
 
 
 def _at_last(loop: _Loop, points: NDArray[Any]) -> None:

@@ -489,9 +489,9 @@ class _Reader:
         self._has_defaults = any(isinstance(v, defaultdict) for v in self._instances)
         self._has_iterators = any(hasattr(type(v), "__next__") for v in self._instances)
 
-    def read(self, f: Any, args: Sequence[Any]) -> None:
+    def read(self, f: Any, args: Sequence[_Value], keywords: dict[str, _Value]) -> None:
         """Read f and, as any operator may call them, the special methods within reach."""
-        self._apply(f, [_of(value) for value in args], {})
+        self._apply(f, list(args), keywords)
         for cls in self._classes:
             for base in cls.__mro__:
                 for name, method in vars(base).items() if _is_open(base) else ():
@@ -1289,7 +1289,7 @@ def read(f: Any, *args: Any) -> Reading:
             return _known[key][0]
     reader = _Reader(reach)
     try:
-        reader.read(f, args)
+        reader.read(f, [_of(value) for value in args], {})
         obstacle = ""
     except _Obstacle as found:
         obstacle = str(found)
@@ -1369,7 +1369,7 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     values[f], values[x] = _of(np.sum), _Value(None, fresh=True, flat=True)
     reader = _LoopReader(reach)
     try:
-        reader._apply(loop, values, {name: _of(value) for name, value in keywords.items()})
+        reader.read(loop, values, {name: _of(value) for name, value in keywords.items()})
     except _Obstacle as found:
         return str(found)
     except RecursionError:
