@@ -217,7 +217,9 @@ def g(f, x, h=1e-4):
 """
     + TAIL,
     "copied values": nditer(CENTRAL.replace("f(x)", "f(x).copy()")),
-    "among other arguments": nditer(CENTRAL).replace("x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"),
+    "among other arguments": nditer(CENTRAL).replace(
+        "x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"
+    ),
     "a tuple": nditer(
         "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); "
         "grad[i], error = (a - b) / (2 * h), abs(a - b)"
@@ -230,8 +232,8 @@ LEFT = {
         "h=1e-4", "h=1e-4, out=sys.stdout"
     ), "write"),
     "an iterator that prints": (
-        "class Progress:\n    def __init__(self, x):\n        self.x = x\n"
-        "    def __iter__(self):\n        print('begins')\n        return np.ndindex(self.x.shape)\n"
+        "class Progress:\n    def __init__(self, x):\n        self.shape = x.shape\n"
+        "    def __iter__(self):\n        print('begins')\n        return np.ndindex(self.shape)\n"
         + ndindex(CENTRAL, "Progress(x)"), "print"
     ),
     "it asserts what made-up values violate": (
@@ -318,13 +320,17 @@ def test_loops_are_understood(name):
 #: Loops within a function, over arrays that are no parameters or of functions that are none. Each
 #: is called by ``gradients(X, B)``, which are two parameters of a loss.
 LOSS = "np.sum((np.tanh(A.dot({W})) + {b} - t) ** 2)"
-NET = """
+NET = (
+    """
 class Net:
     def __init__(self, W, b):
         self.W, self.b, self.params, self.layers = W, b, {"W": W, "b": b}, [W, b]
     def loss(self, t, scale=1.0):
-        return scale * """ + LOSS.format(W="self.W", b="self.b") + """
+        return scale * """
+    + LOSS.format(W="self.W", b="self.b")
+    + """
 """
+)
 OVER = """for i in np.ndindex(x.shape):
     kept = x[i]
     x[i] = kept + h
@@ -411,7 +417,7 @@ def gradient(h=1e-4):
         found.append(grad)
     return found
 """,
-    "a function of the module": "def loss(x, t=0.5):\n    return " + LOSS.format(W="x", b="0.5") + """
+    "a function": "def loss(x, t=0.5):\n    return " + LOSS.format(W="x", b="0.5") + """
 def gradient(x, h=1e-4):
     grad = np.zeros_like(x)
 """ + over("x", "loss(x)", 4) + """
@@ -456,7 +462,8 @@ def test_loops_within_a_function_are_understood(name):
         sys.modules["their_loops"] = module
         W, b = given[0].copy(), given[1, 0].copy()
         results.append((module.gradients(W, b), W, b))
-    assert "left" not in " ".join(loops.lines()) and loops.lines(), loops._paces
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert "left" not in " ".join(loops.lines())
     (found, *after), (expected, *points) = results
     np.testing.assert_array_equal(after[0], points[0])
     np.testing.assert_array_equal(after[1], points[1])
@@ -488,7 +495,9 @@ tqdm.__module__ = "tqdm.std"
         TQDM + ndindex(CENTRAL, "tqdm(list(np.ndindex(x.shape)), total=x.size, desc='at')"),
         "def loss():\n    return np.sum(np.tanh(A.dot(W)))\ndef g(f, x, h=1e-4):\n"
         "    global W\n    W = x\n    return slopes(x)\ndef slopes(x, h=1e-4):\n"
-        "    grad = np.zeros_like(x)\n" + over("x", "loss()", 4) + "        print(i)\n    return grad\n",
+        "    grad = np.zeros_like(x)\n"
+        + over("x", "loss()", 4)
+        + "        print(i)\n    return grad\n",
     ],
 )
 def test_what_a_loop_prints_is_printed_once(text, capsys):

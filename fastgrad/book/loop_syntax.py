@@ -119,8 +119,10 @@ def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> a
         if isinstance(node, ast.expr | ast.stmt):
             node.lineno = node.end_lineno = at.lineno
             node.col_offset = node.end_col_offset = at.col_offset
-    assert isinstance(ask, ast.If) and isinstance(ask.orelse[0], ast.Try)
-    ask.orelse[0].body = body
+    assert isinstance(ask, ast.If)
+    otherwise = ask.orelse[0]
+    assert isinstance(otherwise, ast.Try)
+    otherwise.body = body
     return ask
 
 
@@ -132,7 +134,7 @@ class _Quiet(ast.NodeTransformer):
 
     changed = False
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:  # noqa: N802 - called by the names of nodes
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
         """Evaluate what is printed."""
         call = node.value
         if isinstance(call, ast.Call) and _last_name(call.func) == "print":
@@ -141,7 +143,7 @@ class _Quiet(ast.NodeTransformer):
             return ast.Expr(ast.Tuple(values, ast.Load()))
         return self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         """Go over what a bar goes over."""
         self.generic_visit(node)
         is_plain = not any(isinstance(n, ast.Call) for k in node.keywords for n in ast.walk(k))

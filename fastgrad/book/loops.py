@@ -24,7 +24,6 @@ import functools
 import inspect
 import itertools
 import linecache
-import operator
 import os
 import re
 import sys
@@ -32,7 +31,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,6 +64,8 @@ _SMALL = {1: (5, 5), 2: (2, 3)}
 _CALLS = 16
 _EPS = float(np.finfo(np.float64).eps)
 _NOT_RESTORED = "it does not restore x"
+_NOT_ALIKE = "it does not always call f alike"
+_ANOTHER_WAY = "it goes another way over large arrays"
 #: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
 _ERRORS = (
     ArithmeticError,
@@ -94,7 +95,7 @@ class _Call(NamedTuple):
         The call that also reports its progress, if this one does not.
     """
 
-    loop: types.FunctionType
+    loop: Callable[..., Any]
     args: list[Any]
     keywords: dict[str, Any]
     f: int
@@ -128,35 +129,35 @@ def _calls_of(frame: types.FrameType, name: str, quiet: str) -> Iterator[_Call]:
     )
     twin = types.FunctionType(code, frame.f_globals, code.co_name, None, cells)
     twin.__qualname__ = code.co_qualname
-    calls = [
-        _Call(twin, args, keywords, code.co_varnames.index(name), i)
-        for i, value in enumerate(args)
-        if _is_array(value)
-    ]
+    f = code.co_varnames.index(name)
+    calls = [_Call(twin, args, keywords, f, i) for i, value in enumerate(args) if _is_array(value)]
     yield from calls
     if quiet and _reports_progress(frame):
-        for call in calls:
-            if call.x < code.co_argcount:
-                x = code.co_varnames[call.x]
-                yield _part_of(frame, code.co_firstlineno, quiet, {name: args[call.f], x: args[call.x]})._replace(loud=call)
+        for call in (c for c in calls if c.x < code.co_argcount):
+            first = {name: args[f], code.co_varnames[call.x]: args[call.x]}
+            yield _part_of(frame, code.co_firstlineno, quiet, first)._replace(loud=call)
 
 
-def _part_of(
-    frame: types.FrameType, line: int, body: str, first: dict[str, Any]
-) -> _Call:
+def _part_of(frame: types.FrameType, line: int, body: str, first: dict[str, Any]) -> _Call:
     """Return the call of a part of the reader's function, with f and x by their names in it."""
-    used = {n.id for n in ast.walk(ast.parse("def _():\n" + textwrap.indent(body, " "))) if isinstance(n, ast.Name)}
-    given = {n: v for n, v in frame.f_locals.items() if n in used and n not in first}
-    file = f"{frame.f_code.co_filename}:{line}"
-    code = _compiled_part(file, frame.f_code.co_name, body, (*first, *given))
-    return _Call(types.FunctionType(code, frame.f_globals), [*first.values()], given, 0, 1)
+    code = frame.f_code
+    used = _names_in(body) - first.keys()
+    given = {name: value for name, value in frame.f_locals.items() if name in used}
+    part = _compiled_part(f"{code.co_filename}:{line}", code.co_name, body, (*first, *given))
+    return _Call(types.FunctionType(part, frame.f_globals), [*first.values()], given, 0, 1)
 
 
 @functools.lru_cache(256)
-def _compiled_part(file: str, name: str, body: str, names: tuple[str, ...]) -> types.CodeType:
+def _names_in(body: str) -> frozenset[str]:
+    tree = ast.parse(f"def _():\n{textwrap.indent(body, ' ')}")
+    return frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
+
+
+@functools.lru_cache(256)
+def _compiled_part(place: str, name: str, body: str, names: tuple[str, ...]) -> types.CodeType:
     """Return the code of a function that is a part of one of the reader's."""
-    text = f"def {name}({', '.join(names)}):\n{textwrap.indent(body, '    ')}\n"
-    file = f"{file}:{abs(hash(text))}"
+    text = f"def {name}({', '.join(names)}):\n{textwrap.indent(body, ' ')}\n"
+    file = f"{place}:{abs(hash(text))}"
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # to be read
     found = compile(text, file, "exec").co_consts[0]
     assert isinstance(found, types.CodeType)
@@ -165,12 +166,10 @@ def _compiled_part(file: str, name: str, body: str, names: tuple[str, ...]) -> t
 
 def _reports_progress(frame: types.FrameType) -> bool:
     """Return whether `print` and tqdm are what their names say."""
-    names = frame.f_globals | frame.f_locals
-    return "print" not in names and all(
-        str(getattr(names[n], "__module__", "") or getattr(names[n], "__name__", "")).startswith("tqdm")
-        for n in ("tqdm", "trange")
-        if n in names
-    )
+    names = {**frame.f_globals, **frame.f_locals}
+    bars = [names[name] for name in ("tqdm", "trange") if name in names]
+    homes = [str(getattr(bar, "__module__", None) or bar.__name__) for bar in bars]
+    return "print" not in names and all(home.partition(".")[0] == "tqdm" for home in homes)
 
 
 def _arguments(frame: types.FrameType) -> tuple[list[Any], dict[str, Any]]:
@@ -277,8 +276,8 @@ class _Probe:
             point, passes, further = args[0], "copy", args[1:]
         if self.passes is None:
             self.passes = passes, further, keywords
-        elif not _are_the_same(self.passes, (passes, further, keywords)):
-            raise _Left("it does not always call f alike")
+        elif _identity(passes, further, keywords) != _identity(*self.passes):
+            raise _Left(_NOT_ALIKE)
         if len(self.points) >= _CALLS * self.x.size or point.dtype != self.x.dtype:
             raise _Left("it is none of differentiation that is known")
         moved = _moved(point, self.kept)
@@ -293,7 +292,7 @@ class _Probe:
             return False
         if np.shares_memory(value, self.x):
             raise _Left("it calls f with a view of x")
-        return value.shape == self.x.shape
+        return bool(value.shape == self.x.shape)
 
 
 def _moved(point: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
@@ -303,15 +302,9 @@ def _moved(point: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
     return np.flatnonzero(distance > rounding)
 
 
-def _are_the_same(one: Any, other: Any) -> bool:
-    """Return whether f is called with the same objects."""
-    return bool(
-        one[0] == other[0]
-        and len(one[1]) == len(other[1])
-        and all(map(operator.is_, one[1], other[1]))
-        and one[2].keys() == other[2].keys()
-        and all(one[2][name] is other[2][name] for name in one[2])
-    )
+def _identity(passes: str, further: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    """Return what is equal if f is called with the same objects, which are still there."""
+    return passes, [*map(id, further)], {name: id(value) for name, value in keywords.items()}
 
 
 def _rule_of(call: _Call) -> _Rule:
@@ -328,8 +321,8 @@ def _rule_of(call: _Call) -> _Rule:
     if any(p.entries != first.entries or p.points != first.points for p in probes):
         raise _Left("its points depend on the values of f")
     assert first.passes is not None
-    if not all(_are_the_same(p.passes, first.passes) for p in probes):
-        raise _Left("it does not always call f alike")
+    if any(_identity(*p.passes) != _identity(*first.passes) for p in probes if p.passes):
+        raise _Left(_NOT_ALIKE)
     visited = [entry for entry in first.entries if entry >= 0]
     order = list(dict.fromkeys(visited))
     index = np.arange(small.size).reshape(small.shape)
@@ -438,7 +431,9 @@ def computed(name: str, quiet: str = "") -> bool:
     frame = _caller()
     args, keywords = _arguments(frame)
     arrays = [value for value in (*args, *keywords.values()) if isinstance(value, np.ndarray)]
-    return _answer(frame, frame.f_code, frame.f_locals.get(name), arrays, _calls_of(frame, name, quiet))
+    return _answer(
+        frame, frame.f_code, frame.f_locals.get(name), arrays, _calls_of(frame, name, quiet)
+    )
 
 
 def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
@@ -456,19 +451,19 @@ def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
     Returns
     -------
     bool
-        Whether `result` returns what it leaves. If not, the loop runs, and calls `ended` at its end.
+        Whether `result` returns what it leaves. If not, the loop runs, and `ended` is called.
     """
     frame = _caller()
     try:
         f, x = (_looked_up(ast.parse(text, mode="eval").body, frame) for text in (function, array))
     except (_Left, *_ERRORS):
         f, x = None, None
-    call = _part_of(frame, frame.f_lineno, body, {"_f": f, "_x": x})
-    calls = [call]
+    first, line = {"_f": f, "_x": x}, frame.f_lineno
+    calls = [_part_of(frame, line, body, first)]
     if quiet and _reports_progress(frame):
-        calls.append(_part_of(frame, frame.f_lineno, quiet, {"_f": f, "_x": x})._replace(loud=call))
+        calls.append(_part_of(frame, line, quiet, first)._replace(loud=calls[0]))
     arrays = [x] if isinstance(x, np.ndarray) else []
-    return _answer(frame, call.loop.__code__, f, arrays, iter(calls if _is_array(x) else []))
+    return _answer(frame, calls[0].loop.__code__, f, arrays, iter(calls))
 
 
 def _looked_up(node: ast.expr, frame: types.FrameType) -> Any:
@@ -629,9 +624,9 @@ def _compute(calls: Iterator[_Call], f: Any, key: Any, largest: int, title: str)
     """Compute the result and return "", or return why the loop is left as it is."""
     pace = _paces.get(key)
     start = time.perf_counter()
-    if pace is not None and start - pace[1] < (_LEFT_FOR if pace[2] else _BELIEVED):
-        if pace[2] or 2 * pace[0] * largest < _MOMENT:
-            return pace[2] or "it takes no time"
+    is_known = pace is not None and start - pace[1] < (_LEFT_FOR if pace[2] else _BELIEVED)
+    if pace is not None and is_known and (pace[2] or 2 * pace[0] * largest < _MOMENT):
+        return pace[2] or "it takes no time"
     if sys.gettrace() is not None or sys.getprofile() is not None:
         return "a debugger or a profiler is watching"
     try:
@@ -660,13 +655,11 @@ class _Loop:
 
     def __init__(self, call: _Call, rule: _Rule) -> None:
         self.call, self.rule, self.x = call, rule, call.args[call.x]
-        f = call.args[call.f]
-        self.f: Callable[..., Any] = f
-        self.further = rule.further
+        self.f, self.further = call.args[call.f], rule.further
         if rule.passes == "nothing":
-            self.f, self.further = _without_x(functools.partial(f, *rule.further, **rule.keywords)), ()
+            self.f, self.further = _without_x(self.f, *rule.further, **rule.keywords), ()
         elif rule.keywords:
-            self.f = functools.partial(f, **rule.keywords)
+            self.f = functools.partial(self.f, **rule.keywords)
         self.reading = reading.read(self.f, self.x, *self.further)
         #: How many times it calls f.
         self.size = rule.before + rule.after + len(rule.block) * self.x.size
@@ -675,31 +668,31 @@ class _Loop:
         """Evaluate f as the loop does."""
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
 
-    def run(self, value: Callable[[int, Any], Any], *, loudly: bool = False) -> Any:
+    def run(self, call: _Call, value: Callable[[int, Any], Any]) -> Any:
         """Run the loop with values for f by the entry that is nudged and by where it is."""
-        call = self.call.loud if loudly else self.call
-        x, calls = self.x, self.rule.calls(self.x.shape)
+        x, passes, calls = self.x, self.rule.passes, self.rule.calls(self.x.shape)
 
         def returned(*args: Any, **_: Any) -> Any:
             entry = next(calls, None)
-            point = args[0] if self.rule.passes != "nothing" else x
-            if entry is None or point.shape != x.shape or (point is x) == (self.rule.passes == "copy"):
-                raise _Left("it goes another way over large arrays")
+            point = x if passes == "nothing" else args[0]
+            if entry is None or point.shape != x.shape or (point is x) == (passes == "copy"):
+                raise _Left(_ANOTHER_WAY)
             return value(entry, point.item(entry) if entry >= 0 else None)
 
         found = call.with_(_StandIn(returned), x)
         if next(calls, None) is not None:
-            raise _Left("it goes another way over large arrays")
+            raise _Left(_ANOTHER_WAY)
         return found
 
 
-def _without_x(bound: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function of x of what finds x elsewhere, read as one of the reader's."""
+def _without_x(f: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[[Any], Any]:
+    """Return a function of x of one that finds x elsewhere, read as one of the reader's."""
+    bound = functools.partial(f, *args, **keywords)
 
     def called(_: Any) -> Any:
         return bound()
 
-    called.__module__ = str(getattr(bound.func, "__module__", "__main__"))  # type: ignore[attr-defined]
+    called.__module__ = str(getattr(f, "__module__", "__main__"))
     return called
 
 
@@ -738,16 +731,16 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
             values, way = np.stack([values, -values]), f"by the compiled kernels, {network}"
         else:
             values, way = _at_once(loop, points, seconds), "all points at once"
-        result = _replayed(loop, points, values, here, like)
-        if loop.call.loud is not None:
-            loop.x[...] = kept
-            result = _replayed(loop, points, values, here, like, loudly=True)
+        result = _replayed(loop, loop.call, points, values, here, like)
         if loop.x.tobytes() != kept.tobytes():  # by the rounding of its own additions
             before, after = float(here), float(one_number(loop.at_x()))
             if len(_moved(loop.x, kept)) or abs(after - before) > 64 * _EPS * abs(before):
                 raise _Left(_NOT_RESTORED)
         if loop.reading.stores and loop.rule.passes != "copy":
             _at_last(loop, points)
+        if loop.call.loud is not None:  # now that nothing can go wrong any more
+            loop.x[...] = kept
+            result = _replayed(loop, loop.call.loud, points, values, here, like)
     except BaseException:
         loop.x[...] = kept
         raise
@@ -773,7 +766,8 @@ def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
             found.append(at)
         return like(0.0)
 
-    loop.run(noted)
+    with np.errstate(all="ignore"):
+        loop.run(loop.call, noted)
     table = np.array(found, loop.x.dtype).reshape(loop.x.size, sum(loop.rule.block)).T
     points = np.empty_like(table)
     points[:, loop.rule.entries(loop.x.shape)] = table
@@ -842,8 +836,7 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
 
 
 def _replayed(
-    loop: _Loop, points: NDArray[Any], values: NDArray[Any], here: Any, like: Any,
-    loudly: bool = False,
+    loop: _Loop, call: _Call, points: NDArray[Any], values: NDArray[Any], here: Any, like: Any
 ) -> Any:
     """Run the loop with the values that were computed; return what it returns."""
     turns = loop.rule.entries(loop.x.shape)
@@ -857,7 +850,7 @@ def _replayed(
             raise _Left("its points depend on the values of f")
         return like(next(given))
 
-    return loop.run(returned, loudly=loudly)
+    return loop.run(call, returned)
 
 
 def _at_last(loop: _Loop, points: NDArray[Any]) -> None:
