@@ -216,6 +216,21 @@ def g(f, x, h=1e-4):
         grad[i] = (a - b) / (2 * h)
 """
     + TAIL,
+    "while": HEAD
+    + """
+    n = 0
+    while n < x.size:
+        i = np.unravel_index(n, x.shape)
+        kept = x[i]
+        x[i] = kept + h
+        a = f(x)
+        x[i] = kept - h
+        b = f(x)
+        x[i] = kept
+        grad[i] = (a - b) / (2 * h)
+        n += 1
+"""
+    + TAIL,
     "copied values": nditer(CENTRAL.replace("f(x)", "f(x).copy()")),
     "among other arguments": nditer(CENTRAL).replace(
         "x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"
@@ -511,6 +526,24 @@ def test_what_a_loop_prints_is_printed_once(text, capsys):
     assert "all points at once" in " ".join(loops.lines()), loops._paces
     assert printed[0][0] == printed[1][0] != ""
     np.testing.assert_allclose(printed[0][1], printed[1][1], atol=1e-6)
+
+
+def test_rounding_that_the_function_notices():
+    text = "def loss(x):\n    return np.sum(np.where(x == x[-1], 1.0, 0.0))\n" + HEAD + """
+    before = f(x)
+    for i in np.ndindex(x.shape):
+        x[i] += h
+        after = f(x)
+        x[i] -= h
+        grad[i] = (after - before) / h
+""" + TAIL  # fmt: skip
+    results = []
+    for plain in (False, True):
+        module, x = define(text, plain=plain), np.full(20, 0.125)
+        results.append((module.g(module.loss, x), x))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert "it does not restore x" in str(loops._paces)
 
 
 def test_a_property_is_evaluated_as_often_as_written():

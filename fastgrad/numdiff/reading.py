@@ -328,7 +328,7 @@ _NEW = frozenset(
         "interp isclose iscomplexobj isnan isscalar kron linspace logspace max mean median "
         "meshgrid min nanmax nanmean nanmin nansum ndim nonzero ones ones_like outer pad "
         "percentile prod quantile repeat round shape size sort stack std sum take tensordot tile "
-        "trace tri tril triu unique vdot var vstack where zeros zeros_like"
+        "trace tri tril triu unique unravel_index vdot var vstack where zeros zeros_like"
     )
     if hasattr(np, name)
 ) | {np.linalg.norm, np.linalg.det, np.linalg.inv, np.linalg.solve}
