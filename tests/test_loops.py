@@ -546,6 +546,29 @@ def test_rounding_that_the_function_notices():
     assert "it does not restore x" in str(loops._paces)
 
 
+def test_a_loop_within_a_loop_that_is_left_says_nothing(monkeypatch):
+    monkeypatch.setattr(loops, "_LONG", 0.0)
+    text = NET + """
+def gradients(W, b):
+    h, net, seen = 1e-4, Net(W, b), []
+    x = net.W
+    grad = np.zeros_like(x)
+    for row in range(x.shape[0]):
+        for column in range(x.shape[1]):
+            i = row, column
+""" + over("x", "net.loss(0.5)", 8).split("\n", 1)[1] + """
+            grad[i] = a - b
+            counts.append(i)
+    return grad
+"""  # fmt: skip
+    module = define(text, A=WEIGHTS[:, :13], counts=[])
+    sys.modules["their_loops"] = module
+    module.gradients(np.ones((13, 30)), np.ones(30))
+    assert len(module.counts) == 13 * 30
+    assert len(loops._records) == 1
+    assert "appends to counts" in " ".join(loops.lines())
+
+
 def test_a_property_is_evaluated_as_often_as_written():
     text = NET + """
     @property

@@ -458,6 +458,10 @@ def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
         f, x = (_looked_up(ast.parse(text, mode="eval").body, frame) for text in (function, array))
     except (_Left, *_ERRORS):
         f, x = None, None
+    if _running.loops:
+        _, key, title, _ = _running.loops[-1]
+        if title == _title(frame.f_code, f) and key[0] is not frame.f_code:
+            f = None  # the loop around this one is left as it is, and will say why
     first, line = {"_f": f, "_x": x}, frame.f_lineno
     calls = [_part_of(frame, line, body, first)]
     if quiet and _reports_progress(frame):
