@@ -1,6 +1,7 @@
 """The reader's own loops of numerical differentiation: found, computed, or left alone."""
 
 import ast
+import collections
 import inspect
 import linecache
 import pickle
@@ -293,6 +294,7 @@ def everything_is_worth_it(monkeypatch):
     monkeypatch.setattr(loops, "_LONG", 1e9)
     monkeypatch.setattr(loops, "_records", {})
     monkeypatch.setattr(loops, "_paces", {})
+    monkeypatch.setattr(loops, "_in_vain", collections.Counter())
     monkeypatch.setattr(loops, "_recognition", None)
     monkeypatch.setattr(loops, "_TRIED", (400, 400))
     monkeypatch.setitem(sys.modules, "their_loops", types.ModuleType("their_loops"))
@@ -567,6 +569,23 @@ def gradients(W, b):
     assert len(module.counts) == 13 * 30
     assert len(loops._records) == 1
     assert "appends to counts" in " ".join(loops.lines())
+
+
+def test_a_loop_that_is_none_asks_no_more_than_a_thousand_times():
+    module = define("""
+def half(x):
+    return x / 2
+def halved(x):
+    for i in range(x.size):
+        x[i] = half(x[i])
+        x[i] = half(x[i])
+    return x
+""")
+    for _ in range(1200):
+        found = module.halved(np.ones(8))
+    np.testing.assert_array_equal(found, np.full(8, 0.25))
+    assert list(loops._in_vain.values()) == [1000]
+    assert loops._running.loops == []
 
 
 def test_a_property_is_evaluated_as_often_as_written():

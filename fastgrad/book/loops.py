@@ -60,6 +60,8 @@ _TRIED = 32, 256
 _LONG = 0.5
 #: A small array has so many entries along its last axis and the others, by its number of axes.
 _SMALL = {1: (5, 5), 2: (2, 3)}
+#: A part of a function that has asked so often in vain does not ask again.
+_PATIENCE = 1000
 #: Calls of f for each entry of a small array before it is no differentiation.
 _CALLS = 16
 _EPS = float(np.finfo(np.float64).eps)
@@ -136,6 +138,17 @@ def _calls_of(frame: types.FrameType, name: str, quiet: str) -> Iterator[_Call]:
         for call in (c for c in calls if c.x < code.co_argcount):
             first = {name: args[f], code.co_varnames[call.x]: args[call.x]}
             yield _part_of(frame, code.co_firstlineno, quiet, first)._replace(loud=call)
+
+
+def _calls_of_part(
+    frame: types.FrameType, f: Any, x: Any, body: str, quiet: str
+) -> Iterator[_Call]:
+    """Yield the call of a part of the reader's function, and the one that is quiet."""
+    first, line = {"_f": f, "_x": x}, frame.f_lineno
+    call = _part_of(frame, line, body, first)
+    yield call
+    if quiet and _reports_progress(frame):
+        yield _part_of(frame, line, quiet, first)._replace(loud=call)
 
 
 def _part_of(frame: types.FrameType, line: int, body: str, first: dict[str, Any]) -> _Call:
@@ -396,6 +409,8 @@ class _Record:
 #: What is remembered: of loops what is to be said, and how long an evaluation took, and when.
 _records: dict[Any, _Record] = {}
 _paces: dict[Any, tuple[float, float, str]] = {}
+#: How often in a row a part of a function has asked in vain. Asking takes tens of microseconds.
+_in_vain: collections.Counter[str] = collections.Counter()
 _lock = threading.Lock()
 _recognition: Any = None
 
@@ -453,21 +468,27 @@ def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
     bool
         Whether `result` returns what it leaves. If not, the loop runs, and `ended` is called.
     """
+    if _in_vain[body] >= _PATIENCE:
+        _running.loops.append(_NO_LOOP)
+        return False
     frame = _caller()
     try:
-        f, x = (_looked_up(ast.parse(text, mode="eval").body, frame) for text in (function, array))
+        f, x = (_looked_up(_expression(text), frame) for text in (function, array))
     except (_Left, *_ERRORS):
         f, x = None, None
     if _running.loops:
         _, key, title, _ = _running.loops[-1]
         if title == _title(frame.f_code, f) and key[0] is not frame.f_code:
             f = None  # the loop around this one is left as it is, and will say why
-    first, line = {"_f": f, "_x": x}, frame.f_lineno
-    calls = [_part_of(frame, line, body, first)]
-    if quiet and _reports_progress(frame):
-        calls.append(_part_of(frame, line, quiet, first)._replace(loud=calls[0]))
     arrays = [x] if isinstance(x, np.ndarray) else []
-    return _answer(frame, calls[0].loop.__code__, f, arrays, iter(calls))
+    is_computed = _answer(frame, body, f, arrays, _calls_of_part(frame, f, x, body, quiet))
+    _in_vain[body] = 0 if is_computed else _in_vain[body] + 1
+    return is_computed
+
+
+@functools.lru_cache(256)
+def _expression(text: str) -> ast.expr:
+    return ast.parse(text, mode="eval").body
 
 
 def _looked_up(node: ast.expr, frame: types.FrameType) -> Any:
@@ -499,7 +520,7 @@ def _caller() -> types.FrameType:
 
 def _answer(
     frame: types.FrameType,
-    code: types.CodeType,
+    loop: types.CodeType | str,
     f: Any,
     arrays: list[NDArray[Any]],
     calls: Iterator[_Call],
@@ -509,7 +530,7 @@ def _answer(
         _running.loops.append(_NO_LOOP)
         return False
     shapes = tuple(value.shape for value in arrays if _is_array(value))
-    key = code, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
+    key = loop, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
     why = "its array is small, not contiguous, or not of float32 or float64"
     if shapes:
         largest = max(value.size for value in arrays if _is_array(value))
@@ -604,6 +625,7 @@ def forget() -> None:
     with _lock:
         _records.clear()
         _paces.clear()
+        _in_vain.clear()
         _recognition = None
 
 
