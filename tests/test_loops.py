@@ -609,6 +609,35 @@ def gradients(W, b):
     assert counts[0] == counts[1] > 0
 
 
+LAYOUTS = {
+    "columns": lambda x: np.array(x, order="F"),
+    "every second column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "every second row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "one of a stack": lambda x: np.stack([x, x], axis=-1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("name", ["the book's", "ndindex", "copies", "flat", "a perturbation"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_order(name, layout):
+    found, expected = (
+        called(LOOPS[name], LAYOUTS[layout](WEIGHTS.reshape(-1, 2)[:200]), plain=plain)
+        for plain in (False, True)
+    )
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert found.strides == expected.strides
+    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max(), rtol=1e-6)
+
+
+def test_a_loop_that_goes_another_way_over_a_large_array_is_left():
+    found, expected = (
+        called(LOOPS["the book's"], WEIGHTS.reshape(-1, 2)[199::-1].copy()[::-1], plain=plain)
+        for plain in (False, True)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert "goes another way" in str(loops._paces)
+
+
 @pytest.mark.parametrize("name", LEFT)
 def test_loops_are_left_alone(name, monkeypatch, capsys):
     monkeypatch.setattr(loops, "_LONG", 0.0)

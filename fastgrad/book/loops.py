@@ -205,7 +205,6 @@ def _is_array(value: Any) -> bool:
         type(value) is np.ndarray
         and value.size >= _FEW
         and value.dtype in (np.float32, np.float64)
-        and value.flags.c_contiguous
         and value.flags.writeable
     )
 
@@ -329,7 +328,7 @@ def _rule_of(call: _Call) -> _Rule:
     script = rng.standard_normal((2, _CALLS * small.size))
     scripts = [*script, script.sum(axis=0), np.ones(script.shape[1])]
     with np.errstate(all="ignore"):  # of made-up numbers, nobody is to be told
-        probes = [_Probe(call, small.copy(), lambda i, s=s: s[i]) for s in scripts]  # type: ignore[misc]
+        probes = [_Probe(call, small.copy("K"), lambda i, s=s: s[i]) for s in scripts]  # type: ignore[misc]
     first = probes[0]
     if any(p.entries != first.entries or p.points != first.points for p in probes):
         raise _Left("its points depend on the values of f")
@@ -531,7 +530,7 @@ def _answer(
         return False
     shapes = tuple(value.shape for value in arrays if _is_array(value))
     key = loop, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
-    why = "its array is small, not contiguous, or not of float32 or float64"
+    why = "its array is small, or not of float32 or float64"
     if shapes:
         largest = max(value.size for value in arrays if _is_array(value))
         why = _compute(calls, f, key, largest, _title(frame.f_code, f))
@@ -796,10 +795,13 @@ def _like(here: Any) -> Callable[[Any], Any]:
 def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
     """Return the values that the entries take: one row for each call with a nudged entry."""
     found: list[Any] = []
+    kept = loop.x.ravel().tolist()
 
     def noted(entry: int, at: Any) -> Any:
         if entry >= 0:
             found.append(at)
+            if at == kept[entry]:
+                raise _Left(_ANOTHER_WAY)
         return like(0.0)
 
     with np.errstate(all="ignore"):
@@ -813,7 +815,8 @@ def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
 def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
     """Return the slopes of a recognised network's loss, and what it is, or None."""
     rule, x = loop.rule, loop.x
-    if rule.block != (True, True) or rule.passes == "copy" or not rule.is_linear or loop.further:
+    is_central = rule.block == (True, True) and rule.is_linear and not loop.further
+    if not (is_central and rule.passes != "copy" and x.flags.c_contiguous):
         return None
     nearest = int(np.argmin(np.abs(x)))
     h = float(f"{abs(float(points[0].flat[nearest] - points[1].flat[nearest])) / 2:.10g}")
@@ -850,6 +853,10 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
 
     x = loop.x.copy() if loop.rule.passes == "copy" else loop.x
     entries = np.arange(x.size, dtype=np.int64)
+    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
+    turns = entries.reshape(x.shape).transpose(axes).ravel()  # in memory order
+    if x.flags.c_contiguous:
+        turns = entries
     values = np.empty(points.shape)
     few, many = _TRIED
     tried = min(x.size, max(few, min(many, x.size // 16)))
@@ -859,8 +866,9 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
             if part.start == x.size:
                 break
             began = time.perf_counter()
-            values[:, part] = batched.evaluate(
-                loop.f, x, x, entries[part], points[:, part].astype(np.float64), loop.further
+            there = points[:, turns[part]].astype(np.float64)
+            values[:, turns[part]] = batched.evaluate(
+                loop.f, x, x, entries[part], there, loop.further
             )  # fmt: skip
             took = time.perf_counter() - began
             if part.start == 1 and took - before > pace * tried * len(points) and tried < x.size:
