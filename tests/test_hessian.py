@@ -59,7 +59,7 @@ def test_complex_results():
     x = np.array([0.7, -1.2])
     found, error = numerical_hessian(lambda x: np.exp(1j * x[0]) * x[1] ** 2, x, error=True)
     turn = np.exp(0.7j)
-    exact = turn * np.array([[-x[1] ** 2, 2j * x[1]], [2j * x[1], 2]])
+    exact = turn * np.array([[-(x[1] ** 2), 2j * x[1]], [2j * x[1], 2]])
     assert found.dtype == np.complex128
     assert error.dtype == np.float64
     assert (np.abs(found - exact) <= error).all()

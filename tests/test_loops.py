@@ -1,6 +1,7 @@
 """The reader's own loops of numerical differentiation: found, computed, or left alone."""
 
 import ast
+import collections
 import inspect
 import linecache
 import pickle
@@ -202,6 +203,39 @@ def g(f, x, h=1e-4):
         "x[i] = kept - h; values[1] = f(x); grad[i] = (values[0] - values[1]) / (2 * h)"
     ),
     "no argument": nditer(CENTRAL.replace("f(x)", "f()")),
+    "a keyword": nditer(CENTRAL.replace("f(x)", "f(x, scale=scale)")).replace(
+        "h=1e-4", "h=1e-4, scale=2.0"
+    ),
+    "the nudge is undone by arithmetic": HEAD
+    + """
+    for i in np.ndindex(x.shape):
+        x[i] += h
+        a = f(x)
+        x[i] -= 2 * h
+        b = f(x)
+        x[i] += h
+        grad[i] = (a - b) / (2 * h)
+"""
+    + TAIL,
+    "while": HEAD
+    + """
+    n = 0
+    while n < x.size:
+        i = np.unravel_index(n, x.shape)
+        kept = x[i]
+        x[i] = kept + h
+        a = f(x)
+        x[i] = kept - h
+        b = f(x)
+        x[i] = kept
+        grad[i] = (a - b) / (2 * h)
+        n += 1
+"""
+    + TAIL,
+    "copied values": nditer(CENTRAL.replace("f(x)", "f(x).copy()")),
+    "among other arguments": nditer(CENTRAL).replace(
+        "x, h=1e-4):", "*args, h=1e-4):\n    x = args[0]"
+    ),
     "a tuple": nditer(
         "x[i] = kept + h; a = f(x); x[i] = kept - h; b = f(x); "
         "grad[i], error = (a - b) / (2 * h), abs(a - b)"
@@ -210,17 +244,26 @@ def g(f, x, h=1e-4):
 
 #: Loops that are left alone, and why.
 LEFT = {
-    "it prints": (nditer(CENTRAL + "; print(i)"), "print"),
+    "it prints to another stream": (nditer(CENTRAL + "; out.write('.')").replace(
+        "h=1e-4", "h=1e-4, out=sys.stdout"
+    ), "write"),
+    "an iterator that prints": (
+        "class Progress:\n    def __init__(self, x):\n        self.shape = x.shape\n"
+        "    def __iter__(self):\n        print('begins')\n        return np.ndindex(self.shape)\n"
+        + ndindex(CENTRAL, "Progress(x)"), "print"
+    ),
+    "it asserts what made-up values violate": (
+        nditer(CENTRAL + "; assert a > 0 and b > 0"), "not understood"
+    ),
+    "its own print": (
+        nditer(CENTRAL + "; print(i)") + "def print(*values):\n    sys.stdout.write('x')\n", "write"
+    ),
     "it counts": ("n = [0]\n" + nditer(CENTRAL + "; n[0] += 1"), "n"),
     "x is not restored": (
         nditer(CENTRAL).replace("x[i] = kept\n", "x[i] = kept + 1e-9\n"), "more than one entry"
     ),
-    "the nudge is undone by arithmetic": (
-        HEAD
-        + "    for i in np.ndindex(x.shape):\n"
-        "        x[i] += h\n        a = f(x)\n        x[i] -= 2 * h\n        b = f(x)\n"
-        "        x[i] += h\n        grad[i] = (a - b) / (2 * h)\n" + TAIL,
-        "does not restore",
+    "x is left elsewhere": (
+        nditer(CENTRAL).replace("    return", "    x[0, 0] += 1\n    return"), "does not restore"
     ),
     "points depend on values": (
         nditer("a = f(x); x[i] = kept + h * a; grad[i] = f(x) - a"), "depend on the values"
@@ -239,7 +282,7 @@ def define(text, *, plain=False, name="their_loops", **names):
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     tree = ast.parse(text)
     module = types.ModuleType(name)
-    module.__dict__.update(np=np, **names)
+    module.__dict__.update(np=np, sys=sys, **names)
     exec(compile(tree if plain else loop_syntax.transformed(tree), file, "exec"), module.__dict__)
     return module
 
@@ -251,6 +294,7 @@ def everything_is_worth_it(monkeypatch):
     monkeypatch.setattr(loops, "_LONG", 1e9)
     monkeypatch.setattr(loops, "_records", {})
     monkeypatch.setattr(loops, "_paces", {})
+    monkeypatch.setattr(loops, "_in_vain", collections.Counter())
     monkeypatch.setattr(loops, "_recognition", None)
     monkeypatch.setattr(loops, "_TRIED", (400, 400))
     monkeypatch.setitem(sys.modules, "their_loops", types.ModuleType("their_loops"))
@@ -261,7 +305,10 @@ WEIGHTS = np.random.default_rng(0).standard_normal((30, 200))
 
 def loss_of(x, module):
     """Return a loss over an array of the reader's, in their module."""
-    text = "def loss(x=None):\n    return np.sum(np.tanh(A.dot(X if x is None else x)) ** 2)\n"
+    text = (
+        "def loss(x=None, scale=1.0):\n"
+        "    return scale * np.sum(np.tanh(A.dot(X if x is None else x)) ** 2)\n"
+    )
     return define(text, name="their_loss", A=WEIGHTS, X=x).loss
 
 
@@ -276,14 +323,319 @@ def test_loops_are_understood(name):
     x = np.random.default_rng(1).standard_normal((200, 2))
     kept = x.copy()
     found = called(LOOPS[name], x, plain=False)
-    np.testing.assert_array_equal(x, kept)
+    after, x = x, kept
     expected = called(LOOPS[name], x, plain=True)
+    np.testing.assert_array_equal(x, after)
     assert "all points at once" in " ".join(loops.lines()), loops._paces
     assert type(found) is type(expected)
     assert getattr(found, "dtype", None) == getattr(expected, "dtype", None)
     assert getattr(found, "strides", None) == getattr(expected, "strides", None)
     scale = np.abs(np.asarray(expected)).max()
     np.testing.assert_allclose(found, expected, atol=1e-6 * scale, rtol=1e-6)
+
+
+#: Loops within a function, over arrays that are no parameters or of functions that are none. Each
+#: is called by ``gradients(X, B)``, which are two parameters of a loss.
+LOSS = "np.sum((np.tanh(A.dot({W})) + {b} - t) ** 2)"
+NET = (
+    """
+class Net:
+    def __init__(self, W, b):
+        self.W, self.b, self.params, self.layers = W, b, {"W": W, "b": b}, [W, b]
+    def loss(self, t, scale=1.0):
+        return scale * """
+    + LOSS.format(W="self.W", b="self.b")
+    + """
+"""
+)
+OVER = """for i in np.ndindex(x.shape):
+    kept = x[i]
+    x[i] = kept + h
+    a = f
+    x[i] = kept - h
+    b = f
+    x[i] = kept
+    grad[i] = (a - b) / (2 * h)
+"""
+
+
+def over(x, f, by):
+    """Return the lines of a loop, indented by so many spaces."""
+    return textwrap.indent(OVER.replace("= f", f"= {f}").replace("x[", f"{x}["), " " * by).replace(
+        "x.shape", f"{x}.shape"
+    )
+
+
+PARTS = {
+    "a method, and a dict": NET + """
+    def gradients(self, t, h=1e-4):
+        grads = {}
+        for key in self.params:
+            x = self.params[key]
+            grad = np.zeros_like(x)
+""" + over("x", "self.loss(t)", 12) + """
+            grads[key] = grad
+        return grads
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "an item that is named in the loop": NET + """
+    def gradients(self, t, h=1e-4):
+        grads = {}
+        for key in self.params:
+            grad = np.zeros(self.params[key].shape)
+""" + over("self.params[key]", "self.loss(t, scale=0.5)", 12) + """
+            grads[key] = grad
+        return grads
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "an attribute": NET + """
+    def gradients(self, t, h=1e-4):
+        grad = np.zeros_like(self.W)
+""" + over("self.W", "self.loss(t)", 8) + """
+        return grad
+def gradients(W, b):
+    return Net(W, b).gradients(0.5)
+""",
+    "a list": NET + """
+def gradients(W, b):
+    h, net, found = 1e-4, Net(W, b), []
+    for x in net.layers:
+        grad = np.zeros_like(x)
+""" + over("x", "net.loss(0.5)", 8) + """
+        found.append(grad)
+    return found
+""",
+    "a parameter, and a dict": """
+def g(f, params, h=1e-4):
+    grads = {}
+    for key in params:
+        x = params[key]
+        grad = np.zeros_like(x)
+""" + over("x", "f(params)", 8) + """
+        grads[key] = grad
+    return grads
+def loss(params, t=0.5):
+    return """ + LOSS.format(W="params['W']", b="params['b']") + """
+def gradients(W, b):
+    return g(loss, {"W": W, "b": b})
+""",
+    "arrays of the module": "def loss(t=0.5):\n    return " + LOSS.format(W="W", b="C") + """
+def gradients(*arrays):
+    global W, C
+    W, C = arrays
+    return gradient()
+def gradient(h=1e-4):
+    found = []
+    for x in (W, C):
+        grad = np.zeros_like(x)
+""" + over("x", "loss()", 8) + """
+        found.append(grad)
+    return found
+""",
+    "a function": "def loss(x, t=0.5):\n    return " + LOSS.format(W="x", b="0.5") + """
+def gradient(x, h=1e-4):
+    grad = np.zeros_like(x)
+""" + over("x", "loss(x)", 4) + """
+    return grad
+def gradients(W, b):
+    return gradient(W)
+""",
+    "one loop after another": NET + """
+def gradients(W, b):
+    h, t, net, found = 1e-4, 0.5, Net(W, b), []
+    x = net.W
+    grad = np.zeros_like(x)
+""" + over("x", "net.loss(t)", 4) + """
+    found.append(grad)
+    x = net.b
+    grad = np.zeros_like(x)
+""" + over("x", "net.loss(t)", 4) + """
+    return found + [grad, kept, i, a]
+""",
+    "the step that was taken, by another name": NET + """
+def gradients(W, b):
+    h, net = 1e-4, Net(W, b)
+    x = net.W
+    grad = np.zeros_like(x)
+    for i in np.ndindex(x.shape):
+        kept = x[i]
+        a = net.loss(0.5)
+        x[i] = kept + h
+        grad[i] = (net.loss(0.5) - a) / (net.W[i] - kept)
+        x[i] = kept
+    return grad
+""",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_loops_within_a_function_are_understood(name):
+    given = np.random.default_rng(1).standard_normal((2, 13, 30))
+    results = []
+    for plain in (False, True):
+        module = define(PARTS[name], plain=plain, A=WEIGHTS[:, :13])
+        sys.modules["their_loops"] = module
+        W, b = given[0].copy(), given[1, 0].copy()
+        results.append((module.gradients(W, b), W, b))
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert "left" not in " ".join(loops.lines())
+    (found, *after), (expected, *points) = results
+    np.testing.assert_array_equal(after[0], points[0])
+    np.testing.assert_array_equal(after[1], points[1])
+    if isinstance(expected, dict):
+        assert list(found) == list(expected)
+        found, expected = list(found.values()), list(expected.values())
+    for one, other in zip(found, expected, strict=True):
+        assert type(one) is type(other)
+        np.testing.assert_allclose(one, other, atol=1e-6, rtol=1e-6)
+
+
+TQDM = """
+class tqdm:
+    def __init__(self, iterable, total=0, desc=""):
+        self.iterable, self.desc = iterable, desc
+    def __iter__(self):
+        for value in self.iterable:
+            print(self.desc, end=" ")
+            yield value
+tqdm.__module__ = "tqdm.std"
+"""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        nditer(CENTRAL + "; print(i, round(float(grad[i]), 3))"),
+        nditer(CENTRAL + "; \n        if i[0] % 10 == 0:\n            print(f'{i}', end='.')"),
+        TQDM + ndindex(CENTRAL, "tqdm(list(np.ndindex(x.shape)), total=x.size, desc='at')"),
+        "def loss():\n    return np.sum(np.tanh(A.dot(W)))\ndef g(f, x, h=1e-4):\n"
+        "    global W\n    W = x\n    return slopes(x)\ndef slopes(x, h=1e-4):\n"
+        "    grad = np.zeros_like(x)\n"
+        + over("x", "loss()", 4)
+        + "        print(i)\n    return grad\n",
+    ],
+)
+def test_what_a_loop_prints_is_printed_once(text, capsys):
+    x = np.random.default_rng(1).standard_normal((200, 2))
+    printed = []
+    for plain in (False, True):
+        module = define(text, plain=plain, A=WEIGHTS)
+        sys.modules["their_loops"] = module
+        found = module.g(loss_of(x, module), x)
+        printed.append((capsys.readouterr().out, found))
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert printed[0][0] == printed[1][0] != ""
+    np.testing.assert_allclose(printed[0][1], printed[1][1], atol=1e-6)
+
+
+def test_rounding_that_the_function_notices():
+    text = "def loss(x):\n    return np.sum(np.where(x == x[-1], 1.0, 0.0))\n" + HEAD + """
+    before = f(x)
+    for i in np.ndindex(x.shape):
+        x[i] += h
+        after = f(x)
+        x[i] -= h
+        grad[i] = (after - before) / h
+""" + TAIL  # fmt: skip
+    results = []
+    for plain in (False, True):
+        module, x = define(text, plain=plain), np.full(20, 0.125)
+        results.append((module.g(module.loss, x), x))
+    np.testing.assert_array_equal(results[0][0], results[1][0])
+    np.testing.assert_array_equal(results[0][1], results[1][1])
+    assert "it does not restore x" in str(loops._paces)
+
+
+def test_a_loop_within_a_loop_that_is_left_says_nothing(monkeypatch):
+    monkeypatch.setattr(loops, "_LONG", 0.0)
+    text = NET + """
+def gradients(W, b):
+    h, net, seen = 1e-4, Net(W, b), []
+    x = net.W
+    grad = np.zeros_like(x)
+    for row in range(x.shape[0]):
+        for column in range(x.shape[1]):
+            i = row, column
+""" + over("x", "net.loss(0.5)", 8).split("\n", 1)[1] + """
+            grad[i] = a - b
+            counts.append(i)
+    return grad
+"""  # fmt: skip
+    module = define(text, A=WEIGHTS[:, :13], counts=[])
+    sys.modules["their_loops"] = module
+    module.gradients(np.ones((13, 30)), np.ones(30))
+    assert len(module.counts) == 13 * 30
+    assert len(loops._records) == 1
+    assert "appends to counts" in " ".join(loops.lines())
+
+
+def test_a_loop_that_is_none_asks_no_more_than_a_thousand_times():
+    module = define("""
+def half(x):
+    return x / 2
+def halved(x):
+    for i in range(x.size):
+        x[i] = half(x[i])
+        x[i] = half(x[i])
+    return x
+""")
+    for _ in range(1200):
+        found = module.halved(np.ones(8))
+    np.testing.assert_array_equal(found, np.full(8, 0.25))
+    assert list(loops._in_vain.values()) == [1000]
+    assert loops._running.loops == []
+
+
+def test_a_property_is_evaluated_as_often_as_written():
+    text = NET + """
+    @property
+    def weights(self):
+        seen.append(1)
+        return self.W
+def gradients(W, b):
+    h, net = 1e-4, Net(W, b)
+    grad = np.zeros_like(W)
+""" + over("net.weights", "net.loss(0.5)", 4) + """
+    return grad
+"""  # fmt: skip
+    counts = []
+    for plain in (False, True):
+        seen = []
+        module = define(text, plain=plain, A=WEIGHTS[:, :13], seen=seen)
+        module.gradients(np.ones((13, 3)), np.ones(3))
+        counts.append(len(seen))
+    assert counts[0] == counts[1] > 0
+
+
+LAYOUTS = {
+    "columns": lambda x: np.array(x, order="F"),
+    "every second column": lambda x: np.repeat(x, 2, axis=1)[:, ::2],
+    "every second row": lambda x: np.repeat(x, 2, axis=0)[::2],
+    "one of a stack": lambda x: np.stack([x, x], axis=-1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("name", ["the book's", "ndindex", "copies", "flat", "a perturbation"])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_memory_order(name, layout):
+    found, expected = (
+        called(LOOPS[name], LAYOUTS[layout](WEIGHTS.reshape(-1, 2)[:200]), plain=plain)
+        for plain in (False, True)
+    )
+    assert "all points at once" in " ".join(loops.lines()), loops._paces
+    assert found.strides == expected.strides
+    np.testing.assert_allclose(found, expected, atol=1e-6 * abs(expected).max(), rtol=1e-6)
+
+
+def test_a_loop_that_goes_another_way_over_a_large_array_is_left():
+    found, expected = (
+        called(LOOPS["the book's"], WEIGHTS.reshape(-1, 2)[199::-1].copy()[::-1], plain=plain)
+        for plain in (False, True)
+    )
+    np.testing.assert_array_equal(found, expected)
+    assert "goes another way" in str(loops._paces)
 
 
 @pytest.mark.parametrize("name", LEFT)

@@ -2,13 +2,17 @@
 
 A function that calls one of its parameters in a loop may be a numerical differentiation. It gets a
 first statement that asks `fastgrad.book.loops` for the result, and goes on with what its author
-wrote if there is none. It stays the function that it is: its name, signature, closure, lines and
-tracebacks do not change, and no call is added around it.
+wrote if there is none. So does a loop that assigns to items of an array and calls one function, by
+whatever name both are found: ``self.loss(x, t)`` and ``self.params[key]``. The function stays what
+it is: its name, signature, closure, lines and tracebacks do not change, and no call is added around
+it.
 """
 
 from __future__ import annotations
 
 import ast
+import builtins
+import collections
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -49,21 +53,33 @@ def transformed(tree: ast.Module) -> ast.Module:
     True
     """
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and (name := _called_in_a_loop(node)):
-            _let_it_ask(node, name)
+        if isinstance(node, ast.FunctionDef) and _is_plain(node):
+            name = _called_in_a_loop(node)
+            quiet = _quiet(node.body) if name else ""
+            _let_loops_ask(node, node.body)
+            if name:
+                _let_it_ask(node, name, quiet)
     return tree
+
+
+def _is_plain(function: ast.FunctionDef) -> bool:
+    """Return whether a function is no generator, and what decorators ask of it is known."""
+    decorators = [getattr(node, "id", "") for node in function.decorator_list]
+    return set(decorators) <= {"staticmethod", "classmethod"} and not any(
+        isinstance(node, ast.Yield | ast.YieldFrom | ast.Await)
+        for node, _ in _walk(function.body, False)
+    )
+
+
+def _parameters(function: ast.FunctionDef) -> list[str]:
+    return [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
 
 
 def _called_in_a_loop(function: ast.FunctionDef) -> str | None:
     """Return the parameter that a function calls in a loop, and more than once in its text."""
-    decorators = [getattr(node, "id", "") for node in function.decorator_list]
-    if not set(decorators) <= {"staticmethod", "classmethod"}:
-        return None  # what another decorator asks of the function is not known
-    parameters = [a.arg for a in (*function.args.posonlyargs, *function.args.args)]
+    parameters = _parameters(function)
     calls: dict[str, list[bool]] = {name: [] for name in parameters}
     for node, in_loop in _walk(function.body, False):
-        if isinstance(node, ast.Yield | ast.YieldFrom | ast.Await):
-            return None
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             calls.get(node.func.id, []).append(in_loop)
     return next((name for name in parameters if len(calls[name]) > 1 and any(calls[name])), None)
@@ -81,23 +97,197 @@ def _walk(nodes: Any, in_loop: bool) -> Iterator[tuple[ast.AST, bool]]:
         yield from _walk(ast.iter_child_nodes(node), in_loop or isinstance(node, _LOOPS))
 
 
-def _let_it_ask(function: ast.FunctionDef, name: str) -> None:
+def _let_it_ask(function: ast.FunctionDef, name: str, quiet: str) -> None:
     """Put the questions around a function's body, after its docstring."""
+    has_docstring = ast.get_docstring(function, clean=False) is not None
+    body = function.body[has_docstring:]
+    if body:
+        question = f"computed({name!r}, {quiet!r})" if quiet else f"computed({name!r})"
+        asking = _asking(question, "return {}", body, function)
+        function.body[has_docstring:] = [asking]
+
+
+def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> ast.stmt:
+    """Return a statement that asks, and goes on with a body if there is no answer."""
     here = f"__import__({_RUNTIME!r}, fromlist=[''])"
     text = (
-        f"if {here}.computed({name!r}):\n    return {here}.result()\n"
-        f"try:\n    pass\nfinally:\n    {here}.ended()\n"
+        f"if {here}.{question}:\n    {answer.format(f'{here}.result()')}\n"
+        f"else:\n    try:\n        pass\n    finally:\n        {here}.ended()\n"
     )
-    ask, body = ast.parse(text).body
-    assert isinstance(body, ast.Try)
-    for statement in (ask, *body.finalbody, body):
-        for node in ast.walk(statement):
-            if isinstance(node, ast.expr | ast.stmt):
-                node.lineno = node.end_lineno = function.lineno
-                node.col_offset = node.end_col_offset = function.col_offset
-    has_docstring = ast.get_docstring(function, clean=False) is not None
-    body.body = function.body[has_docstring:] or body.body
-    function.body[has_docstring:] = [ask, body]
+    (ask,) = ast.parse(text).body
+    for node in ast.walk(ask):
+        if isinstance(node, ast.expr | ast.stmt):
+            node.lineno = node.end_lineno = at.lineno
+            node.col_offset = node.end_col_offset = at.col_offset
+    assert isinstance(ask, ast.If)
+    otherwise = ask.orelse[0]
+    assert isinstance(otherwise, ast.Try)
+    otherwise.body = body
+    return ask
+
+
+# -------------------------------------------------------------------------------- progress reports
+
+
+class _Quiet(ast.NodeTransformer):
+    """Leaves out `print` and the bars of tqdm, but nothing that they are called with."""
+
+    changed = False
+
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        """Evaluate what is printed."""
+        call = node.value
+        if isinstance(call, ast.Call) and _last_name(call.func) == "print":
+            self.changed = True
+            values = [*call.args, *(k.value for k in call.keywords)]
+            return ast.Expr(ast.Tuple(values, ast.Load()))
+        return self.generic_visit(node)
+
+    def visit_Call(self, node: ast.Call) -> ast.AST:
+        """Go over what a bar goes over."""
+        self.generic_visit(node)
+        is_plain = not any(isinstance(n, ast.Call) for k in node.keywords for n in ast.walk(k))
+        if _last_name(node.func) == "tqdm" and len(node.args) == 1 and is_plain:
+            self.changed = True
+            return node.args[0]
+        if _last_name(node.func) == "trange" and is_plain:
+            self.changed = True
+            return ast.Call(ast.Name("range", ast.Load()), node.args, [])
+        return node
+
+
+def _last_name(node: ast.expr) -> str:
+    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
+
+
+def _quiet(body: list[ast.stmt], end: str = "") -> str:
+    """Return statements without reports of their progress; an empty text if there are none."""
+    quiet = _Quiet()
+    lines = [ast.unparse(quiet.visit(ast.parse(ast.unparse(statement)))) for statement in body]
+    return "\n".join(lines) + end if quiet.changed else ""
+
+
+# ------------------------------------------------------------------------ loops within a function
+
+#: What is never the function that is differentiated, and what cannot be computed apart.
+_KNOWN = frozenset({"np", "numpy", "math", *dir(builtins)})
+_BOUND_TO_ITS_PLACE = (
+    ast.Return, ast.Global, ast.Nonlocal, ast.Delete, ast.Lambda, ast.FunctionDef, ast.ClassDef,
+    ast.AsyncFunctionDef, ast.NamedExpr,
+)  # fmt: skip
+_TELLING = frozenset({"super", "locals", "vars", "eval", "exec", "globals", "dir", "__class__"})
+
+
+def _let_loops_ask(function: ast.FunctionDef, block: list[ast.stmt]) -> None:
+    """Let the loops in a block ask that differentiate what is no parameter."""
+    at = len(block)
+    while at:
+        at -= 1
+        statement = block[at]
+        part = _differentiation(function, block, at)
+        for inner in ("body", "orelse"):
+            if isinstance(statement, ast.For | ast.While | ast.If | ast.With):
+                _let_loops_ask(function, getattr(statement, inner, []))
+        if part is not None:
+            begin, question, names = part
+            answer = f"({', '.join(names)},) = {{}}" if names else "{}"
+            block[begin : at + 1] = [_asking(question, answer, block[begin : at + 1], statement)]
+            at = begin
+
+
+def _differentiation(
+    function: ast.FunctionDef, block: list[ast.stmt], at: int
+) -> tuple[int, str, list[str]] | None:
+    """Return where a differentiation begins that ends with a loop, what to ask, and its names."""
+    loop = block[at]
+    if not isinstance(loop, ast.For | ast.While):
+        return None
+    in_loop = _stored([loop])
+    targets: collections.Counter[str] = collections.Counter()
+    for node in ast.walk(loop):
+        if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
+            value = node.value
+            while isinstance(value, ast.Subscript) and _names(value) & in_loop:
+                value = value.value  # x in x[i][j]
+            if not _names(value) & in_loop:
+                targets[ast.unparse(value)] += 1
+    array = next((text for text, count in targets.items() if count > 1), None)
+    if array is None or not _is_a_place(ast.parse(array, mode="eval").body):
+        return None
+    kept = _names(ast.parse(array, mode="eval"))
+    begin = at
+    while begin and _is_a_preparation(block[begin - 1]) and not _stored([block[begin - 1]]) & kept:
+        begin -= 1
+    part = block[begin : at + 1]
+    stored = _stored(part)
+    calls: collections.Counter[str] = collections.Counter()
+    for node in (n for statement in part for n in ast.walk(statement)):
+        if isinstance(node, _BOUND_TO_ITS_PLACE) or getattr(node, "id", "") in _TELLING:
+            return None
+        if isinstance(node, ast.Call) and _is_a_place(node.func):
+            text = ast.unparse(node.func)
+            is_known = _names(node.func) & (_KNOWN | stored) or text.startswith(f"{array}.")
+            calls[text] += 0 if is_known else 1
+    repeated = [text for text, count in calls.items() if count > 1]
+    parameters = _parameters(function)
+    if len(repeated) != 1 or {repeated[0], array} <= set(parameters):
+        return None
+    names = sorted(stored & _names_outside(function, part))
+    renamed = _Renamed(repeated[0], array)
+    body = [renamed.visit(statement) for s in part for statement in ast.parse(ast.unparse(s)).body]
+    end = f"\nreturn ({', '.join(names)}{',' * bool(names)})"
+    text = "\n".join(map(ast.unparse, body)) + end
+    question = f"computed_part({repeated[0]!r}, {array!r}, {text!r}, {_quiet(body, end)!r})"
+    return begin, question, names
+
+
+class _Renamed(ast.NodeTransformer):
+    """Puts ``_f`` and ``_x`` in the places of a function and an array."""
+
+    def __init__(self, function: str, array: str) -> None:
+        self.names = {function: "_f", array: "_x"}
+
+    def visit(self, node: ast.AST) -> Any:
+        """Replace a node, or what is in it."""
+        if isinstance(node, ast.Name | ast.Attribute | ast.Subscript):
+            name = self.names.get(ast.unparse(node))
+            if name is not None:
+                return ast.Name(name, node.ctx)
+        return self.generic_visit(node)
+
+
+def _names(*nodes: ast.AST) -> set[str]:
+    return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
+
+
+def _stored(nodes: list[ast.stmt]) -> set[str]:
+    """Return the names that statements assign to."""
+    found = (n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name))
+    return {n.id for n in found if isinstance(n.ctx, ast.Store)}
+
+
+def _is_a_place(node: ast.expr) -> bool:
+    """Return whether an expression is a name, an attribute of one, or an item by a plain key."""
+    if isinstance(node, ast.Subscript):
+        return isinstance(node.slice, ast.Name | ast.Constant) and _is_a_place(node.value)
+    return isinstance(node, ast.Name) or (
+        isinstance(node, ast.Attribute) and _is_a_place(node.value)
+    )
+
+
+def _is_a_preparation(statement: ast.stmt) -> bool:
+    """Return whether a statement does no more than assign to names, or evaluate something."""
+    if isinstance(statement, ast.Assign):
+        return all(isinstance(target, ast.Name) for target in statement.targets)
+    return isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+
+
+def _names_outside(node: ast.AST, part: list[ast.stmt]) -> set[str]:
+    """Return the names in a function that are not in a part of it."""
+    if node in part:
+        return set()
+    found = {node.id} if isinstance(node, ast.Name) else set()
+    return found.union(*(_names_outside(child, part) for child in ast.iter_child_nodes(node)))
 
 
 class _Transformer:

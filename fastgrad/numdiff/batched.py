@@ -99,9 +99,7 @@ def evaluate(
     reading = read(f, root, *args)
     if reading.obstacle:
         raise NotCarried(reading.obstacle)
-    evaluation = _Evaluation(
-        f, root, array, args, alone or f, numbers or _number, reading.objects
-    )
+    evaluation = _Evaluation(f, root, array, args, alone or f, numbers or _number, reading.objects)
     try:
         values = evaluation.values(entries, points, insist=insist)
         return values if numbers else values[..., 0]

@@ -309,9 +309,9 @@ class _Reader:
         self._holders = [v for v in objects if not isinstance(v, type | types.FunctionType)]
         self._holders += map(_Instance, self._classes)
 
-    def read(self, f: Any, args: Sequence[Any]) -> None:
+    def read(self, f: Any, given: _Args) -> None:
         """Read f and, as any operator may call them, the special methods within reach."""
-        self.apply(f, _Args([], {}).after(*args))
+        self.apply(f, given)
         for cls in self._classes:
             for name, method in inspect.getmembers_static(cls):
                 if not (name.startswith("__") and isinstance(method, types.FunctionType)):
@@ -908,7 +908,7 @@ def read(f: Any, *args: Any) -> Reading:
     with contextlib.suppress(KeyError):
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
-    obstacle = _obstacle(lambda: reader.read(f, args))
+    obstacle = _obstacle(lambda: reader.read(f, _Args([], {}).after(*args)))
     reading = Reading(obstacle, bool(reader.writes))
     _known[key] = reading, reach.kept
     while len(_known) > _MEMORY:
@@ -961,5 +961,5 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     values[f], values[x] = _of(np.sum), _NUMBER
     given = _Args(values, {name: _of(value) for name, value in keywords.items()})
     reader = _Reader(reach)
-    found = _obstacle(lambda: reader.apply(loop, given))
+    found = _obstacle(lambda: reader.read(loop, given))
     return found or next(iter(reader.writes.values()), "")
