@@ -415,7 +415,9 @@ REFUSED = {
     "asarray": lambda W: np.asarray(W).sum(),
     "unknown": lambda W: np.sum(np.linalg.svd(W)[1]),
     "index": lambda W: A[0, np.argmax(W, axis=0)].sum() + np.sum(W),
-    "sort": lambda W: np.sort(W, axis=0)[0].sum(),
+    "a mask that differs": lambda W: np.sum(W[W > 0]),
+    "a method": lambda W: W.searchsorted(0.3).sum() + np.sum(W),
+    "a nested argument": lambda W: np.histogram([W])[0].sum() + np.sum(W),
     "swallowed": lambda W: swallowed(W),
     "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
     "more than one number": lambda W: W[0],
@@ -481,6 +483,16 @@ UNARY = [
     lambda a: np.stack([a, 2 * a]).sum(axis=0), lambda a: a + a[[0] * len(a)],
     lambda a: a[np.arange(len(a))], lambda a: np.prod(a, axis=0, keepdims=True) + a,
     lambda a: np.expand_dims(a, 0)[0], lambda a: np.moveaxis(a, 0, -1).T.T.sum() + a,
+    lambda a: np.roll(a, 1, axis=-1), np.flip, lambda a: np.roll(a, 2),
+    lambda a: np.sort(a, axis=0), lambda a: a + np.median(a, axis=-1, keepdims=True),
+    lambda a: np.concatenate(np.array_split(a, 2, axis=-1)[::-1], axis=-1),
+    lambda a: np.vstack([a, 2 * a])[len(a) :] if a.ndim > 1 else a,
+    lambda a: np.pad(a, 1, "edge")[tuple(slice(2, None) for _ in a.shape)],
+    lambda a: np.repeat(a, 2, axis=0)[1 : 1 + len(a)], lambda a: a + np.round(a, 1),
+    lambda a: a * np.cumprod(a, axis=-1), lambda a: a[np.argsort(a.reshape(len(a), -1)[:, 0])],
+    lambda a: a + a[a > 0].sum(), lambda a: a.reshape(-1, order="F").reshape(a.shape),
+    lambda a: np.tril(a) if a.ndim > 1 else a, lambda a: a.reshape(len(a), -1).reshape(a.shape),
+    lambda a: a.transpose().reshape(-1).reshape(a.shape),
 ]  # fmt: skip
 BINARY = [
     np.add, np.subtract, np.multiply, np.maximum, lambda a, b: a / (2 + b**2), np.arctan2,
@@ -492,6 +504,8 @@ FINAL = [
     lambda a: a.reshape(-1)[-1] + a.min(), lambda a: np.sum(a.T @ a if a.ndim < 3 else a),
     lambda a: np.einsum("ij->", a) if a.ndim == 2 else np.var(a),
     lambda a: np.sum(a.argmax(axis=0)) + np.sum(a),
+    lambda a: np.nansum(np.where(a > 0, a, np.nan)),
+    lambda a: np.sum(np.trace(a) if a.ndim > 1 else np.diag(a)),
 ]  # fmt: skip
 
 
@@ -541,7 +555,64 @@ OPERATIONS = {
     "sums along axes": lambda W: (CUBE * W).sum(axis=(0, 2)) + (CUBE * W).mean(axis=(1, -1))[0],
     "shapes": lambda W: W * np.shape(W)[0] * np.ndim(W) * np.size(W, 1),
     "empty": lambda W: W[:0].sum() + W[4:].sum() + W,
+    "a mask that all points share": lambda W: W[W > 0] * np.sum(W[np.nonzero(W > 0.1)]),
+    "a mask that is set": lambda W: masked_copy(W),
+    "order": lambda W: np.sort(W, axis=0) + W[np.argsort(W[:, 0])] + np.sort(A[0]) @ W,
+    "sorted in place": lambda W: sorted_copy(W),
+    "median": lambda W: np.median(W, axis=0) + np.ptp(W, axis=0) + np.median(W),
+    "moved": lambda W: np.roll(W, 1, axis=0) + np.flip(W) + np.roll(W, 2) + np.fliplr(W),
+    "turned": lambda W: np.rot90(W) + np.flipud(W).T + np.rot90(W, 3),
+    "moved units": lambda W: np.roll(np.tanh(A @ W), 1, axis=1) + np.tanh(A @ W)[::-1, ::-1],
+    "diagonals": lambda W: np.diag(W) + np.trace(W) + np.diag(W[0]) + W.diagonal(1).sum(),
+    "triangles": lambda W: np.tril(W) - np.triu(W, 1) ** 2,
+    "split": lambda W: sum(np.split(W, 2)) * np.array_split(A @ W, 3, axis=0)[1],
+    "split in columns": lambda W: np.hsplit(W, 3)[1] * np.array_split(W, 2, axis=1)[0],
+    "repeated": lambda W: np.repeat(W, 2, axis=0)[:4] + np.tile(W, (1, 2))[:, 2:5] + W.repeat(2)[0],
+    "embedded": lambda W: W[np.array([0, 0, 3, 1])] * W[[[0, 1], [2, 0]]].sum(axis=1)[0],
+    "stacked": lambda W: np.column_stack([W[:, 0], W]) + np.append(W, W[:, :1], axis=1),
+    "stacked numbers": lambda W: np.stack([W[0, 0], 2.0, np.sum(W)]),
+    "columns of other lengths": lambda W: np.concatenate([A @ W, A, np.tanh(A @ W)], axis=1),
+    "deleted": lambda W: np.delete(W, 1, axis=0),
+    "padded": lambda W: sum(np.pad(W, 1, mode)[:, :3] for mode in ("edge", "reflect", "wrap")),
+    "padded by a constant": lambda W: np.pad(W, ((1, 0), (0, 2)), constant_values=3.0),
+    "rounded": lambda W: np.round(W, 1) + W.round() + W,
+    "products up to each": lambda W: np.cumprod(W, axis=1) + np.diff(W, axis=0)[0] + W.cumsum()[2],
+    "not a number": lambda W: np.nansum(W * NOT_ALL, axis=0) + np.nanmean(W * NOT_ALL) + W,
+    "tensordot": lambda W: np.tensordot(CUBE, W, 2) + np.tensordot(W, CUBE, ([0, 1], [1, -1])),
+    "order of memory": lambda W: W.reshape(3, 4, order="F").T + W.ravel(order="F")[0],
+    "at labels": lambda W: at_labels(W),
+    "merged and split axes": lambda W: merged(W),
+    "moved axes": lambda W: np.moveaxis(CUBE * W, 0, -1).swapaxes(0, 1)[0] + W[0, :2],
 }  # fmt: skip
+
+
+NOT_ALL = np.where(A[:4, :3] > 1, np.nan, 1.0)
+
+
+def masked_copy(W):
+    out = W * 2
+    out[W < 0] = W[W < 0] ** 2
+    out[A[:4, :3] > 0.2] -= 1
+    return out
+
+
+def sorted_copy(W):
+    out = W.copy()
+    out.sort(axis=1)
+    return out
+
+
+def at_labels(W):
+    y = softmax(A @ W)
+    y[np.arange(6), T] -= 1
+    return y[1:, ::2] + y[np.arange(1, 6), T[1:]][:, None]
+
+
+def merged(W):
+    images = (A @ W).reshape(2, 3, 1, 3).transpose(0, 3, 1, 2) * np.arange(1, 6)  # (2, 3, 3, 5)
+    rows = np.tanh(images).transpose(0, 2, 1, 3).reshape(-1, 5)
+    scores = images.reshape(2, -1) @ normal(45, 3, seed=6)
+    return rows.max(axis=1).reshape(2, 3, 3)[:, 1:] * scores.sum(axis=1)[:, None, None]
 
 
 def filled_copy(W):

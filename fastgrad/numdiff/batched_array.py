@@ -387,10 +387,10 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Give the array another shape."""
-        if order != "C":
-            return moved(np.reshape)(self, *shape, order=order)
         if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
             shape = tuple(shape[0])
+        if order != "C":
+            return moved(np.reshape)(self, shape, order=order)
         if shape == self.shape:
             return self._view(self._base, self._values, self._support)
         base = self._at_x(np.reshape, shape)
@@ -761,26 +761,14 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     """Return an array of the entries of these numbers, and of those of the base for 0."""
     if not array._is_changed():
         return base
-    batch, count = array._batch, array._batch.count
     of_points = [a for a, index in enumerate(array._support)
                  if index is not None and index.shape[1] > 1]  # fmt: skip
     if of_points:
-        flat, of_point = _columns(_flat_index(array._support, array.shape))
-        places = _places(flat, numbers, array.size)
-        if places is not None and places.size == 0:
-            return base
-        order = np.empty(0) if places is None else np.argsort(places, axis=0)
-        support = None if places is None else _split_index(
-            np.take_along_axis(places, order, axis=0), base.shape)  # fmt: skip
-        if support is not None:
-            batch.spend(len(order) * count * array.dtype.itemsize)
-            rows = (order // (len(order) // len(flat)))[:, of_point]
-            values = np.take_along_axis(array._values.reshape(len(flat), count), rows, axis=0)
-            support = tuple(index if index.shape[1] == 1 else index[:, of_point]
-                            for index in support)  # fmt: skip
-            box = map(len, support)
-            return wrapped(base, values.reshape(*box, count), support, batch)
+        result = _picked_at_points(array, numbers, base)
+        if result is not None:
+            return result
         array = array._full(*of_points)
+    batch, count = array._batch, array._batch.count
     flat = _flat_index(array._support, array.shape)[:, 0]
     source = np.zeros(array.size + 1, np.intp)
     source[flat + 1] = np.arange(1, len(flat) + 1)
@@ -797,20 +785,39 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
 
 
+def _picked_at_points(array: BatchedArray, numbers: Array, base: Array) -> Any:
+    """Return entries where the box differs between points; None if those of the result are none."""
+    flat, of_point = _columns(_flat_index(array._support, array.shape))
+    places = _places(flat, numbers, array.size)
+    if places is None:
+        return None
+    if places.size == 0:
+        return base
+    order = np.argsort(places, axis=0)
+    support = _split_index(np.take_along_axis(places, order, axis=0), base.shape)
+    if support is None:
+        return None
+    batch = array._batch
+    batch.spend(len(order) * batch.count * array.dtype.itemsize)
+    rows = (order // (len(order) // len(flat)))[:, of_point]
+    values = np.take_along_axis(array._values.reshape(len(flat), batch.count), rows, axis=0)
+    support = tuple(index if index.shape[1] == 1 else index[:, of_point] for index in support)
+    return wrapped(base, values.reshape(*map(len, support), batch.count), support, batch)
+
+
 def _places(flat: Array, numbers: Array, size: int) -> Array | None:
-    """Return where the entries of a box go to, ``(R * times, K)``, if all as many times."""
+    """Return where the entries of a box go to, ``(R * times, K)``, if all go equally often."""
     wanted = np.flatnonzero(np.bincount(flat.reshape(-1), minlength=size))
     which = np.full(size + 1, -1)
     which[wanted + 1] = np.arange(len(wanted))
     found = which[numbers].reshape(-1)
-    places = np.flatnonzero(found >= 0)
-    found = found[places]
-    times = np.bincount(found, minlength=len(wanted))
+    hit = np.flatnonzero(found >= 0)
+    times = np.bincount(found[hit], minlength=len(wanted))
     if (times != times[0]).any():
         return None
-    places = places[np.argsort(found, kind="stable")].reshape(len(wanted), times[0])
-    chosen = places[which[flat + 1]]  # (R, K, times)
-    return chosen.transpose(0, 2, 1).reshape(-1, flat.shape[1])
+    by_entry = hit[np.argsort(found[hit], kind="stable")].reshape(len(wanted), times[0])
+    places: Array = by_entry[which[flat + 1]].transpose(0, 2, 1)  # (R, times, K)
+    return places.reshape(-1, flat.shape[1])
 
 
 def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
@@ -885,12 +892,14 @@ def variance(
     axes = _axes(axis, array.ndim)
     centered = array - mean(array, axes, dtype, out, keepdims=True)
     count = math.prod(array.shape[a] for a in axes) - ddof
-    result = total(centered * centered, axes, keepdims=keepdims)
+    result = np.sum(centered * centered, axes, keepdims=keepdims)
     return result / result.dtype.type(count)
 
 
 def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any:
     """Reduce axes that the box covers after it has been made to cover them."""
+    if not array._is_changed():
+        return function(array._base, axis=axis, keepdims=keepdims)
     if axis is None and function in (np.argmax, np.argmin) and array.ndim != 1:
         array, axis = array.reshape(-1), 0
     axes = _axes(axis, array.ndim)
@@ -915,6 +924,8 @@ def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
     """Return what stands for a function along one axis."""
 
     def along(array: Any, axis: int | None = default, **kwargs: Any) -> Any:
+        if not array._is_changed():
+            return function(array._base, axis=axis, **kwargs)
         if axis is None:
             array, axis = array.reshape(-1), 0
         axis = operator.index(axis) % array.ndim
@@ -1106,7 +1117,7 @@ def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> A
     """Return ``np.linalg.norm``, the root of the sum of squares."""
     if ord not in (None, 2, "fro") or (ord == 2 and x.ndim > 1 and not isinstance(axis, int)):
         raise x._batch.refuse("`np.linalg.norm` cannot be carried in this form")
-    return np.sqrt(total(x * x, axis, keepdims=keepdims))
+    return np.sqrt(np.sum(x * x, axis, keepdims=keepdims))
 
 
 def _of_bases(function: Any) -> Callable[..., Any]:
@@ -1132,11 +1143,11 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.einsum: einsum, np.tensordot: tensordot, np.linalg.norm: norm,
     np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
     np.average: lambda a, axis=None: mean(a, axis),
-    np.nansum: lambda a, *args, **kwargs: total(where(np.isnan(a), 0, a), *args, **kwargs),
+    np.nansum: lambda a, *args, **kwargs: np.sum(where(np.isnan(a), 0, a), *args, **kwargs),
     np.nanmean: lambda a, *args, **kwargs: np.nansum(a, *args, **kwargs) / np.sum(
         ~np.isnan(a), *args, **kwargs
     ),
-    np.trace: lambda a, *args: total(np.diagonal(a, *args), -1),
+    np.trace: lambda a, *args: np.sum(np.diagonal(a, *args), axis=-1),
     np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
     np.inner: lambda a, b: matmul(a, b) if np.ndim(b) == 1 else matmul(a, b.T),
     np.vdot: lambda a, b: matmul(np.ravel(a), np.ravel(b)),
