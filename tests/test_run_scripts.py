@@ -166,6 +166,39 @@ SCRIPTS = {
             print(relu(3), sigmoid(3), step_function(np.array([1])) if "np" in globals() else "")
         """,
     },
+    "a method that differentiates, and tells how far it is": {
+        "net.py": """
+            import numpy as np
+            class Net:
+                def __init__(self):
+                    self.params = {"W": np.linspace(-1, 1, 900).reshape(30, 30), "b": np.ones(30)}
+                def loss(self, x):
+                    return np.sum(np.tanh(x @ self.params["W"] + self.params["b"]))
+                def numerical_gradient(self, x, h=1e-4):
+                    grads = {}
+                    for key in self.params:
+                        p = self.params[key]
+                        grad = np.zeros_like(p)
+                        for i in np.ndindex(p.shape):
+                            p[i] += h
+                            up = self.loss(x)
+                            p[i] -= 2 * h
+                            grad[i] = (up - self.loss(x)) / (2 * h)
+                            p[i] += h
+                            if i[-1] == 0:
+                                print(key, i, round(float(grad[i]), 4))
+                        grads[key] = grad
+                    return grads
+        """,
+        "main.py": """
+            import numpy as np
+            from net import Net
+            net = Net()
+            grads = net.numerical_gradient(np.sin(np.arange(60000.0)).reshape(2000, 30))
+            print({key: grad.round(4) for key, grad in grads.items()})
+            print([array.sum() for array in net.params.values()])
+        """,
+    },
     "an exception that the script catches": {
         "common/util.py": "raise KeyError('not yet')",
         "main.py": """

@@ -172,9 +172,8 @@ def _compiled_part(place: str, name: str, body: str, names: tuple[str, ...]) -> 
     text = f"def {name}({', '.join(names)}):\n{textwrap.indent(body, ' ')}\n"
     file = f"{place}:{abs(hash(text))}"
     linecache.cache[file] = len(text), None, text.splitlines(keepends=True), file  # to be read
-    found = compile(text, file, "exec").co_consts[0]
-    assert isinstance(found, types.CodeType)
-    return found
+    constants = compile(text, file, "exec").co_consts
+    return next(code for code in constants if isinstance(code, types.CodeType))
 
 
 def _reports_progress(frame: types.FrameType) -> bool:
@@ -668,7 +667,7 @@ def _compute(calls: Iterator[_Call], f: Any, key: Any, largest: int, title: str)
             return "it takes no time"
         way = _by(loop, here, seconds)
     except (_Left, *_ERRORS) as reason:
-        why = re.sub(r"(:\d+):\d+ ", r"\1 ", str(reason).rstrip(".")) or type(reason).__name__
+        why = re.sub(r"(:\d+)(:\d+){2} ", r"\1 ", str(reason).rstrip(".")) or type(reason).__name__
         _paces[key] = 0.0, time.perf_counter(), why
         return why
     _note(key, title, way, time.perf_counter() - start, seconds * loop.size)
