@@ -115,16 +115,6 @@ def _stages(network_layers: Iterable[Any]) -> list[Any]:
     return stages
 
 
-def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
-    """Return images and their targets as arrays, checked to be as many."""
-    images, targets = np.asarray(x), np.asarray(t)
-    if not len(images) or len(images) != len(targets):
-        raise ValueError(
-            f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
-        )
-    return images, targets
-
-
 class _ConvolutionalNet(Network):
     """What the two networks have in common. Subclasses fill `params` and `layers`."""
 
@@ -153,12 +143,9 @@ class _ConvolutionalNet(Network):
         dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
         return dtype
 
-    def _run(self, layers: Iterable[Any], x: Any, training: bool) -> FloatArray:
-        return np.asarray(super()._run(layers, x, training))
-
     def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
         """Compute the raw scores; with `train_flg` dropout layers drop entries."""
-        return self._run(_stages(self._parts()[0]), x, train_flg)
+        return np.asarray(self._run(_stages(self._parts()[0]), x, train_flg))
 
     def _loss(self, x: Any, t: Any) -> float:
         scores = self.predict(x, True) if self._drops else self.predict(x)
@@ -234,7 +221,12 @@ class _ConvolutionalNet(Network):
         return optimizers.Adam()
 
     def _training_data(self, x: Any, t: Any) -> tuple[Any, Any]:
-        return _images_and_targets(x, t)
+        images, targets = np.asarray(x), np.asarray(t)
+        if not len(images) or len(images) != len(targets):
+            raise ValueError(
+                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+            )
+        return images, targets
 
     def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
         if method != "gradient" or has_own(self, "predict", "loss", "gradient"):
