@@ -229,7 +229,7 @@ class _Layered(_Book):
     def predict(self, x: Any) -> Any:
         """Return the raw scores of the last layer."""
         self._batch = None
-        return self._run(self._parts()[0], x, False)
+        return Network._scores(self, x)  # by the layers
 
     def loss(self, x: Any, t: Any) -> Any:
         """Return the mean cross entropy, with weight decay."""

@@ -487,7 +487,7 @@ class Network:
     ) -> AbstractContextManager[Advancing]:
         """Return the training run that `fit` advances."""
         compute = functools.partial(self._loss_and_gradient, method)
-        return nullcontext(LayerRun(self.params, optimizer, compute, *data))
+        return nullcontext(LayerRun(self, optimizer, compute, *data))
 
     def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
         """Return what an iteration of training needs, by the methods of these names."""
