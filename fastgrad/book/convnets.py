@@ -187,10 +187,9 @@ class _ConvolutionalNet(Network):
 
         return loss
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return layer_differences.knows(self._parts()[0])
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
+        if not layer_differences.knows(self._parts()[0]):
+            return None
         passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
         return {
             name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
@@ -202,7 +201,7 @@ class _ConvolutionalNet(Network):
     def _differences_and_kinks(
         self, x: Any, t: Any, h: float
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Any] | None]:
-        if not self._is_known(x, t):
+        if not layer_differences.knows(self._parts()[0]):
             raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
         if has_own(self, "predict", "loss"):
             raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")

@@ -57,8 +57,8 @@ class _Book(fully_connected.FullyConnected):
         """
         return super()._gradient(x, t, delta)
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return self._is_usual(x, t)
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
+        return super()._central_differences(x, t, h) if self._is_usual(x, t) else None
 
     def _names(self) -> list[str]:
         return list(self.params)
@@ -493,13 +493,12 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         """Compute the gradient of a training pass's loss by backpropagation."""
         return Network._gradient(self, x, t) if self._extended else super().gradient(x, t)
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return not self.use_dropout and super()._is_known(x, t)
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
         """Compute what a perturbation can change: `fastgrad.kernels.central_difference_layers`."""
         if not self._extended:
             return super()._central_differences(x, t, h)
+        if self.use_dropout or not self._is_usual(x, t):
+            return None
         xs, labels, soft = self.checked_batch(x, t)
         if labels.size:
             soft = np.eye(self._sizes[-1])[labels]

@@ -189,10 +189,7 @@ class FullyConnected(Network):
     def _names(self) -> list[str]:
         return list(self._shapes)
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return True
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
         xs, labels, soft = self.checked_batch(x, t)
         limits = np.finfo(self._dtype)
         if not limits.tiny <= h <= limits.max:
