@@ -194,10 +194,18 @@ class _Layered(_Book):
                 self._add_hidden_layers(number)
         self._last_layer = layers.SoftmaxWithLoss()
         self._own_layers = [*self._layers.values(), self._last_layer]
+        #: What layers of its own hold, looked up once: that takes 5 of 130 microseconds.
+        self._held = list(self._held_by_layers())
         #: Whether a script has asked for the layers, and may see what a pass leaves in them.
         self._shown = False
         #: Samples and targets of a pass that the layers have not seen.
         self._batch: tuple[Any, Any] | None = None
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Set attributes, and those that older pickles do not have."""
+        super().__setstate__(state)
+        if "_layers" in state:
+            self._held = list(self._held_by_layers())
 
     def _show(self) -> None:
         self._shown = True
@@ -217,10 +225,7 @@ class _Layered(_Book):
         return (
             super()._is_usual(x, t)
             and self._layers_are_own()
-            and all(
-                self.params[name] is getattr(layer, kind)
-                for layer, kind, name in self._held_by_layers()
-            )
+            and all(self.params[name] is getattr(layer, kind) for layer, kind, name in self._held)
         )
 
     def _layers_are_own(self) -> bool:
@@ -253,7 +258,7 @@ class _Layered(_Book):
             return Network._gradient(self, x, t)  # by the layers
         grads = self._gradient(x, t)
         self._batch = x, t
-        for layer, kind, name in self._held_by_layers():
+        for layer, kind, name in self._held:
             decayed = kind == "W" and self._decay
             setattr(layer, f"d{kind}", grads[name] - decayed * layer.W if decayed else grads[name])
         return grads
