@@ -1,5 +1,6 @@
 """The convolutional networks of chapters 7 and 8."""
 
+import copy
 import pickle
 
 import numpy as np
@@ -95,6 +96,18 @@ def test_training_learns(simple):
     for _ in range(30):
         optimizer.update(simple.params, simple.gradient(x, t))
     assert simple.loss(x, t) < before / 2
+
+
+def test_parameters_that_a_callback_replaces_are_trained_on(simple):
+    x, t = batch()
+    other = copy.deepcopy(simple)
+
+    def replace(iteration, loss):
+        other.params = {name: array.copy() for name, array in other.params.items()}
+
+    simple.fit(x, t, iterations=3, batch_size=4, rng=0)
+    other.fit(x, t, iterations=3, batch_size=4, rng=0, callback=replace)
+    assert_close(other.params, simple.params, 0)
 
 
 def test_replaced_parameters_and_layers_take_effect(simple):

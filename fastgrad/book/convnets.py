@@ -115,16 +115,6 @@ def _stages(network_layers: Iterable[Any]) -> list[Any]:
     return stages
 
 
-def _images_and_targets(x: Any, t: Any) -> tuple[Any, Any]:
-    """Return images and their targets as arrays, checked to be as many."""
-    images, targets = np.asarray(x), np.asarray(t)
-    if not len(images) or len(images) != len(targets):
-        raise ValueError(
-            f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
-        )
-    return images, targets
-
-
 class _ConvolutionalNet(Network):
     """What the two networks have in common. Subclasses fill `params` and `layers`."""
 
@@ -153,12 +143,9 @@ class _ConvolutionalNet(Network):
         dtype: np.dtype[Any] = np.result_type(*map(np.asarray, self.params.values()))
         return dtype
 
-    def _run(self, layers: Iterable[Any], x: Any, training: bool) -> FloatArray:
-        return np.asarray(super()._run(layers, x, training))
-
     def predict(self, x: ArrayLike, train_flg: bool = False) -> FloatArray:
         """Compute the raw scores; with `train_flg` dropout layers drop entries."""
-        return self._run(_stages(self._parts()[0]), x, train_flg)
+        return np.asarray(self._run(_stages(self._parts()[0]), x, train_flg))
 
     def _loss(self, x: Any, t: Any) -> float:
         scores = self.predict(x, True) if self._drops else self.predict(x)
@@ -200,10 +187,9 @@ class _ConvolutionalNet(Network):
 
         return loss
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return layer_differences.knows(self._parts()[0])
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
+        if not layer_differences.knows(self._parts()[0]):
+            return None
         passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
         return {
             name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
@@ -215,7 +201,7 @@ class _ConvolutionalNet(Network):
     def _differences_and_kinks(
         self, x: Any, t: Any, h: float
     ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Any] | None]:
-        if not self._is_known(x, t):
+        if not layer_differences.knows(self._parts()[0]):
             raise ValueError("`layers` must be of the book's kinds for `check_gradient`.")
         if has_own(self, "predict", "loss"):
             raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")
@@ -234,7 +220,12 @@ class _ConvolutionalNet(Network):
         return optimizers.Adam()
 
     def _training_data(self, x: Any, t: Any) -> tuple[Any, Any]:
-        return _images_and_targets(x, t)
+        images, targets = np.asarray(x), np.asarray(t)
+        if not len(images) or len(images) != len(targets):
+            raise ValueError(
+                f"`t` must have as many entries as `x`, above 0. Got {len(targets)}, {len(images)}."
+            )
+        return images, targets
 
     def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
         if method != "gradient" or has_own(self, "predict", "loss", "gradient"):

@@ -1,6 +1,6 @@
 """Networks, and their training.
 
-Begin with `fully_connected`: a network is its parameters, and an `engine` that has the kernels
-compute with them. `fit` is the training loop. It may import everything but `fastgrad.book` and
-`fastgrad.cli`.
+Begin with `network`: a network is parameters, layers and a loss, and what it does stands there
+once. `fully_connected` has an `engine` do it, whose kernels compute with the parameters. `fit` is
+the training loop. It may import everything but `fastgrad.book` and `fastgrad.cli`.
 """

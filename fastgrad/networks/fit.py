@@ -294,7 +294,8 @@ class LayerRun:
 
     Parameters
     ----------
-    params : dict of ndarray
+    network : Network
+        Its `params` are updated.
     optimizer : Optimizer
     compute : callable
         Returns the loss of a batch (x, t), and its gradient.
@@ -303,13 +304,13 @@ class LayerRun:
 
     def __init__(
         self,
-        params: dict[str, Any],
+        network: Any,
         optimizer: Optimizer,
         compute: Callable[[Any, Any], tuple[float, dict[str, FloatArray]]],
         x: Any,
         t: Any,
     ) -> None:
-        self.params, self.optimizer, self.compute = params, optimizer, compute
+        self.network, self.optimizer, self.compute = network, optimizer, compute
         self.data = x, t
         self.done = 0
 
@@ -318,7 +319,7 @@ class LayerRun:
         x, t = self.data
         for i, batch in enumerate(batches):
             losses[i], grads = self.compute(x[batch], t[batch])
-            self.optimizer.update(self.params, grads)
+            self.optimizer.update(self.network.params, grads)
             self.done += 1
 
     def write_back(self) -> None:

@@ -190,10 +190,7 @@ class FullyConnected(Network):
     def _names(self) -> list[str]:
         return list(self._shapes)
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        return True
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
         xs, labels, soft = self.checked_batch(x, t)
         limits = np.finfo(self._dtype)
         if not limits.tiny <= h <= limits.max:
@@ -522,9 +519,6 @@ def _blocks(
     xs: FloatArray, labels: IntArray, soft: FloatArray
 ) -> Iterator[tuple[FloatArray, IntArray, FloatArray]]:
     """Cut samples and targets into blocks of a size whose scratch stays in the cache."""
-    if len(xs) <= _BLOCK:
-        yield xs, labels, soft
-        return
     for first in range(0, len(xs), _BLOCK):
         block = slice(first, first + _BLOCK)
         yield xs[block], labels[block], soft[block]

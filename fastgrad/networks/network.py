@@ -167,9 +167,10 @@ class Network:
         the book does.
         """
         h = step_size(h)
-        if has_own(self, "predict", "loss") or not self._is_known(x, t):
-            return {name: self._difference(name, x, t, h) for name in self._names()}
-        return self._central_differences(x, t, h)
+        found = None if has_own(self, "predict", "loss") else self._central_differences(x, t, h)
+        if found is None:
+            found = {name: self._difference(name, x, t, h) for name in self._names()}
+        return found
 
     def check_gradient(
         self, x: ArrayLike, t: ArrayLike, h: Any = 1e-4, **options: Any
@@ -427,13 +428,9 @@ class Network:
         """Return the names of the parameters in the order in which gradients are returned."""
         return list(self.params)
 
-    def _is_known(self, x: Any, t: Any) -> bool:
-        """Return whether `_central_differences` can do without evaluating `loss`."""
-        return False
-
-    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray]:
-        """Return the central differences of the loss, from changes alone."""
-        raise NotImplementedError
+    def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
+        """Return the central differences from changes alone; None if the loss must be evaluated."""
+        return None
 
     def _difference(self, name: str, x: Any, t: Any, h: float) -> FloatArray:
         """Return the central difference by one parameter, by evaluating the loss."""
@@ -487,7 +484,7 @@ class Network:
     ) -> AbstractContextManager[Advancing]:
         """Return the training run that `fit` advances."""
         compute = functools.partial(self._loss_and_gradient, method)
-        return nullcontext(LayerRun(self.params, optimizer, compute, *data))
+        return nullcontext(LayerRun(self, optimizer, compute, *data))
 
     def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
         """Return what an iteration of training needs, by the methods of these names."""

@@ -357,7 +357,7 @@ class Convolution(Layer):
     W : ndarray, shape (F, C, FH, FW)
         Filters.
     b : ndarray, shape (F,), or a number
-        Biases. Both are held by reference: an optimizer that updates them updates the layer.
+        Biases.
     stride, pad : int, optional
         As for `convolution_forward`.
 
@@ -366,7 +366,7 @@ class Convolution(Layer):
     W, b, stride, pad
         As given.
     dW, db : ndarray
-        Gradients of the last backward pass, shapes of W and (F,); None before it.
+        Of the shapes of W and (F,); None before a backward pass.
     x : ndarray, shape (N, C, H, W)
         The input of the last forward pass; None before it.
 

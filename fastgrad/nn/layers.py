@@ -1,7 +1,4 @@
-"""The layers of *Deep Learning from Scratch*, chapters 5 and 6: ``forward`` and ``backward``.
-
-What all of them share is documented in `Layer`.
-"""
+"""The layers of *Deep Learning from Scratch*, chapters 5 and 6: ``forward`` and ``backward``."""
 
 from __future__ import annotations
 
@@ -40,15 +37,8 @@ EPSILON = 1e-6
 class Layer:
     """A layer: a forward pass, and a backward pass that takes a gradient back through it.
 
-    The conventions that all layers share are documented here; a class says what is particular to
+    `fastgrad.nn` lists the conventions that all layers share; a class says what is particular to
     it.
-
-    Notes
-    -----
-    A layer keeps what its backward pass needs from the last forward pass. Arguments are never
-    changed. Parameters, such as `Affine.W`, are held by reference: an optimizer that updates them
-    in place updates the layer. Their gradients, such as `Affine.dW`, are attributes that the
-    backward pass sets.
     """
 
     #: The attributes that are shown.
@@ -262,13 +252,11 @@ class Affine(Layer):
     ----------
     W : ndarray, shape (D, H)
     b : ndarray, shape (H,)
-        Held by reference: an optimizer that updates them in place updates the layer.
 
     Attributes
     ----------
-    W, b : ndarray
-    dW, db : ndarray
-        Gradients of the last backward pass, shapes (D, H) and (H,); None before it.
+    W, b, dW, db : ndarray
+        The gradients are None before a backward pass.
     x : ndarray, shape (N, D)
         The input of the last forward pass, flattened; None before it.
     original_x_shape : tuple of int
@@ -391,13 +379,6 @@ class Dropout(Layer):
         Which entries of the last forward pass were kept; None before one, and after one that was
         not for training.
 
-    Raises
-    ------
-    TypeError
-        If `dropout_ratio` is not a real number.
-    ValueError
-        If it is not from 0 to 1.
-
     Notes
     -----
     N. Srivastava et al. (2014), Journal of Machine Learning Research 15. As in the book nothing is
@@ -453,7 +434,7 @@ class BatchNormalization(Layer):
     Parameters
     ----------
     gamma, beta : ndarray, shape (D,)
-        Scale and shift of the normalised inputs. Held by reference.
+        Scale and shift of the normalised inputs.
     momentum : float, optional
         Of the moving averages, from 0 to 1.
     running_mean, running_var : array_like, shape (D,), optional
@@ -468,11 +449,6 @@ class BatchNormalization(Layer):
         before the first pass unless they were given.
     dgamma, dbeta : ndarray, shape (D,)
         Gradients of the last backward pass; None before it.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If `momentum` is not a real number from 0 to 1.
 
     Notes
     -----
