@@ -120,7 +120,7 @@ class Engine:
     ) -> Workspace:
         """Run the forward pass over samples as one batch; return what it leaves."""
         space = self.workspace(len(x), x.dtype, cost)
-        self._run(space, workspace.forward_pass, x=x, labels=labels, soft=soft)
+        self._run(space, workspace.forward_pass, self._arrays(x, labels, soft, {}))
         return space
 
     def loss(self, x: Any, labels: IntArray, soft: FloatArray) -> float:
@@ -137,8 +137,7 @@ class Engine:
         space = self.workspace(len(x), x.dtype, PASS)
         flat = np.empty(self.n_parameters, self.dtype)
         result = self.split(flat)
-        arrays = {f"d{name}": array for name, array in result.items()}
-        self._run(space, workspace.gradient, x=x, labels=labels, soft=soft, **arrays)
+        self._run(space, workspace.gradient, self._arrays(x, labels, soft, result))
         loss = self._loss(space)
         self._add_decay(result)
         if math.isnan(loss):
@@ -175,8 +174,7 @@ class Engine:
         space = self.workspace(len(x), x.dtype, SERIES)
         program = space.program(workspace.series)
         program.names["h"][0] = h
-        arrays = {f"d{name}": array for name, array in result.items()}
-        program.bind(x=x, labels=labels, soft=soft, **self._params, **arrays)
+        program.bind(**self._arrays(x, labels, soft, result))
         program.launch()
         finite, in_range = np.all(program.names["state"][:, :2], axis=0)
         if not finite or not space.is_finite:
@@ -198,13 +196,20 @@ class Engine:
             program.launch()
         return loss
 
+    def _arrays(
+        self, x: Any, labels: IntArray, soft: FloatArray, result: dict[str, FloatArray]
+    ) -> dict[str, Any]:
+        """Return samples, targets, the parameters and a gradient under the names of a workspace."""
+        gradient = {"d" + name: array for name, array in result.items()}
+        return {"x": x, "labels": labels, "soft": soft, **self._params, **gradient}
+
     def _run(
-        self, space: Workspace, make: Callable[[Workspace, bool], Program], **arrays: Any
+        self, space: Workspace, make: Callable[[Workspace, bool], Program], arrays: dict[str, Any]
     ) -> None:
         """Run one of two programs, that for sparse samples or the other one, on these arrays."""
         for sparse in (True, False) if is_sparse(arrays["x"]) else (False,):
             program = space.program(make, sparse)
-            program.bind(**arrays, **self._params)
+            program.bind(**arrays)
             program.launch()
             # Else a product that was left out may have been infinity times zero.
             if sparse and space.is_finite:
