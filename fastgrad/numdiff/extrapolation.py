@@ -496,9 +496,9 @@ def _romberg(
             usable = usable[: len(table)] & regular[column - 2 :]
             values[column - 2, column:] = np.where(usable, table, np.nan)
             corrections[column - 2, column:] = np.abs(table - finer)
-    spread = 2 * rounding
-    spread[1:] += 0.1 * rounding[:-1]
-    errors = _UPPER * corrections + spread
+    by_rounding = 2 * rounding
+    by_rounding[1:] += 0.1 * rounding[:-1]
+    errors = _UPPER * corrections + by_rounding
     # By its last rung, each extrapolation sees the derivative within limits. Long steps may agree
     # with one another by chance: the shorter ones know better.
     low, high = np.full((2, count, size), np.nan)

@@ -112,7 +112,7 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
         offsets = np.multiply.outer(signed, steps_of(h, objective, objective.entries))
         points = objective.nudged(objective.entries, offsets.reshape(len(signed), -1))
         values = np.array([function.values(row) for row in points])
-        here = function.values(objective.center) if error else np.nan
+        here = function.values(objective.center) if error else np.full(1, np.nan)
         both_sides = np.zeros(objective.size, np.int64)
         around = Differences(multiples, (), points, values, objective.center, here, both_sides)
         with np.errstate(all="ignore"):
