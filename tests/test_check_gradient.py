@@ -586,6 +586,8 @@ class TestBackward:
         np.testing.assert_array_equal(layer.W, before)
         with pytest.raises(TypeError, match="`backward` must return a pair"):
             check_backward(layer.forward, layer.backward, x, params)
+        with pytest.raises(TypeError, match="`backward` must return the gradient by `x`"):
+            check_backward(layer.forward, lambda dout: None, x)
 
     def test_two_inputs_and_a_loss(self):
         layer = fastgrad.MulLayer()

@@ -284,6 +284,9 @@ def check_backward(
             f"Got {type(found).__name__}."
         )
 
+    if grads["x"] is None:
+        raise TypeError("`backward` must return the gradient by `x`. Got None.")
+
     def weighted(nudged: Any) -> Any:
         product = np.sum(np.multiply(forward(nudged["x"]), np.conj(dout)))
         return product.real if dout.dtype.kind == "c" else product

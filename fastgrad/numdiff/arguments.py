@@ -168,9 +168,9 @@ def result_tree(objective: Objective, entries: IntArray, values: FloatArray) -> 
 
 def scattered(objective: Objective, entries: IntArray, values: Any, rest: float = np.nan) -> Any:
     """Return numbers of some entries as numbers of all."""
-    spread = np.full(objective.size, rest)
-    spread[entries] = values
-    return spread
+    everything = np.full(objective.size, rest)
+    everything[entries] = values
+    return everything
 
 
 def generator_of(rng: Any) -> np.random.Generator:

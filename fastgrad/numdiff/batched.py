@@ -58,7 +58,7 @@ def evaluate(
     *,
     insist: bool = True,
     alone: Callable[..., float] | None = None,
-    numbers: Callable[[Any], Array] | None = None,
+    numbers: Callable[[Any], FloatArray] | None = None,
 ) -> FloatArray:
     """Evaluate f with one entry of an array at a time elsewhere, at many points at once.
 
@@ -117,7 +117,7 @@ class _Evaluation:
         array: Array,
         args: tuple[Any, ...],
         alone: Callable[..., Any],
-        numbers: Callable[[Any], Array],
+        numbers: Callable[[Any], FloatArray],
         reached: Sequence[Any],
     ) -> None:
         self.root, self.array, self.args, self.alone = root, array, args, alone
@@ -309,7 +309,7 @@ def _stop(places: list[IntArray], start: int, count: int, values: int) -> int:
     return min(stop, size)
 
 
-def _number(value: Any) -> Array:
+def _number(value: Any) -> FloatArray:
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "biuf":
         raise NotCarried("f does not return one real number")

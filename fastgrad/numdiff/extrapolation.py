@@ -175,7 +175,7 @@ class _Ladders:
         self.measured = np.full((4, 2 * _RUNGS + 3, size), np.nan)
         self.slopes, self.jumps, self.rounding, self.rounding_of_jumps = self.measured
         # Which rows are in use: rung 0 is in the middle.
-        self.top, self.bottom, self.rungs, self.failures = np.zeros((4, size), np.int64)
+        self.top, self.bottom, self.failures = np.zeros((3, size), np.int64)
         self.flat_error = np.full(size, np.nan)
         self.slope, self.error = np.full(size, np.nan), np.full(size, np.inf)
 
@@ -185,7 +185,6 @@ class _Ladders:
             return
         self.measured[..., which] = np.nan
         self.first[which] = first
-        self.rungs[which] = 0
         self.top[which], self.bottom[which] = _RUNGS, _RUNGS + 2
         self._climb(which, np.broadcast_to(np.arange(3)[:, None] + _RUNGS, (3, which.size)))
 
@@ -221,7 +220,6 @@ class _Ladders:
         self.measured[:, rows, which] = (
             slopes, jumps, rounding, np.maximum(rounding, noise_here / h)
         )  # fmt: skip
-        self.rungs[which] += len(rows)
 
     def restart_where_undefined(self, which: IntArray) -> None:
         """Take shorter steps where f is not defined; if that does not help, go to one side.
@@ -379,7 +377,7 @@ class _Ladders:
         count = int((self.bottom[active] - self.top[active]).max()) + 1
         rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
         slopes, jumps, rounding, rounding_of_jumps = self.measured[:, rows, active]
-        apart = np.diff(slopes, axis=0)
+        apart = slopes[1:] - slopes[:-1]
         noisy = np.abs(apart) <= _NOISE * rounding[1:]
         regular, settled = _regular(apart, np.abs(jumps), rounding, rounding_of_jumps, noisy)
         best, error, correction, first, last = _romberg(
@@ -392,7 +390,8 @@ class _Ladders:
         self.slope[active], self.error[active] = best, error
         # Longer steps help against rounding, if the extrapolation reaches to the longest one so
         # far, and f does not grow faster than the steps.
-        top = count - 1 - (self.bottom - self.top)[active]
+        height = (self.bottom - self.top)[active]
+        top = count - 1 - height
         falls = rounding[top, columns] < rounding[top + 1, columns]
         can_grow = (first == top) & falls
         by_rounding = correction < 1.5 * rounding[last, columns]
@@ -405,7 +404,7 @@ class _Ladders:
             | (by_rounding & ~can_grow)
             | (self.failures[active] >= tries)
         )
-        done |= self.rungs[active] >= _RUNGS
+        done |= height >= _RUNGS - 1
         return active[~done], longer[~done]
 
     def result(self) -> Extrapolated:
@@ -487,18 +486,19 @@ def _romberg(
     count, size = slopes.shape
     # By the column of the Romberg table, and by the last rung that each extrapolation is from.
     values, corrections = np.full((2, count - 2, count, size), np.nan)
+    weights = _RATIO ** (2.0 + np.arange(count - 1)[:, None] * power) - 1
     table, usable = slopes, settled
     for column in range(1, count):
         finer = table[1:]
-        table = finer + np.diff(table, axis=0) / (_RATIO ** (2.0 + (column - 1) * power) - 1)
+        table = finer + (finer - table[:-1]) / weights[column - 1]
         if column > 1:
             # Each three rungs in a row of those from the first to the last are regular.
             usable = usable[: len(table)] & regular[column - 2 :]
             values[column - 2, column:] = np.where(usable, table, np.nan)
             corrections[column - 2, column:] = np.abs(table - finer)
-    spread = 2 * rounding
-    spread[1:] += 0.1 * rounding[:-1]
-    errors = _UPPER * corrections + spread
+    by_rounding = 2 * rounding
+    by_rounding[1:] += 0.1 * rounding[:-1]
+    errors = _UPPER * corrections + by_rounding
     # By its last rung, each extrapolation sees the derivative within limits. Long steps may agree
     # with one another by chance: the shorter ones know better.
     low, high = np.full((2, count, size), np.nan)

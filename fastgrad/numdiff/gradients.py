@@ -17,7 +17,6 @@ from fastgrad.numdiff.arguments import (
     Step,
     Workers,
     array_of,
-    flattened,
     generator_of,
     is_auto,
     limits_of,
@@ -108,11 +107,11 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
         slope, estimate = found.slope, found.error
     else:
         multiples = (1, 2) if error else (1,)
-        signed = [sign * k for k in multiples for sign in (1.0, -1.0)]
-        offsets = np.multiply.outer(signed, steps_of(h, objective, objective.entries))
-        points = objective.nudged(objective.entries, offsets.reshape(len(signed), -1))
+        signed = np.array([[sign * k] for k in multiples for sign in (1.0, -1.0)])
+        steps = steps_of(h, objective, objective.entries)
+        points = objective.nudged(objective.entries, signed * steps)
         values = np.array([function.values(row) for row in points])
-        here = function.values(objective.center) if error else np.nan
+        here = function.values(objective.center) if error else np.full(1, np.nan)
         both_sides = np.zeros(objective.size, np.int64)
         around = Differences(multiples, (), points, values, objective.center, here, both_sides)
         with np.errstate(all="ignore"):
@@ -136,8 +135,8 @@ class _Elementwise:
 
     def values(self, points: FloatArray) -> FloatArray:
         """Return f at a point for each element; as in the book, a number goes in as a number."""
-        nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)
-        found = real_array(self.objective.f(nudged.copy()[()]), "f(x)", layout="K")
+        nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)  # always a copy
+        found = real_array(self.objective.f(nudged[()]), "f(x)", layout="K")
         if self.shape is None:
             self.shape = found.shape
         if found.shape != self.shape:
@@ -146,7 +145,7 @@ class _Elementwise:
                 f"{found.shape}; of a function of several variables take `numerical_gradient` or "
                 "`numerical_jacobian`."
             )
-        return found.reshape(-1) if self.is_number else flattened(self.objective.x, [found])
+        return (found if self.is_number else found.transpose(self.leaf.axes)).reshape(-1)
 
     def beside(self, which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
         """Return some elements of f(x), each at its points, as `extrapolate` asks for them."""

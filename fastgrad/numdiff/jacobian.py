@@ -58,8 +58,8 @@ def numerical_jacobian(
         Where to differentiate, real; nudged in place and restored, as by `numerical_gradient`.
     h, args, workers, order, sample, bounds, progress, rng, batched
         As for `numerical_gradient`, but for its `directions`, which estimate a gradient. With
-        "auto" each element has steps of its own, and the outputs
-        share the evaluations at steps that they have in common.
+        "auto" each element has steps of its own, and the outputs share the evaluations at steps
+        that they have in common.
     error : bool
         Whether to return an estimate of the error as well.
 

@@ -68,9 +68,9 @@ def noise_of(objective: Objective, here: float, *, repeats: int = REPEATS) -> No
     """
     again = [here, *(objective.value() for _ in range(repeats - 1))]
     unit = float(np.max(objective.eps, initial=0)) * abs(here) / 2
-    spread = float(np.std(again)) if np.isfinite(again).all() else 0.0
+    deviation = float(np.std(again)) if np.isfinite(again).all() else 0.0
     differ = max(again) - min(again)
-    level = max(unit, spread)
+    level = max(unit, deviation)
     if math.isfinite(here) and objective.size:
         level = max(level, _difference_table(objective))
     random = differ > 2 * _ROUNDING_UNITS * unit

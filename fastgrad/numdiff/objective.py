@@ -422,7 +422,8 @@ class _Task:
         try:
             return at_once.evaluate(
                 self.f, self.x.root, leaf.array, entries, points, self.args,
-                insist=is_asked, alone=f, numbers=self.row,
+                insist=is_asked, alone=f,
+                numbers=None if self.row is None else self.row.__call__,
             )  # fmt: skip
         except at_once.NotCarried as reason:
             if is_asked:
