@@ -246,6 +246,11 @@ def text_and_assertion(x):
 
 
 class Deeper(Layer):
+    name = "deeper"
+
+    def __str__(self):
+        return self.name
+
     def forward(self, x):
         return super().forward(x) + 1
 

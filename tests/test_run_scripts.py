@@ -1,6 +1,7 @@
 """What readers' scripts print in plain Python is what they print under `run`."""
 
 import ast
+import copy
 import subprocess
 import sys
 
@@ -421,9 +422,12 @@ def test_a_name_replaced_in_a_module_reaches_what_was_served_in_it(tmp_path, mon
     module, _ = adopted(tmp_path, monkeypatch, text, {"TwoLayerNet": NETWORK}, "two_layer_net")
     served = module.TwoLayerNet
     assert issubclass(served, networks.BookTwoLayerNet)
+    before = served(2, 2, 2)
+    before.params["W1"] = np.ones((3, 2))
     module.sigmoid = np.tanh
-    assert module.TwoLayerNet is served
-    np.testing.assert_array_equal(served(3).predict(np.ones(3)), np.tanh([3.0, 3.0]))
+    assert type(served(3)) is module.TwoLayerNet
+    for net in (before, copy.deepcopy(before), served(3)):
+        np.testing.assert_array_equal(net.predict(np.ones(3)), np.tanh([3.0, 3.0]))
 
 
 def test_nothing_is_said_of_the_second_volume(tmp_path, capfd):

@@ -78,8 +78,7 @@ def adopt(module: types.ModuleType, title: str, file: str) -> tuple[list[str], l
 def _watching(own: Mapping[str, Any]) -> type[types.ModuleType]:
     """Return a class for a module that gives the reader's definitions back when a name is replaced.
 
-    What uses the name is then to use the new one, as in plain Python. A class that has been
-    imported elsewhere gets the reader's methods.
+    What uses the name is then to use the new one, as in plain Python.
     """
 
     class Watched(types.ModuleType):
@@ -88,16 +87,25 @@ def _watching(own: Mapping[str, Any]) -> type[types.ModuleType]:
             if name in names and not name.startswith("__") and value is not names[name]:
                 self.__class__ = types.ModuleType  # type: ignore[assignment]
                 for key, definition in own.items():
-                    served = names[key]
-                    if getattr(served, "__module__", "") != self.__name__:
-                        names[key] = definition
-                        continue
-                    for attribute, member in vars(definition).items():
-                        if attribute not in ("__dict__", "__weakref__"):
-                            setattr(served, attribute, member)
+                    if getattr(names[key], "__module__", "") == self.__name__:
+                        _become(names[key], definition)
+                    names[key] = definition
             types.ModuleType.__setattr__(self, name, value)
 
     return Watched
+
+
+def _become(served: Any, definition: Any) -> None:
+    """Have a served class, which a script may have imported, do what the reader's does."""
+    for name, member in vars(definition).items():
+        if name not in ("__dict__", "__weakref__", "__init__"):
+            setattr(served, name, member)
+
+    def new(cls: Any, *args: Any, **keywords: Any) -> Any:
+        is_made = cls is served and (args or keywords)  # and not copied
+        return definition(*args, **keywords) if is_made else object.__new__(cls)
+
+    served.__new__ = new
 
 
 def _contents(title: str, definitions: Mapping[str, _Definition]) -> Mapping[str, str]:

@@ -4,7 +4,8 @@ A function may be evaluated fewer times than its author wrote, or at other point
 can tell. Pictures of the state before and after miss a counter in an array or a private generator;
 the code hides nothing. So the syntax tree of the function, and of every function of the reader's
 that it calls, is interpreted with *values of which little is known*: which objects an expression
-can be, and whether it was made inside the evaluation. All branches are read.
+can be, and whether it was made inside the evaluation. All branches are read, but of two between
+which a flag such as ``verbose`` decides, one.
 
 What is harmless is listed: arithmetic, NumPy's functions, pure built-in ones, assignments to local
 names, into arrays made inside, and of a fresh value to an attribute. All else is an *obstacle*.
@@ -232,7 +233,9 @@ _ATTRIBUTES = _words("dtype finished itemsize iterindex multi_index nbytes ndim 
 #: Special methods that no operator calls; that may return what is from outside, while what other
 #: operators return is taken to be new; and that make an object's attributes unreadable.
 _NO_OPERATORS = _words("__init__ __call__ __init_subclass__ __class_getitem__ __annotate__")
-_LOOK_INTO = _words("__getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__")
+_LOOK_INTO = _words("""
+    __getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__ __str__ __repr__ __format__
+    """)
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
 #: What is known of this package's own classes: they remember what they computed, and no more.
 _OWN_CLASSES = _words("""
