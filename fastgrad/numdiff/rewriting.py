@@ -56,7 +56,11 @@ class Rewriting:
 
     def __init__(self, functions: list[types.FunctionType]) -> None:
         self._functions = functions
-        self._copies: dict[types.FunctionType, types.CodeType] = {}
+        self._copies = {
+            function: copy
+            for function in functions
+            if function.__code__ in _needed and (copy := rewritten(function.__code__))
+        }
         self._seen: set[types.CodeType] = set()
 
     def extend(self, error: BaseException) -> bool:
@@ -70,6 +74,7 @@ class Rewriting:
         if copy is None:
             return False
         self._copies.update(dict.fromkeys(functions, copy))
+        _needed.add(code)
         return True
 
     @contextmanager
@@ -94,6 +99,9 @@ class _Current(threading.local):
 
 
 _current = _Current()
+
+#: Code that has needed a copy in some evaluation, and gets one at once in the next.
+_needed: set[types.CodeType] = set()
 
 
 def _innermost_code(error: BaseException) -> types.CodeType | None:
