@@ -206,8 +206,8 @@ _NOT_PURE = _words("""
 _NUMPYS = _table(*(
     value
     for space in (np, np.linalg, np.fft)
-    for name in space.__all__
-    if name not in _NOT_PURE and hasattr(value := getattr(space, name), "__name__")
+    for name, value in list(vars(space).items())  # modules that are not loaded yet stay so
+    if name in space.__all__ and name not in _NOT_PURE and hasattr(value, "__name__")
     if not isinstance(value, type | types.ModuleType)
 ))  # fmt: skip
 #: Those that may return a view of an argument, or the argument itself; and such methods.
