@@ -14,6 +14,7 @@ import warnings
 
 import numpy as np
 import pytest
+import tqdm.std  # whose class one of the loops below stands in for
 
 from fastgrad.book import loop_syntax, loops, run_script
 
@@ -518,6 +519,7 @@ tqdm.__module__ = "tqdm.std"
     ],
 )
 def test_what_a_loop_prints_is_printed_once(text, capsys):
+    assert tqdm.std.__name__ in sys.modules
     x = np.random.default_rng(1).standard_normal((200, 2))
     printed = []
     for plain in (False, True):
