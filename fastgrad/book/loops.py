@@ -758,7 +758,7 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
         result = _replayed(loop, loop.call, points, values, here, like)
         if loop.x.tobytes() != kept.tobytes():
             _check_rounding(loop, kept, float(here))
-        if loop.reading.stores and loop.rule.passes != "copy":
+        if loop.reading.stores:
             _at_last(loop, points)
         if loop.call.loud is not None:  # now that nothing can go wrong any more
             loop.x[...] = kept
