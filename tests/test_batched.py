@@ -825,6 +825,25 @@ class TestOption:
         assert abs(loss(W)) < 1e-14
         np.testing.assert_allclose(found, A.T @ (weights / np.cosh(A @ W) ** 2), atol=1e-7)
 
+    def test_private_names(self):
+        class Model:
+            def __init__(self):
+                self.__W = normal(4, 3)
+
+            def __scores(self):
+                return A.dot(self.__W)  # a copy of this function runs, as `dot` does not dispatch
+
+            def loss(self, _):
+                return np.sum(np.tanh(self.__scores()))
+
+            def weights(self):
+                return self.__W
+
+        model = Model()
+        found = numerical_gradient(model.loss, model.weights(), batched=True)
+        expected = A.T @ (1 / np.cosh(A @ model.weights()) ** 2)
+        np.testing.assert_allclose(found, expected, atol=1e-7)
+
     def test_layers(self, monkeypatch):
         monkeypatch.setattr(batched, "read", harmless)
         W = normal(4, 3)

@@ -44,6 +44,19 @@ def through_layers(x):
     return np.sum(x)
 
 
+class Private:
+    """Keeps its weights and a method to itself."""
+
+    def __init__(self):
+        self.__W = np.eye(3)
+
+    def __scores(self, x, __scale=2.0):
+        return __scale * x.dot(self.__W)
+
+    def loss(self, x):
+        return np.sum(self.__scores(x, __scale=3.0))
+
+
 def own_arrays(x):
     out, parts = np.zeros(3), []
     for n in range(3):
@@ -68,9 +81,10 @@ def fresh_copy(x):
         (own_arrays, False),
         (fresh_copy, False),
         (through_layers, True),
+        (Private().loss, False),
         (lambda x: sum(v for v in [1.0, 2.0]) + max(x, key=lambda v: -v), False),
     ],
-    ids=["powers", "NumPy", "own arrays", "copy", "layers", "built-in"],
+    ids=["powers", "NumPy", "own arrays", "copy", "layers", "private names", "built-in"],
 )
 def test_harmless(f, stores):
     found = read(f, X)

@@ -16,8 +16,27 @@ __all__ = ["tree_of"]
 @functools.lru_cache(128)
 def _functions_in(lines: tuple[str, ...]) -> tuple[Any, ...]:
     """Return the syntax trees of all functions in a file."""
-    tree = ast.parse("".join(lines))
+    tree = _Mangled().visit(ast.parse("".join(lines)))
     return tuple(n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda))
+
+
+class _Mangled(ast.NodeTransformer):
+    """Gives private names the form that they have in code: ``__a`` in class C is ``_C__a``."""
+
+    _class = ""
+
+    def visit(self, node: Any) -> Any:
+        """Rename what a node names, then visit what it consists of."""
+        outer = self._class
+        if isinstance(node, ast.ClassDef):
+            self._class = node.name.lstrip("_")
+        for field in ("attr", "id", "arg"):
+            name = getattr(node, field, None)
+            if self._class and name and name.startswith("__") and not name.endswith("__"):
+                setattr(node, field, f"_{self._class}{name}")
+        self.generic_visit(node)
+        self._class = outer
+        return node
 
 
 @functools.lru_cache(1024)
@@ -54,7 +73,7 @@ def _fits(node: Any, code: types.CodeType) -> bool:
             return False
     there = {"dot", "__debug__", *names_in(code)}
     return all(
-        name in there or any(known.endswith(name) for known in there)  # the end of a private name
+        name in there
         for statement in (body if isinstance(body, list) else [body])
         for n in ast.walk(statement)
         if (name := getattr(n, "id", "") or getattr(n, "attr", ""))
