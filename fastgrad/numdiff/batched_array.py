@@ -508,6 +508,10 @@ def at(array: Array, support: Support) -> Array:
     if not each:
         column: Array = array[..., None]
         return column
+    if len(each) == 1 and len(support[each[0]]) == 1:  # the usual box; a tenth of a network's time
+        (a,) = each
+        rows = np.moveaxis(array.take(support[a][0], axis=a), a, -1)
+        return np.expand_dims(np.ascontiguousarray(rows), a)
     key = tuple(
         support[a].reshape(*(len(support[a]) if a == b else 1 for b in each), -1) for a in each
     )
