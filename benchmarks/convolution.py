@@ -32,7 +32,8 @@ TOLERANCE = {"float64": 1e-5, "float32": 1e-3}
 def book_gradient(net, x, t):
     """Return the gradient of a network by the book's layers, in NumPy."""
     backwards, grads = [], {}
-    for layer in net._all_layers():
+    layers = net.layers
+    for layer in layers.values() if isinstance(layers, dict) else layers:
         if isinstance(layer, Convolution):
             W, b, pad = layer.W, layer.b, layer.pad
             images = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad)))

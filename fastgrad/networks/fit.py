@@ -158,7 +158,7 @@ def pair(validation: Any) -> tuple[Any, Any]:
 
 
 class Advancing(Protocol):
-    """A training run, as `run_training` sees it."""
+    """A training run, as `fit` sees it."""
 
     @property
     def done(self) -> int: ...
