@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 from fastgrad.numdiff.objective import one_number
+from fastgrad.numdiff.trees import memory_order
 
 __all__ = [
     "central_differences",
@@ -854,10 +855,7 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
 
     x = loop.x.copy() if loop.rule.passes == "copy" else loop.x
     entries = np.arange(x.size, dtype=np.int64)
-    axes = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))
-    turns = entries.reshape(x.shape).transpose(axes).ravel()  # in memory order
-    if x.flags.c_contiguous:
-        turns = entries
+    turns = entries.reshape(x.shape).transpose(memory_order(x)).ravel()
     values = np.empty(points.shape)
     few, many = _TRIED
     tried = min(x.size, max(few, min(many, x.size // 16)))
