@@ -200,8 +200,10 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, result: dict[str, FloatArray]
     ) -> dict[str, Any]:
         """Return samples, targets, the parameters and a gradient under the names of a workspace."""
-        gradient = {"d" + name: array for name, array in result.items()}
-        return {"x": x, "labels": labels, "soft": soft, **self._params, **gradient}
+        arrays = {"x": x, "labels": labels, "soft": soft, **self._params}
+        for name, array in result.items():
+            arrays["d" + name] = array
+        return arrays
 
     def _run(
         self, space: Workspace, make: Callable[[Workspace, bool], Program], arrays: dict[str, Any]

@@ -519,6 +519,9 @@ def _blocks(
     xs: FloatArray, labels: IntArray, soft: FloatArray
 ) -> Iterator[tuple[FloatArray, IntArray, FloatArray]]:
     """Cut samples and targets into blocks of a size whose scratch stays in the cache."""
+    if len(xs) <= _BLOCK:
+        yield xs, labels, soft  # three slices take a microsecond
+        return
     for first in range(0, len(xs), _BLOCK):
         block = slice(first, first + _BLOCK)
         yield xs[block], labels[block], soft[block]
