@@ -575,6 +575,50 @@ def gradients(W, b):
     )
 
 
+NETWORK = """
+def sigmoid(a):
+    return 1 / (1 + np.exp(-a))
+def softmax(a):
+    exp = np.exp(a - a.max(axis=1, keepdims=True))
+    return exp / exp.sum(axis=1, keepdims=True)
+def loss(W):
+    y = softmax(sigmoid(X @ params["W1"] + params["b1"]) @ params["W2"] + params["b2"])
+    return -np.sum(T * np.log(y + 1e-7)) / len(y)
+"""
+
+
+@pytest.mark.parametrize(
+    ("first", "body", "last", "is_compiled"),
+    [
+        ("pass", CENTRAL, "pass", True),
+        ("c = f(x)", CENTRAL, "pass", True),
+        ("c = f(x)", CENTRAL + "; grad[i] = (a - c) / h", "pass", False),
+        ("h, c = 1e-2, f(x)", CENTRAL + "; grad[i] = (a - 2 * c + b) / h**2", "pass", False),
+        ("pass", CENTRAL + "; grad[i] *= (a + b) / 2", "pass", False),
+        ("pass", CENTRAL + "; print('%.6f' % a)", "pass", False),
+        ("m = 0", CENTRAL + "; m = max(m, a)", "print('%.6f' % m)", False),
+        ("seen = []", CENTRAL + "; seen.append(a)", "print('%.6f' % sum(seen))", False),
+    ],
+)
+def test_only_differences_come_from_the_compiled_kernels(
+    first, body, last, is_compiled, monkeypatch, capsys
+):
+    monkeypatch.setattr(loops, "_LONG", 0.0)
+    nested = NDITER.format(body=body.replace("; ", "\n        "))
+    text = f"{NETWORK}{HEAD}    {first}\n{nested}    {last}\n{TAIL}"
+    rng = np.random.default_rng(0)
+    params = {"W1": rng.normal(size=(12, 7)), "b1": rng.normal(size=7)}
+    params |= {"W2": rng.normal(size=(7, 3)), "b2": rng.normal(size=3)}
+    names = {"X": rng.random((9, 12)), "T": np.eye(3)[rng.integers(0, 3, 9)], "params": params}
+    found = []
+    for plain in (False, True):
+        module = define(text, plain=plain, **names)
+        found.append((module.g(module.loss, params["W1"]), capsys.readouterr().out))
+    np.testing.assert_allclose(found[0][0], found[1][0], atol=1e-9 if is_compiled else 1e-8)
+    assert found[0][1] == found[1][1]
+    assert ("compiled" in " ".join(loops.lines())) == is_compiled
+
+
 def test_a_loop_that_is_none_asks_no_more_than_a_thousand_times():
     module = define("""
 def half(x):

@@ -1,5 +1,6 @@
 """What a function does besides returning a number, as its code says."""
 
+import dataclasses
 import functools
 import queue
 import random
@@ -57,6 +58,16 @@ class Private:
         return np.sum(self.__scores(x, __scale=3.0))
 
 
+@dataclasses.dataclass
+class Fields:
+    """Has methods that nobody wrote."""
+
+    W: np.ndarray
+
+    def loss(self, x):
+        return np.sum(x.dot(self.W))
+
+
 def own_arrays(x):
     out, parts = np.zeros(3), []
     for n in range(3):
@@ -82,9 +93,19 @@ def fresh_copy(x):
         (fresh_copy, False),
         (through_layers, True),
         (Private().loss, False),
+        (Fields(np.eye(3)).loss, False),
         (lambda x: sum(v for v in [1.0, 2.0]) + max(x, key=lambda v: -v), False),
     ],
-    ids=["powers", "NumPy", "own arrays", "copy", "layers", "private names", "built-in"],
+    ids=[
+        "powers",
+        "NumPy",
+        "own arrays",
+        "copy",
+        "layers",
+        "private names",
+        "dataclass",
+        "built-in",
+    ],
 )
 def test_harmless(f, stores):
     found = read(f, X)

@@ -230,8 +230,9 @@ class _Rule(NamedTuple):
         What f is called with besides.
     keywords : dict
         Likewise, by name.
-    is_linear : bool
-        Whether the result is linear in the values, and none for equal ones.
+    is_central : bool
+        Whether there are two values for each entry, and the result is linear in their differences
+        and depends on nothing else.
     """
 
     before: int
@@ -241,7 +242,7 @@ class _Rule(NamedTuple):
     passes: str
     further: tuple[Any, ...]
     keywords: dict[str, Any]
-    is_linear: bool
+    is_central: bool
 
     def entries(self, shape: tuple[int, ...]) -> list[int]:
         """Return the entries in the order in which they are visited, counted along rows."""
@@ -261,7 +262,7 @@ class _Rule(NamedTuple):
 #: The book's own loop: x is nudged in place, up and down, entry by entry.
 _THE_BOOKS = _Rule(
     before=0, block=(True, True), after=0, order="C", passes="x", further=(), keywords={},
-    is_linear=True,
+    is_central=True,
 )  # fmt: skip
 
 
@@ -346,16 +347,22 @@ def _rule_of(call: _Call) -> _Rule:
         length = body // small.size
         block = tuple(entry >= 0 for entry in first.entries[before : before + length])
         after = len(first.entries) - before - body
-        rule = _Rule(
-            before, block, after, named, *first.passes, _are_linear([p.result for p in probes])
-        )  # fmt: skip
+        rule = _Rule(before, block, after, named, *first.passes, is_central=False)
         if list(rule.calls(small.shape)) == first.entries:
-            return rule
+            if block != (True, True):
+                return rule
+            # The two values of an entry are equal, those of different entries and at x are not.
+            given = {e: i for i, e in enumerate(first.entries) if e >= 0}
+            equal = [script[0][given.get(e, i)] for i, e in enumerate(first.entries)]
+            with np.errstate(all="ignore"):
+                none = _Probe(call, small.copy("K"), equal.__getitem__).result
+            is_central = _are_linear([*(p.result for p in probes[:3]), none])
+            return rule._replace(is_central=is_central)
     raise _Left("it does not treat all entries alike")
 
 
 def _are_linear(results: list[Any]) -> bool:
-    """Return whether results for a script, another, their sum, and equal numbers say so."""
+    """Return whether results for a script, another, their sum, and equal pairs say so."""
     if all(type(r) is tuple for r in results):  # what a part of a function leaves in its names
         columns = [list(column) for column in zip(*results, strict=True)]
         return all(_are_linear(c) or all(v is c[0] for v in c) for c in columns)
@@ -752,8 +759,9 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
         found = _compiled(loop, points, here) if is_worth_it else None
         if found is not None:
             slopes, network, _ = found
-            values = slopes.reshape(-1) * (points[0] - points[1]) / 2
-            values, way = np.stack([values, -values]), f"by the compiled kernels, {network}"
+            changes = slopes.reshape(-1) * (points[0] - points[1]) / 2
+            values = float(here) + np.stack([changes, -changes])
+            way = f"by the compiled kernels, {network}"
         else:
             values, way = _at_once(loop, points, seconds), "all points at once"
         result = _replayed(loop, loop.call, points, values, here, like)
@@ -815,8 +823,9 @@ def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
 def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
     """Return the slopes of a recognised network's loss, and what it is, or None."""
     rule, x = loop.rule, loop.x
-    is_central = rule.block == (True, True) and rule.is_linear and not loop.further
-    if not (is_central and rule.passes != "copy" and x.flags.c_contiguous):
+    # Only the difference of two values is known, which is enough if nothing else comes of them.
+    is_enough = rule.is_central and not loop.further and loop.call.loud is None
+    if not (is_enough and rule.passes != "copy" and x.flags.c_contiguous):
         return None
     nearest = int(np.argmin(np.abs(x)))
     h = float(f"{abs(float(points[0].flat[nearest] - points[1].flat[nearest])) / 2:.10g}")
