@@ -93,3 +93,13 @@ def test_what_f_raises_leaves_x_as_it_was():
 def test_further_arguments():
     found = numerical_hessian(lambda x, a: a * x[0] ** 2, [3.0], args=(5.0,))
     assert found[0, 0] == pytest.approx(10, rel=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64])
+def test_a_function_that_reads_another_array(dtype):
+    x = np.arange(1, 4).astype(dtype)
+    with pytest.warns(UserWarning, match="does not depend on `x`"):
+        assert not numerical_hessian(lambda _: float(np.sum(x**2)), x).any()
+    np.testing.assert_allclose(
+        numerical_hessian(lambda x: np.sum(x**2), x), 2 * np.eye(3), atol=1e-6
+    )

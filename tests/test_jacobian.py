@@ -168,3 +168,9 @@ def test_other_results_are_refused():
 def test_empty(h):
     assert numerical_jacobian(lambda x: x, np.empty(0), h).shape == (0, 0)
     assert numerical_jacobian(lambda x: np.empty((2, 0)), np.ones(3), h).shape == (2, 0, 3)
+
+
+def test_a_function_that_reads_another_array():
+    x = [1, 2, 3]
+    with pytest.warns(UserWarning, match="does not depend on `x`"):
+        assert not numerical_jacobian(lambda _: np.array(x) ** 2, x).any()

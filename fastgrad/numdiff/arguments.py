@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numbers
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -181,3 +182,12 @@ def generator_of(rng: Any) -> np.random.Generator:
     if isinstance(source, np.random.Generator):
         return source
     return np.random.Generator(np.random.MT19937(source.randint(2**32, size=8, dtype=np.uint32)))
+
+
+def warn_of_copy(stacklevel: int) -> None:
+    """Warn that f gives the same values everywhere although x is not the caller's own array."""
+    warnings.warn(
+        "f does not depend on `x`, which was copied for it; does it read another array?",
+        UserWarning,
+        stacklevel=stacklevel,
+    )

@@ -6,7 +6,6 @@ around it, and `fastgrad.numdiff.formulas` turns values into slopes.
 
 from __future__ import annotations
 
-import warnings
 from typing import Any
 
 import numpy as np
@@ -26,6 +25,7 @@ from fastgrad.numdiff.arguments import (
     sampled_entries,
     steps_of,
     tree_of,
+    warn_of_copy,
 )
 from fastgrad.numdiff.directions import along_directions
 from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
@@ -448,8 +448,4 @@ def _warn_if_constant(around: Differences) -> None:
     if values.size == 0 or not (values == values.flat[0]).all():
         return
     if np.max(np.abs(around.points - around.center) - 1e-9 * np.abs(around.center)) > 0:
-        warnings.warn(
-            "f does not depend on `x`, which was copied for it; does it read another array?",
-            UserWarning,
-            stacklevel=3,
-        )
+        warn_of_copy(stacklevel=4)

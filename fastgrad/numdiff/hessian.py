@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.numdiff.arguments import array_of
+from fastgrad.numdiff.arguments import array_of, warn_of_copy
 from fastgrad.numdiff.objective import Function, further_arguments, one_number
 from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import FloatArray, flag
@@ -48,6 +48,11 @@ def numerical_hessian(
     error : ndarray of float64, of the same shape
         Only with ``error=True``: an estimate of the absolute error of each element.
 
+    Warns
+    -----
+    UserWarning
+        If f gives the same values everywhere although x was converted: f reads another array then.
+
     Raises
     ------
     TypeError
@@ -77,10 +82,13 @@ def numerical_hessian(
     if not callable(f):
         raise TypeError(f"`f` must be callable. Got {f!r}.")
     args = further_arguments(args)
-    if isinstance(x, np.ndarray) and x.dtype == np.float32:
-        x = x.astype(np.float64)  # second differences need all digits
-    tree = array_of(x, "x")
-    hessian, estimate = _extrapolated(_Second(f, tree, args))
+    is_short = isinstance(x, np.ndarray) and x.dtype == np.float32
+    # Second differences need all digits.
+    tree = array_of(x.astype(np.float64) if is_short else x, "x")
+    second = _Second(f, tree, args)
+    hessian, estimate = _extrapolated(second)
+    if (is_short or tree.converted) and second.size and not second.varies:
+        warn_of_copy(stacklevel=3)
     shape = tree.leaves[0].array.shape * 2
     if error:
         return hessian.reshape(shape), estimate.reshape(shape)
@@ -100,6 +108,7 @@ class _Second:
             self.here = _number(f(root, *args))
         self.dtype = type(self.here)
         self.largest = abs(self.here)
+        self.varies = False
 
     def over(self, rung: int, pairs: list[tuple[int, int]]) -> tuple[NDArray[Any], FloatArray]:
         """Return the derivatives by pairs of entries over one step, and their rounding."""
@@ -142,6 +151,7 @@ class _Second:
                     array.flat[i] = self.center[i]
             if not restored.is_unchanged():
                 raise ValueError("`f` must not change `x`.")
+        self.varies = self.varies or bool((values != self.here).any())
         finite = np.abs(values[np.isfinite(values)])
         self.largest = max(self.largest, float(finite.max(initial=0)))
         return values

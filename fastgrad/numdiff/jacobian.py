@@ -22,6 +22,7 @@ from fastgrad.numdiff.arguments import (
     sampled_entries,
     steps_of,
     tree_of,
+    warn_of_copy,
 )
 from fastgrad.numdiff.extrapolation import extrapolated
 from fastgrad.numdiff.formulas import Differences, evaluate_around
@@ -70,6 +71,11 @@ def numerical_jacobian(
     error : ndarray of float64, or tree, of the same form
         Only with ``error=True``: an upper estimate of the absolute error of each element.
 
+    Warns
+    -----
+    UserWarning
+        If f gives the same values everywhere although x was converted: f reads another array then.
+
     Raises
     ------
     TypeError
@@ -111,6 +117,8 @@ def numerical_jacobian(
             slope = estimate = around.gradient(order)
             if error:
                 estimate = around.error(order, outputs.noise(numbers, around, slope))
+    if tree.converted and slope.size and not slope.any():
+        warn_of_copy(stacklevel=3)
     jacobian = outputs.result(numbers, slope)
     return (jacobian, outputs.result(numbers, estimate, errors=True)) if error else jacobian
 
