@@ -219,7 +219,7 @@ def check_backward(
         The parameters, as the layer has them: they are nudged in place.
     h : float or "auto", default 1e-4
         The step.
-    rng : int or numpy.random.Generator, optional
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
         Where `dout` is drawn from.
     **options
         As for `check_gradient`.

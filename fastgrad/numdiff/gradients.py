@@ -214,7 +214,8 @@ def numerical_gradient(
         A map-like callable that evaluates f elsewhere: the ``map`` of a ``multiprocessing`` pool,
         or of any executor with the interface of ``concurrent.futures`` (Dask, mpi4py, ...).
     order : {2, 4, 6}
-        The order of the error in h. The function is evaluated `order` times an element.
+        The order of the error in h. The function is evaluated `order` times an element, and for
+        4 and 6 once at x itself.
     error : bool
         Whether to return an estimate of the error as well, at one and a half times to twice the
         work.
@@ -230,8 +231,8 @@ def numerical_gradient(
         one side of x, and the formula is one of the same order.
     progress : bool
         Whether to show a progress bar.
-    rng : int or numpy.random.Generator, optional
-        Where `sample` draws from.
+    rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
+        Where `sample` and `directions` draw from.
     batched : {"auto", True, False}
         Whether a Python f is evaluated at all points at once, in a single run of its code: where
         that is possible and the loop would take longer than a moment; always, or a ValueError says
@@ -272,8 +273,8 @@ def numerical_gradient(
 
     In place means: do not use x in another thread meanwhile.
 
-    The orders 4 and 6 take three and five points more. Where a kink lies between them, as of ReLU,
-    the formula is that of the largest order below whose points have none between them.
+    Where a kink, as of ReLU, lies between the points of order 4 or 6, the formula is that of the
+    largest order below whose points have none between them.
 
     Examples
     --------
