@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
@@ -238,8 +239,8 @@ _LOOK_INTO = _words("""
     __getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__ __str__ __repr__ __format__
     """)
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
-#: Where the methods that a dataclass is given have their code.
-_GENERATED = "<string>", dataclasses.__file__
+#: Where the methods that a dataclass is given have their code, `__repr__` by version of Python.
+_GENERATED = "<string>", dataclasses.__file__, reprlib.__file__
 #: What is known of this package's own classes: they remember what they computed, and no more.
 _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
