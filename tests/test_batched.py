@@ -11,6 +11,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
+from fastgrad.book import convolutions
 from fastgrad.numdiff import batched
 from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
 from fastgrad.numdiff.reach import Reach
@@ -222,6 +223,52 @@ class TestConvolution:
             np.testing.assert_array_equal(found, getattr(expected.conv, name))
         assert np.shares_memory(net.conv.col_W, net.conv.W)
         np.testing.assert_array_equal(net.winners, expected.winners)
+
+
+class ServedConvNet:
+    """A reader's own network of the layers that are served for the book's."""
+
+    def __init__(self):
+        self.images = normal(2, 2, 6, 6)
+        self.conv = convolutions.Convolution(normal(3, 2, 3, 3, seed=1), normal(3, seed=2), 1, 1)
+        self.pool = convolutions.Pooling(2, 2, 2)
+        self.W = normal(27, 3, seed=3) / 9
+
+    def loss(self, _):
+        out = self.pool.forward(np.maximum(0, self.conv.forward(self.images)))
+        return cross_entropy(softmax(np.dot(out.reshape(2, -1), self.W)), T[:2])
+
+    def loss_by_hand(self, _):
+        """Call the function within, as a layer of the reader's own does."""
+        out = np.dot(convolutions.im2col(self.images, 3, 3, pad=1), self.conv.W.reshape(3, -1).T)
+        patches = convolutions.im2col(out.reshape(2, 6, 6, 3).transpose(0, 3, 1, 2), 2, 2, 2)
+        return np.sum(np.max(patches.reshape(-1, 4), axis=1) ** 2)
+
+
+class TestServedLayers:
+    @pytest.mark.parametrize("name", ["W", "b", "images", "V"])
+    def test_values(self, name):
+        net = ServedConvNet()
+        arrays = {"W": net.conv.W, "b": net.conv.b, "images": net.images, "V": net.W}
+        assert_carried(net.loss, arrays[name])
+        if name in ("W", "images"):
+            assert_carried(net.loss_by_hand, arrays[name])
+
+    def test_what_they_keep_is_as_the_loop_leaves_it(self):
+        net, expected = ServedConvNet(), ServedConvNet()
+        found = numerical_gradient(net.loss, net.conv.W, batched=True)
+        wanted = numerical_gradient(expected.loss, expected.conv.W, batched=False)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
+        np.testing.assert_array_equal(net.conv.x, expected.conv.x)
+        np.testing.assert_array_equal(net.pool.x, expected.pool.x)
+        np.testing.assert_array_equal(net.pool.arg_max, expected.pool.arg_max)
+
+    def test_the_function_within(self):
+        net = ServedConvNet()
+        found = numerical_gradient(net.loss_by_hand, net.conv.W, batched=True)
+        wanted = numerical_gradient(net.loss_by_hand, net.conv.W, batched=False)
+        rounding = np.finfo(float).eps * net.loss_by_hand(net.conv.W) / H
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=8 * rounding)
 
 
 def by_method(W):

@@ -245,6 +245,8 @@ _GENERATED = "<string>", dataclasses.__file__, reprlib.__file__
 _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
+#: Modules of ours whose functions return new arrays, all but the identity, and do nothing else.
+_OWN_FUNCTIONS = frozenset({"fastgrad.nn.functions", "fastgrad.book.convolutions"})
 _OWN_METHODS = _words("forward predict loss accuracy")
 _PLACES = frozenset({dict, list, tuple, OrderedDict})
 #: Iterating over these, and looking into them, changes nothing.
@@ -415,7 +417,7 @@ class _Reader:
             return _NUMBER
         if f is type and len(args.positional) == 1:
             return _OUTSIDE
-        if isinstance(f, types.FunctionType) and f.__module__ == "fastgrad.nn.functions":
+        if isinstance(f, types.FunctionType) and f.__module__ in _OWN_FUNCTIONS:
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(None, fresh, flat=True)
         self._stop(f"calls {self._callee}")
