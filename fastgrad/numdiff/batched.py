@@ -32,8 +32,8 @@ __all__ = ["NotCarried", "evaluate"]
 Array = NDArray[Any]
 _Put = Callable[[Any], None]
 
-#: Bytes of all arrays of one evaluation: what fits the second-level cache, and what is the limit.
-_WANTED, _LIMIT = 8 << 20, 32 << 20
+#: Bytes of all arrays of one evaluation: what is aimed at, and what is the limit.
+_WANTED, _LIMIT = 24 << 20, 32 << 20
 
 #: The most points that are evaluated together, and how many times more than the time before.
 _MOST, _GROWTH = 2048, 32
@@ -165,9 +165,7 @@ class _Evaluation:
             if is_slow and not insist:
                 size = stop
             start, bases.is_first = stop, False
-            # A run computes everything at x as well: enough points make that a small part of it.
-            wanted = _WANTED if took * batch.count > 8 * self.seconds else 3 * _LIMIT // 4
-            fitting = wanted * batch.count // max(1, batch.nbytes)
+            fitting = _WANTED * batch.count // max(1, batch.nbytes)
             count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")
@@ -224,7 +222,8 @@ class _Evaluation:
         if is_constant:
             values = np.tile(base, (batch.count, 1))
         else:
-            full = result._full()._values.astype(np.float64)
+            result._widen()
+            full = result._values.astype(np.float64)
             values = np.broadcast_to(full, (*result.shape, batch.count)).reshape(-1, batch.count).T
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")

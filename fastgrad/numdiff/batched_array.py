@@ -301,13 +301,11 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Return a function of the base and of plain arguments."""
         return at_x(self._batch, function, (self, *args), **kwargs)
 
-    def _full(self, *axes: int) -> BatchedArray:
-        """Return the array with a box that covers the given axes, or all."""
+    def _widen(self, *axes: int) -> None:
+        """Make the box cover the given axes, or all: what is asked for once is so again."""
         chosen = axes or range(self.ndim)
-        if all(self._support[a] is None for a in chosen):
-            return self
         support = tuple(None if a in chosen else index for a, index in enumerate(self._support))
-        return BatchedArray(self._base, within(self, support, self.ndim), support, self._batch)
+        self._values, self._support = within(self, support, self.ndim), support
 
     # ------------------------------------------------------------------------ indexing
 
@@ -394,12 +392,12 @@ class BatchedArray(NDArrayOperatorsMixin):
         if shape == self.shape:
             return self._view(self._base, self._values, self._support)
         base = self._at_x(np.reshape, shape)
-        array, support = _reshaped_support(self, base.shape)
+        support = _reshaped_support(self, base.shape)
         box = tuple(
             size if index is None else len(index)
             for size, index in zip(base.shape, support, strict=True)
         )
-        return self._view(base, array._values.reshape(*box, self._batch.count), support)
+        return self._view(base, self._values.reshape(*box, self._batch.count), support)
 
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
@@ -652,12 +650,11 @@ def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
     return parts
 
 
-def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[BatchedArray, Support]:
-    """Return the box after a reshape, and the array with a box that a reshape can carry."""
+def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
+    """Return the box after a reshape; the array's becomes one that a reshape can carry."""
     if not array._is_changed():
-        return array, (_NONE,) * len(shape)
+        return (_NONE,) * len(shape)
     support: list[Any] = [None] * len(shape)
-    full: list[int] = []
     old, new = 0, 0
     while old < array.ndim or new < len(shape):
         # The next axes, old and new, of which there are as many entries.
@@ -675,10 +672,10 @@ def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[Batc
         flat = _flat_index(array._support[first_old:old], array.shape[first_old:old])
         indices = _split_index(flat, shape[first_new:new])
         if indices is None:
-            full.extend(olds)
+            array._widen(*olds)
         else:
             support[first_new:new] = indices
-    return (array._full(*full) if full else array), tuple(support)
+    return tuple(support)
 
 
 def _flat_index(support: Support, shape: tuple[int, ...]) -> Array:
@@ -771,7 +768,7 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
         result = _picked_at_points(array, numbers, base)
         if result is not None:
             return result
-        array = array._full(*of_points)
+        array._widen(*of_points)
     batch, count = array._batch, array._batch.count
     flat = _flat_index(array._support, array.shape)[:, 0]
     source = np.zeros(array.size + 1, np.intp)
@@ -909,9 +906,10 @@ def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any
     axes = _axes(axis, array.ndim)
     argument = axes[0] if function in (np.argmax, np.argmin) else axes
     base = array._at_x(function, axis=argument, keepdims=True)
-    full = array._full(*axes) if axes else array
-    values = function(full._values, axis=argument, keepdims=True)
-    support = tuple(None if a in axes else index for a, index in enumerate(full._support))
+    if axes:
+        array._widen(*axes)
+    values = function(array._values, axis=argument, keepdims=True)
+    support = tuple(None if a in axes else index for a, index in enumerate(array._support))
     return _without(wrapped(base, values, support, array._batch), axes, keepdims)
 
 
@@ -933,10 +931,10 @@ def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
         if axis is None:
             array, axis = array.reshape(-1), 0
         axis = operator.index(axis) % array.ndim
-        full = array._full(axis)
-        array._batch.spend(full._values.nbytes)
-        base, values = (function(x, axis=axis, **kwargs) for x in (array._base, full._values))
-        return wrapped(base, values, full._support, array._batch)
+        array._widen(axis)
+        array._batch.spend(array._values.nbytes)
+        base, values = (function(x, axis=axis, **kwargs) for x in (array._base, array._values))
+        return wrapped(base, values, array._support, array._batch)
 
     return along
 
@@ -1026,7 +1024,7 @@ def _product_left(a: BatchedArray, b: Array, base: Array) -> tuple[Array, Suppor
 def _product_right(a: Array, b: BatchedArray, base: Array) -> tuple[Array, Support]:
     """Multiply a plain matrix by one at all points."""
     if b._support[0] is not None and min(b._support[0].shape) > 1:
-        b = b._full(0)
+        b._widen(0)
     batch, (terms, columns) = b._batch, b._support
     _, p, count = b._values.shape
     if terms is None:
@@ -1095,12 +1093,15 @@ def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
     base = np.einsum(subscripts, *map(_base_of, operands), **kwargs)
     batch.spend(np.asarray(base).nbytes * batch.count)
     changed = [isinstance(x, BatchedArray) and x._is_changed() for x in operands]
+    for x in operands:
+        if isinstance(x, BatchedArray):
+            x._widen()
     terms = ",".join(
         part + hidden * is_changed for part, is_changed in zip(letters, changed, strict=True)
     )
     values = np.einsum(
         f"{terms}->{output}{hidden}",
-        *(x._full()._values if is_changed else _base_of(x)
+        *(x._values if is_changed else _base_of(x)
           for x, is_changed in zip(operands, changed, strict=True)),
         optimize=True,
     )  # fmt: skip
