@@ -61,6 +61,7 @@ def normal(*shape, seed=0):
 
 A = normal(6, 4, seed=1)
 A[A < -0.3] = 0  # as the pixels of an image
+OUT = np.empty((4, 3))
 
 
 def softmax(a):
@@ -235,6 +236,15 @@ def filled(W):
     return np.sum(out[:, ::2] * np.arange(3))
 
 
+def into_out(W):
+    h, y = np.empty((6, 3)), np.empty((6, 3))
+    np.dot(A, np.ones((4, 3)), out=h)  # all of it plain
+    np.dot(A, W, out=y)
+    np.tanh(y, out=y)
+    np.multiply(h, y, out=y)
+    return np.sum(np.cumsum(y, axis=0, out=h) ** 2)
+
+
 class Method:
     def __init__(self):
         self.__W = normal(4, 3)
@@ -255,8 +265,9 @@ class TestRewriting:
     def test_methods_of_plain_arrays(self):
         assert_carried(by_method, normal(4, 3))
 
-    def test_arrays_that_are_filled(self):
-        assert_carried(filled, normal(4, 3))
+    @pytest.mark.parametrize("f", [filled, into_out])
+    def test_arrays_that_are_filled(self, f):
+        assert_carried(f, normal(4, 3))
 
     def test_closures_lambdas_and_methods(self):
         W, scale = normal(4, 3), 2.0
@@ -419,7 +430,7 @@ REFUSED = {
     "a method": lambda W: W.searchsorted(0.3).sum() + np.sum(W),
     "a nested argument": lambda W: np.histogram([W])[0].sum() + np.sum(W),
     "swallowed": lambda W: swallowed(W),
-    "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
+    "out": lambda W: np.sum(np.exp(W, out=OUT)),
     "more than one number": lambda W: W[0],
     "a complex number": lambda W: np.sum(W * 1j),
 }

@@ -157,30 +157,11 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     # ------------------------------------------------------------------------ as an array
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape at each point."""
-        return self._base.shape
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes at each point."""
-        return self._base.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of entries at each point."""
-        return self._base.size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype."""
-        return self._base.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the array at one point."""
-        return self._base.nbytes
+    shape = property(operator.attrgetter("_base.shape"))
+    ndim = property(operator.attrgetter("_base.ndim"))
+    size = property(operator.attrgetter("_base.size"))
+    dtype = property(operator.attrgetter("_base.dtype"))
+    nbytes = property(operator.attrgetter("_base.nbytes"))
 
     @property
     def T(self) -> Any:  # noqa: N802 - NumPy's name
@@ -216,8 +197,8 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that is a function of NumPy too, as ``a.sum()`` and ``np.sum(a)``."""
-        function = FUNCTIONS.get(getattr(np, name, None))
-        if function is not None:
+        function: Any = getattr(np, name, None)
+        if function in FUNCTIONS:
             return functools.partial(function, self)
         if hasattr(np.ndarray, name) and not name.startswith("__"):
             raise self._batch.refuse(f"the attribute `{name}` cannot be carried")
@@ -232,44 +213,54 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
+        name = f"`np.{ufunc.__name__}`"
         out = kwargs.pop("out", (None,))[0]
-        if method == "__call__" and ufunc is np.matmul:
-            result = matmul(*inputs, **kwargs)
-        elif method == "__call__":
-            result = self._elementwise(ufunc, inputs, kwargs)
+        if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
+            result = getattr(ufunc, method)(*inputs, **kwargs)
         elif method == "reduce" and ufunc in _REDUCTIONS:
-            result = _REDUCTIONS[ufunc](*inputs, **kwargs)
-        else:
+            result = _REDUCTIONS[ufunc](*inputs, **{"axis": 0, **kwargs})
+        elif method != "__call__":
             raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
-        if out is None:
-            return result
-        if out is not inputs[0]:
-            raise self._batch.refuse(f"`np.{ufunc.__name__}` writes into an array, `out`")
-        if out.dtype != result.dtype or out.shape != result.shape:
-            result = result.astype(out.dtype) if out.shape == result.shape else self._no_number()
+        elif ufunc is np.matmul:
+            result = matmul(*inputs, **kwargs)
+        elif ufunc.signature is not None or ufunc.nout != 1 or set(kwargs) - {"dtype", "casting"}:
+            raise self._batch.refuse(f"{name} cannot be carried in this form")
+        else:
+            result = elementwise(ufunc, inputs, kwargs)
         # a += b of a plain a: Python binds the name to what is returned.
-        return out._become(result) if isinstance(out, BatchedArray) else result
-
-    def _elementwise(self, ufunc: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if ufunc.signature is not None or ufunc.nout != 1 or set(kwargs) - {"dtype", "casting"}:
-            raise self._batch.refuse(f"`np.{ufunc.__name__}` cannot be carried in this form")
-        return elementwise(ufunc, inputs, kwargs)
+        return self._written(result, out, name, is_bound=out is inputs[0])
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Evaluate a function of NumPy that is known here."""
+        name = f"`np.{function.__name__}`"
+        refusal = f"{name} cannot be carried"
+        out = kwargs.pop("out", None)
         carried = FUNCTIONS.get(function)
-        name = f"`np.{function.__name__}` cannot be carried"
         if carried is None:
-            plain = [x._agreed(name) if isinstance(x, BatchedArray) else x for x in args]
+            plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
             if all(map(operator.is_, plain, args)):
-                raise self._batch.refuse(name)
+                raise self._batch.refuse(refusal)
             return function(*plain, **kwargs)
+        is_only_out = not any(isinstance(x, BatchedArray | list | tuple) for x in args)
+        if out is not None and is_only_out:
+            carried = function
         try:
-            return carried(*args, **kwargs)
+            result = carried(*args, **kwargs)
         except (AttributeError, TypeError) as error:
-            raise self._batch.refuse(f"{name} in this form") from error
+            raise self._batch.refuse(f"{refusal} in this form") from error
+        return self._written(result, out, name)
+
+    def _written(self, result: Any, out: Any, name: str, *, is_bound: bool = False) -> Any:
+        """Return a result after it has been written into an array, if there is one."""
+        if out is None:
+            return result
+        if not (is_bound or isinstance(out, BatchedArray)) or out.shape != result.shape:
+            raise self._batch.refuse(f"{name} writes into an array, `out`")
+        if out.dtype != result.dtype:
+            result = result.astype(out.dtype)
+        return out._become(result) if isinstance(out, BatchedArray) else result
 
     # ------------------------------------------------------------------------ boxes
 
@@ -278,13 +269,10 @@ class BatchedArray(NDArrayOperatorsMixin):
         if self._is_fixed:
             raise self._batch.refuse("it writes to `x`")
         if not isinstance(other, BatchedArray):
-            other = unchanged(other, self._batch)
+            other = unchanged(np.array(other), self._batch)
         self._base, self._values, self._support = other._base, other._values, other._support
         self._is_shared = other._is_shared
         return self
-
-    def _is_changed(self) -> bool:
-        return self._values.size > 0
 
     def _agreed(self, refusal: str) -> Array:
         """Return the array at x, if it is the same at all points."""
@@ -336,41 +324,29 @@ class BatchedArray(NDArrayOperatorsMixin):
         key = _plain_key(key)
         if self._is_shared:
             self._become(self.copy())
-        changed = value if isinstance(value, BatchedArray) and value._is_changed() else None
         self._base[key] = _base_of(value)
-        if changed is None and not self._is_changed():
+        if not _is_changed(self) and not _is_changed(value):
             return
-        parts = _basic_parts(key, self.shape)
-        if parts is None or None in parts:
-            keys = key if isinstance(key, tuple) else (key,)
-            parts = [*keys, *(() if any(part is Ellipsis for part in keys) else (...,))]
-            target: Support = (None,) * self.ndim
-            into, of_value = parts, (None,) * self._base[key].ndim
+        shape = self._base[key].shape
+        target: list[Any] = [None] * self.ndim
+        of_value: list[Any] = [None] * len(shape)
+        into = _basic_parts(key, self.shape)
+        if into is None or None in into:
+            into = [*key] if isinstance(key, tuple) else [key]
+            into += [] if any(part is Ellipsis for part in into) else [...]
         else:
-            target, of_value = self._support_with(parts, changed, np.ndim(value))
+            kept = [a for a, part in enumerate(into) if isinstance(part, slice)]
+            for i, (a, index) in enumerate(zip(kept, common_support([value], shape), strict=True)):
+                if into[a] == slice(None):
+                    mine = self._support[a] if _is_changed(self) else _NONE
+                    target[a] = of_value[i] = _union(mine, index)
             into = [part if index is None else slice(None)
-                    for index, part in zip(target, parts, strict=True)]  # fmt: skip
-        if not self._is_changed() or not _same(target, self._support):
-            # The base already has the new values: they are written over below.
-            self._values = within(self, target, self.ndim)
-            self._support = target
-        self._values[(*into, slice(None))] = _operand(value, of_value, len(of_value), self._batch)
-
-    def _support_with(
-        self, parts: list[Any], changed: BatchedArray | None, ndim: int
-    ) -> tuple[Support, Support]:
-        """Return the box after a value of so many axes is set, and the box within that value."""
-        support: list[Any] = [None] * self.ndim
-        kept = [a for a, part in enumerate(parts) if isinstance(part, slice)]
-        for i, a in enumerate(kept, ndim - len(kept)):
-            if parts[a] == slice(None):
-                mine = self._support[a] if self._is_changed() else _NONE
-                other: Any = _NONE
-                if changed is not None:
-                    is_long = i >= 0 and changed.shape[i] == self.shape[a]
-                    other = changed._support[i] if is_long else None
-                support[a] = _union(mine, other)
-        return tuple(support), tuple(support[a] for a in kept)
+                    for index, part in zip(target, into, strict=True)]  # fmt: skip
+        # The base already has the new values: they are written over below.
+        self._values, self._support = within(self, tuple(target), self.ndim), tuple(target)
+        self._values[(*into, slice(None))] = _operand(
+            value, tuple(of_value), len(shape), self._batch
+        )
 
     # ------------------------------------------------------------------------ methods
 
@@ -424,10 +400,14 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def sort(self, axis: int = -1) -> None:
         """Sort along an axis, in place."""
-        self._become(_along(np.sort)(self, axis))
+        self._become(np.sort(self, axis))
 
 
 # ------------------------------------------------------------------------------------ boxes
+
+
+def _is_changed(array: Any) -> bool:
+    return isinstance(array, BatchedArray) and array._values.size > 0
 
 
 def wrapped(base: Any, values: Array, support: Support, batch: Batch) -> Any:
@@ -446,27 +426,23 @@ def unchanged(base: Array, batch: Batch) -> BatchedArray:
     return result
 
 
-def _same(one: Support, other: Support) -> bool:
-    """Return whether two boxes have the same indices."""
-    return all(
-        a is b or (a is not None and b is not None and a.shape == b.shape and (a == b).all())
-        for a, b in zip(one, other, strict=True)
-    )
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two boxes have the same indices along an axis."""
+    return one is other or (
+        one is not None and other is not None
+        and one.shape == other.shape and bool((one == other).all())
+    )  # fmt: skip
 
 
 def _union(one: Any, other: Any) -> Any:
     """Return indices along an axis that cover those of two boxes."""
-    if one is other or other is _NONE:
+    if other is _NONE or _same(one, other):
         return one
     if one is _NONE:
         return other
-    if one is None or other is None:
+    if one is None or other is None or max(one.shape[1], other.shape[1]) > 1:
         return None
-    if one.shape == other.shape and (one == other).all():
-        return one
-    if one.shape[1] == other.shape[1] == 1:
-        return np.union1d(one, other)[:, None]
-    return None
+    return np.union1d(one, other)[:, None]
 
 
 def _aligned(support: Support, ndim: int) -> Support:
@@ -477,7 +453,7 @@ def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
     result: list[Any] | None = None
     for array in arrays:
-        if not isinstance(array, BatchedArray) or not array._is_changed():
+        if not _is_changed(array):
             continue
         sizes = (1,) * (len(shape) - array.ndim) + array.shape
         support = [
@@ -508,8 +484,7 @@ def at(array: Array, support: Support) -> Array:
         return column
     if len(each) == 1 and len(support[each[0]]) == 1:  # the usual box; a tenth of a network's time
         (a,) = each
-        rows = np.moveaxis(array.take(support[a][0], axis=a), a, -1)
-        return np.expand_dims(np.ascontiguousarray(rows), a)
+        return np.expand_dims(np.moveaxis(array, a, -1).take(support[a][0], axis=-1), a)
     key = tuple(
         support[a].reshape(*(len(support[a]) if a == b else 1 for b in each), -1) for a in each
     )
@@ -525,13 +500,7 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     extra = (1,) * (ndim - array.ndim)
     values = array._values.reshape(*extra, *array._values.shape)
     sizes = (*extra, *array.shape)
-    differ = [
-        a for a in range(ndim)
-        if sizes[a] > 1 and own[a] is not support[a] and not (
-            own[a] is not None and support[a] is not None and own[a].shape == support[a].shape
-            and (own[a] == support[a]).all()
-        )
-    ]  # fmt: skip
+    differ = [a for a in range(ndim) if sizes[a] > 1 and not _same(own[a], support[a])]
     if not differ and values.size:
         return values
     count = array._batch.count
@@ -563,20 +532,13 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
 
 def _operand(array: Any, support: Support, ndim: int, batch: Batch) -> Any:
     """Return an operand within the box of the result."""
-    if isinstance(array, BatchedArray):
-        if array._is_changed():
-            sizes = (1,) * (ndim - array.ndim) + array.shape
-            return within(
-                array,
-                tuple(
-                    None if size == 1 else index for size, index in zip(sizes, support, strict=True)
-                ),
-                ndim,
-            )
-        array = array._base
-    if np.ndim(array) == 0:
-        return array
-    plain = np.asarray(array)
+    if _is_changed(array):
+        sizes = (1,) * (ndim - array.ndim) + array.shape
+        each = zip(sizes, support, strict=True)
+        return within(array, tuple(None if size == 1 else index for size, index in each), ndim)
+    plain = np.asarray(_base_of(array))
+    if plain.ndim == 0:
+        return _base_of(array)
     return at(plain.reshape((1,) * (ndim - plain.ndim) + plain.shape), support)
 
 
@@ -600,12 +562,11 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     """Evaluate a function of single entries within the smallest box that changes."""
     batch = _batch_of(inputs)
     base = at_x(batch, function, inputs, **kwargs)
-    if len(inputs) == 1 or all(np.ndim(x) == 0 for x in inputs if not isinstance(x, BatchedArray)):
-        array, *others = (x for x in inputs if isinstance(x, BatchedArray))
-        if not others and array._is_changed():
-            batch.spend(array._values.nbytes)
-            operands = (x._values if x is array else x for x in inputs)
-            return wrapped(base, function(*operands, **kwargs), array._support, batch)
+    array, *others = (x for x in inputs if isinstance(x, BatchedArray))
+    if not others and _is_changed(array) and all(x is array or np.ndim(x) == 0 for x in inputs):
+        batch.spend(array._values.nbytes)
+        values = function(*(array._values if x is array else x for x in inputs), **kwargs)
+        return wrapped(base, values, array._support, batch)
     base = np.asarray(base)
     support = common_support(inputs, base.shape)
     if any(index is _NONE for index in support):
@@ -616,8 +577,6 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     ]
     batch.spend(math.prod(box) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
-    if values.shape != (*box, batch.count):
-        values = np.broadcast_to(values, (*box, batch.count))
     return wrapped(base, values, support, batch)
 
 
@@ -652,7 +611,7 @@ def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
 
 def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
     """Return the box after a reshape; the array's becomes one that a reshape can carry."""
-    if not array._is_changed():
+    if not _is_changed(array):
         return (_NONE,) * len(shape)
     support: list[Any] = [None] * len(shape)
     old, new = 0, 0
@@ -760,7 +719,7 @@ def joined(function: Any) -> Callable[..., Any]:
 
 def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     """Return an array of the entries of these numbers, and of those of the base for 0."""
-    if not array._is_changed():
+    if not _is_changed(array):
         return base
     of_points = [a for a, index in enumerate(array._support)
                  if index is not None and index.shape[1] > 1]  # fmt: skip
@@ -837,104 +796,79 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(operator.index(a) % ndim for a in axes)
 
 
-def _without(array: Any, axes: tuple[int, ...], keepdims: Any) -> Any:
-    """Drop reduced axes, which have length 1."""
-    if keepdims:
-        return array
-    if not isinstance(array, BatchedArray):
-        return np.squeeze(array, axes)[()]
-    support = tuple(index for a, index in enumerate(array._support) if a not in axes)
-    return array._view(array._at_x(np.squeeze, axes), array._values.squeeze(axes), support)
+def _support_of_reduced(array: BatchedArray, axes: tuple[int, ...], keepdims: Any) -> Support:
+    """Return the box after axes of an array, of which it covered all, have been reduced."""
+    return tuple(
+        None if a in axes else index
+        for a, index in enumerate(array._support) if keepdims or a not in axes
+    )  # fmt: skip
 
 
-def total(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False
-) -> Any:
+def total(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Add entries: the old sum plus what changed."""
-    batch = array._batch
-    if out is not None:
-        raise batch.refuse("`np.sum` writes into an array, `out`")
     axes = _axes(axis, array.ndim)
-    base = array._at_x(np.sum, axes, dtype=dtype, keepdims=True)
-    if not array._is_changed():
-        return _without(base, axes, keepdims)
-    support = tuple(None if a in axes else index for a, index in enumerate(array._support))
+    base = array._at_x(np.sum, axes, dtype=dtype, keepdims=keepdims)
+    if not _is_changed(array):
+        return base
+    support = _support_of_reduced(array, axes, keepdims)
     if all(array._support[a] is None for a in axes):
-        values = array._values.sum(axes, dtype=dtype, keepdims=True)
+        values = array._values.sum(axes, dtype=dtype, keepdims=keepdims)
     else:
-        if not np.isfinite(base).all():
-            raise batch.refuse("a sum is infinite or not a number")
-        batch.spend(array._values.nbytes)
-        old = at(array._base, array._support)
-        if dtype is not None or base.dtype != array.dtype:
-            old = old.astype(base.dtype)
-        change = (array._values - old).sum(axes, keepdims=True)
-        values = at(base, support) + change
-    return _without(wrapped(base, values, support, batch), axes, keepdims)
+        values = _change(array, base, "a sum").sum(axes, keepdims=keepdims) + at(base, support)
+    return wrapped(base, values, support, array._batch)
 
 
-def mean(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False
-) -> Any:
+def _change(array: BatchedArray, result: Any, what: str) -> Array:
+    """Return how an array differs from its base, as a term of a result."""
+    if not np.isfinite(result).all():
+        raise array._batch.refuse(f"{what} is infinite or not a number")
+    array._batch.spend(array._values.nbytes)
+    dtype = np.result_type(array.dtype, result.dtype)
+    change: Array = np.subtract(array._values, at(array._base, array._support), dtype=dtype)
+    return change
+
+
+def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Return means."""
     axes = _axes(axis, array.ndim)
     count = math.prod(array.shape[a] for a in axes)
     if dtype is None and array.dtype.kind in "biu":
         dtype = np.float64
-    result = total(array, axes, dtype, out, keepdims)
+    result = total(array, axes, dtype, keepdims=keepdims)
     return result / result.dtype.type(count)
 
 
 def variance(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0,
-    keepdims: Any = False,
-) -> Any:  # fmt: skip
+    array: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: Any = False
+) -> Any:
     """Return variances."""
     axes = _axes(axis, array.ndim)
-    centered = array - mean(array, axes, dtype, out, keepdims=True)
+    centered = array - mean(array, axes, dtype, keepdims=True)
     count = math.prod(array.shape[a] for a in axes) - ddof
     result = np.sum(centered * centered, axes, keepdims=keepdims)
     return result / result.dtype.type(count)
 
 
-def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any:
-    """Reduce axes that the box covers after it has been made to cover them."""
-    if not array._is_changed():
-        return function(array._base, axis=axis, keepdims=keepdims)
-    if axis is None and function in (np.argmax, np.argmin) and array.ndim != 1:
-        array, axis = array.reshape(-1), 0
-    axes = _axes(axis, array.ndim)
-    argument = axes[0] if function in (np.argmax, np.argmin) else axes
-    base = array._at_x(function, axis=argument, keepdims=True)
-    if axes:
-        array._widen(*axes)
-    values = function(array._values, axis=argument, keepdims=True)
-    support = tuple(None if a in axes else index for a, index in enumerate(array._support))
-    return _without(wrapped(base, values, support, array._batch), axes, keepdims)
+def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
+    """Return what stands for a function along one axis, or some, of which it needs all entries."""
+    is_along_one = function in (np.argmax, np.argmin, np.cumsum, np.cumprod, np.sort, np.argsort)
 
-
-def _reduction(function: Any) -> Callable[..., Any]:
-    def reduced(a: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
-        if out is not None:
-            raise a._batch.refuse(f"`np.{function.__name__}` writes into an array, `out`")
-        return _reduced(function, a, axis, keepdims)
-
-    return reduced
-
-
-def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
-    """Return what stands for a function along one axis."""
-
-    def along(array: Any, axis: int | None = default, **kwargs: Any) -> Any:
-        if not array._is_changed():
-            return function(array._base, axis=axis, **kwargs)
-        if axis is None:
+    def along(array: Any, axis: Any = default, **kwargs: Any) -> Any:
+        if any(hasattr(value, "ndim") for value in kwargs.values()):
+            raise TypeError("a keyword is an array")
+        if axis is None and is_along_one:
             array, axis = array.reshape(-1), 0
-        axis = operator.index(axis) % array.ndim
-        array._widen(axis)
-        array._batch.spend(array._values.nbytes)
-        base, values = (function(x, axis=axis, **kwargs) for x in (array._base, array._values))
-        return wrapped(base, values, array._support, array._batch)
+        axes = _axes(axis, array.ndim)
+        argument = axes[0] if len(axes) == 1 else axes
+        base = array._at_x(function, axis=argument, **kwargs)
+        if not _is_changed(array):
+            return base
+        if axes:
+            array._widen(*axes)
+        values = function(array._values, axis=argument, **kwargs)
+        array._batch.spend(values.nbytes)
+        support = _support_of_reduced(array, axes, np.ndim(base) == array.ndim)
+        return wrapped(base, values, support, array._batch)
 
     return along
 
@@ -942,10 +876,8 @@ def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
 # ------------------------------------------------------------------------------------ products
 
 
-def dot(a: Any, b: Any, out: Any = None) -> Any:
+def dot(a: Any, b: Any) -> Any:
     """Return ``np.dot``."""
-    if out is not None:
-        raise _batch_of((a, b)).refuse("`np.dot` writes into an array, `out`")
     if np.ndim(a) == 0 or np.ndim(b) == 0:
         return np.multiply(a, b)
     if np.ndim(b) > 2:
@@ -983,81 +915,49 @@ def _stacked_matmul(a: Any, b: Any) -> Any:
 
 
 def _product(a: Any, b: Any) -> Any:
-    """Multiply two matrices."""
-    a_changed, b_changed = (isinstance(x, BatchedArray) and x._is_changed() for x in (a, b))
-    if a_changed and b_changed:
+    """Multiply two matrices: the old product plus that of what changed."""
+    if _is_changed(a) and _is_changed(b):
         return _stacked_matmul(a, b)
     batch = _batch_of((a, b))
     base = at_x(batch, np.matmul, (a, b))
-    if not a_changed and not b_changed:
+    if _is_changed(a):
+        is_whole = a._support[1] is None
+        values = a._values if is_whole else _change(a, base, "a product")
+        values, support = _multiplied(values, a._support, _base_of(b), batch)
+    elif _is_changed(b):
+        is_whole = b._support[0] is None
+        values = b._values if is_whole else _change(b, base, "a product")
+        values, support = _multiplied(values.swapaxes(0, 1), b._support[::-1], _base_of(a).T, batch)
+        values, support = values.swapaxes(0, 1), support[::-1]
+    else:
         return base
-    values, support = (
-        _product_left(a, _base_of(b), base) if a_changed else _product_right(_base_of(a), b, base)
-    )
+    if not is_whole:
+        values += at(base, support)
     return wrapped(base, values, support, batch)
 
 
-def _product_left(a: BatchedArray, b: Array, base: Array) -> tuple[Array, Support]:
-    """Multiply a matrix at all points by a plain one."""
-    batch, (rows, terms) = a._batch, a._support
-    n = a._values.shape[0]
-    batch.spend(n * b.shape[1] * batch.count * base.itemsize)
-    support = (rows, None)
+def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Array, Support]:
+    """Multiply the values in a box, and zeros outside of it, by a plain matrix."""
+    rows, terms = support
+    n, count, columns = len(a), batch.count, None
+    if terms is not None and len(terms) == 1:
+        # The columns of the product in which there is something, as the samples with such a pixel.
+        factors = b[terms[0]]
+        chosen = np.flatnonzero(factors.any(axis=0))
+        if len(chosen) < b.shape[1]:
+            factors, columns = factors[:, chosen], chosen[:, None]
+        batch.spend(n * len(chosen) * count * a.itemsize)
+        return a * np.ascontiguousarray(factors.T), (rows, columns)
+    batch.spend(n * b.shape[1] * count * a.itemsize)
     if terms is None:
-        return np.matmul(b.T, a._values), support
-    change = _change(a, base)
-    if len(terms) == 1:
-        values = change * np.ascontiguousarray(b[terms[0]].T)
-    elif terms.shape[1] == 1:
-        values = np.matmul(b[terms[:, 0]].T, change)
-    else:
-        # The points of one channel have the same terms.
-        values = np.empty((n, b.shape[1], batch.count), base.dtype)
-        each, of_point = _columns(terms)
-        for i, chosen in enumerate(each.T):
-            points = of_point == i
-            values[..., points] = np.matmul(b[chosen].T, change[..., points])
-    values += at(base, support)
-    return values, support
-
-
-def _product_right(a: Array, b: BatchedArray, base: Array) -> tuple[Array, Support]:
-    """Multiply a plain matrix by one at all points."""
-    if b._support[0] is not None and min(b._support[0].shape) > 1:
-        b._widen(0)
-    batch, (terms, columns) = b._batch, b._support
-    _, p, count = b._values.shape
-    if terms is None:
-        batch.spend(len(a) * p * count * base.itemsize)
-        values = a @ b._values.reshape(b._values.shape[0], -1)
-        return values.reshape(len(a), p, count), (None, columns)
-    factors = a[:, terms.reshape(-1)]
-    chosen = np.flatnonzero(factors.any(axis=1))
-    rows = None
-    if len(chosen) < len(a):
-        rows, factors = chosen[:, None], factors[chosen]
-    support = (rows, columns)
-    batch.spend(len(factors) * p * count * base.itemsize)
-    change = _change(b, base)
-    if terms.shape[1] > 1:
-        values = factors[:, None, :] * change
-    elif len(terms) == 1:
-        values = factors[:, :, None] * change
-    else:
-        values = (factors @ change.reshape(len(change), -1)).reshape(-1, p, count)
-    values += at(base, support)
-    return values, support
-
-
-def _change(array: BatchedArray, product: Array) -> Array:
-    """Return how an array differs from its base, as a factor of a product."""
-    if not np.isfinite(product).all():
-        raise array._batch.refuse("a product is infinite or not a number")
-    array._batch.spend(array._values.nbytes)
-    old = at(array._base, array._support)
-    if product.dtype != array.dtype:
-        return array._values.astype(product.dtype) - old
-    return array._values - old
+        return np.matmul(b.T, a), support
+    values = np.empty((n, b.shape[1], count), np.result_type(a, b))
+    # The points of one channel have the same terms.
+    each, of_point = _columns(terms)
+    edges = [*np.searchsorted(of_point, range(each.shape[1])), count]
+    for used, start, stop in zip(each.T, edges, edges[1:], strict=False):
+        np.matmul(b[used].T, a[..., start:stop], out=values[..., start:stop])
+    return values, (rows, None)
 
 
 # ------------------------------------------------------------------------------------ functions
@@ -1092,7 +992,7 @@ def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
     hidden = next(x for x in "zyxwvutsrqponmlkjihgfedcba" if x not in subscripts)
     base = np.einsum(subscripts, *map(_base_of, operands), **kwargs)
     batch.spend(np.asarray(base).nbytes * batch.count)
-    changed = [isinstance(x, BatchedArray) and x._is_changed() for x in operands]
+    changed = [_is_changed(x) for x in operands]
     for x in operands:
         if isinstance(x, BatchedArray):
             x._widen()
@@ -1177,22 +1077,17 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
                         np.tril, np.triu, np.split, np.array_split, np.hsplit, np.vsplit)},
     **{function: joined(function)
        for function in (np.concatenate, np.stack, np.vstack, np.hstack, np.column_stack)},
-    **{function: _along(function, default)
-       for function, default in {np.cumsum: None, np.cumprod: None, np.sort: -1, np.argsort: -1,
-                                 np.diff: -1}.items()},
-    **{function: _reduction(function)
+    **{function: _along(function)
        for function in (np.max, np.min, np.prod, np.any, np.all, np.argmax, np.argmin, np.ptp,
-                        np.median, np.nanmax, np.nanmin, np.count_nonzero)},
+                        np.median, np.nanmax, np.nanmin, np.count_nonzero, np.cumsum, np.cumprod)},
+    **{function: _along(function, -1) for function in (np.sort, np.argsort, np.diff)},
 }  # fmt: skip
 
-_REDUCTIONS: dict[Any, Callable[..., Any]] = {
-    np.add: lambda a, axis=0, dtype=None, keepdims=False, **_: total(
-        a, axis, dtype, keepdims=keepdims
-    ),
-    **{ufunc: (lambda a, axis=0, keepdims=False, function=function, **_: _reduced(
-        function, a, axis, keepdims))
-       for ufunc, function in {
-           np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
-           np.logical_or: np.any, np.logical_and: np.all,
-       }.items()},
+#: Ufuncs whose reduction is a function of NumPy.
+_REDUCTIONS = {
+    ufunc: FUNCTIONS[function]
+    for ufunc, function in {
+        np.add: np.sum, np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
+        np.logical_or: np.any, np.logical_and: np.all,
+    }.items()
 }  # fmt: skip
