@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
 from fastgrad.numdiff import batched
-from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
+from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried
 from fastgrad.numdiff.reach import Reach
 from fastgrad.numdiff.reading import Reading
 
@@ -875,7 +875,9 @@ class TestOption:
 def test_an_array_at_many_points_is_used_as_an_array():
     base = normal(2, 3)
     values = base[..., None] + np.arange(4.0)
-    array = BatchedArray(base, values, (None, None), Batch(4, 1 << 20, Bases()))
+    batch = Batch(1 << 20)
+    batch.begin(4)
+    array = BatchedArray(base, values, (None, None), batch)
     assert (array.shape, array.ndim, array.size, len(array)) == ((2, 3), 2, 6, 2)
     assert array.dtype == np.float64
     assert array.nbytes == 48

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
 from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
@@ -139,7 +139,7 @@ class _Evaluation:
         """Evaluate f at all points, in batches of about the size of a cache."""
         places = self._indices(entries)
         values = np.empty((*points.shape, self.value.size))
-        k, size, bases = max(1, len(points)), len(entries), Bases()
+        k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
         start, count = 0, k
         if insist:
             count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
@@ -147,7 +147,7 @@ class _Evaluation:
         while start < size:
             stop = _stop(places, start, max(1, count // k), k)
             part = slice(start, stop)
-            batch = Batch((stop - start) * k, _LIMIT, bases)
+            batch.begin((stop - start) * k)
             began = time.perf_counter()
             try:
                 found = self._run(batch, [place[part] for place in places], points[:, part])
@@ -164,7 +164,7 @@ class _Evaluation:
             is_slow = took > self.seconds * (1 if start else _ROW)
             if is_slow and not insist:
                 size = stop
-            start, bases.is_first = stop, False
+            start, batch.is_first = stop, False
             fitting = _WANTED * batch.count // max(1, batch.nbytes)
             count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
         if self.array.tobytes() != original:
@@ -200,14 +200,14 @@ class _Evaluation:
         except TooLarge:
             raise
         except Exception as error:
-            if not batch.bases.is_first or not self.rewriting.extend(error):
+            if not batch.is_first or not self.rewriting.extend(error):
                 if isinstance(error, NotCarried):
                     raise
                 what = f"{type(error).__name__}: {error}".rstrip(".")
                 raise NotCarried(what) from error
         else:
             return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
-        batch.restart()
+        batch.begin(batch.count)
         return self._run(batch, places, points)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-__all__ = ["Bases", "Batch", "BatchedArray", "NotCarried", "TooLarge", "unchanged"]
+__all__ = ["Batch", "BatchedArray", "NotCarried", "TooLarge", "unchanged"]
 
 Array = NDArray[Any]
 Support = tuple[Any, ...]
@@ -46,82 +46,75 @@ class TooLarge(NotCarried):
     """The arrays of so many points need too much memory; fewer points may do."""
 
 
-class Bases:
-    """What operations give at x: it is the same in every run, so the first one computes it.
-
-    A result is known by the operation and by the very objects that went in.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, Any]] = {}
-        self._nbytes = 0
-        self.is_first = True
-
-    def compute(self, function: Any, inputs: tuple[Any, ...], **kwargs: Any) -> Any:
-        """Return ``function(*inputs, **kwargs)``, computed once; it must not be written to."""
-        key = (
-            function,
-            *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in inputs),
-            *kwargs.items(),
-        )
-        try:
-            found = self._known.get(key)
-        except TypeError:  # not hashable
-            return function(*inputs, **kwargs)
-        if found is not None:
-            return found[1]
-        result = function(*inputs, **kwargs)
-        if self.is_first and self._nbytes < _KEPT:
-            # The inputs are kept too, so that no other object gets the number of one.
-            self._known[key] = (inputs, result)
-            self._nbytes += getattr(result, "nbytes", 0)
-        return result
-
-
 class Batch:
-    """What the arrays of one run of the function have in common.
+    """What all arrays of a function have in common, and what its operations give at x.
+
+    What they give at x is the same in every run, so the first one computes it. A result is known by
+    the operation and by the very objects that went in.
 
     Parameters
     ----------
-    count : int
-        The number of points, K.
     budget : int
-        The number of bytes that all values together may take.
-    bases : Bases
-        What is known from other runs.
+        The number of bytes that all values of a run together may take.
 
     Attributes
     ----------
+    count : int
+        The number of points of the run, K.
     nbytes : int
         The bytes that values have taken so far.
     refusal : NotCarried or None
         The first refusal, which the function may have caught.
+    is_first : bool
+        Whether no run has ended yet.
     """
 
-    def __init__(self, count: int, budget: int, bases: Bases) -> None:
-        self.count = count
+    def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.bases = bases
-        self.restart()
+        self.is_first = True
+        self._known: dict[Any, tuple[Any, Any]] = {}
+        self._known_nbytes = 0
 
-    def restart(self) -> None:
+    def begin(self, count: int) -> None:
         """Begin a run, before which nothing has been spent or refused."""
+        self.count = count
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
-    def refuse(self, reason: str) -> NotCarried:
+    def refuse(self, reason: str | NotCarried) -> NotCarried:
         """Return the exception to raise, and remember it."""
-        return self._remember(NotCarried(reason))
+        refusal = NotCarried(reason) if isinstance(reason, str) else reason
+        self.refusal = self.refusal or refusal
+        return refusal
 
     def spend(self, nbytes: int) -> None:
         """Count bytes that are about to be allocated."""
         self.nbytes += nbytes
         if self.nbytes > self.budget:
-            raise self._remember(TooLarge("its arrays at several points need too much memory"))
+            raise self.refuse(TooLarge("its arrays at several points need too much memory"))
 
-    def _remember(self, refusal: NotCarried) -> NotCarried:
-        self.refusal = self.refusal or refusal
-        return refusal
+    def at_x(self, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        """Return what a function gives at x, which must not be written to."""
+        bases = tuple(map(_base_of, inputs))
+        key = (
+            function,
+            *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in bases),
+            *kwargs.items(),
+        )
+        if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
+            return function(*bases, **kwargs)  # inputs may be written to
+        try:
+            found = self._known.get(key)
+        except TypeError:  # not hashable
+            return function(*bases, **kwargs)
+        if found is not None:
+            return found[1]
+        result = function(*bases, **kwargs)
+        if self.is_first and self._known_nbytes < _KEPT:
+            # The inputs are kept too, so that no other object gets the number of one.
+            self._known[key] = (bases, result)
+            self._known_nbytes += getattr(result, "nbytes", 0)
+        return result
 
 
 class BatchedArray(NDArrayOperatorsMixin):
@@ -192,8 +185,6 @@ class BatchedArray(NDArrayOperatorsMixin):
     def __repr__(self) -> str:
         """Return the array at x."""
         return f"BatchedArray({self._base!r}, points={self._batch.count})"
-
-    __str__ = __repr__
 
     def __getattr__(self, name: str) -> Any:
         """Return a method that is a function of NumPy too, as ``a.sum()`` and ``np.sum(a)``."""
@@ -285,10 +276,6 @@ class BatchedArray(NDArrayOperatorsMixin):
         self._is_shared = True
         return wrapped(base, values, support, self._batch)
 
-    def _at_x(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a function of the base and of plain arguments."""
-        return at_x(self._batch, function, (self, *args), **kwargs)
-
     def _widen(self, *axes: int) -> None:
         """Make the box cover the given axes, or all: what is asked for once is so again."""
         chosen = axes or range(self.ndim)
@@ -354,7 +341,7 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Permute the axes."""
         order = _order(np.ndarray.transpose, self.ndim, *axes)
         return self._view(
-            self._at_x(np.transpose, order),
+            self._batch.at_x(np.transpose, (self, order)),
             self._values.transpose(*order, self.ndim),
             tuple(self._support[a] for a in order),
         )
@@ -367,7 +354,7 @@ class BatchedArray(NDArrayOperatorsMixin):
             return moved(np.reshape)(self, shape, order=order)
         if shape == self.shape:
             return self._view(self._base, self._values, self._support)
-        base = self._at_x(np.reshape, shape)
+        base = self._batch.at_x(np.reshape, (self, shape))
         support = _reshaped_support(self, base.shape)
         box = tuple(
             size if index is None else len(index)
@@ -496,37 +483,36 @@ def at(array: Array, support: Support) -> Array:
 
 def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     """Return the values of an array in a larger box; further axes come first."""
-    own = _aligned(array._support, ndim)
     extra = (1,) * (ndim - array.ndim)
+    own, sizes = _aligned(array._support, ndim), extra + array.shape
+    base = array._base.reshape(sizes)
     values = array._values.reshape(*extra, *array._values.shape)
-    sizes = (*extra, *array.shape)
-    differ = [a for a in range(ndim) if sizes[a] > 1 and not _same(own[a], support[a])]
-    if not differ and values.size:
-        return values
-    count = array._batch.count
-    box = tuple(
-        1 if size == 1 else size if index is None else len(index)
-        for size, index in zip(sizes, support, strict=True)
-    )
-    array._batch.spend(math.prod(box) * count * values.itemsize)
-    result = np.empty((*box, count), values.dtype)
-    result[...] = at(array._base.reshape(sizes), support)
     if values.size == 0:
-        return result
-    index: list[Any] = [slice(None)] * ndim
-    for a in differ:
-        index[a] = own[a] if support[a] is None else np.searchsorted(support[a][:, 0], own[a])
-    if len(differ) == 1 and index[differ[0]].shape[1] == 1:
-        index[differ[0]] = index[differ[0]][:, 0]
-        result[tuple(index)] = values
-        return result
-    mesh = []
+        return _box(base, support, array._batch)
     for a in range(ndim):
-        part = index[a] if a in differ else np.arange(box[a])[:, None]
-        shape = [1] * (ndim + 1)
-        shape[a], shape[-1] = part.shape
-        mesh.append(part.reshape(shape))
-    result[(*mesh, np.arange(count))] = values
+        if sizes[a] == 1 or _same(own[a], support[a]):
+            continue
+        index, own = own[a], (*own[:a], support[a], *own[a + 1 :])
+        if support[a] is not None:
+            index = np.searchsorted(support[a][:, 0], index)
+        smaller, values = values, _box(base, own, array._batch)
+        if index.shape[1] == 1:
+            values[(*(slice(None),) * a, index[:, 0])] = smaller
+        else:
+            index = index.reshape(*(1,) * a, len(index), *(1,) * (ndim - 1 - a), -1)
+            np.put_along_axis(values, index, smaller, axis=a)
+    return values
+
+
+def _box(base: Array, support: Support, batch: Batch) -> Array:
+    """Return what an array is in a box before anything changes it."""
+    box = [
+        1 if size == 1 else size if index is None else len(index)
+        for size, index in zip(base.shape, support, strict=True)
+    ]
+    batch.spend(math.prod(box) * batch.count * base.itemsize)
+    result = np.empty((*box, batch.count), base.dtype)
+    result[...] = at(base, support)
     return result
 
 
@@ -550,18 +536,10 @@ def _base_of(array: Any) -> Any:
     return array._base if isinstance(array, BatchedArray) else array
 
 
-def at_x(batch: Batch, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
-    """Return what a function gives at x, from an earlier run if that is known."""
-    bases = tuple(map(_base_of, inputs))
-    if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
-        return function(*bases, **kwargs)  # it may be written to
-    return batch.bases.compute(function, bases, **kwargs)
-
-
 def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Evaluate a function of single entries within the smallest box that changes."""
     batch = _batch_of(inputs)
-    base = at_x(batch, function, inputs, **kwargs)
+    base = batch.at_x(function, inputs, **kwargs)
     array, *others = (x for x in inputs if isinstance(x, BatchedArray))
     if not others and _is_changed(array) and all(x is array or np.ndim(x) == 0 for x in inputs):
         batch.spend(array._values.nbytes)
@@ -807,7 +785,7 @@ def _support_of_reduced(array: BatchedArray, axes: tuple[int, ...], keepdims: An
 def total(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Add entries: the old sum plus what changed."""
     axes = _axes(axis, array.ndim)
-    base = array._at_x(np.sum, axes, dtype=dtype, keepdims=keepdims)
+    base = array._batch.at_x(np.sum, (array, axes), dtype=dtype, keepdims=keepdims)
     if not _is_changed(array):
         return base
     support = _support_of_reduced(array, axes, keepdims)
@@ -860,7 +838,7 @@ def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
             array, axis = array.reshape(-1), 0
         axes = _axes(axis, array.ndim)
         argument = axes[0] if len(axes) == 1 else axes
-        base = array._at_x(function, axis=argument, **kwargs)
+        base = array._batch.at_x(function, (array,), axis=argument, **kwargs)
         if not _is_changed(array):
             return base
         if axes:
@@ -919,7 +897,7 @@ def _product(a: Any, b: Any) -> Any:
     if _is_changed(a) and _is_changed(b):
         return _stacked_matmul(a, b)
     batch = _batch_of((a, b))
-    base = at_x(batch, np.matmul, (a, b))
+    base = batch.at_x(np.matmul, (a, b))
     if _is_changed(a):
         is_whole = a._support[1] is None
         values = a._values if is_whole else _change(a, base, "a product")
