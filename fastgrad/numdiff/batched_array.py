@@ -290,15 +290,25 @@ class BatchedArray(NDArrayOperatorsMixin):
         base = self._base[key]
         self._is_shared = True
         parts = _basic_parts(key, self.shape)
-        if parts is not None:
-            indices = iter(self._support)
-            pairs = [(part, None if part is None else next(indices)) for part in parts]
-            if all(index is None or part == slice(None) for part, index in pairs):
-                support = tuple(
-                    index for part, index in pairs if part is None or isinstance(part, slice)
-                )
-                return self._view(base, self._values[(*parts, slice(None))], support)
-        return picked(self, _numbers(self.shape)[key], base)
+        if parts is None:
+            return picked(self, _numbers(self.shape)[key], base)
+        axes = iter(zip(self._support, self.shape, strict=True))
+        into: list[Any] = []
+        support: list[Any] = []
+        for part in parts:
+            index, size = (None, 0) if part is None else next(axes)
+            if index is None or part == slice(None):
+                into.append(part)
+            else:
+                index, is_inside = _within_slice(index, part, size)
+                if not is_inside.any():
+                    return base
+                if not is_inside.all() or (np.diff(index, axis=0) < 0).any():
+                    return picked(self, _numbers(self.shape)[key], base)
+                into.append(slice(None) if isinstance(part, slice) else 0)
+            if part is None or isinstance(part, slice):
+                support.append(index)
+        return self._view(base, self._values[(*into, slice(None))], tuple(support))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
@@ -324,9 +334,12 @@ class BatchedArray(NDArrayOperatorsMixin):
         else:
             kept = [a for a, part in enumerate(into) if isinstance(part, slice)]
             for i, (a, index) in enumerate(zip(kept, common_support([value], shape), strict=True)):
+                mine = self._support[a] if _is_changed(self) else _NONE
+                start, _, step = into[a].indices(self.shape[a])
                 if into[a] == slice(None):
-                    mine = self._support[a] if _is_changed(self) else _NONE
                     target[a] = of_value[i] = _union(mine, index)
+                elif mine is _NONE and index is not None and step > 0:
+                    target[a], of_value[i] = start + step * index, index
             into = [part if index is None else slice(None)
                     for index, part in zip(target, into, strict=True)]  # fmt: skip
         # The base already has the new values: they are written over below.
@@ -587,6 +600,16 @@ def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
     return parts
 
 
+def _within_slice(index: Array, part: Any, size: int) -> tuple[Array, Array]:
+    """Return where the indices of a box are within a slice or a number, and which are in it."""
+    if not isinstance(part, slice):
+        part = slice(part % size, part % size + 1)
+    start, stop, step = part.indices(size)
+    inner, rest = np.divmod(index - start, step)
+    is_inside = (rest == 0) & (inner >= 0) & (inner < len(range(start, stop, step)))
+    return inner, is_inside
+
+
 def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
     """Return the box after a reshape; the array's becomes one that a reshape can carry."""
     if not _is_changed(array):
@@ -662,17 +685,14 @@ def moved(function: Any) -> Callable[..., Any]:
     """Return what stands for a function that only moves entries.
 
     What it does with the numbers of the entries tells where each of them goes. Entries of the
-    result that come from nowhere, as those that `np.pad` adds, have the number 0.
+    result that come from nowhere, as those that `np.tril` sets, have the number 0.
     """
 
     def call(array: BatchedArray, *args: Any, **kwargs: Any) -> Any:
         bases = function(array._base, *args, **kwargs)
-        kwargs.pop("constant_values", None)
         numbers = function(_numbers(array.shape), *args, **kwargs)
         if isinstance(bases, list | tuple):
             return [picked(array, *each) for each in zip(numbers, bases, strict=True)]
-        if np.array_equal(numbers, _numbers(array.shape)):  # as `np.pad` by nothing
-            return array.copy()
         return picked(array, numbers, bases)
 
     return call
@@ -683,16 +703,25 @@ def joined(function: Any) -> Callable[..., Any]:
 
     def call(arrays: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         bases = [np.asarray(_base_of(array)) for array in arrays]
-        base = result = function(bases, *args, **kwargs)
+        result = unchanged(function(bases, *args, **kwargs), _batch_of(arrays))
         for array, own in zip(arrays, bases, strict=True):
-            if isinstance(array, BatchedArray):
-                each = [_numbers(x.shape) if x is own else np.zeros(x.shape, int) for x in bases]
-                numbers = function(each, *args, **kwargs)
-                part = picked(array, numbers, base)
-                result = part if result is base else where(numbers > 0, part, result)
+            if _is_changed(array):
+                inside = function([np.full(x.shape, x is own) for x in bases], *args, **kwargs)
+                part = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(inside))
+                result[part] = array.reshape(result._base[part].shape)
         return result
 
     return call
+
+
+def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> Any:
+    """Return ``np.pad``."""
+    if mode != "constant":
+        return moved(np.pad)(array, pad_width, mode, **kwargs)
+    result = unchanged(np.pad(array._base, pad_width, **kwargs), array._batch)
+    before = np.broadcast_to(pad_width, (array.ndim, 2))[:, 0].tolist()
+    result[tuple(map(slice, before, map(operator.add, before, array.shape)))] = array
+    return result
 
 
 def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
@@ -702,9 +731,6 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     of_points = [a for a, index in enumerate(array._support)
                  if index is not None and index.shape[1] > 1]  # fmt: skip
     if of_points:
-        result = _picked_at_points(array, numbers, base)
-        if result is not None:
-            return result
         array._widen(*of_points)
     batch, count = array._batch, array._batch.count
     flat = _flat_index(array._support, array.shape)[:, 0]
@@ -721,41 +747,6 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
         own = np.asarray(base)[np.ix_(*axes)]
         values = np.where((source > 0)[..., None], values, own[..., None])
     return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
-
-
-def _picked_at_points(array: BatchedArray, numbers: Array, base: Array) -> Any:
-    """Return entries where the box differs between points; None if those of the result are none."""
-    flat, of_point = _columns(_flat_index(array._support, array.shape))
-    places = _places(flat, numbers, array.size)
-    if places is None:
-        return None
-    if places.size == 0:
-        return base
-    order = np.argsort(places, axis=0)
-    support = _split_index(np.take_along_axis(places, order, axis=0), base.shape)
-    if support is None:
-        return None
-    batch = array._batch
-    batch.spend(len(order) * batch.count * array.dtype.itemsize)
-    rows = (order // (len(order) // len(flat)))[:, of_point]
-    values = np.take_along_axis(array._values.reshape(len(flat), batch.count), rows, axis=0)
-    support = tuple(index if index.shape[1] == 1 else index[:, of_point] for index in support)
-    return wrapped(base, values.reshape(*map(len, support), batch.count), support, batch)
-
-
-def _places(flat: Array, numbers: Array, size: int) -> Array | None:
-    """Return where the entries of a box go to, ``(R * times, K)``, if all go equally often."""
-    wanted = np.flatnonzero(np.bincount(flat.reshape(-1), minlength=size))
-    which = np.full(size + 1, -1)
-    which[wanted + 1] = np.arange(len(wanted))
-    found = which[numbers].reshape(-1)
-    hit = np.flatnonzero(found >= 0)
-    times = np.bincount(found[hit], minlength=len(wanted))
-    if (times != times[0]).any():
-        return None
-    by_entry = hit[np.argsort(found[hit], kind="stable")].reshape(len(wanted), times[0])
-    places: Array = by_entry[which[flat + 1]].transpose(0, 2, 1)  # (R, times, K)
-    return places.reshape(-1, flat.shape[1])
 
 
 def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
@@ -1023,7 +1014,7 @@ def _reshaped(function: Any) -> Callable[..., Any]:
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.dot: dot, np.sum: total, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
-    np.einsum: einsum, np.tensordot: tensordot, np.linalg.norm: norm,
+    np.einsum: einsum, np.pad: pad, np.tensordot: tensordot, np.linalg.norm: norm,
     np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
     np.average: lambda a, axis=None: mean(a, axis),
     np.nansum: lambda a, *args, **kwargs: np.sum(where(np.isnan(a), 0, a), *args, **kwargs),
@@ -1050,7 +1041,7 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{function: _reshaped(function)
        for function in (np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d)},
     **{function: moved(function)
-       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.pad, np.take,
+       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.take,
                         np.repeat, np.tile, np.broadcast_to, np.delete, np.diag, np.diagonal,
                         np.tril, np.triu, np.split, np.array_split, np.hsplit, np.vsplit)},
     **{function: joined(function)
