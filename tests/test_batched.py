@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
 from fastgrad.book import convolutions
 from fastgrad.numdiff import batched
-from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
+from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried
 from fastgrad.numdiff.reach import Reach
 from fastgrad.numdiff.reading import Reading
 
@@ -62,6 +62,7 @@ def normal(*shape, seed=0):
 
 A = normal(6, 4, seed=1)
 A[A < -0.3] = 0  # as the pixels of an image
+OUT = np.empty((4, 3))
 
 
 def softmax(a):
@@ -282,6 +283,15 @@ def filled(W):
     return np.sum(out[:, ::2] * np.arange(3))
 
 
+def into_out(W):
+    h, y = np.empty((6, 3)), np.empty((6, 3))
+    np.dot(A, np.ones((4, 3)), out=h)  # all of it plain
+    np.dot(A, W, out=y)
+    np.tanh(y, out=y)
+    np.multiply(h, y, out=y)
+    return np.sum(np.cumsum(y, axis=0, out=h) ** 2)
+
+
 class Method:
     def __init__(self):
         self.__W = normal(4, 3)
@@ -302,8 +312,9 @@ class TestRewriting:
     def test_methods_of_plain_arrays(self):
         assert_carried(by_method, normal(4, 3))
 
-    def test_arrays_that_are_filled(self):
-        assert_carried(filled, normal(4, 3))
+    @pytest.mark.parametrize("f", [filled, into_out])
+    def test_arrays_that_are_filled(self, f):
+        assert_carried(f, normal(4, 3))
 
     def test_closures_lambdas_and_methods(self):
         W, scale = normal(4, 3), 2.0
@@ -466,7 +477,7 @@ REFUSED = {
     "a method": lambda W: W.searchsorted(0.3).sum() + np.sum(W),
     "a nested argument": lambda W: np.histogram([W])[0].sum() + np.sum(W),
     "swallowed": lambda W: swallowed(W),
-    "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
+    "out": lambda W: np.sum(np.exp(W, out=OUT)),
     "more than one number": lambda W: W[0],
     "a complex number": lambda W: np.sum(W * 1j),
 }
@@ -911,7 +922,9 @@ class TestOption:
 def test_an_array_at_many_points_is_used_as_an_array():
     base = normal(2, 3)
     values = base[..., None] + np.arange(4.0)
-    array = BatchedArray(base, values, (None, None), Batch(4, 1 << 20, Bases()))
+    batch = Batch(1 << 20)
+    batch.begin(4)
+    array = BatchedArray(base, values, (None, None), batch)
     assert (array.shape, array.ndim, array.size, len(array)) == ((2, 3), 2, 6, 2)
     assert array.dtype == np.float64
     assert array.nbytes == 48
