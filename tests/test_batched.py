@@ -272,6 +272,45 @@ class TestServedLayers:
         np.testing.assert_allclose(found, wanted, rtol=0, atol=8 * rounding)
 
 
+class Averaging:
+    """Keeps a running average, as batch normalisation does."""
+
+    def __init__(self):
+        self.W = normal(30, 40)
+        self.average = np.ones(40)
+        self.calls = 0.0
+
+    def loss(self, _):
+        a = A30.dot(self.W)
+        mean = a.mean(axis=0)
+        self.average = 0.8 * self.average + 0.2 * mean
+        return np.sum((a - mean) ** 2)
+
+    def counted_loss(self, _):
+        self.calls = self.calls + 1.0
+        return np.sum(A30.dot(self.W) ** 2)
+
+
+A30 = normal(6, 30, seed=1)
+
+
+def test_running_averages_are_as_the_loop_leaves_them():
+    net, expected = Averaging(), Averaging()
+    found = numerical_gradient(net.loss, net.W, batched=True)
+    wanted = numerical_gradient(expected.loss, expected.W, batched=False)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(net.average, expected.average, rtol=1e-13, atol=1e-14)
+
+
+def test_counters_are_left_to_the_loop():
+    net = Averaging()
+    with pytest.raises(ValueError, match="keeps a record in calls"):
+        numerical_gradient(net.counted_loss, net.W, batched=True)
+    assert net.calls == 0
+    numerical_gradient(net.counted_loss, net.W)
+    assert net.calls == 2 * net.W.size
+
+
 def by_method(W):
     return float(np.sum(A.dot(W) ** 2))
 
