@@ -932,13 +932,14 @@ class _Reader:
         self._value(node.slice)
         self._iterate(holder)
         known: list[Any] = holder.each()
-        key: Any = node.slice
+        key = node.slice
         if len(known) == 1 and isinstance(key, ast.Constant):
+            place: Any = key.value
             with contextlib.suppress(KeyError, IndexError, TypeError):
                 if isinstance(known[0], _Rest):
-                    return known[0].values[operator.index(key.value)]
+                    return known[0].values[operator.index(place)]
                 if type(known[0]) in _PLACES:
-                    return _of(known[0][key.value])
+                    return _of(known[0][place])
         if len(known) == 1 and type(known[0]) in _DICTS and 0 < len(known[0]) <= _MEMORY:
             return _joined(*map(_of, known[0].values()))
         is_one = isinstance(key, ast.Name | ast.BinOp | ast.UnaryOp)
