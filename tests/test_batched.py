@@ -11,8 +11,9 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
+from fastgrad.book import convolutions
 from fastgrad.numdiff import batched
-from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried
+from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried
 from fastgrad.numdiff.reach import Reach
 from fastgrad.numdiff.reading import Reading
 
@@ -61,6 +62,7 @@ def normal(*shape, seed=0):
 
 A = normal(6, 4, seed=1)
 A[A < -0.3] = 0  # as the pixels of an image
+OUT = np.empty((4, 3))
 
 
 def softmax(a):
@@ -224,6 +226,52 @@ class TestConvolution:
         np.testing.assert_array_equal(net.winners, expected.winners)
 
 
+class ServedConvNet:
+    """A reader's own network of the layers that are served for the book's."""
+
+    def __init__(self):
+        self.images = normal(2, 2, 6, 6)
+        self.conv = convolutions.Convolution(normal(3, 2, 3, 3, seed=1), normal(3, seed=2), 1, 1)
+        self.pool = convolutions.Pooling(2, 2, 2)
+        self.W = normal(27, 3, seed=3) / 9
+
+    def loss(self, _):
+        out = self.pool.forward(np.maximum(0, self.conv.forward(self.images)))
+        return cross_entropy(softmax(np.dot(out.reshape(2, -1), self.W)), T[:2])
+
+    def loss_by_hand(self, _):
+        """Call the function within, as a layer of the reader's own does."""
+        out = np.dot(convolutions.im2col(self.images, 3, 3, pad=1), self.conv.W.reshape(3, -1).T)
+        patches = convolutions.im2col(out.reshape(2, 6, 6, 3).transpose(0, 3, 1, 2), 2, 2, 2)
+        return np.sum(np.max(patches.reshape(-1, 4), axis=1) ** 2)
+
+
+class TestServedLayers:
+    @pytest.mark.parametrize("name", ["W", "b", "images", "V"])
+    def test_values(self, name):
+        net = ServedConvNet()
+        arrays = {"W": net.conv.W, "b": net.conv.b, "images": net.images, "V": net.W}
+        assert_carried(net.loss, arrays[name])
+        if name in ("W", "images"):
+            assert_carried(net.loss_by_hand, arrays[name])
+
+    def test_what_they_keep_is_as_the_loop_leaves_it(self):
+        net, expected = ServedConvNet(), ServedConvNet()
+        found = numerical_gradient(net.loss, net.conv.W, batched=True)
+        wanted = numerical_gradient(expected.loss, expected.conv.W, batched=False)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
+        np.testing.assert_array_equal(net.conv.x, expected.conv.x)
+        np.testing.assert_array_equal(net.pool.x, expected.pool.x)
+        np.testing.assert_array_equal(net.pool.arg_max, expected.pool.arg_max)
+
+    def test_the_function_within(self):
+        net = ServedConvNet()
+        found = numerical_gradient(net.loss_by_hand, net.conv.W, batched=True)
+        wanted = numerical_gradient(net.loss_by_hand, net.conv.W, batched=False)
+        rounding = np.finfo(float).eps * net.loss_by_hand(net.conv.W) / H
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=8 * rounding)
+
+
 def by_method(W):
     return float(np.sum(A.dot(W) ** 2))
 
@@ -233,6 +281,15 @@ def filled(W):
     out[0] = np.sin(A.dot(W))
     out[1, :, 1:] = out[0, :, :2] + 1
     return np.sum(out[:, ::2] * np.arange(3))
+
+
+def into_out(W):
+    h, y = np.empty((6, 3)), np.empty((6, 3))
+    np.dot(A, np.ones((4, 3)), out=h)  # all of it plain
+    np.dot(A, W, out=y)
+    np.tanh(y, out=y)
+    np.multiply(h, y, out=y)
+    return np.sum(np.cumsum(y, axis=0, out=h) ** 2)
 
 
 class Method:
@@ -255,8 +312,9 @@ class TestRewriting:
     def test_methods_of_plain_arrays(self):
         assert_carried(by_method, normal(4, 3))
 
-    def test_arrays_that_are_filled(self):
-        assert_carried(filled, normal(4, 3))
+    @pytest.mark.parametrize("f", [filled, into_out])
+    def test_arrays_that_are_filled(self, f):
+        assert_carried(f, normal(4, 3))
 
     def test_closures_lambdas_and_methods(self):
         W, scale = normal(4, 3), 2.0
@@ -419,7 +477,7 @@ REFUSED = {
     "a method": lambda W: W.searchsorted(0.3).sum() + np.sum(W),
     "a nested argument": lambda W: np.histogram([W])[0].sum() + np.sum(W),
     "swallowed": lambda W: swallowed(W),
-    "out": lambda W: np.sum(np.exp(W, out=np.empty((4, 3)))),
+    "out": lambda W: np.sum(np.exp(W, out=OUT)),
     "more than one number": lambda W: W[0],
     "a complex number": lambda W: np.sum(W * 1j),
 }
@@ -864,7 +922,9 @@ class TestOption:
 def test_an_array_at_many_points_is_used_as_an_array():
     base = normal(2, 3)
     values = base[..., None] + np.arange(4.0)
-    array = BatchedArray(base, values, (None, None), Batch(4, 1 << 20, Bases()))
+    batch = Batch(1 << 20)
+    batch.begin(4)
+    array = BatchedArray(base, values, (None, None), batch)
     assert (array.shape, array.ndim, array.size, len(array)) == ((2, 3), 2, 6, 2)
     assert array.dtype == np.float64
     assert array.nbytes == 48

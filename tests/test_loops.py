@@ -87,6 +87,9 @@ LOOPS = {
     + "    f(x)\n"
     + TAIL,
     "copies": HEAD + COPIES + TAIL,
+    "any number of arguments": nditer(CENTRAL)
+    .replace("g(f, x, h=1e-4)", "g(f, *args, h=1e-4)")
+    .replace("grad = np.zeros_like(x)", "x = args[0]\n    grad = np.zeros_like(*args)"),
     "flat": HEAD
     + """
     for i in range(x.size):

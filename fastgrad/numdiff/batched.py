@@ -21,7 +21,8 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-from fastgrad.numdiff.batched_array import Bases, Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
+from fastgrad.numdiff.reach import attributes_of, names_in
 from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
@@ -32,8 +33,8 @@ __all__ = ["NotCarried", "evaluate"]
 Array = NDArray[Any]
 _Put = Callable[[Any], None]
 
-#: Bytes of all arrays of one evaluation: what fits the second-level cache, and what is the limit.
-_WANTED, _LIMIT = 8 << 20, 32 << 20
+#: Bytes of all arrays of one evaluation: what is aimed at, and what is the limit.
+_WANTED, _LIMIT = 24 << 20, 32 << 20
 
 #: The most points that are evaluated together, and how many times more than the time before.
 _MOST, _GROWTH = 2048, 32
@@ -99,31 +100,31 @@ def evaluate(
     reading = read(f, root, *args)
     if reading.obstacle:
         raise NotCarried(reading.obstacle)
-    evaluation = _Evaluation(f, root, array, args, alone or f, numbers or _number, reading.objects)
+    read_value = numbers or _number
+    evaluation = _Evaluation(array, read_value, lambda: read_value((alone or f)(root, *args)))
+    places = _Places(f, root, args, array, reading.objects)
     try:
-        values = evaluation.values(entries, points, insist=insist)
+        values = evaluation.values(places, entries, points, insist=insist)
         return values if numbers else values[..., 0]
     finally:
-        evaluation.places.restore()
+        places.restore()
 
 
 class _Evaluation:
-    """A function, and the array whose entries are nudged."""
+    """A function, and the array whose entries are nudged.
+
+    `looped` evaluates the function as it is, and `numbers` reads what it returns.
+    """
 
     def __init__(
         self,
-        f: Callable[..., Any],
-        root: Any,
         array: Array,
-        args: tuple[Any, ...],
-        alone: Callable[..., Any],
         numbers: Callable[[Any], FloatArray],
-        reached: Sequence[Any],
+        looped: Callable[[], FloatArray],
     ) -> None:
-        self.root, self.array, self.args, self.alone = root, array, args, alone
-        self.numbers = numbers
+        self.array, self.numbers, self.looped = array, numbers, looped
         self.began = time.perf_counter()
-        self.value = numbers(alone(root, *args))
+        self.value = looped()
         self.seconds = self.comparing = time.perf_counter() - self.began
         if not np.isfinite(self.value).all():
             raise NotCarried("f(x) is not finite")
@@ -132,25 +133,27 @@ class _Evaluation:
         self.rng = np.random.default_rng(0)
         self.axes = memory_order(array)
         self.live = array.transpose(self.axes).flat
-        self.places = _Places(f, root, args, array, reached)
-        self.rewriting = Rewriting(self.places.functions)
 
-    def values(self, entries: IntArray, points: FloatArray, *, insist: bool) -> FloatArray:
-        """Evaluate f at all points, in batches of about the size of a cache."""
-        places = self._indices(entries)
+    def values(
+        self, places: _Places, entries: IntArray, points: FloatArray, *, insist: bool
+    ) -> FloatArray:
+        """Evaluate f at all points, in batches."""
+        indices = self._indices(entries)
         values = np.empty((*points.shape, self.value.size))
-        k, size, bases = max(1, len(points)), len(entries), Bases()
+        k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
         start, count = 0, k
         if insist:
             count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
         original = self.array.tobytes()
         while start < size:
-            stop = _stop(places, start, max(1, count // k), k)
+            stop = _stop(indices, start, max(1, count // k), k)
             part = slice(start, stop)
-            batch = Batch((stop - start) * k, _LIMIT, bases)
+            batch.begin((stop - start) * k)
             began = time.perf_counter()
             try:
-                found = self._run(batch, [place[part] for place in places], points[:, part])
+                found = self._run(
+                    places, batch, [index[part] for index in indices], points[:, part]
+                )
             except TooLarge:
                 if stop - start == 1:
                     raise
@@ -164,10 +167,8 @@ class _Evaluation:
             is_slow = took > self.seconds * (1 if start else _ROW)
             if is_slow and not insist:
                 size = stop
-            start, bases.is_first = stop, False
-            # A run computes everything at x as well: enough points make that a small part of it.
-            wanted = _WANTED if took * batch.count > 8 * self.seconds else 3 * _LIMIT // 4
-            fitting = wanted * batch.count // max(1, batch.nbytes)
+            start, batch.is_first = stop, False
+            fitting = _WANTED * batch.count // max(1, batch.nbytes)
             count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")
@@ -179,38 +180,36 @@ class _Evaluation:
         found = np.unravel_index(entries, shape) if shape else ()
         return [found[self.axes.index(a)] for a in range(self.array.ndim)]
 
-    def _run(self, batch: Batch, places: list[IntArray], points: FloatArray) -> FloatArray:
+    def _run(
+        self, places: _Places, batch: Batch, indices: list[IntArray], points: FloatArray
+    ) -> FloatArray:
         """Evaluate f once for all points of a batch."""
         k = len(points)
         support = tuple(
-            place[:1, None] if (place == place[0]).all() else np.repeat(place, k)[None, :]
-            for place in places
+            index[:1, None] if (index == index[0]).all() else np.repeat(index, k)[None, :]
+            for index in indices
         )
         nudged = np.ascontiguousarray(points.T).reshape(-1).astype(self.array.dtype)
         stand_in = BatchedArray(
             self.array, nudged.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
         )
         try:
-            with (
-                self.places.taken_by(stand_in) as (f, root, args),
-                self.rewriting.in_place(batch),
-                np.errstate(**_quiet()),
-            ):
+            with places.taken_by(stand_in, batch) as (f, root, args), np.errstate(**_quiet()):
                 result = f(root, *args)
             if batch.refusal is not None:
                 raise batch.refusal
         except TooLarge:
             raise
         except Exception as error:
-            if not batch.bases.is_first or not self.rewriting.extend(error):
+            if not batch.is_first or not places.rewriting.extend(error):
                 if isinstance(error, NotCarried):
                     raise
                 what = f"{type(error).__name__}: {error}".rstrip(".")
                 raise NotCarried(what) from error
         else:
             return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
-        batch.restart()
-        return self._run(batch, places, points)
+        batch.begin(batch.count)
+        return self._run(places, batch, indices, points)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
@@ -219,15 +218,14 @@ class _Evaluation:
             base = self.numbers(result if is_constant else result._base)
         except (TypeError, ValueError) as error:
             raise NotCarried("f does not return an array") from error
-        if not is_constant and result.dtype.kind not in "biuf":
-            raise NotCarried("f does not return real numbers")
-        if is_constant:
-            values = np.tile(base, (batch.count, 1))
-        else:
-            full = result._full()._values.astype(np.float64)
-            values = np.broadcast_to(full, (*result.shape, batch.count)).reshape(-1, batch.count).T
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
+        if is_constant:
+            return np.tile(base, (batch.count, 1))
+        if result.dtype.kind not in "biuf":
+            raise NotCarried("f does not return real numbers")
+        result._widen()
+        values: FloatArray = result._values.reshape(-1, batch.count).T.astype(np.float64)
         return values
 
     def _agrees(self, one: Array, other: Array) -> bool:
@@ -245,7 +243,7 @@ class _Evaluation:
         try:
             for count in range(8):
                 self.array[...] = kept * (1 + 64 * count * self.eps)
-                values.append(self.numbers(self.alone(self.root, *self.args)))
+                values.append(self.looped())
         finally:
             self.array[...] = kept
         rounding: Array = np.max(np.abs(np.diff(values, 2, axis=0)), axis=0)
@@ -260,7 +258,7 @@ class _Evaluation:
             raise NotCarried("f is infinite or not a number at many points")
         found = found.copy()
         for row, column in zip(rows, columns, strict=True):
-            found[row, column] = self._looped(int(entries[column]), points[row, column])
+            found[row, column] = self._looped_at(int(entries[column]), points[row, column])
         return found
 
     def _compare(self, found: FloatArray, entries: IntArray, points: FloatArray) -> None:
@@ -278,7 +276,7 @@ class _Evaluation:
         began = time.perf_counter()
         for flat in set(chosen):
             row, column = divmod(flat, len(entries))
-            value = self._looped(int(entries[column]), points[row, column])
+            value = self._looped_at(int(entries[column]), points[row, column])
             if not self._agrees(found[row, column], value):
                 raise NotCarried(
                     "the value at a point does not agree with the one that was carried"
@@ -287,12 +285,12 @@ class _Evaluation:
         self.comparing += took
         self.seconds = min(self.seconds, took / len(set(chosen)))
 
-    def _looped(self, entry: int, point: float) -> Array:
+    def _looped_at(self, entry: int, point: float) -> Array:
         """Evaluate f itself at one point."""
         kept = self.live[entry]
         try:
             self.live[entry] = point
-            return self.numbers(self.alone(self.root, *self.args))
+            return self.looped()
         finally:
             self.live[entry] = kept
 
@@ -329,8 +327,8 @@ class _Places:
 
     Attributes
     ----------
-    functions : list of functions
-        Those that were met on the way.
+    rewriting : Rewriting
+        Copies of the functions that were met on the way.
 
     Raises
     ------
@@ -344,8 +342,9 @@ class _Places:
         self._array = array
         self._call = [f, root, args]
         objects = [self._call, *reached]
-        self.functions = [o for o in objects if isinstance(o, types.FunctionType)]
-        names = set().union(*(_names(function.__code__) for function in self.functions))
+        functions = [o for o in objects if isinstance(o, types.FunctionType)]
+        self.rewriting = Rewriting(functions)
+        names = set().union(*(names_in(function.__code__) for function in functions))
         self._stored = [
             (container, container.copy()) for o in objects for container in _containers(o)
         ]
@@ -375,12 +374,13 @@ class _Places:
         return value
 
     @contextmanager
-    def taken_by(self, stand_in: BatchedArray) -> Iterator[list[Any]]:
+    def taken_by(self, stand_in: BatchedArray, batch: Batch) -> Iterator[list[Any]]:
         """Put another object there, and the array back whatever happens; give f, root and args."""
         try:
             for put, child in self._slots:
                 put(self._replaced(child, stand_in))
-            yield self._call
+            with self.rewriting.in_place(batch):
+                yield self._call
         finally:
             for put, child in self._slots:
                 put(child)
@@ -427,8 +427,6 @@ def _children(value: Any, names: set[str]) -> Iterator[tuple[Any, _Put | None]]:
         yield value.__self__, None
     elif isinstance(value, functools.partial):
         yield (*value.args, *value.keywords.values()), None
-    elif isinstance(value, set | frozenset):
-        yield tuple(value), None
     elif isinstance(value, dict):
         for key, child in value.items():
             yield child, functools.partial(operator.setitem, value, key)
@@ -438,9 +436,8 @@ def _children(value: Any, names: set[str]) -> Iterator[tuple[Any, _Put | None]]:
     for name in names & space.keys():
         yield space[name], functools.partial(operator.setitem, space, name)
     if not isinstance(value, types.FunctionType | types.ModuleType | type):
-        for name in (*getattr(value, "__dict__", ()), *_slots(type(value))):
-            if hasattr(value, name):
-                yield getattr(value, name), functools.partial(object.__setattr__, value, name)
+        for name, child in attributes_of(value).items():
+            yield child, functools.partial(object.__setattr__, value, name)
 
 
 class _Stale(NDArrayOperatorsMixin):
@@ -451,15 +448,3 @@ class _Stale(NDArrayOperatorsMixin):
 
     __array_ufunc__ = __array_function__ = __array__ = _refuse
     __getattr__ = __getitem__ = __iter__ = __len__ = __bool__ = __float__ = _refuse
-
-
-def _slots(cls: type) -> Iterator[str]:
-    for base in cls.__mro__:
-        names = vars(base).get("__slots__", ())
-        yield from (names,) if isinstance(names, str) else names
-
-
-def _names(code: types.CodeType) -> set[str]:
-    """Return the names that code looks up, and those of functions within it."""
-    inner = (constant for constant in code.co_consts if isinstance(constant, types.CodeType))
-    return set(code.co_names).union(*map(_names, inner))

@@ -26,7 +26,7 @@ import numpy as np
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
-__all__ = ["Bases", "Batch", "BatchedArray", "NotCarried", "TooLarge", "unchanged"]
+__all__ = ["Batch", "BatchedArray", "NotCarried", "TooLarge", "unchanged"]
 
 Array = NDArray[Any]
 Support = tuple[Any, ...]
@@ -46,82 +46,75 @@ class TooLarge(NotCarried):
     """The arrays of so many points need too much memory; fewer points may do."""
 
 
-class Bases:
-    """What operations give at x: it is the same in every run, so the first one computes it.
-
-    A result is known by the operation and by the very objects that went in.
-    """
-
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[Any, Any]] = {}
-        self._nbytes = 0
-        self.is_first = True
-
-    def compute(self, function: Any, inputs: tuple[Any, ...], **kwargs: Any) -> Any:
-        """Return ``function(*inputs, **kwargs)``, computed once; it must not be written to."""
-        key = (
-            function,
-            *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in inputs),
-            *kwargs.items(),
-        )
-        try:
-            found = self._known.get(key)
-        except TypeError:  # not hashable
-            return function(*inputs, **kwargs)
-        if found is not None:
-            return found[1]
-        result = function(*inputs, **kwargs)
-        if self.is_first and self._nbytes < _KEPT:
-            # The inputs are kept too, so that no other object gets the number of one.
-            self._known[key] = (inputs, result)
-            self._nbytes += getattr(result, "nbytes", 0)
-        return result
-
-
 class Batch:
-    """What the arrays of one run of the function have in common.
+    """What all arrays of a function have in common, and what its operations give at x.
+
+    What they give at x is the same in every run, so the first one computes it. A result is known by
+    the operation and by the very objects that went in.
 
     Parameters
     ----------
-    count : int
-        The number of points, K.
     budget : int
-        The number of bytes that all values together may take.
-    bases : Bases
-        What is known from other runs.
+        The number of bytes that all values of a run together may take.
 
     Attributes
     ----------
+    count : int
+        The number of points of the run, K.
     nbytes : int
         The bytes that values have taken so far.
     refusal : NotCarried or None
         The first refusal, which the function may have caught.
+    is_first : bool
+        Whether no run has ended yet.
     """
 
-    def __init__(self, count: int, budget: int, bases: Bases) -> None:
-        self.count = count
+    def __init__(self, budget: int) -> None:
         self.budget = budget
-        self.bases = bases
-        self.restart()
+        self.is_first = True
+        self._known: dict[Any, tuple[Any, Any]] = {}
+        self._known_nbytes = 0
 
-    def restart(self) -> None:
+    def begin(self, count: int) -> None:
         """Begin a run, before which nothing has been spent or refused."""
+        self.count = count
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
-    def refuse(self, reason: str) -> NotCarried:
+    def refuse(self, reason: str | NotCarried) -> NotCarried:
         """Return the exception to raise, and remember it."""
-        return self._remember(NotCarried(reason))
+        refusal = NotCarried(reason) if isinstance(reason, str) else reason
+        self.refusal = self.refusal or refusal
+        return refusal
 
     def spend(self, nbytes: int) -> None:
         """Count bytes that are about to be allocated."""
         self.nbytes += nbytes
         if self.nbytes > self.budget:
-            raise self._remember(TooLarge("its arrays at several points need too much memory"))
+            raise self.refuse(TooLarge("its arrays at several points need too much memory"))
 
-    def _remember(self, refusal: NotCarried) -> NotCarried:
-        self.refusal = self.refusal or refusal
-        return refusal
+    def at_x(self, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
+        """Return what a function gives at x, which must not be written to."""
+        bases = tuple(map(_base_of, inputs))
+        key = (
+            function,
+            *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in bases),
+            *kwargs.items(),
+        )
+        if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
+            return function(*bases, **kwargs)  # inputs may be written to
+        try:
+            found = self._known.get(key)
+        except TypeError:  # not hashable
+            return function(*bases, **kwargs)
+        if found is not None:
+            return found[1]
+        result = function(*bases, **kwargs)
+        if self.is_first and self._known_nbytes < _KEPT:
+            # The inputs are kept too, so that no other object gets the number of one.
+            self._known[key] = (bases, result)
+            self._known_nbytes += getattr(result, "nbytes", 0)
+        return result
 
 
 class BatchedArray(NDArrayOperatorsMixin):
@@ -157,30 +150,11 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     # ------------------------------------------------------------------------ as an array
 
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape at each point."""
-        return self._base.shape
-
-    @property
-    def ndim(self) -> int:
-        """The number of axes at each point."""
-        return self._base.ndim
-
-    @property
-    def size(self) -> int:
-        """The number of entries at each point."""
-        return self._base.size
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype."""
-        return self._base.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes of the array at one point."""
-        return self._base.nbytes
+    shape = property(operator.attrgetter("_base.shape"))
+    ndim = property(operator.attrgetter("_base.ndim"))
+    size = property(operator.attrgetter("_base.size"))
+    dtype = property(operator.attrgetter("_base.dtype"))
+    nbytes = property(operator.attrgetter("_base.nbytes"))
 
     @property
     def T(self) -> Any:  # noqa: N802 - NumPy's name
@@ -212,12 +186,10 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Return the array at x."""
         return f"BatchedArray({self._base!r}, points={self._batch.count})"
 
-    __str__ = __repr__
-
     def __getattr__(self, name: str) -> Any:
         """Return a method that is a function of NumPy too, as ``a.sum()`` and ``np.sum(a)``."""
-        function = FUNCTIONS.get(getattr(np, name, None))
-        if function is not None:
+        function: Any = getattr(np, name, None)
+        if function in FUNCTIONS:
             return functools.partial(function, self)
         if hasattr(np.ndarray, name) and not name.startswith("__"):
             raise self._batch.refuse(f"the attribute `{name}` cannot be carried")
@@ -232,44 +204,54 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
+        name = f"`np.{ufunc.__name__}`"
         out = kwargs.pop("out", (None,))[0]
-        if method == "__call__" and ufunc is np.matmul:
-            result = matmul(*inputs, **kwargs)
-        elif method == "__call__":
-            result = self._elementwise(ufunc, inputs, kwargs)
+        if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
+            result = getattr(ufunc, method)(*inputs, **kwargs)
         elif method == "reduce" and ufunc in _REDUCTIONS:
-            result = _REDUCTIONS[ufunc](*inputs, **kwargs)
-        else:
+            result = _REDUCTIONS[ufunc](*inputs, **{"axis": 0, **kwargs})
+        elif method != "__call__":
             raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
-        if out is None:
-            return result
-        if out is not inputs[0]:
-            raise self._batch.refuse(f"`np.{ufunc.__name__}` writes into an array, `out`")
-        if out.dtype != result.dtype or out.shape != result.shape:
-            result = result.astype(out.dtype) if out.shape == result.shape else self._no_number()
+        elif ufunc is np.matmul:
+            result = matmul(*inputs, **kwargs)
+        elif ufunc.signature is not None or ufunc.nout != 1 or set(kwargs) - {"dtype", "casting"}:
+            raise self._batch.refuse(f"{name} cannot be carried in this form")
+        else:
+            result = elementwise(ufunc, inputs, kwargs)
         # a += b of a plain a: Python binds the name to what is returned.
-        return out._become(result) if isinstance(out, BatchedArray) else result
-
-    def _elementwise(self, ufunc: Any, inputs: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if ufunc.signature is not None or ufunc.nout != 1 or set(kwargs) - {"dtype", "casting"}:
-            raise self._batch.refuse(f"`np.{ufunc.__name__}` cannot be carried in this form")
-        return elementwise(ufunc, inputs, kwargs)
+        return self._written(result, out, name, is_bound=out is inputs[0])
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
         """Evaluate a function of NumPy that is known here."""
+        name = f"`np.{function.__name__}`"
+        refusal = f"{name} cannot be carried"
+        out = kwargs.pop("out", None)
         carried = FUNCTIONS.get(function)
-        name = f"`np.{function.__name__}` cannot be carried"
         if carried is None:
-            plain = [x._agreed(name) if isinstance(x, BatchedArray) else x for x in args]
+            plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
             if all(map(operator.is_, plain, args)):
-                raise self._batch.refuse(name)
+                raise self._batch.refuse(refusal)
             return function(*plain, **kwargs)
+        is_only_out = not any(isinstance(x, BatchedArray | list | tuple) for x in args)
+        if out is not None and is_only_out:
+            carried = function
         try:
-            return carried(*args, **kwargs)
+            result = carried(*args, **kwargs)
         except (AttributeError, TypeError) as error:
-            raise self._batch.refuse(f"{name} in this form") from error
+            raise self._batch.refuse(f"{refusal} in this form") from error
+        return self._written(result, out, name)
+
+    def _written(self, result: Any, out: Any, name: str, *, is_bound: bool = False) -> Any:
+        """Return a result after it has been written into an array, if there is one."""
+        if out is None:
+            return result
+        if not (is_bound or isinstance(out, BatchedArray)) or out.shape != result.shape:
+            raise self._batch.refuse(f"{name} writes into an array, `out`")
+        if out.dtype != result.dtype:
+            result = result.astype(out.dtype)
+        return out._become(result) if isinstance(out, BatchedArray) else result
 
     # ------------------------------------------------------------------------ boxes
 
@@ -278,13 +260,10 @@ class BatchedArray(NDArrayOperatorsMixin):
         if self._is_fixed:
             raise self._batch.refuse("it writes to `x`")
         if not isinstance(other, BatchedArray):
-            other = unchanged(other, self._batch)
+            other = unchanged(np.array(other), self._batch)
         self._base, self._values, self._support = other._base, other._values, other._support
         self._is_shared = other._is_shared
         return self
-
-    def _is_changed(self) -> bool:
-        return self._values.size > 0
 
     def _agreed(self, refusal: str) -> Array:
         """Return the array at x, if it is the same at all points."""
@@ -297,17 +276,11 @@ class BatchedArray(NDArrayOperatorsMixin):
         self._is_shared = True
         return wrapped(base, values, support, self._batch)
 
-    def _at_x(self, function: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return a function of the base and of plain arguments."""
-        return at_x(self._batch, function, (self, *args), **kwargs)
-
-    def _full(self, *axes: int) -> BatchedArray:
-        """Return the array with a box that covers the given axes, or all."""
+    def _widen(self, *axes: int) -> None:
+        """Make the box cover the given axes, or all: what is asked for once is so again."""
         chosen = axes or range(self.ndim)
-        if all(self._support[a] is None for a in chosen):
-            return self
         support = tuple(None if a in chosen else index for a, index in enumerate(self._support))
-        return BatchedArray(self._base, within(self, support, self.ndim), support, self._batch)
+        self._values, self._support = within(self, support, self.ndim), support
 
     # ------------------------------------------------------------------------ indexing
 
@@ -317,15 +290,25 @@ class BatchedArray(NDArrayOperatorsMixin):
         base = self._base[key]
         self._is_shared = True
         parts = _basic_parts(key, self.shape)
-        if parts is not None:
-            indices = iter(self._support)
-            pairs = [(part, None if part is None else next(indices)) for part in parts]
-            if all(index is None or part == slice(None) for part, index in pairs):
-                support = tuple(
-                    index for part, index in pairs if part is None or isinstance(part, slice)
-                )
-                return self._view(base, self._values[(*parts, slice(None))], support)
-        return picked(self, _numbers(self.shape)[key], base)
+        if parts is None:
+            return picked(self, _numbers(self.shape)[key], base)
+        axes = iter(zip(self._support, self.shape, strict=True))
+        into: list[Any] = []
+        support: list[Any] = []
+        for part in parts:
+            index, size = (None, 0) if part is None else next(axes)
+            if index is None or part == slice(None):
+                into.append(part)
+            else:
+                index, is_inside = _within_slice(index, part, size)
+                if not is_inside.any():
+                    return base
+                if not is_inside.all() or (np.diff(index, axis=0) < 0).any():
+                    return picked(self, _numbers(self.shape)[key], base)
+                into.append(slice(None) if isinstance(part, slice) else 0)
+            if part is None or isinstance(part, slice):
+                support.append(index)
+        return self._view(base, self._values[(*into, slice(None))], tuple(support))
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
@@ -338,41 +321,32 @@ class BatchedArray(NDArrayOperatorsMixin):
         key = _plain_key(key)
         if self._is_shared:
             self._become(self.copy())
-        changed = value if isinstance(value, BatchedArray) and value._is_changed() else None
         self._base[key] = _base_of(value)
-        if changed is None and not self._is_changed():
+        if not _is_changed(self) and not _is_changed(value):
             return
-        parts = _basic_parts(key, self.shape)
-        if parts is None or None in parts:
-            keys = key if isinstance(key, tuple) else (key,)
-            parts = [*keys, *(() if any(part is Ellipsis for part in keys) else (...,))]
-            target: Support = (None,) * self.ndim
-            into, of_value = parts, (None,) * self._base[key].ndim
+        shape = self._base[key].shape
+        target: list[Any] = [None] * self.ndim
+        of_value: list[Any] = [None] * len(shape)
+        into = _basic_parts(key, self.shape)
+        if into is None or None in into:
+            into = [*key] if isinstance(key, tuple) else [key]
+            into += [] if any(part is Ellipsis for part in into) else [...]
         else:
-            target, of_value = self._support_with(parts, changed, np.ndim(value))
+            kept = [a for a, part in enumerate(into) if isinstance(part, slice)]
+            for i, (a, index) in enumerate(zip(kept, common_support([value], shape), strict=True)):
+                mine = self._support[a] if _is_changed(self) else _NONE
+                start, _, step = into[a].indices(self.shape[a])
+                if into[a] == slice(None):
+                    target[a] = of_value[i] = _union(mine, index)
+                elif mine is _NONE and index is not None and step > 0:
+                    target[a], of_value[i] = start + step * index, index
             into = [part if index is None else slice(None)
-                    for index, part in zip(target, parts, strict=True)]  # fmt: skip
-        if not self._is_changed() or not _same(target, self._support):
-            # The base already has the new values: they are written over below.
-            self._values = within(self, target, self.ndim)
-            self._support = target
-        self._values[(*into, slice(None))] = _operand(value, of_value, len(of_value), self._batch)
-
-    def _support_with(
-        self, parts: list[Any], changed: BatchedArray | None, ndim: int
-    ) -> tuple[Support, Support]:
-        """Return the box after a value of so many axes is set, and the box within that value."""
-        support: list[Any] = [None] * self.ndim
-        kept = [a for a, part in enumerate(parts) if isinstance(part, slice)]
-        for i, a in enumerate(kept, ndim - len(kept)):
-            if parts[a] == slice(None):
-                mine = self._support[a] if self._is_changed() else _NONE
-                other: Any = _NONE
-                if changed is not None:
-                    is_long = i >= 0 and changed.shape[i] == self.shape[a]
-                    other = changed._support[i] if is_long else None
-                support[a] = _union(mine, other)
-        return tuple(support), tuple(support[a] for a in kept)
+                    for index, part in zip(target, into, strict=True)]  # fmt: skip
+        # The base already has the new values: they are written over below.
+        self._values, self._support = within(self, tuple(target), self.ndim), tuple(target)
+        self._values[(*into, slice(None))] = _operand(
+            value, tuple(of_value), len(shape), self._batch
+        )
 
     # ------------------------------------------------------------------------ methods
 
@@ -380,7 +354,7 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Permute the axes."""
         order = _order(np.ndarray.transpose, self.ndim, *axes)
         return self._view(
-            self._at_x(np.transpose, order),
+            self._batch.at_x(np.transpose, (self, order)),
             self._values.transpose(*order, self.ndim),
             tuple(self._support[a] for a in order),
         )
@@ -393,13 +367,13 @@ class BatchedArray(NDArrayOperatorsMixin):
             return moved(np.reshape)(self, shape, order=order)
         if shape == self.shape:
             return self._view(self._base, self._values, self._support)
-        base = self._at_x(np.reshape, shape)
-        array, support = _reshaped_support(self, base.shape)
+        base = self._batch.at_x(np.reshape, (self, shape))
+        support = _reshaped_support(self, base.shape)
         box = tuple(
             size if index is None else len(index)
             for size, index in zip(base.shape, support, strict=True)
         )
-        return self._view(base, array._values.reshape(*box, self._batch.count), support)
+        return self._view(base, self._values.reshape(*box, self._batch.count), support)
 
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
@@ -426,10 +400,14 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def sort(self, axis: int = -1) -> None:
         """Sort along an axis, in place."""
-        self._become(_along(np.sort)(self, axis))
+        self._become(np.sort(self, axis))
 
 
 # ------------------------------------------------------------------------------------ boxes
+
+
+def _is_changed(array: Any) -> bool:
+    return isinstance(array, BatchedArray) and array._values.size > 0
 
 
 def wrapped(base: Any, values: Array, support: Support, batch: Batch) -> Any:
@@ -448,27 +426,23 @@ def unchanged(base: Array, batch: Batch) -> BatchedArray:
     return result
 
 
-def _same(one: Support, other: Support) -> bool:
-    """Return whether two boxes have the same indices."""
-    return all(
-        a is b or (a is not None and b is not None and a.shape == b.shape and (a == b).all())
-        for a, b in zip(one, other, strict=True)
-    )
+def _same(one: Any, other: Any) -> bool:
+    """Return whether two boxes have the same indices along an axis."""
+    return one is other or (
+        one is not None and other is not None
+        and one.shape == other.shape and bool((one == other).all())
+    )  # fmt: skip
 
 
 def _union(one: Any, other: Any) -> Any:
     """Return indices along an axis that cover those of two boxes."""
-    if one is other or other is _NONE:
+    if other is _NONE or _same(one, other):
         return one
     if one is _NONE:
         return other
-    if one is None or other is None:
+    if one is None or other is None or max(one.shape[1], other.shape[1]) > 1:
         return None
-    if one.shape == other.shape and (one == other).all():
-        return one
-    if one.shape[1] == other.shape[1] == 1:
-        return np.union1d(one, other)[:, None]
-    return None
+    return np.union1d(one, other)[:, None]
 
 
 def _aligned(support: Support, ndim: int) -> Support:
@@ -479,7 +453,7 @@ def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
     result: list[Any] | None = None
     for array in arrays:
-        if not isinstance(array, BatchedArray) or not array._is_changed():
+        if not _is_changed(array):
             continue
         sizes = (1,) * (len(shape) - array.ndim) + array.shape
         support = [
@@ -510,8 +484,7 @@ def at(array: Array, support: Support) -> Array:
         return column
     if len(each) == 1 and len(support[each[0]]) == 1:  # the usual box; a tenth of a network's time
         (a,) = each
-        rows = np.moveaxis(array.take(support[a][0], axis=a), a, -1)
-        return np.expand_dims(np.ascontiguousarray(rows), a)
+        return np.expand_dims(np.moveaxis(array, a, -1).take(support[a][0], axis=-1), a)
     key = tuple(
         support[a].reshape(*(len(support[a]) if a == b else 1 for b in each), -1) for a in each
     )
@@ -523,62 +496,48 @@ def at(array: Array, support: Support) -> Array:
 
 def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     """Return the values of an array in a larger box; further axes come first."""
-    own = _aligned(array._support, ndim)
     extra = (1,) * (ndim - array.ndim)
+    own, sizes = _aligned(array._support, ndim), extra + array.shape
+    base = array._base.reshape(sizes)
     values = array._values.reshape(*extra, *array._values.shape)
-    sizes = (*extra, *array.shape)
-    differ = [
-        a for a in range(ndim)
-        if sizes[a] > 1 and own[a] is not support[a] and not (
-            own[a] is not None and support[a] is not None and own[a].shape == support[a].shape
-            and (own[a] == support[a]).all()
-        )
-    ]  # fmt: skip
-    if not differ and values.size:
-        return values
-    count = array._batch.count
-    box = tuple(
-        1 if size == 1 else size if index is None else len(index)
-        for size, index in zip(sizes, support, strict=True)
-    )
-    array._batch.spend(math.prod(box) * count * values.itemsize)
-    result = np.empty((*box, count), values.dtype)
-    result[...] = at(array._base.reshape(sizes), support)
     if values.size == 0:
-        return result
-    index: list[Any] = [slice(None)] * ndim
-    for a in differ:
-        index[a] = own[a] if support[a] is None else np.searchsorted(support[a][:, 0], own[a])
-    if len(differ) == 1 and index[differ[0]].shape[1] == 1:
-        index[differ[0]] = index[differ[0]][:, 0]
-        result[tuple(index)] = values
-        return result
-    mesh = []
+        return _box(base, support, array._batch)
     for a in range(ndim):
-        part = index[a] if a in differ else np.arange(box[a])[:, None]
-        shape = [1] * (ndim + 1)
-        shape[a], shape[-1] = part.shape
-        mesh.append(part.reshape(shape))
-    result[(*mesh, np.arange(count))] = values
+        if sizes[a] == 1 or _same(own[a], support[a]):
+            continue
+        index, own = own[a], (*own[:a], support[a], *own[a + 1 :])
+        if support[a] is not None:
+            index = np.searchsorted(support[a][:, 0], index)
+        smaller, values = values, _box(base, own, array._batch)
+        if index.shape[1] == 1:
+            values[(*(slice(None),) * a, index[:, 0])] = smaller
+        else:
+            index = index.reshape(*(1,) * a, len(index), *(1,) * (ndim - 1 - a), -1)
+            np.put_along_axis(values, index, smaller, axis=a)
+    return values
+
+
+def _box(base: Array, support: Support, batch: Batch) -> Array:
+    """Return what an array is in a box before anything changes it."""
+    box = [
+        1 if size == 1 else size if index is None else len(index)
+        for size, index in zip(base.shape, support, strict=True)
+    ]
+    batch.spend(math.prod(box) * batch.count * base.itemsize)
+    result = np.empty((*box, batch.count), base.dtype)
+    result[...] = at(base, support)
     return result
 
 
 def _operand(array: Any, support: Support, ndim: int, batch: Batch) -> Any:
     """Return an operand within the box of the result."""
-    if isinstance(array, BatchedArray):
-        if array._is_changed():
-            sizes = (1,) * (ndim - array.ndim) + array.shape
-            return within(
-                array,
-                tuple(
-                    None if size == 1 else index for size, index in zip(sizes, support, strict=True)
-                ),
-                ndim,
-            )
-        array = array._base
-    if np.ndim(array) == 0:
-        return array
-    plain = np.asarray(array)
+    if _is_changed(array):
+        sizes = (1,) * (ndim - array.ndim) + array.shape
+        each = zip(sizes, support, strict=True)
+        return within(array, tuple(None if size == 1 else index for size, index in each), ndim)
+    plain = np.asarray(_base_of(array))
+    if plain.ndim == 0:
+        return _base_of(array)
     return at(plain.reshape((1,) * (ndim - plain.ndim) + plain.shape), support)
 
 
@@ -590,24 +549,15 @@ def _base_of(array: Any) -> Any:
     return array._base if isinstance(array, BatchedArray) else array
 
 
-def at_x(batch: Batch, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
-    """Return what a function gives at x, from an earlier run if that is known."""
-    bases = tuple(map(_base_of, inputs))
-    if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
-        return function(*bases, **kwargs)  # it may be written to
-    return batch.bases.compute(function, bases, **kwargs)
-
-
 def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
     """Evaluate a function of single entries within the smallest box that changes."""
     batch = _batch_of(inputs)
-    base = at_x(batch, function, inputs, **kwargs)
-    if len(inputs) == 1 or all(np.ndim(x) == 0 for x in inputs if not isinstance(x, BatchedArray)):
-        array, *others = (x for x in inputs if isinstance(x, BatchedArray))
-        if not others and array._is_changed():
-            batch.spend(array._values.nbytes)
-            operands = (x._values if x is array else x for x in inputs)
-            return wrapped(base, function(*operands, **kwargs), array._support, batch)
+    base = batch.at_x(function, inputs, **kwargs)
+    array, *others = (x for x in inputs if isinstance(x, BatchedArray))
+    if not others and _is_changed(array) and all(x is array or np.ndim(x) == 0 for x in inputs):
+        batch.spend(array._values.nbytes)
+        values = function(*(array._values if x is array else x for x in inputs), **kwargs)
+        return wrapped(base, values, array._support, batch)
     base = np.asarray(base)
     support = common_support(inputs, base.shape)
     if any(index is _NONE for index in support):
@@ -618,8 +568,6 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     ]
     batch.spend(math.prod(box) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
-    if values.shape != (*box, batch.count):
-        values = np.broadcast_to(values, (*box, batch.count))
     return wrapped(base, values, support, batch)
 
 
@@ -652,12 +600,21 @@ def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
     return parts
 
 
-def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[BatchedArray, Support]:
-    """Return the box after a reshape, and the array with a box that a reshape can carry."""
-    if not array._is_changed():
-        return array, (_NONE,) * len(shape)
+def _within_slice(index: Array, part: Any, size: int) -> tuple[Array, Array]:
+    """Return where the indices of a box are within a slice or a number, and which are in it."""
+    if not isinstance(part, slice):
+        part = slice(part % size, part % size + 1)
+    start, stop, step = part.indices(size)
+    inner, rest = np.divmod(index - start, step)
+    is_inside = (rest == 0) & (inner >= 0) & (inner < len(range(start, stop, step)))
+    return inner, is_inside
+
+
+def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
+    """Return the box after a reshape; the array's becomes one that a reshape can carry."""
+    if not _is_changed(array):
+        return (_NONE,) * len(shape)
     support: list[Any] = [None] * len(shape)
-    full: list[int] = []
     old, new = 0, 0
     while old < array.ndim or new < len(shape):
         # The next axes, old and new, of which there are as many entries.
@@ -675,10 +632,10 @@ def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> tuple[Batc
         flat = _flat_index(array._support[first_old:old], array.shape[first_old:old])
         indices = _split_index(flat, shape[first_new:new])
         if indices is None:
-            full.extend(olds)
+            array._widen(*olds)
         else:
             support[first_new:new] = indices
-    return (array._full(*full) if full else array), tuple(support)
+    return tuple(support)
 
 
 def _flat_index(support: Support, shape: tuple[int, ...]) -> Array:
@@ -728,17 +685,14 @@ def moved(function: Any) -> Callable[..., Any]:
     """Return what stands for a function that only moves entries.
 
     What it does with the numbers of the entries tells where each of them goes. Entries of the
-    result that come from nowhere, as those that `np.pad` adds, have the number 0.
+    result that come from nowhere, as those that `np.tril` sets, have the number 0.
     """
 
     def call(array: BatchedArray, *args: Any, **kwargs: Any) -> Any:
         bases = function(array._base, *args, **kwargs)
-        kwargs.pop("constant_values", None)
         numbers = function(_numbers(array.shape), *args, **kwargs)
         if isinstance(bases, list | tuple):
             return [picked(array, *each) for each in zip(numbers, bases, strict=True)]
-        if np.array_equal(numbers, _numbers(array.shape)):  # as `np.pad` by nothing
-            return array.copy()
         return picked(array, numbers, bases)
 
     return call
@@ -749,29 +703,35 @@ def joined(function: Any) -> Callable[..., Any]:
 
     def call(arrays: Sequence[Any], *args: Any, **kwargs: Any) -> Any:
         bases = [np.asarray(_base_of(array)) for array in arrays]
-        base = result = function(bases, *args, **kwargs)
+        result = unchanged(function(bases, *args, **kwargs), _batch_of(arrays))
         for array, own in zip(arrays, bases, strict=True):
-            if isinstance(array, BatchedArray):
-                each = [_numbers(x.shape) if x is own else np.zeros(x.shape, int) for x in bases]
-                numbers = function(each, *args, **kwargs)
-                part = picked(array, numbers, base)
-                result = part if result is base else where(numbers > 0, part, result)
+            if _is_changed(array):
+                inside = function([np.full(x.shape, x is own) for x in bases], *args, **kwargs)
+                part = tuple(slice(i.min(), i.max() + 1) for i in np.nonzero(inside))
+                result[part] = array.reshape(result._base[part].shape)
         return result
 
     return call
 
 
+def pad(array: Any, pad_width: Any, mode: Any = "constant", **kwargs: Any) -> Any:
+    """Return ``np.pad``."""
+    if mode != "constant":
+        return moved(np.pad)(array, pad_width, mode, **kwargs)
+    result = unchanged(np.pad(array._base, pad_width, **kwargs), array._batch)
+    before = np.broadcast_to(pad_width, (array.ndim, 2))[:, 0].tolist()
+    result[tuple(map(slice, before, map(operator.add, before, array.shape)))] = array
+    return result
+
+
 def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     """Return an array of the entries of these numbers, and of those of the base for 0."""
-    if not array._is_changed():
+    if not _is_changed(array):
         return base
     of_points = [a for a, index in enumerate(array._support)
                  if index is not None and index.shape[1] > 1]  # fmt: skip
     if of_points:
-        result = _picked_at_points(array, numbers, base)
-        if result is not None:
-            return result
-        array = array._full(*of_points)
+        array._widen(*of_points)
     batch, count = array._batch, array._batch.count
     flat = _flat_index(array._support, array.shape)[:, 0]
     source = np.zeros(array.size + 1, np.intp)
@@ -787,41 +747,6 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
         own = np.asarray(base)[np.ix_(*axes)]
         values = np.where((source > 0)[..., None], values, own[..., None])
     return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
-
-
-def _picked_at_points(array: BatchedArray, numbers: Array, base: Array) -> Any:
-    """Return entries where the box differs between points; None if those of the result are none."""
-    flat, of_point = _columns(_flat_index(array._support, array.shape))
-    places = _places(flat, numbers, array.size)
-    if places is None:
-        return None
-    if places.size == 0:
-        return base
-    order = np.argsort(places, axis=0)
-    support = _split_index(np.take_along_axis(places, order, axis=0), base.shape)
-    if support is None:
-        return None
-    batch = array._batch
-    batch.spend(len(order) * batch.count * array.dtype.itemsize)
-    rows = (order // (len(order) // len(flat)))[:, of_point]
-    values = np.take_along_axis(array._values.reshape(len(flat), batch.count), rows, axis=0)
-    support = tuple(index if index.shape[1] == 1 else index[:, of_point] for index in support)
-    return wrapped(base, values.reshape(*map(len, support), batch.count), support, batch)
-
-
-def _places(flat: Array, numbers: Array, size: int) -> Array | None:
-    """Return where the entries of a box go to, ``(R * times, K)``, if all go equally often."""
-    wanted = np.flatnonzero(np.bincount(flat.reshape(-1), minlength=size))
-    which = np.full(size + 1, -1)
-    which[wanted + 1] = np.arange(len(wanted))
-    found = which[numbers].reshape(-1)
-    hit = np.flatnonzero(found >= 0)
-    times = np.bincount(found[hit], minlength=len(wanted))
-    if (times != times[0]).any():
-        return None
-    by_entry = hit[np.argsort(found[hit], kind="stable")].reshape(len(wanted), times[0])
-    places: Array = by_entry[which[flat + 1]].transpose(0, 2, 1)  # (R, times, K)
-    return places.reshape(-1, flat.shape[1])
 
 
 def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
@@ -840,103 +765,79 @@ def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
     return tuple(operator.index(a) % ndim for a in axes)
 
 
-def _without(array: Any, axes: tuple[int, ...], keepdims: Any) -> Any:
-    """Drop reduced axes, which have length 1."""
-    if keepdims:
-        return array
-    if not isinstance(array, BatchedArray):
-        return np.squeeze(array, axes)[()]
-    support = tuple(index for a, index in enumerate(array._support) if a not in axes)
-    return array._view(array._at_x(np.squeeze, axes), array._values.squeeze(axes), support)
+def _support_of_reduced(array: BatchedArray, axes: tuple[int, ...], keepdims: Any) -> Support:
+    """Return the box after axes of an array, of which it covered all, have been reduced."""
+    return tuple(
+        None if a in axes else index
+        for a, index in enumerate(array._support) if keepdims or a not in axes
+    )  # fmt: skip
 
 
-def total(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False
-) -> Any:
+def total(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Add entries: the old sum plus what changed."""
-    batch = array._batch
-    if out is not None:
-        raise batch.refuse("`np.sum` writes into an array, `out`")
     axes = _axes(axis, array.ndim)
-    base = array._at_x(np.sum, axes, dtype=dtype, keepdims=True)
-    if not array._is_changed():
-        return _without(base, axes, keepdims)
-    support = tuple(None if a in axes else index for a, index in enumerate(array._support))
+    base = array._batch.at_x(np.sum, (array, axes), dtype=dtype, keepdims=keepdims)
+    if not _is_changed(array):
+        return base
+    support = _support_of_reduced(array, axes, keepdims)
     if all(array._support[a] is None for a in axes):
-        values = array._values.sum(axes, dtype=dtype, keepdims=True)
+        values = array._values.sum(axes, dtype=dtype, keepdims=keepdims)
     else:
-        if not np.isfinite(base).all():
-            raise batch.refuse("a sum is infinite or not a number")
-        batch.spend(array._values.nbytes)
-        old = at(array._base, array._support)
-        if dtype is not None or base.dtype != array.dtype:
-            old = old.astype(base.dtype)
-        change = (array._values - old).sum(axes, keepdims=True)
-        values = at(base, support) + change
-    return _without(wrapped(base, values, support, batch), axes, keepdims)
+        values = _change(array, base, "a sum").sum(axes, keepdims=keepdims) + at(base, support)
+    return wrapped(base, values, support, array._batch)
 
 
-def mean(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: Any = False
-) -> Any:
+def _change(array: BatchedArray, result: Any, what: str) -> Array:
+    """Return how an array differs from its base, as a term of a result."""
+    if not np.isfinite(result).all():
+        raise array._batch.refuse(f"{what} is infinite or not a number")
+    array._batch.spend(array._values.nbytes)
+    dtype = np.result_type(array.dtype, result.dtype)
+    change: Array = np.subtract(array._values, at(array._base, array._support), dtype=dtype)
+    return change
+
+
+def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Return means."""
     axes = _axes(axis, array.ndim)
     count = math.prod(array.shape[a] for a in axes)
     if dtype is None and array.dtype.kind in "biu":
         dtype = np.float64
-    result = total(array, axes, dtype, out, keepdims)
+    result = total(array, axes, dtype, keepdims=keepdims)
     return result / result.dtype.type(count)
 
 
 def variance(
-    array: Any, axis: Any = None, dtype: Any = None, out: Any = None, ddof: int = 0,
-    keepdims: Any = False,
-) -> Any:  # fmt: skip
+    array: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: Any = False
+) -> Any:
     """Return variances."""
     axes = _axes(axis, array.ndim)
-    centered = array - mean(array, axes, dtype, out, keepdims=True)
+    centered = array - mean(array, axes, dtype, keepdims=True)
     count = math.prod(array.shape[a] for a in axes) - ddof
     result = np.sum(centered * centered, axes, keepdims=keepdims)
     return result / result.dtype.type(count)
 
 
-def _reduced(function: Any, array: Any, axis: Any, keepdims: Any = False) -> Any:
-    """Reduce axes that the box covers after it has been made to cover them."""
-    if not array._is_changed():
-        return function(array._base, axis=axis, keepdims=keepdims)
-    if axis is None and function in (np.argmax, np.argmin) and array.ndim != 1:
-        array, axis = array.reshape(-1), 0
-    axes = _axes(axis, array.ndim)
-    argument = axes[0] if function in (np.argmax, np.argmin) else axes
-    base = array._at_x(function, axis=argument, keepdims=True)
-    full = array._full(*axes) if axes else array
-    values = function(full._values, axis=argument, keepdims=True)
-    support = tuple(None if a in axes else index for a, index in enumerate(full._support))
-    return _without(wrapped(base, values, support, array._batch), axes, keepdims)
+def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
+    """Return what stands for a function along one axis, or some, of which it needs all entries."""
+    is_along_one = function in (np.argmax, np.argmin, np.cumsum, np.cumprod, np.sort, np.argsort)
 
-
-def _reduction(function: Any) -> Callable[..., Any]:
-    def reduced(a: Any, axis: Any = None, out: None = None, keepdims: Any = False) -> Any:
-        if out is not None:
-            raise a._batch.refuse(f"`np.{function.__name__}` writes into an array, `out`")
-        return _reduced(function, a, axis, keepdims)
-
-    return reduced
-
-
-def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
-    """Return what stands for a function along one axis."""
-
-    def along(array: Any, axis: int | None = default, **kwargs: Any) -> Any:
-        if not array._is_changed():
-            return function(array._base, axis=axis, **kwargs)
-        if axis is None:
+    def along(array: Any, axis: Any = default, **kwargs: Any) -> Any:
+        if any(hasattr(value, "ndim") for value in kwargs.values()):
+            raise TypeError("a keyword is an array")
+        if axis is None and is_along_one:
             array, axis = array.reshape(-1), 0
-        axis = operator.index(axis) % array.ndim
-        full = array._full(axis)
-        array._batch.spend(full._values.nbytes)
-        base, values = (function(x, axis=axis, **kwargs) for x in (array._base, full._values))
-        return wrapped(base, values, full._support, array._batch)
+        axes = _axes(axis, array.ndim)
+        argument = axes[0] if len(axes) == 1 else axes
+        base = array._batch.at_x(function, (array,), axis=argument, **kwargs)
+        if not _is_changed(array):
+            return base
+        if axes:
+            array._widen(*axes)
+        values = function(array._values, axis=argument, **kwargs)
+        array._batch.spend(values.nbytes)
+        support = _support_of_reduced(array, axes, np.ndim(base) == array.ndim)
+        return wrapped(base, values, support, array._batch)
 
     return along
 
@@ -944,10 +845,8 @@ def _along(function: Any, default: int | None = -1) -> Callable[..., Any]:
 # ------------------------------------------------------------------------------------ products
 
 
-def dot(a: Any, b: Any, out: Any = None) -> Any:
+def dot(a: Any, b: Any) -> Any:
     """Return ``np.dot``."""
-    if out is not None:
-        raise _batch_of((a, b)).refuse("`np.dot` writes into an array, `out`")
     if np.ndim(a) == 0 or np.ndim(b) == 0:
         return np.multiply(a, b)
     if np.ndim(b) > 2:
@@ -985,81 +884,49 @@ def _stacked_matmul(a: Any, b: Any) -> Any:
 
 
 def _product(a: Any, b: Any) -> Any:
-    """Multiply two matrices."""
-    a_changed, b_changed = (isinstance(x, BatchedArray) and x._is_changed() for x in (a, b))
-    if a_changed and b_changed:
+    """Multiply two matrices: the old product plus that of what changed."""
+    if _is_changed(a) and _is_changed(b):
         return _stacked_matmul(a, b)
     batch = _batch_of((a, b))
-    base = at_x(batch, np.matmul, (a, b))
-    if not a_changed and not b_changed:
+    base = batch.at_x(np.matmul, (a, b))
+    if _is_changed(a):
+        is_whole = a._support[1] is None
+        values = a._values if is_whole else _change(a, base, "a product")
+        values, support = _multiplied(values, a._support, _base_of(b), batch)
+    elif _is_changed(b):
+        is_whole = b._support[0] is None
+        values = b._values if is_whole else _change(b, base, "a product")
+        values, support = _multiplied(values.swapaxes(0, 1), b._support[::-1], _base_of(a).T, batch)
+        values, support = values.swapaxes(0, 1), support[::-1]
+    else:
         return base
-    values, support = (
-        _product_left(a, _base_of(b), base) if a_changed else _product_right(_base_of(a), b, base)
-    )
+    if not is_whole:
+        values += at(base, support)
     return wrapped(base, values, support, batch)
 
 
-def _product_left(a: BatchedArray, b: Array, base: Array) -> tuple[Array, Support]:
-    """Multiply a matrix at all points by a plain one."""
-    batch, (rows, terms) = a._batch, a._support
-    n = a._values.shape[0]
-    batch.spend(n * b.shape[1] * batch.count * base.itemsize)
-    support = (rows, None)
+def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Array, Support]:
+    """Multiply the values in a box, and zeros outside of it, by a plain matrix."""
+    rows, terms = support
+    n, count, columns = len(a), batch.count, None
+    if terms is not None and len(terms) == 1:
+        # The columns of the product in which there is something, as the samples with such a pixel.
+        factors = b[terms[0]]
+        chosen = np.flatnonzero(factors.any(axis=0))
+        if len(chosen) < b.shape[1]:
+            factors, columns = factors[:, chosen], chosen[:, None]
+        batch.spend(n * len(chosen) * count * a.itemsize)
+        return a * np.ascontiguousarray(factors.T), (rows, columns)
+    batch.spend(n * b.shape[1] * count * a.itemsize)
     if terms is None:
-        return np.matmul(b.T, a._values), support
-    change = _change(a, base)
-    if len(terms) == 1:
-        values = change * np.ascontiguousarray(b[terms[0]].T)
-    elif terms.shape[1] == 1:
-        values = np.matmul(b[terms[:, 0]].T, change)
-    else:
-        # The points of one channel have the same terms.
-        values = np.empty((n, b.shape[1], batch.count), base.dtype)
-        each, of_point = _columns(terms)
-        for i, chosen in enumerate(each.T):
-            points = of_point == i
-            values[..., points] = np.matmul(b[chosen].T, change[..., points])
-    values += at(base, support)
-    return values, support
-
-
-def _product_right(a: Array, b: BatchedArray, base: Array) -> tuple[Array, Support]:
-    """Multiply a plain matrix by one at all points."""
-    if b._support[0] is not None and min(b._support[0].shape) > 1:
-        b = b._full(0)
-    batch, (terms, columns) = b._batch, b._support
-    _, p, count = b._values.shape
-    if terms is None:
-        batch.spend(len(a) * p * count * base.itemsize)
-        values = a @ b._values.reshape(b._values.shape[0], -1)
-        return values.reshape(len(a), p, count), (None, columns)
-    factors = a[:, terms.reshape(-1)]
-    chosen = np.flatnonzero(factors.any(axis=1))
-    rows = None
-    if len(chosen) < len(a):
-        rows, factors = chosen[:, None], factors[chosen]
-    support = (rows, columns)
-    batch.spend(len(factors) * p * count * base.itemsize)
-    change = _change(b, base)
-    if terms.shape[1] > 1:
-        values = factors[:, None, :] * change
-    elif len(terms) == 1:
-        values = factors[:, :, None] * change
-    else:
-        values = (factors @ change.reshape(len(change), -1)).reshape(-1, p, count)
-    values += at(base, support)
-    return values, support
-
-
-def _change(array: BatchedArray, product: Array) -> Array:
-    """Return how an array differs from its base, as a factor of a product."""
-    if not np.isfinite(product).all():
-        raise array._batch.refuse("a product is infinite or not a number")
-    array._batch.spend(array._values.nbytes)
-    old = at(array._base, array._support)
-    if product.dtype != array.dtype:
-        return array._values.astype(product.dtype) - old
-    return array._values - old
+        return np.matmul(b.T, a), support
+    values = np.empty((n, b.shape[1], count), np.result_type(a, b))
+    # The points of one channel have the same terms.
+    each, of_point = _columns(terms)
+    edges = [*np.searchsorted(of_point, range(each.shape[1])), count]
+    for used, start, stop in zip(each.T, edges, edges[1:], strict=False):
+        np.matmul(b[used].T, a[..., start:stop], out=values[..., start:stop])
+    return values, (rows, None)
 
 
 # ------------------------------------------------------------------------------------ functions
@@ -1094,13 +961,16 @@ def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
     hidden = next(x for x in "zyxwvutsrqponmlkjihgfedcba" if x not in subscripts)
     base = np.einsum(subscripts, *map(_base_of, operands), **kwargs)
     batch.spend(np.asarray(base).nbytes * batch.count)
-    changed = [isinstance(x, BatchedArray) and x._is_changed() for x in operands]
+    changed = [_is_changed(x) for x in operands]
+    for x in operands:
+        if isinstance(x, BatchedArray):
+            x._widen()
     terms = ",".join(
         part + hidden * is_changed for part, is_changed in zip(letters, changed, strict=True)
     )
     values = np.einsum(
         f"{terms}->{output}{hidden}",
-        *(x._full()._values if is_changed else _base_of(x)
+        *(x._values if is_changed else _base_of(x)
           for x, is_changed in zip(operands, changed, strict=True)),
         optimize=True,
     )  # fmt: skip
@@ -1144,7 +1014,7 @@ def _reshaped(function: Any) -> Callable[..., Any]:
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.dot: dot, np.sum: total, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
-    np.einsum: einsum, np.tensordot: tensordot, np.linalg.norm: norm,
+    np.einsum: einsum, np.pad: pad, np.tensordot: tensordot, np.linalg.norm: norm,
     np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
     np.average: lambda a, axis=None: mean(a, axis),
     np.nansum: lambda a, *args, **kwargs: np.sum(where(np.isnan(a), 0, a), *args, **kwargs),
@@ -1171,27 +1041,22 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     **{function: _reshaped(function)
        for function in (np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d)},
     **{function: moved(function)
-       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.pad, np.take,
+       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.take,
                         np.repeat, np.tile, np.broadcast_to, np.delete, np.diag, np.diagonal,
                         np.tril, np.triu, np.split, np.array_split, np.hsplit, np.vsplit)},
     **{function: joined(function)
        for function in (np.concatenate, np.stack, np.vstack, np.hstack, np.column_stack)},
-    **{function: _along(function, default)
-       for function, default in {np.cumsum: None, np.cumprod: None, np.sort: -1, np.argsort: -1,
-                                 np.diff: -1}.items()},
-    **{function: _reduction(function)
+    **{function: _along(function)
        for function in (np.max, np.min, np.prod, np.any, np.all, np.argmax, np.argmin, np.ptp,
-                        np.median, np.nanmax, np.nanmin, np.count_nonzero)},
+                        np.median, np.nanmax, np.nanmin, np.count_nonzero, np.cumsum, np.cumprod)},
+    **{function: _along(function, -1) for function in (np.sort, np.argsort, np.diff)},
 }  # fmt: skip
 
-_REDUCTIONS: dict[Any, Callable[..., Any]] = {
-    np.add: lambda a, axis=0, dtype=None, keepdims=False, **_: total(
-        a, axis, dtype, keepdims=keepdims
-    ),
-    **{ufunc: (lambda a, axis=0, keepdims=False, function=function, **_: _reduced(
-        function, a, axis, keepdims))
-       for ufunc, function in {
-           np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
-           np.logical_or: np.any, np.logical_and: np.all,
-       }.items()},
+#: Ufuncs whose reduction is a function of NumPy.
+_REDUCTIONS = {
+    ufunc: FUNCTIONS[function]
+    for ufunc, function in {
+        np.add: np.sum, np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
+        np.logical_or: np.any, np.logical_and: np.all,
+    }.items()
 }  # fmt: skip

@@ -44,10 +44,6 @@ _MOMENT = 0.05
 #: Blocks sent to each worker: one would do if all were equally fast and idle.
 _BLOCKS_PER_WORKER = 4
 
-#: How often a progress bar moves while all entries are evaluated once.
-_BLOCKS_SHOWN = 500
-
-
 #: What a function is where it is not defined.
 _UNDEFINED = float("nan")
 
@@ -123,7 +119,7 @@ class Objective:
     ----------
     center : ndarray of float64, shape (size,)
         The entries as they are.
-    eps : float or ndarray, shape (size,)
+    eps : ndarray, shape (size,)
         The machine epsilon of each entry's dtype.
     begins : list of int
         Where each leaf's entries begin, and the last one's end.
@@ -160,17 +156,13 @@ class Objective:
         self._workers = workers
         self._bar = _progress_bar() if progress else None
         self.update()
-        sizes = [leaf.array.size for leaf in x.leaves]
-        self.begins = [0, *itertools.accumulate(sizes)]
+        self.begins = _begins(x)
         self.size = self.begins[-1]
         self.entries = np.arange(self.size)
         self.inward: FloatArray | None = None
-        self.eps: Any = float(np.finfo(np.float64).eps)
-        self._is_single = np.zeros(0, bool)
-        singles = [leaf.array.dtype == np.float32 for leaf in x.leaves]
-        if any(singles):
-            self._is_single = np.repeat(singles, sizes)
-            self.eps = np.where(self._is_single, np.finfo(np.float32).eps, self.eps)
+        singles = np.array([leaf.array.dtype == np.float32 for leaf in x.leaves], bool)
+        self._is_single = np.repeat(singles, np.diff(self.begins))
+        self.eps = np.where(self._is_single, np.finfo(np.float32).eps, np.finfo(np.float64).eps)
 
     def update(self) -> None:
         """Take note that the leaves' arrays have changed."""
@@ -179,8 +171,7 @@ class Objective:
 
     def eps_of(self, entries: IntArray) -> FloatArray:
         """Return the machine epsilon of each of some entries."""
-        eps: FloatArray = np.broadcast_to(self.eps, (self.size,))[entries]
-        return eps
+        return self.eps[entries]
 
     def value(self) -> float:
         """Return f(x)."""
@@ -189,7 +180,7 @@ class Objective:
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return points as the dtype of each entry holds them; the last axis runs over entries."""
-        if self._is_single.size == 0:
+        if not self._is_single.any():
             return points
         with np.errstate(over="ignore"):
             narrow = points.astype(np.float32)
@@ -204,10 +195,8 @@ class Objective:
             lost = points == center
             if lost.any():
                 towards = np.copysign(np.inf, offsets)
-                nearest = np.nextafter(center, towards)
-                if self._is_single.size:
-                    narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
-                    nearest = np.where(self._is_single[entries], narrow, nearest)
+                narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
+                nearest = np.where(self._is_single[entries], narrow, np.nextafter(center, towards))
                 points = np.where(lost, nearest, points)
         return points
 
@@ -237,16 +226,10 @@ class Objective:
         -------
         ndarray of float64, shape (K, M) or (K, M, row.size)
         """
-        task = _Task(self.f, self.x, self.args, tolerant, row, self._batched)
+        task = _Task(self.f, self.x, self.args, tolerant, row, self._batched, self._bar)
         if self._workers is not None:
             return self._evaluate_in_workers(task, entries, points)
-        if self._bar is None:
-            return task.evaluate(entries, points)
-        blocks = [np.empty((*points.shape[:1], 0, *task.shape))]
-        for start, stop in _blocks(len(entries), _BLOCKS_SHOWN):
-            blocks.append(task.evaluate(entries[start:stop], points[:, start:stop]))
-            self.bar(points[:, start:stop].size)
-        return np.concatenate(blocks, axis=1)
+        return task.evaluate(entries, points)
 
     def _evaluate_in_workers(
         self, task: _Task, entries: IntArray, points: FloatArray
@@ -260,8 +243,8 @@ class Objective:
         ]
         if not parts:
             return np.empty((*points.shape, *task.shape))
-        parcel = _Parcel.of(self.x)
-        work = functools.partial(_work, dataclasses.replace(task, x=parcel, batched=False))
+        sent = dataclasses.replace(task, x=_Parcel.of(self.x), batched=False, bar=None)
+        work = functools.partial(_work, sent)
         blocks = []
         for block in self._workers(work, parts):
             if isinstance(block, _Failure):
@@ -272,7 +255,7 @@ class Objective:
                     f"It gave {type(block).__name__}."
                 )
             blocks.append(block)
-            self.bar(block.shape[0] * block.shape[1])
+            _show(self._bar, block.shape[0] * block.shape[1])
         return np.concatenate(blocks, axis=1)
 
     def evaluate_line(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
@@ -297,13 +280,8 @@ class Objective:
                     if leaf.is_number:
                         leaf.put(float(leaf.array))
                 values[k] = one_number(f(self.x.root, *self.args))
-            self.bar(1)
+            _show(self._bar, 1)
         return values
-
-    def bar(self, count: int) -> None:
-        """Show that `count` evaluations more are done."""
-        if self._bar is not None:
-            self._bar.update(count)
 
     def close(self) -> None:
         """Take the progress bar down."""
@@ -321,6 +299,17 @@ def _progress_bar() -> Any:
     return tqdm(unit=" evaluations", dynamic_ncols=True)
 
 
+def _show(bar: Any, count: int) -> None:
+    """Show that `count` evaluations more are done, if there is a progress bar."""
+    if bar is not None:
+        bar.update(count)
+
+
+def _begins(x: Tree) -> list[int]:
+    """Return where each leaf's entries begin, and the last one's end."""
+    return [0, *itertools.accumulate(leaf.array.size for leaf in x.leaves)]
+
+
 def _blocks(size: int, count: int) -> list[tuple[int, int]]:
     """Return where each of `count` blocks begins and ends, or fewer: none is empty."""
     count = min(size, count)
@@ -333,7 +322,7 @@ def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, sli
     if len(x.leaves) == 1:
         yield x.leaves[0], entries, slice(0, len(entries))
         return
-    begins = [0, *itertools.accumulate(leaf.array.size for leaf in x.leaves)]
+    begins = _begins(x)
     places = np.searchsorted(entries, begins).tolist()
     for leaf, begin, first, last in zip(x.leaves, begins, places, places[1:], strict=False):
         if last > first:
@@ -350,6 +339,7 @@ class _Task:
     tolerant: bool
     row: Row | None
     batched: Any
+    bar: Any
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -394,6 +384,7 @@ class _Task:
                     until = until if found.size else math.inf
                     # The last entry is left to the loop, for what f stores.
                     found = found[:, : len(numbers) - done - 1]
+                    _show(self.bar, found.shape[0] * found.shape[1])
                     yield list(found.swapaxes(0, 1).reshape(-1, *self.shape))
                     done, is_in_turn = done + found.shape[1], True
                 i = numbers[done]
@@ -411,6 +402,8 @@ class _Task:
                 if is_number:
                     leaf.put(float(kept))
                     root = self.x.root
+                if self.bar is not None:
+                    self.bar.update(len(values))
                 yield values
                 done += 1
 
@@ -544,13 +537,12 @@ class _Copies:
     """
 
     def __init__(self, x: Tree, count: int) -> None:
-        begins = [0]
-        for leaf in x.leaves:
-            # Two cache lines each, which processors fetch in pairs.
-            begins.append(begins[-1] + 128 * (leaf.array.nbytes // 128 + 1))
+        # Two cache lines each, which processors fetch in pairs.
+        sizes = [128 * (leaf.array.nbytes // 128 + 1) for leaf in x.leaves]
+        begins = [0, *itertools.accumulate(sizes)]
         self.rows = np.zeros((count, begins[-1]), np.uint8)
         self._x = x
-        self._begins = begins
+        self._begins = {leaf.path: begin for leaf, begin in zip(x.leaves, begins, strict=False)}
         self.trees = []
         for row in self.rows:
             arrays = []
@@ -567,20 +559,13 @@ class _Copies:
             leaf.array.ndim and not leaf.is_number for leaf in x.leaves
         )
 
-    def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], IntArray, IntArray]]:
-        """Yield a dtype, which of the entries have it, and their places in rows of that dtype."""
-        leaves = self._x.leaves
-        places = []
-        for leaf, begin in zip(leaves, self._begins, strict=False):
+    def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], slice, IntArray]]:
+        """Yield a leaf's dtype, which of the entries are its, and their places in rows of it."""
+        for leaf, numbers, part in _leaves_of(self._x, entries):
             in_c_order = np.arange(leaf.array.size).reshape(leaf.array.shape)
             in_memory_order = in_c_order.transpose(leaf.axes).reshape(-1)
-            places.append(in_memory_order + begin // leaf.array.itemsize)
-        place = np.concatenate(places)[entries]
-        dtypes = [leaf.array.dtype for leaf in leaves]
-        sizes = [leaf.array.size for leaf in leaves]
-        for dtype in set(dtypes):
-            which = np.flatnonzero(np.repeat([d == dtype for d in dtypes], sizes)[entries])
-            yield dtype, which, place[which]
+            begin = self._begins[leaf.path] // leaf.array.itemsize
+            yield leaf.array.dtype, part, in_memory_order[numbers] + begin
 
 
 def _is_tuples(tree: Any) -> bool:
@@ -599,11 +584,11 @@ def _evaluate_compiled(
     blocks = np.stack(
         [user_function.pack(compiled.address, tree, task.args) for tree in copies.trees]
     )
-    for dtype, which, places in copies.places(entries):
-        nudged = np.ascontiguousarray(points[:, which])
+    for dtype, part, places in copies.places(entries):
+        nudged = np.ascontiguousarray(points[:, part])
         found = np.empty(nudged.shape)
         failed = np.full(count, -1)
-        start, stop, size = 0, min(count, len(which)), len(which)
+        start, stop, size = 0, min(count, len(places)), len(places)
         while start < size:
             began = time.perf_counter()
             threads.launch(
@@ -612,10 +597,11 @@ def _evaluate_compiled(
             )  # fmt: skip
             if failed.max() >= 0:
                 i, k = divmod(int(failed[failed >= 0].min()), len(points))
-                _raise_again(task, entries[which[i : i + 1]], nudged[k : k + 1, i : i + 1])
+                _raise_again(task, entries[part][i : i + 1], nudged[k : k + 1, i : i + 1])
+            _show(task.bar, (stop - start) * len(points))
             rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
             start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
-        values[:, which] = found
+        values[:, part] = found
     if any(row.tobytes() != original for row in copies.rows):
         raise ValueError("`f` must not change `x`.")
     return values
@@ -636,17 +622,16 @@ def _raise_again(task: _Task, entry: IntArray, point: FloatArray) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class _Failure:
-    """What went wrong in a worker: pickled exceptions, each the cause of the one before."""
+    """What went wrong in a worker: exceptions, each the cause of the one before."""
 
-    chain: list[bytes]
+    chain: list[BaseException]
     text: str
 
     def exception(self) -> BaseException:
         """Return the first exception, with all causes and the worker's traceback as the last."""
-        exceptions: list[BaseException] = [pickle.loads(data) for data in self.chain]
-        for error, cause in itertools.pairwise([*exceptions, WorkerTraceback(self.text)]):
+        for error, cause in itertools.pairwise([*self.chain, WorkerTraceback(self.text)]):
             error.__cause__ = cause
-        return exceptions[0]
+        return self.chain[0]
 
 
 class _Parcel(NamedTuple):
@@ -656,29 +641,22 @@ class _Parcel(NamedTuple):
     the rounding of a sum depends on it.
     """
 
-    form: Any
-    leaves: list[Any]
+    root: Any
     axes: list[tuple[int, ...]]
 
     @classmethod
     def of(cls, x: Tree) -> _Parcel:
-        return cls(
-            rebuild(x.root, itertools.repeat(np.empty(0))),
-            [
-                float(leaf.array) if leaf.is_number else leaf.array.transpose(leaf.axes)
-                for leaf in x.leaves
-            ],
-            [leaf.axes for leaf in x.leaves],
-        )
+        arrays = [leaf.array.transpose(leaf.axes) for leaf in x.leaves]
+        return cls(x.rebuilt(arrays), [leaf.axes for leaf in x.leaves])
 
     def tree(self) -> Tree:
         """Return a tree of copies."""
-        leaves = [
-            leaf if isinstance(leaf, float) else leaf.copy().transpose(np.argsort(axes))
-            if axes else leaf.copy()
-            for leaf, axes in zip(self.leaves, self.axes, strict=True)
-        ]  # fmt: skip
-        return Tree(rebuild(self.form, leaves), "x")
+        sent = Tree(self.root, "x")
+        arrays = [
+            leaf.array.copy().transpose(np.argsort(axes))
+            for leaf, axes in zip(sent.leaves, self.axes, strict=True)
+        ]
+        return Tree(sent.rebuilt(arrays), "x")
 
 
 def _work(task: _Task, part: tuple[IntArray, FloatArray]) -> FloatArray | _Failure:
@@ -688,17 +666,16 @@ def _work(task: _Task, part: tuple[IntArray, FloatArray]) -> FloatArray | _Failu
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         # Pools differ in what they hand on: causes get lost, and an exception that cannot be
         # unpickled leaves multiprocessing's Pool waiting for ever.
+        chain = list(_causes(error))
         try:
-            chain = [pickle.dumps(link) for link in _causes(error)]
+            data = pickle.dumps(chain)
         except Exception:  # noqa: BLE001 - the pool may know better, as Dask does
             raise error from error.__cause__
-        text = traceback.format_exc()
         try:
-            for data in chain:
-                pickle.loads(data)
+            pickle.loads(data)
         except Exception:  # noqa: BLE001 - an __init__ of another signature, most often
-            chain = [pickle.dumps(RuntimeError(f"{type(error).__name__}: {error}"))]
-        return _Failure(chain, text)
+            chain = [RuntimeError(f"{type(error).__name__}: {error}")]
+        return _Failure(chain, traceback.format_exc())
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

@@ -16,10 +16,12 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
 import math
+import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
@@ -137,6 +139,12 @@ class _Method(NamedTuple):
     receiver: _Value
 
 
+class _Rest(NamedTuple):
+    """What a function is called with beyond its named parameters, where all of it is known."""
+
+    values: list[_Value]
+
+
 class _Partial(NamedTuple):
     """What the evaluation makes by `functools.partial`, by the arguments of that."""
 
@@ -196,6 +204,7 @@ _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinsta
                 *(value for value in vars(math).values() if callable(value)))  # fmt: skip
 _CHOOSE = _table(max, min, sum)
 _EAGER = _COUNT | _CHOOSE | _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_COPY = _table(copy.copy, copy.deepcopy)
 _CONTAIN = _EAGER | _table(enumerate, range, reversed, zip)
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
@@ -238,12 +247,14 @@ _LOOK_INTO = _words("""
     __getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__ __str__ __repr__ __format__
     """)
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
-#: Where the methods that a dataclass is given have their code.
-_GENERATED = "<string>", dataclasses.__file__
+#: Where the methods that a dataclass is given have their code, `__repr__` by version of Python.
+_GENERATED = "<string>", dataclasses.__file__, reprlib.__file__
 #: What is known of this package's own classes: they remember what they computed, and no more.
 _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
+#: Modules of ours whose functions return new arrays, all but the identity, and do nothing else.
+_OWN_FUNCTIONS = frozenset({"fastgrad.nn.functions", "fastgrad.book.convolutions"})
 _OWN_METHODS = _words("forward predict loss accuracy")
 _PLACES = frozenset({dict, list, tuple, OrderedDict})
 #: Iterating over these, and looking into them, changes nothing.
@@ -304,7 +315,7 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        self._made: list[_Instance] = []
+        self._made: list[Any] = []
         self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
@@ -408,13 +419,15 @@ class _Reader:
             return _Value(None, fresh=is_new, flat=is_new)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
+        if id(f) in _COPY and len(args.all()) == 1 and args.all()[0].flat:
+            return _NUMBER
         if id(f) in _CONTAIN:
             return _NUMBER if id(f) in _COUNT else _CONTAINER
         if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
             return _NUMBER
         if f is type and len(args.positional) == 1:
             return _OUTSIDE
-        if isinstance(f, types.FunctionType) and f.__module__ == "fastgrad.nn.functions":
+        if isinstance(f, types.FunctionType) and f.__module__ in _OWN_FUNCTIONS:
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(None, fresh, flat=True)
         self._stop(f"calls {self._callee}")
@@ -438,6 +451,9 @@ class _Reader:
             self._state[frame, name] = values.get(name, _OUTSIDE)
         for rest in filter(None, (node.args.vararg, node.args.kwarg)):
             self._state[frame, rest.arg] = _CONTAINER
+        if node.args.vararg is not None and not args.starred:
+            self._made.append(_Rest(args.positional[len(names) :]))
+            self._state[frame, node.args.vararg.arg] = _made(self._made[-1], fresh=True)
         if len(self._frames) > 40:
             self._stop("calls itself")
         self._frames.append(frame)
@@ -834,9 +850,14 @@ class _Reader:
         args, starred = [], any(k.arg is None for k in node.keywords)
         is_eager = f.objects is not None and _EAGER.keys() >= f.objects.keys()
         for arg in node.args:
-            starred = starred or isinstance(arg, ast.Starred)
             if isinstance(arg, ast.Starred):
-                self._iterate(self._value(arg.value))
+                value = self._value(arg.value)
+                self._iterate(value)
+                rest = value.each() if not starred else []
+                if len(rest) == 1 and isinstance(rest[0], _Rest):
+                    args += rest[0].values
+                else:
+                    starred = True
             elif isinstance(arg, ast.GeneratorExp) and is_eager:
                 args.append(self._comprehension(arg))  # whose items are taken before all else
             else:
@@ -876,6 +897,10 @@ class _Reader:
         if len(known) == 1 and isinstance(key, ast.Constant) and type(known[0]) in _PLACES:
             with contextlib.suppress(KeyError, IndexError, TypeError):
                 return _of(known[0][key.value])
+        if len(known) == 1 and isinstance(key, ast.Constant) and isinstance(known[0], _Rest):
+            with contextlib.suppress(IndexError, TypeError):
+                found: _Value = known[0].values[key.value]
+                return found
         return holder.item()
 
 
