@@ -18,8 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.numdiff.formulas import Bounds, Evaluator
-from fastgrad.numdiff.noise import Noise
+from fastgrad.numdiff.entries import Entries
 from fastgrad.validation import FloatArray, IntArray
 
 #: Each step is this part of the one before. A whole number would fall into step with a periodic
@@ -113,44 +112,16 @@ def extrapolate(
     return ladders.result()
 
 
-def extrapolated(
-    objective: Evaluator, entries: IntArray, noise: Noise, bounds: Bounds
-) -> Extrapolated:
-    """Differentiate by some entries, with steps that look at the function.
-
-    Parameters
-    ----------
-    objective : Evaluator
-    entries : ndarray of int64, shape (M,)
-    noise : Noise
-        With one value at x for all entries, or one for each.
-    bounds : pair of ndarray of shape (M,), or None
-
-    Returns
-    -------
-    Extrapolated
-    """
-    center = objective.center[entries]
-    eps = objective.eps_of(entries)
-
-    def values(which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
-        points = objective.nudged(entries[which], offsets)
-        inside = points
-        if bounds is not None:
-            inside = np.clip(points, bounds[0][which], bounds[1][which])
-        found = objective.evaluate_entries(entries[which], inside, tolerant=True)
-        return np.where(inside == points, found, np.nan), points
-
-    unit = np.max(eps, initial=0) * np.max(np.abs(noise.here), initial=0)
-    level = 2 * noise.level if noise.level > unit else 0.0
-    here = np.broadcast_to(noise.here, center.shape)
+def extrapolated(entries: Entries, noise: float = 0.0) -> Extrapolated:
+    """Differentiate by some entries, with steps that look at the function and its noise."""
+    unit = np.max(entries.eps, initial=0) * np.max(np.abs(entries.here), initial=0)
+    here = np.broadcast_to(entries.here, entries.center.shape)
+    level = 2 * noise if noise > unit else 0.0
     with np.errstate(all="ignore"):
-        found = extrapolate(values, center, here, eps, level)
+        found = extrapolate(entries.values, entries.center, here, entries.eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
-        objective.evaluate_entries(
-            entries[undefined[:1]], objective.nudged(entries[undefined[:1]], _NEAREST)
-        )
+        entries.values(undefined[:1], _NEAREST, tolerant=False)
     return found
 
 

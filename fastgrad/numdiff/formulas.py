@@ -6,10 +6,11 @@ import functools
 import itertools
 import math
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 
+from fastgrad.numdiff.entries import Entries
 from fastgrad.validation import FloatArray, IntArray
 
 #: Central differences of each order: the slope between x - k h and x + k h has weight w[k].
@@ -186,65 +187,19 @@ class Differences(NamedTuple):
         return left
 
 
-Bounds = tuple[FloatArray, FloatArray] | None
-
-
-class Evaluator(Protocol):
-    """What can be evaluated with one entry at a time elsewhere: an `Objective`, or like one."""
-
-    center: FloatArray
-
-    def eps_of(self, entries: IntArray) -> FloatArray:
-        """Return the machine epsilon of each."""
-        ...
-
-    def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
-        """Return entries plus offsets, rounded."""
-        ...
-
-    def evaluate_entries(
-        self, entries: IntArray, points: FloatArray, *, tolerant: bool = False
-    ) -> FloatArray:
-        """Return the values with one entry at a time at each of its points."""
-        ...
-
-
-def evaluate_around(
-    objective: Evaluator,
-    entries: IntArray,
-    steps: FloatArray,
-    order: int,
-    *,
-    twice: bool,
-    here: float | FloatArray = math.nan,
-    bounds: Bounds = None,
-) -> Differences:
+def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: bool) -> Differences:
     """Evaluate a function around some of its entries.
 
-    Parameters
-    ----------
-    objective : Evaluator
-    entries : ndarray of int64, shape (M,)
-    steps : ndarray, shape (M,) or ()
-    order : {2, 4, 6}
-    twice : bool
-        Whether to evaluate what the formula needs for steps twice as large, too.
-    here : float
-        The function's value at x; the order 2 alone does not need it.
-    bounds : pair of ndarray of shape (M,), optional
-        Where the function is defined. Entries too near to a bound for central points get points on
-        one side of x, and smaller steps where these do not fit either.
-
-    Returns
-    -------
-    Differences
+    Entries too near to a bound for central points get points on one side of x, and smaller steps
+    where these do not fit either. With `twice` there is also what the formula needs for steps twice
+    as large. The order 2 alone does not need the function's value at x.
     """
     multiples, one_sided = _multiples(order, twice=twice)
-    center = objective.center[entries]
+    center = entries.center
     side = np.zeros(center.shape, np.int64)
     offsets = np.array([sign * k for k in multiples for sign in (1, -1)], float)[:, None] * steps
-    if bounds is not None:
-        low, high = bounds
+    if entries.bounds is not None:
+        low, high = entries.bounds
         reach = steps * multiples[-1]
         outside = (center + reach > high) | (center - reach < low)
         upwards = high - center >= center - low
@@ -252,11 +207,8 @@ def evaluate_around(
         room = np.where(upwards, high - center, center - low) / one_sided[-1]
         away = np.array(one_sided, float)[:, None] * (side * np.minimum(steps, room))
         offsets = np.where(side == 0, offsets, away)
-    points = objective.nudged(entries, offsets)
-    if bounds is not None:
-        points = np.clip(points, *bounds)
-    values = objective.evaluate_entries(entries, points)
-    return Differences(multiples, one_sided, points, values, center, here, side)
+    values, points = entries.values(slice(None), offsets, tolerant=False)
+    return Differences(multiples, one_sided, points, values, center, entries.here, side)
 
 
 @functools.cache

@@ -16,18 +16,15 @@ from fastgrad.numdiff.arguments import (
     Step,
     Workers,
     array_of,
+    entries_of,
     generator_of,
     is_auto,
-    limits_of,
-    objective_of,
-    order_of,
     result_tree,
-    sampled_entries,
     steps_of,
     tree_of,
-    warn_of_copy,
 )
 from fastgrad.numdiff.directions import along_directions
+from fastgrad.numdiff.entries import Entries
 from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
 from fastgrad.numdiff.formulas import Differences, evaluate_around
 from fastgrad.numdiff.noise import noise_of, scatter
@@ -304,38 +301,34 @@ def numerical_gradient(
     >>> gradient["b"].round(8)
     array([6., 6.])
     """
-    order, error = order_of(order), flag(error, "error")
-    tree = tree_of(x, "x")
-    with objective_of(f, tree, args, workers, progress, batched) as objective:
-        entries = sampled_entries(objective, sample, rng)
-        limits = limits_of(bounds, objective, entries)
+    error = flag(error, "error")
+    with entries_of(
+        f, x, h, args=args, workers=workers, order=order, sample=sample, bounds=bounds,
+        progress=progress, rng=rng, batched=batched,
+    ) as entries:  # fmt: skip
+        objective = entries.objective
         if directions is not None:
-            both = _from_directions(objective, directions, rng)
-            return both if error else both[0]
-        if is_auto(h):
-            here = objective.value()
-            noise = noise_of(objective, here, repeats=1)
-            found = extrapolated(objective, entries, noise, limits)
-            gradient = result_tree(objective, entries, found.slope)
-            return (gradient, result_tree(objective, entries, found.error)) if error else gradient
-        steps = steps_of(h, objective, entries)
-        # NaN and infinities go on as they are.
-        with np.errstate(all="ignore"):
-            here = objective.value() if error or order > 2 or limits is not None else np.nan
-            around = evaluate_around(
-                objective, entries, steps, order, twice=error, here=here, bounds=limits
-            )
-            gradient = around.gradient(order)
-            if error:
-                level = scatter(noise_of(objective, here), around)
-                estimate = around.error(
-                    order, np.maximum(4 * level, 2 * around.unit(objective.eps_of(entries)))
-                )
-    if tree.converted:
-        _warn_if_constant(around)
-    if error:
-        return result_tree(objective, entries, gradient), result_tree(objective, entries, estimate)
-    return result_tree(objective, entries, gradient)
+            entries = Entries(objective, objective.entries)
+            slope, estimate = _from_directions(objective, directions, rng)
+        elif entries.steps is None:
+            noise = noise_of(objective, objective.value(), repeats=1)
+            entries.here = noise.here
+            slope, estimate = extrapolated(entries, noise.level)[:2]
+        else:
+            # NaN and infinities go on as they are.
+            with np.errstate(all="ignore"):
+                if error or order > 2 or bounds is not None:
+                    entries.here = objective.value()
+                around = evaluate_around(entries, entries.steps, order, twice=error)
+                slope = estimate = around.gradient(order)
+                if error:
+                    level = scatter(noise_of(objective, entries.here), around)
+                    noise_of_values = np.maximum(4 * level, 2 * around.unit(entries.eps))
+                    estimate = around.error(order, noise_of_values)
+    if objective.x.converted and directions is None:
+        entries.warn_if_constant(stacklevel=3)
+    gradient = result_tree(entries, slope)
+    return (gradient, result_tree(entries, estimate)) if error else gradient
 
 
 def gradient_descent(
@@ -407,9 +400,10 @@ def gradient_descent(
     for step in range(step_num):
         # A descent that diverges goes on to diverge: no step is lost beside a huge x.
         steps = np.fmax(1e-4, relative * np.nan_to_num(np.abs(objective.center)))
-        around = evaluate_around(objective, objective.entries, steps, 2, twice=False)
+        entries = Entries(objective, objective.entries)
+        around = evaluate_around(entries, steps, 2, twice=False)
         if step == 0:
-            _warn_if_constant(around)
+            entries.warn_if_constant(stacklevel=3)
         with np.errstate(all="ignore"):
             slopes = objective.by_leaf(around.gradient(2))
         for leaf, slope, points in zip(tree.leaves, slopes, history, strict=True):
@@ -423,30 +417,18 @@ def gradient_descent(
     return x, tree.rebuilt([np.stack(points) for points in history])
 
 
-def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:
+def _from_directions(
+    objective: Objective, directions: Any, rng: Any
+) -> tuple[FloatArray, FloatArray]:
     """Return an estimate of the gradient from derivatives along directions, and its error."""
     count = whole_number(directions, "directions", minimum=1)
     noise = noise_of(objective, objective.value(), repeats=1)
     found = along_directions(objective, count, generator_of(rng), noise, np.zeros(objective.size))
-    means, errors = [], []
-    for vectors, derivatives in found:
+    slopes = np.empty((2, objective.size))
+    for part, (vectors, derivatives) in zip(objective.by_leaf(slopes.T), found, strict=True):
         # The mean of v v^T is 1/n times the identity.
         each = vectors.shape[1] * vectors * derivatives.slope[:, None]
-        means.append(each.mean(axis=0))
-        spread = each.std(axis=0, ddof=1) if count > 1 else np.full(each.shape[1], np.inf)
-        errors.append(3 * spread / np.sqrt(count))
-    everything = objective.entries
-    mean, error = (
-        result_tree(objective, everything, np.concatenate([np.empty(0), *parts]))
-        for parts in (means, errors)
-    )
-    return mean, error
-
-
-def _warn_if_constant(around: Differences) -> None:
-    """Warn if f is the same at all points, although these are not lost in rounding beside x."""
-    values = around.values
-    if values.size == 0 or not (values == values.flat[0]).all():
-        return
-    if np.max(np.abs(around.points - around.center) - 1e-9 * np.abs(around.center)) > 0:
-        warn_of_copy(stacklevel=4)
+        part[:, 0] = each.mean(axis=0)
+        spread = each.std(axis=0, ddof=1) if count > 1 else np.inf
+        part[:, 1] = 3 * spread / np.sqrt(count)
+    return slopes[0], slopes[1]

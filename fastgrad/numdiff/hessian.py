@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.numdiff.arguments import array_of, warn_of_copy
+from fastgrad.numdiff.arguments import array_of
+from fastgrad.numdiff.entries import warn_of_copy
 from fastgrad.numdiff.objective import Function, further_arguments, one_number
 from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import FloatArray, flag

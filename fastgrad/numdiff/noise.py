@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,15 +34,15 @@ class Noise(NamedTuple):
 
     Attributes
     ----------
-    here : float, or ndarray of shape (M,)
-        Its value at x, or that of each of several functions.
+    here : float
+        Its value at x.
     level : float
         The standard deviation of its values; at least half a unit in the last place.
     repeats : tuple of float
         Two values at the same point, the most different ones; empty if they agree to rounding.
     """
 
-    here: Any
+    here: float
     level: float
     repeats: tuple[float, ...]
 
