@@ -574,6 +574,8 @@ class _Reader:
     # --- attributes
 
     def _attribute(self, value: _Value, name: str) -> _Value:
+        if name in ("__class__", "__name__"):  # a class, or what it is called
+            return _OUTSIDE
         if name.startswith("__") and name.endswith("__"):
             self._stop(f"uses {name}")
         if value.objects is not None:
