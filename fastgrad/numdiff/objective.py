@@ -27,7 +27,6 @@ from numba import types
 from numba.extending import is_jitted
 
 from fastgrad.kernels import user_function
-from fastgrad.numdiff import batched as at_once
 from fastgrad.numdiff.trees import Leaf, Tree, rebuild
 from fastgrad.runtime import threads
 from fastgrad.runtime.compile import code_address, users_overload
@@ -411,14 +410,16 @@ class _Task:
         self, leaf: Leaf, entries: IntArray, points: FloatArray, f: Function
     ) -> FloatArray:
         """Evaluate f at many points at once, for as many entries as that is faster for."""
+        from fastgrad.numdiff import batched  # whose import would take a hundredth of a second
+
         is_asked = self.batched is True
         try:
-            return at_once.evaluate(
+            return batched.evaluate(
                 self.f, self.x.root, leaf.array, entries, points, self.args,
                 insist=is_asked, alone=f,
                 numbers=None if self.row is None else self.row.__call__,
             )  # fmt: skip
-        except at_once.NotCarried as reason:
+        except batched.NotCarried as reason:
             if is_asked:
                 raise ValueError(
                     f"`f` cannot be evaluated at all points at once: {reason}. "
