@@ -31,7 +31,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -588,14 +588,14 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
         # A network that is known is not evaluated at x: it is checked where x is moved.
         known = _recognition is not None and _recognition.knows(f)
         with loop.records:
-            found = _recognised(f, x, h, loop.reading.objects) if known else None
+            found = _recognised(loop, h) if known else None
             if found is None:
                 began = time.perf_counter()
                 here = one_number(f(x))
                 pace = time.perf_counter() - began
                 if 2 * x.size * pace < _MOMENT:
                     raise _Left("")
-                found = None if known else _recognised(f, x, h, loop.reading.objects, here)
+                found = None if known else _recognised(loop, h, here)
             out = np.empty_like(x)
             if found is not None:
                 out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
@@ -838,14 +838,13 @@ def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
         for i, side in enumerate((sign, -sign))
     ):
         return None
-    return _recognised(loop.f, x, h, loop.reading.objects, float(here))
+    return _recognised(loop, h, float(here))
 
 
-def _recognised(
-    f: Any, x: NDArray[Any], h: float, reached: Sequence[Any], here: float | None = None
-) -> Any:
+def _recognised(loop: _Loop, h: float, here: float | None = None) -> Any:
     """Return the gradient of a recognised network's loss, what it is, and its pace, or None."""
-    if x.dtype != np.float64:
+    x = loop.x
+    if x.dtype != np.float64 or loop.records:  # no network that is known keeps records
         return None
     from fastgrad.book import recognition  # which needs Numba
 
@@ -854,7 +853,7 @@ def _recognised(
         if _recognition is None:
             _recognition = recognition.Recognition()
     try:
-        return _recognition.gradient(f, x, h, reached, here)
+        return _recognition.gradient(loop.f, x, h, loop.reading.objects, here)
     except recognition.NotRecognised:
         return None
 
