@@ -37,7 +37,7 @@ Function = Callable[..., Any]
 #: Ctrl-C is noticed between two compiled stretches of about this many seconds.
 _STRETCH = 0.05
 
-#: After so many seconds the loop is left for an evaluation of f at all points at once.
+#: A loop that takes so many seconds is left for an evaluation of f at all points at once.
 _MOMENT = 0.05
 
 #: Blocks sent to each worker: one would do if all were equally fast and idle.
@@ -375,9 +375,14 @@ class _Task:
         for leaf, places, part in _leaves_of(self.x, entries):
             live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
             numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
-            is_in_turn = is_number
+            is_in_turn, before = is_number, 0.0
             while done < len(numbers):
-                if not is_in_turn and time.perf_counter() > until:
+                now = time.perf_counter()
+                # The first entry may have taken longer than others.
+                if done == 2 and until < math.inf and (now - before) * len(numbers) > _MOMENT:
+                    until = now
+                before = now
+                if not is_in_turn and now >= until:
                     rest = slice(part.start + done, part.stop)
                     found = self._evaluate_batched(leaf, places[done:], points[:, rest], f)
                     until = until if found.size else math.inf
