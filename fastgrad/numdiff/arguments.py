@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
@@ -59,11 +59,13 @@ def entries_of(
         raise ValueError(f"`order` must be 2, 4 or 6. Got {order!r}.")
     tree, progress = tree_of(x, "x"), flag(progress, "progress")
     objective = Objective(f, tree, args, workers, progress=progress, batched=batched)
-    with closing(objective):
+    try:
         numbers = _sampled(objective, sample, rng)
         limits = _limits(bounds, objective, numbers)
         steps = None if is_auto(h) else steps_of(h, objective, numbers)
         yield Entries(objective, numbers, int(order), steps, limits)
+    finally:
+        objective.close()
 
 
 def _sampled(objective: Objective, sample: Any, rng: Any) -> IntArray:
@@ -100,16 +102,13 @@ def is_auto(h: Any) -> bool:
 
 def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
     """Return the step of each entry, or one for all."""
-    leaves = objective.x.leaves
+    dtypes = [leaf.array.dtype for leaf in objective.x.leaves]
     if np.ndim(h) == 0 and not is_tree(h):
-        dtypes = [leaf.array.dtype for leaf in leaves]
-        narrowest = np.float32 if np.dtype(np.float32) in dtypes else np.float64
-        return np.array(step_size(h, dtype=np.dtype(narrowest)))
-    steps = objective.rounded(
-        objective.entries, flattened(objective.x, leaves_like(h, objective.x, "h"))
-    )
+        return np.array(step_size(h, dtype=min(dtypes, default=np.dtype(float))))
+    steps = flattened(objective.x, leaves_like(h, objective.x, "h"))
+    steps = objective.rounded(objective.entries, steps)
     if not (np.isfinite(steps) & (steps > 0)).all():
-        raise ValueError(f"`h` must hold finite numbers above 0 only, in {leaves[0].array.dtype}.")
+        raise ValueError(f"`h` must hold finite numbers above 0 only, in {dtypes[0]}.")
     return steps[entries]
 
 

@@ -36,7 +36,8 @@ class Entries:
     here : float, or ndarray of shape (M,)
         The value at x; NaN until somebody sets it.
     is_constant : bool
-        Whether all values so far are the same, at points that are not lost in rounding beside x.
+        Whether x is a copy of what the caller has, and all values of f so far are the same, at
+        points that are not lost in rounding beside x.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class Entries:
         self.steps, self.bounds = steps, bounds
         self.center: FloatArray = objective.center[numbers]
         self.here: Any = math.nan
-        self.is_constant = True
+        self.is_constant: bool = objective.x.converted
 
     @property
     def eps(self) -> FloatArray:
@@ -103,7 +104,7 @@ class Entries:
         return self.objective.evaluate_entries(self.numbers[which], points, tolerant=tolerant)
 
     def warn_if_constant(self, stacklevel: int) -> None:
-        """Warn if f gives the same values everywhere."""
+        """Warn if f gives the same values everywhere: it may read another array than the copy."""
         if self.is_constant and self.numbers.size:
             warn_of_copy(stacklevel + 1)
 

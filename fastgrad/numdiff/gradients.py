@@ -25,14 +25,12 @@ from fastgrad.numdiff.arguments import (
 )
 from fastgrad.numdiff.directions import along_directions
 from fastgrad.numdiff.entries import Entries
-from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
-from fastgrad.numdiff.formulas import Differences, evaluate_around
+from fastgrad.numdiff.extrapolation import extrapolated
+from fastgrad.numdiff.formulas import evaluate_around
 from fastgrad.numdiff.noise import noise_of, scatter
 from fastgrad.numdiff.objective import Function, Objective
-from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import (
     FloatArray,
-    IntArray,
     flag,
     real_array,
     real_number,
@@ -93,45 +91,42 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
     (0.5, True)
     """
     error = flag(error, "error")
-    function = _Elementwise(f, array_of(x, "x"))
-    objective = function.objective
+    elements = _Elements(Objective(f, array_of(x, "x"), ()))
     if is_auto(h):
-        here = function.values(objective.center)
-        center = np.broadcast_to(objective.center, here.shape)
-        eps = np.full(here.shape, np.max(objective.eps, initial=0))
+        elements.locate()
         with np.errstate(all="ignore"):
-            found = extrapolate(function.beside, center, here, eps)
-        slope, estimate = found.slope, found.error
+            slope, estimate = extrapolated(elements)[:2]
     else:
-        multiples = (1, 2) if error else (1,)
-        signed = np.array([[sign * k] for k in multiples for sign in (1.0, -1.0)])
-        steps = steps_of(h, objective, objective.entries)
-        points = objective.nudged(objective.entries, signed * steps)
-        values = np.array([function.values(row) for row in points])
-        here = function.values(objective.center) if error else np.full(1, np.nan)
-        both_sides = np.zeros(objective.size, np.int64)
-        around = Differences(multiples, (), points, values, objective.center, here, both_sides)
+        steps = steps_of(h, elements.objective, elements.numbers)
+        if error:
+            elements.here = elements.at(elements.center)
+        around = evaluate_around(elements, steps, 2, twice=error)
         with np.errstate(all="ignore"):
             slope = estimate = around.gradient(2)
             if error:
-                estimate = around.error(2, 2 * around.unit(objective.eps))
-    return (function.result(slope), function.result(estimate)) if error else function.result(slope)
+                estimate = around.error(2, 2 * around.unit(elements.eps))
+    return (elements.result(slope), elements.result(estimate)) if error else elements.result(slope)
 
 
-class _Elementwise:
-    """A function of numbers: each element of f(x) depends on its own one of x, or on the only one.
+class _Elements(Entries):
+    """The elements of f(x): each depends on its own one of x, or on the only one."""
 
-    Points and values are in memory order.
-    """
-
-    def __init__(self, f: Function, x: Tree) -> None:
-        self.objective = Objective(f, x, ())
-        self.leaf = x.leaves[0]
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective, objective.entries)
+        self.leaf = objective.x.leaves[0]
         self.is_number = self.leaf.array.ndim == 0
         self.shape = None if self.is_number else self.leaf.array.shape
+        self.is_constant = False  # there is no need to know
 
-    def values(self, points: FloatArray) -> FloatArray:
-        """Return f at a point for each element; as in the book, a number goes in as a number."""
+    def locate(self) -> None:
+        """Evaluate f at x, which says how many elements there are."""
+        self.here = self.at(self.center)
+        if self.is_number:
+            self.numbers = np.zeros(self.here.size, np.int64)
+            self.center = self.objective.center[self.numbers]
+
+    def at(self, points: FloatArray) -> FloatArray:
+        """Return f at a point for each entry; as in the book, a number goes in as a number."""
         nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)  # always a copy
         found = real_array(self.objective.f(nudged[()]), "f(x)", layout="K")
         if self.shape is None:
@@ -144,22 +139,19 @@ class _Elementwise:
             )
         return (found if self.is_number else found.transpose(self.leaf.axes)).reshape(-1)
 
-    def beside(self, which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return some elements of f(x), each at its points, as `extrapolate` asks for them."""
-        center = self.objective.center
-        points = center[0 if self.is_number else which] + offsets
-        points = self.objective.rounded(np.zeros_like(which), points)
-        found = np.empty(points.shape)
-        for row, row_points in zip(found, points, strict=True):
-            if self.is_number:
-                for point in np.unique(row_points):
-                    chosen = row_points == point
-                    row[chosen] = self.values(np.array([point]))[which[chosen]]
-            else:
-                moved = center.copy()
-                moved[which] = row_points
-                row[:] = self.values(moved)[which]
-        return found, points
+    def _evaluate(self, which: Any, points: FloatArray, *, tolerant: bool) -> FloatArray:
+        return np.array([self._row(which, row) for row in points])
+
+    def _row(self, which: Any, points: FloatArray) -> Any:
+        """Return some elements of f(x), each at a point of its own."""
+        if not self.is_number:
+            moved = self.center.copy()
+            moved[which] = points
+            return self.at(moved)[which]
+        values = self.at(points[:1])[which]
+        for point in set(points[1:].tolist()) - set(points[:1].tolist()):  # once for all elements
+            values = np.where(points == point, self.at(np.array([point]))[which], values)
+        return values
 
     def result(self, values: FloatArray) -> Any:
         """Return numbers in the shape of f(x)."""
@@ -325,7 +317,7 @@ def numerical_gradient(
                     level = scatter(noise_of(objective, entries.here), around)
                     noise_of_values = np.maximum(4 * level, 2 * around.unit(entries.eps))
                     estimate = around.error(order, noise_of_values)
-    if objective.x.converted and directions is None:
+    if directions is None:
         entries.warn_if_constant(stacklevel=3)
     gradient = result_tree(entries, slope)
     return (gradient, result_tree(entries, estimate)) if error else gradient

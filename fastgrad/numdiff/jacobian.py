@@ -94,8 +94,7 @@ def numerical_jacobian(
             slope = estimate = around.gradient(order)
             if error:
                 estimate = around.error(order, outputs.noise(around, slope))
-    if entries.objective.x.converted:
-        outputs.warn_if_constant(stacklevel=3)
+    outputs.warn_if_constant(stacklevel=3)
     jacobian = outputs.result(slope)
     return (jacobian, outputs.result(estimate, errors=True)) if error else jacobian
 

@@ -25,6 +25,7 @@ import numba
 import numpy as np
 from numba import types
 from numba.extending import is_jitted
+from numpy.typing import NDArray
 
 from fastgrad.kernels import user_function
 from fastgrad.numdiff.trees import Leaf, Tree, rebuild
@@ -118,8 +119,6 @@ class Objective:
     ----------
     center : ndarray of float64, shape (size,)
         The entries as they are.
-    eps : ndarray, shape (size,)
-        The machine epsilon of each entry's dtype.
     begins : list of int
         Where each leaf's entries begin, and the last one's end.
     size : int
@@ -159,14 +158,22 @@ class Objective:
         self.size = self.begins[-1]
         self.entries = np.arange(self.size)
         self.inward: FloatArray | None = None
-        singles = np.array([leaf.array.dtype == np.float32 for leaf in x.leaves], bool)
-        self._is_single = np.repeat(singles, np.diff(self.begins))
-        self.eps = np.where(self._is_single, np.finfo(np.float32).eps, np.finfo(np.float64).eps)
+        self._has_singles = any(leaf.array.dtype == np.float32 for leaf in x.leaves)
+
+    @functools.cached_property
+    def eps(self) -> FloatArray:
+        """The machine epsilon of each entry's dtype, shape (size,)."""
+        eps = [np.full(leaf.array.size, np.finfo(leaf.array.dtype).eps) for leaf in self.x.leaves]
+        return np.concatenate([np.empty(0), *eps], dtype=np.float64)
+
+    def _is_single(self, entries: IntArray) -> NDArray[np.bool_]:
+        single: NDArray[np.bool_] = self.eps[entries] == np.finfo(np.float32).eps
+        return single
 
     def update(self) -> None:
         """Take note that the leaves' arrays have changed."""
-        flat = [leaf.flat() for leaf in self.x.leaves]
-        self.center = np.concatenate([np.empty(0), *flat], dtype=np.float64)
+        flat = [leaf.flat() for leaf in self.x.leaves] or [np.empty(0)]
+        self.center = np.concatenate(flat, dtype=np.float64)
 
     def eps_of(self, entries: IntArray) -> FloatArray:
         """Return the machine epsilon of each of some entries."""
@@ -179,11 +186,11 @@ class Objective:
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return points as the dtype of each entry holds them; the last axis runs over entries."""
-        if not self._is_single.any():
+        if not self._has_singles:
             return points
         with np.errstate(over="ignore"):
             narrow = points.astype(np.float32)
-        chosen: FloatArray = np.where(self._is_single[entries], narrow, points)
+        chosen: FloatArray = np.where(self._is_single(entries), narrow, points)
         return chosen
 
     def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
@@ -195,7 +202,7 @@ class Objective:
             if lost.any():
                 towards = np.copysign(np.inf, offsets)
                 narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
-                nearest = np.where(self._is_single[entries], narrow, np.nextafter(center, towards))
+                nearest = np.where(self._is_single(entries), narrow, np.nextafter(center, towards))
                 points = np.where(lost, nearest, points)
         return points
 

@@ -84,7 +84,7 @@ class Tree:
     is_single : bool
         Whether the value is an array itself.
     converted : bool
-        Whether that array is a copy of what the caller has, which no closure can read.
+        Whether arrays are copies of what the caller has, which no closure can read.
 
     Raises
     ------
@@ -126,7 +126,10 @@ class Tree:
 
     def copied(self) -> Tree:
         """Return a copy, every leaf of which can be nudged in place."""
-        return Tree(self.rebuilt([leaf.array.copy(order="K") for leaf in self.leaves]), self._name)
+        leaves = [leaf.array.copy(order="K") for leaf in self.leaves]
+        copied = Tree(self.rebuilt(leaves), self._name)
+        copied.converted = True
+        return copied
 
     def restored_on_exit(self) -> _RestoredOnExit:
         """Put converted arrays into the tree; take them out again, and restore all entries.
