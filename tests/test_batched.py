@@ -985,3 +985,20 @@ def test_a_backward_pass_is_checked_at_all_points_at_once():
     for choice in (True, False):
         assert check_backward(forward, backward, x, rng=0, batched=choice).ok
     assert not check_backward(forward, lambda dout: 1.002 * backward(dout), x, batched=True).ok
+
+
+def test_a_loop_that_will_take_long_is_left_after_two_entries(monkeypatch):
+    tried = []
+
+    def evaluate(f, root, array, entries, *_, **__):
+        tried.append(int(entries[0]))
+        raise NotCarried("it is enough to be asked")
+
+    def slow(x):
+        time.sleep(0.001)
+        return np.sum(x**2)
+
+    monkeypatch.setattr(batched, "evaluate", evaluate)
+    numerical_gradient(slow, np.ones(50))
+    numerical_gradient(slow, np.ones(50), batched=False)
+    assert tried == [2]
