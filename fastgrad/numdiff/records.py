@@ -23,9 +23,9 @@ __all__ = ["FORGOTTEN", "Records"]
 #: Evaluations after which an average with a momentum of 0.9 has forgotten what was before: older
 #: values count 5e-19 of newer ones.
 FORGOTTEN = 400
-#: After a quarter of them two averages must have come together to this part of their distance, so
+#: After an eighth of them two averages must have come together to this part of their distance, so
 #: that after all of them it is below rounding.
-_QUARTER, _CLOSER = FORGOTTEN // 4, 1e-4
+_EIGHTH, _CLOSER = FORGOTTEN // 8, 1e-2
 
 
 class Records:
@@ -78,9 +78,9 @@ class Records:
         losses, averages = [], []
         for side in (1, -1, 0):
             self._set([value + side * (1 + np.abs(value)) if side else value for value in second])
-            losses.append([np.asarray(one()).tobytes() for one in evaluations[1:_QUARTER]])
+            losses.append([np.asarray(one()).tobytes() for one in evaluations[1:_EIGHTH]])
             averages.append(self._values())
-        for evaluate in evaluations[_QUARTER:]:
+        for evaluate in evaluations[_EIGHTH:]:
             evaluate()
         return losses[0] == losses[1] == losses[2] and all(
             bool(np.all(np.abs(one - last) <= _CLOSER * (1 + np.abs(before))))
