@@ -109,7 +109,7 @@ class _Value(NamedTuple):
 
 def _items(container: Any) -> list[_Value]:
     """Return what is known of the items that one goes over; nothing if they are not known."""
-    if isinstance(container, _Rest):
+    if isinstance(container, _Row):
         return container.values
     is_known = type(container) in _PLACES and len(container) <= _MEMORY
     return [_of(value) for value in container] if is_known else []
@@ -163,7 +163,7 @@ class _Method(NamedTuple):
     receiver: _Value
 
 
-class _Rest(NamedTuple):
+class _Row(NamedTuple):
     """Values in a row that are known: of a dict, or beyond the named parameters of a function."""
 
     values: list[_Value]
@@ -509,7 +509,7 @@ class _Reader:
 
     def _row(self, values: Iterable[_Value]) -> _Value:
         """Return the value of a row of values."""
-        self._made.append(_Rest(list(values)))  # its id is to remain its own
+        self._made.append(_Row(list(values)))  # its id is to remain its own
         return _made(self._made[-1], fresh=True)
 
     def _numpys(self, f: Any, args: _Args) -> _Value:
@@ -895,7 +895,7 @@ class _Reader:
                 value = self._value(arg.value)
                 self._iterate(value)
                 rest = value.each() if not starred else []
-                if len(rest) == 1 and isinstance(rest[0], _Rest):
+                if len(rest) == 1 and isinstance(rest[0], _Row):
                     args += rest[0].values
                 else:
                     starred = True
@@ -938,7 +938,7 @@ class _Reader:
         if len(known) == 1 and isinstance(key, ast.Constant):
             place: Any = key.value
             with contextlib.suppress(KeyError, IndexError, TypeError):
-                if isinstance(known[0], _Rest):
+                if isinstance(known[0], _Row):
                     return known[0].values[operator.index(place)]
                 if type(known[0]) in _PLACES:
                     return _of(known[0][place])
