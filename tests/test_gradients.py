@@ -514,7 +514,7 @@ class TestCompiledFunctions:
 
     def test_nothing_is_compiled_for_a_new_function_of_known_types(self):
         numerical_gradient(compiled_sum_of_cubes, self.x)
-        driver = len(user_function.evaluate_nudged.signatures)
+        driver = len(user_function.evaluate_perturbed.signatures)
         bridges = user_function.evaluator.cache_info().misses
 
         @njit
@@ -523,7 +523,7 @@ class TestCompiledFunctions:
 
         np.testing.assert_allclose(numerical_gradient(f, self.x), -np.sin(self.x), atol=1e-7)
         numerical_gradient(f, self.x.reshape(37, 1)[:, 0])
-        assert len(user_function.evaluate_nudged.signatures) == driver
+        assert len(user_function.evaluate_perturbed.signatures) == driver
         assert user_function.evaluator.cache_info().misses == bridges
         assert len(f.signatures) == 1
 
@@ -531,7 +531,7 @@ class TestCompiledFunctions:
         for x in (self.x, self.x[::2], np.ones((3, 4)), np.ones((2, 2, 2), order="F")):
             numerical_gradient(compiled_sum_of_cubes, x)
             numerical_gradient(compiled_sum_of_cubes, x.astype(np.float32))
-        assert len(user_function.evaluate_nudged.signatures) <= 2
+        assert len(user_function.evaluate_perturbed.signatures) <= 2
 
     def test_recompiled_function(self):
         scale = 2.0

@@ -21,8 +21,8 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, h: Any = 1e-4, **options
     f : callable
         Takes x, returns a number.
     x : ndarray
-        Where to differentiate. Nudged in place and restored. In an array of integers the nudged
-        entries are rounded towards zero, as in the book.
+        Where to differentiate. Perturbed in place and restored. In an array of integers the
+        perturbed entries are rounded towards zero, as in the book.
     h : float, optional
         The step.
     **options
@@ -83,7 +83,7 @@ def numerical_gradient_2d(f: Callable[..., Any], X: Any) -> Any:
     f : callable
         Takes a row, returns a number.
     X : ndarray, shape (N, D) or (D,)
-        Nudged in place and restored.
+        Perturbed in place and restored.
 
     Returns
     -------

@@ -225,8 +225,8 @@ class _Rule(NamedTuple):
     order : {"C", "F"}
         The order in which the entries are visited.
     passes : {"x", "copy", "nothing"}
-        What f is called with first: x itself, nudged in place; a nudged copy; or neither, so that
-        f finds x elsewhere.
+        What f is called with first: x itself, perturbed in place; a perturbed copy; or neither, so
+        that f finds x elsewhere.
     further : tuple
         What f is called with besides.
     keywords : dict
@@ -252,7 +252,7 @@ class _Rule(NamedTuple):
         return found
 
     def calls(self, shape: tuple[int, ...]) -> Iterator[int]:
-        """Yield for each call of f the entry that is nudged, or -1."""
+        """Yield for each call of f the entry that is perturbed, or -1."""
         yield from itertools.repeat(-1, self.before)
         for entry in self.entries(shape):
             for is_nudged in self.block:
@@ -260,7 +260,7 @@ class _Rule(NamedTuple):
         yield from itertools.repeat(-1, self.after)
 
 
-#: The book's own loop: x is nudged in place, up and down, entry by entry.
+#: The book's own loop: x is perturbed in place, up and down, entry by entry.
 _THE_BOOKS = _Rule(
     before=0, block=(True, True), after=0, order="C", passes="x", further=(), keywords={},
     is_central=True,
@@ -705,7 +705,7 @@ class _Loop:
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
 
     def run(self, call: _Call, value: Callable[[int, Any], Any]) -> Any:
-        """Run the loop with values for f by the entry that is nudged and by where it is."""
+        """Run the loop with values for f by the entry that is perturbed and by where it is."""
         x, passes, calls = self.x, self.rule.passes, self.rule.calls(self.x.shape)
 
         def returned(*args: Any, **_: Any) -> Any:
@@ -802,7 +802,7 @@ def _like(here: Any) -> Callable[[Any], Any]:
 
 
 def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
-    """Return the values that the entries take: one row for each call with a nudged entry."""
+    """Return the values that the entries take: one row for each call with a perturbed entry."""
     found: list[Any] = []
     kept = loop.x.ravel().tolist()
 

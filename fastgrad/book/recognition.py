@@ -96,14 +96,14 @@ class _Batch(NamedTuple):
 
 
 class _Point(NamedTuple):
-    """Values of the nudged array, and that of the function there."""
+    """Values of the perturbed array, and that of the function there."""
 
     array: FloatArray
     value: float
 
 
 class _Trial(NamedTuple):
-    """Parameters W1, b1, W2, b2, .., which of them is nudged, and a batch."""
+    """Parameters W1, b1, W2, b2, .., which of them is perturbed, and a batch."""
 
     arrays: tuple[FloatArray, ...]
     position: int

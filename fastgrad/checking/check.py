@@ -178,7 +178,7 @@ def check_backward(
     x : array_like, or a tree of arrays and numbers
         The input. A layer of two inputs has a tuple: ``lambda x: layer.forward(*x)``.
     params : tree of arrays and numbers, optional
-        The parameters, as the layer has them: they are nudged in place.
+        The parameters, as the layer has them: they are perturbed in place.
     h : float or "auto", default 1e-4
         The step.
     rng : int, Generator, SeedSequence or RandomState of numpy.random, optional
@@ -249,8 +249,8 @@ def check_backward(
     if grads["x"] is None:
         raise TypeError("`backward` must return the gradient by `x`. Got None.")
 
-    def weighted(nudged: Any) -> Any:
-        product = np.sum(np.multiply(forward(nudged["x"]), np.conj(dout)))
+    def weighted(perturbed: Any) -> Any:
+        product = np.sum(np.multiply(forward(perturbed["x"]), np.conj(dout)))
         return product.real if dout.dtype.kind == "c" else product
 
     weighted.__module__ = getattr(forward, "__module__", weighted.__module__)  # read as the user's

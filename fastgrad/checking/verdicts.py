@@ -20,8 +20,8 @@ MISTAKE = 1e-3
 #: the slopes to the sides, which are then what shows that a mistake would have been seen.
 _EXTREMUM = 1e-10
 
-#: A gradient is zero to rounding if a nudge of the entry's own size changes f by no more than this
-#: many times the noise of f. Backpropagation adds up several terms of that size.
+#: A gradient is zero to rounding if a perturbation of the entry's own size changes f by no more
+#: than this many times the noise of f. Backpropagation adds up several terms of that size.
 _ZERO = 4.0
 
 #: The numerical gradient has to show that, too, with an error of no more than so many times it.
@@ -50,7 +50,7 @@ class Evidence:
     kink : ndarray of bool, shape (M,)
         Where f has a kink at x, or too near to it to be told apart.
     rounding : ndarray, shape (M,)
-        The slope that changes f by its noise when the entry is nudged by its own size; 0 where
+        The slope that changes f by its noise when the entry is perturbed by its own size; 0 where
         the gradient to check is no rounding error beside its largest entry.
     """
 

@@ -1,11 +1,11 @@
 r"""Central differences of a network whose hidden layers may have batch normalisation and dropout.
 
 A hidden layer is affine, batch normalisation, activation, dropout; the last one is affine, followed
-by softmax and cross entropy. A nudge of W[i, j], b[j], gamma[j] or beta[j] changes the outputs of
-unit j alone, over the whole batch (its mean and variance change, and with them every sample), and
-by them the inputs of the layer above, by :math:`\Delta z_n W_{jk}`. From there on everything is
-evaluated anew; what lies below is not. Where :math:`\Delta z` is 0 for all samples, the loss is
-what it was.
+by softmax and cross entropy. A perturbation of W[i, j], b[j], gamma[j] or beta[j] changes the
+outputs of unit j alone, over the whole batch (its mean and variance change, and with them every
+sample), and by them the inputs of the layer above, by :math:`\Delta z_n W_{jk}`. From there on
+everything is evaluated anew; what lies below is not. Where :math:`\Delta z` is 0 for all samples,
+the loss is what it was.
 
 Activities are kept as (units, N), so that a unit's are contiguous. `Layers` describes a network.
 """

@@ -1,4 +1,4 @@
-"""Driver for a user's compiled function: its values at many nudged points, on all threads.
+"""Driver for a user's compiled function: its values at many perturbed points, on all threads.
 
 One driver, compiled once and cached on disk, serves every function: it knows the function by its
 address only. Between the two stands an *evaluator*, compiled once for each combination of argument
@@ -30,7 +30,7 @@ _EVALUATOR = types.int32(types.voidptr, types.CPointer(types.float64))
 
 
 @parallel_kernel
-def evaluate_nudged(
+def evaluate_perturbed(
     evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant
 ):
     """Evaluate a function with one number of its argument replaced at a time.
@@ -46,7 +46,7 @@ def evaluate_nudged(
         The argument's numbers for each thread; unchanged afterwards if the function leaves them
         alone.
     places : ndarray of int64, shape (M,)
-        Which column of `copies` is nudged.
+        Which column of `copies` is perturbed.
     points : ndarray of float64, shape (K, M)
         Column ``i`` holds the values that the number at ``places[i]`` takes in turn.
     values : ndarray of float64, shape (K, M)
@@ -114,7 +114,7 @@ def evaluator(x: types.Type, args: types.BaseTuple, result: types.Type) -> Any:
     Returns
     -------
     numba.core.ccallback.CFunc
-        Its ``address`` is what `evaluate_nudged` takes.
+        Its ``address`` is what `evaluate_perturbed` takes.
     """
     load = _loader(types.Tuple([types.int64, x, args]))
     call = _caller((x, *args.types), result)

@@ -208,7 +208,7 @@ class FullyConnected(Network):
         return once, twice, self._kinks(x, t, h) if self._activation == "relu" else None
 
     def _kinks(self, x: Any, t: Any, h: float) -> dict[str, Any]:
-        """Mark the parameters whose nudge can carry some unit's input across zero."""
+        """Mark the parameters whose perturbation can carry some unit's input across zero."""
         xs, labels, soft = self.checked_batch(x, t)
         params = self.checked_params()
         hidden = range(1, len(self._sizes) - 1)

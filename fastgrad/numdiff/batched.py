@@ -1,9 +1,9 @@
 """A Python function evaluated at many points at once.
 
-The array whose entries are nudged is replaced, wherever the function finds it, by a `BatchedArray`;
-the function, which is the caller's own, then runs once for many points. Its first values are
-compared with those of the function itself. Whatever cannot be carried, or does not agree, raises
-`NotCarried`, and everything is as it was: the loop is then the way to go.
+The array whose entries are perturbed is replaced, wherever the function finds it, by a
+`BatchedArray`; the function, which is the caller's own, then runs once for many points. Its first
+values are compared with those of the function itself. Whatever cannot be carried, or does not
+agree, raises `NotCarried`, and everything is as it was: the loop is then the way to go.
 """
 
 from __future__ import annotations
@@ -127,7 +127,7 @@ def evaluate(
 
 
 class _Evaluation:
-    """A function, and the array whose entries are nudged.
+    """A function, and the array whose entries are perturbed.
 
     `looped` evaluates the function as it is, and `numbers` reads what it returns.
     """
@@ -209,9 +209,9 @@ class _Evaluation:
             index[:1, None] if (index == index[0]).all() else np.repeat(index, k)[None, :]
             for index in indices
         )
-        nudged = np.ascontiguousarray(points.T).reshape(-1).astype(self.array.dtype)
+        values = np.ascontiguousarray(points.T).reshape(-1).astype(self.array.dtype)
         stand_in = BatchedArray(
-            self.array, nudged.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
+            self.array, values.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
         )
         try:
             with places.taken_by(stand_in, batch) as (f, root, args), np.errstate(**_quiet()):

@@ -2,8 +2,8 @@
 
 A `BatchedArray` stands in for an array while a function runs once for K points. It holds `base`,
 the array at x, and `values`, the same array at the K points, which are counted by a last axis that
-the function does not see. A nudge of one entry changes only a part of most arrays, so `values`
-covers a *box* of the array: for each axis `support` names the indices within it,
+the function does not see. A perturbation of one entry changes only a part of most arrays, so
+`values` covers a *box* of the array: for each axis `support` names the indices within it,
 
 - ``None``: all;
 - shape (R, 1): the same R indices at every point, as the samples in which a pixel is not zero;

@@ -86,7 +86,7 @@ class Entries:
         values, points : ndarray, shape (K, M)
             The values, and the points as they were rounded.
         """
-        points = inside = self.objective.nudged(self.numbers[which], offsets)
+        points = inside = self.objective.perturbed(self.numbers[which], offsets)
         if self.bounds is not None:
             inside = np.clip(points, self.bounds[0][which], self.bounds[1][which])
         found = self._evaluate(which, inside, tolerant=tolerant)

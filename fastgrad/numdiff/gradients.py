@@ -127,8 +127,8 @@ class _Elements(Entries):
 
     def at(self, points: FloatArray) -> FloatArray:
         """Return f at a point for each entry; as in the book, a number goes in as a number."""
-        nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)  # always a copy
-        found = real_array(self.objective.f(nudged[()]), "f(x)", layout="K")
+        perturbed = self.leaf.shaped(points).astype(self.leaf.array.dtype)  # always a copy
+        found = real_array(self.objective.f(perturbed[()]), "f(x)", layout="K")
         if self.shape is None:
             self.shape = found.shape
         if found.shape != self.shape:
@@ -185,8 +185,8 @@ def numerical_gradient(
         ``f(x, *args)``, one real number: a Python or NumPy scalar, or an array of one element.
         A function compiled with ``numba.njit`` is evaluated on all threads at once.
     x : array_like, or a tree of arrays and numbers
-        Where to differentiate; any shape and memory layout. A float32 or float64 array is nudged in
-        place, one element at a time, so an f that ignores its argument and reads the live array
+        Where to differentiate; any shape and memory layout. A float32 or float64 array is perturbed
+        in place, one element at a time, so an f that ignores its argument and reads the live array
         works; it is restored exactly, whatever happens. Anything else is converted to float64
         first, and f sees the converted array. A compiled f, and f in `workers`, gets copies.
 

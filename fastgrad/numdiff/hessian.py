@@ -35,7 +35,7 @@ def numerical_hessian(
     f : callable
         ``f(x, *args)``, one number, real or complex.
     x : array_like
-        Where to differentiate, real; any shape. A float64 array is nudged in place and restored
+        Where to differentiate, real; any shape. A float64 array is perturbed in place and restored
         exactly, whatever happens; anything else is converted first, and f sees the converted array.
     args : tuple
         Further arguments of f.

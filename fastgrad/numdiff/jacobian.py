@@ -47,7 +47,7 @@ def numerical_jacobian(
         ``f(x, *args)``, a number or an array of any shape, real or complex. It is evaluated once at
         each point for all its outputs. A compiled f is called from Python.
     x : array_like, or a tree of arrays and numbers
-        Where to differentiate, real; nudged in place and restored, as by `numerical_gradient`.
+        Where to differentiate, real; perturbed in place and restored, as by `numerical_gradient`.
     h, args, workers, order, sample, bounds, progress, rng, batched
         As for `numerical_gradient`, but for its `directions`, which estimate a gradient. With
         "auto" each element has steps of its own, and the outputs share the evaluations at steps

@@ -1,4 +1,4 @@
-"""A function of a tree, with one number at a time nudged: in Python, compiled, or by workers.
+"""A function of a tree, with one number at a time perturbed: in Python, compiled, or by workers.
 
 Exceptions, a Ctrl-C among them, leave the tree as it was.
 """
@@ -193,7 +193,7 @@ class Objective:
         chosen: FloatArray = np.where(self._is_single(entries), narrow, points)
         return chosen
 
-    def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
+    def perturbed(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
         """Return entries plus offsets, shape (K, M) or (K, 1), rounded; no offset gets lost."""
         center = self.center[entries]
         with np.errstate(all="ignore"):
@@ -362,7 +362,7 @@ class _Task:
         return self.evaluate_python(entries, points)
 
     def evaluate_python(self, entries: IntArray, points: FloatArray) -> FloatArray:
-        """Evaluate f in a loop, with x nudged in place, or at many points at once."""
+        """Evaluate f in a loop, with x perturbed in place, or at many points at once."""
         is_quiet = self.tolerant or self.row is not None
         dtype = np.dtype((np.float64, self.shape))
         restored = self.x.restored_on_exit()
@@ -598,19 +598,19 @@ def _evaluate_compiled(
         [user_function.pack(compiled.address, tree, task.args) for tree in copies.trees]
     )
     for dtype, part, places in copies.places(entries):
-        nudged = np.ascontiguousarray(points[:, part])
-        found = np.empty(nudged.shape)
+        moved = np.ascontiguousarray(points[:, part])
+        found = np.empty(moved.shape)
         failed = np.full(count, -1)
         start, stop, size = 0, min(count, len(places)), len(places)
         while start < size:
             began = time.perf_counter()
             threads.launch(
-                user_function.evaluate_nudged, compiled.evaluator.address, blocks,
-                copies.rows.view(dtype), places, nudged, found, failed, start, stop, task.tolerant,
+                user_function.evaluate_perturbed, compiled.evaluator.address, blocks,
+                copies.rows.view(dtype), places, moved, found, failed, start, stop, task.tolerant,
             )  # fmt: skip
             if failed.max() >= 0:
                 i, k = divmod(int(failed[failed >= 0].min()), len(points))
-                _raise_again(task, entries[part][i : i + 1], nudged[k : k + 1, i : i + 1])
+                _raise_again(task, entries[part][i : i + 1], moved[k : k + 1, i : i + 1])
             _show(task.bar, (stop - start) * len(points))
             rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
             start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))

@@ -1,7 +1,7 @@
 """Models as trees: arrays and numbers in dicts, lists, tuples, named tuples and dataclasses.
 
 A tree is flattened into its leaves, each of which has a path (``layers[0].W``) for a name, and is
-nudged where it stands, so that a function which reads the live model sees it. `rebuild` makes a
+perturbed where it stands, so that a function which reads the live model sees it. `rebuild` makes a
 tree of the same form, of gradients for example.
 """
 
@@ -30,7 +30,7 @@ class Leaf:
     path : str
         Where it stands: "layers[0].W"; the name of the tree itself if that is the only leaf.
     array : ndarray of float32 or float64
-        The caller's own array where it can be nudged in place, else a converted copy.
+        The caller's own array where it can be perturbed in place, else a converted copy.
     axes : tuple of int
         The array's axes from the slowest to the fastest in memory: the order of the book's loop.
     value : object
@@ -38,7 +38,7 @@ class Leaf:
     put : callable
         ``put(value)`` replaces what stands in the tree.
     is_number : bool
-        Whether it is a number inside of a tree: it stays one when it is nudged.
+        Whether it is a number inside of a tree: it stays one when it is perturbed.
     """
 
     path: str
@@ -50,7 +50,7 @@ class Leaf:
 
     @property
     def is_live(self) -> bool:
-        """Whether nudging the array nudges what the caller has."""
+        """Whether perturbing the array perturbs what the caller has."""
         return self.array is self.value
 
     def flat(self) -> FloatArray:
@@ -79,7 +79,7 @@ class Tree:
     ----------
     root : object
         The tree as a function is to see it: the caller's own. Within `restored_on_exit`, leaves
-        that cannot be nudged in place are replaced by arrays that can.
+        that cannot be perturbed in place are replaced by arrays that can.
     leaves : list of Leaf
     is_single : bool
         Whether the value is an array itself.
@@ -125,7 +125,7 @@ class Tree:
                                    for leaf, new in pairs])  # fmt: skip
 
     def copied(self) -> Tree:
-        """Return a copy, every leaf of which can be nudged in place."""
+        """Return a copy, every leaf of which can be perturbed in place."""
         leaves = [leaf.array.copy(order="K") for leaf in self.leaves]
         copied = Tree(self.rebuilt(leaves), self._name)
         copied.converted = True

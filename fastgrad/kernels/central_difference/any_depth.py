@@ -2,9 +2,9 @@ r"""The central difference for a network of any depth and for any h.
 
 As `fastgrad.kernels.central_difference.two_layers` this evaluates the change of the loss at both
 perturbed points of every parameter, but with library functions instead of short polynomials. A
-nudge of one weight moves the input of one unit; the moves of all units above it are found layer by
-layer, each by the exact change of its activation function. All weights in a row of a matrix are
-nudged together, so that the products with the layers above are products of matrices.
+perturbation of one weight moves the input of one unit; the moves of all units above it are found
+layer by layer, each by the exact change of its activation function. All weights in a row of a
+matrix are perturbed together, so that the products with the layers above are products of matrices.
 
 The kernel follows a forward pass of `fastgrad.kernels.forward`. Its arguments:
 
@@ -115,9 +115,9 @@ def perturb_rows(args, chunk, chunks, iteration):
                 v = dtype(1)
                 if i < n_in:
                     v = dtype(x[n, i]) if layer == 0 else values[layer - 1, n, i]
-                if v == zero:  # a nudge changes nothing
+                if v == zero:  # a perturbation changes nothing
                     continue
-                # Rows 2 j and 2 j + 1: the moves when weight j of row i is nudged by h and by -h.
+                # Rows 2 j and 2 j + 1: the moves when weight j of row i moves by h and by -h.
                 above = first + (n_in + 1) * n_out
                 for j in range(n_out):
                     for side in range(2):

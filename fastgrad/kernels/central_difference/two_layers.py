@@ -1,20 +1,21 @@
 r"""The central difference of a two-layer network's loss over all its parameters.
 
 A textbook loop evaluates the whole network twice for each parameter and subtracts two nearly equal
-losses. These kernels evaluate, at the same two nudged points, the *change* of the loss, every part
-of it as a small quantity with full relative precision. For one sample with hidden values
+losses. These kernels evaluate, at the same two perturbed points, the *change* of the loss, every
+part of it as a small quantity with full relative precision. For one sample with hidden values
 :math:`z = \varphi(a)`, probabilities :math:`p` and target class :math:`k`:
 
-- a nudge of W1[i, j] moves the input of unit j by :math:`\varepsilon = \pm h x_i` and its value by
-  :math:`\Delta z = z (1 - z) E / (1 + z E)` with :math:`E = \mathrm{e}^\varepsilon - 1` (sigmoid),
-  or by :math:`\max(\varepsilon + \min(a, 0), -\max(a, 0))` (ReLU);
+- a perturbation of W1[i, j] moves the input of unit j by :math:`\varepsilon = \pm h x_i` and its
+  value by :math:`\Delta z = z (1 - z) E / (1 + z E)` with
+  :math:`E = \mathrm{e}^\varepsilon - 1` (sigmoid), or by
+  :math:`\max(\varepsilon + \min(a, 0), -\max(a, 0))` (ReLU);
 - the logits move by :math:`d_m = \Delta z\, W2_{jm}`; with :math:`S = \sum_m p_m (\mathrm{e}^{d_m
   - d_k} - 1)`, where the term of k itself is 0, the probability of the target becomes
   :math:`p_k / (1 + S)`;
 - the loss changes by :math:`-\log\frac{p_k / (1 + S) + \delta}{p_k + \delta}`, which is, with
   :math:`q = p_k / (p_k + \delta)`, the same as :math:`\log(1 + S) - \log(1 + (1 - q) S)`.
 
-Nothing here is a derivative: both nudged losses are evaluated, the one at +h and the one at -h.
+Nothing here is a derivative: both perturbed losses are evaluated, the one at +h and the one at -h.
 
 A soft target is a sum of hard ones, each class with its target as its weight; so is its series.
 
@@ -344,7 +345,7 @@ def perturb_first_layer(args, chunk, chunks, iteration):
 def perturb_second_layer(args, chunk, chunks, iteration):
     """Add up the changes of the loss by perturbed W2 and b2 over a chunk of the samples.
 
-    A nudge of W2[j, k] moves one logit, by +-h z[j].
+    A perturbation of W2[j, k] moves one logit, by +-h z[j].
     """
     values, probabilities, labels, soft = args.values, args.probabilities, args.labels, args.soft
     delta, state, b1, W2, b2 = args.delta, args.state, args.b1, args.W2, args.b2
