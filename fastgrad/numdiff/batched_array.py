@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.lib.array_utils import normalize_axis_tuple
 from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
@@ -197,7 +198,6 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def item(self) -> Any:
         """Return the only entry, at all points."""
-        self._base.item()
         return self.reshape(())
 
     # ------------------------------------------------------------------------ NumPy's protocols
@@ -365,15 +365,10 @@ class BatchedArray(NDArrayOperatorsMixin):
             shape = tuple(shape[0])
         if order != "C":
             return moved(np.reshape)(self, shape, order=order)
-        if shape == self.shape:
-            return self._view(self._base, self._values, self._support)
         base = self._batch.at_x(np.reshape, (self, shape))
         support = _reshaped_support(self, base.shape)
-        box = tuple(
-            size if index is None else len(index)
-            for size, index in zip(base.shape, support, strict=True)
-        )
-        return self._view(base, self._values.reshape(*box, self._batch.count), support)
+        values = self._values.reshape(*_lengths(base.shape, support), self._batch.count)
+        return self._view(base, values, support)
 
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
@@ -449,21 +444,28 @@ def _aligned(support: Support, ndim: int) -> Support:
     return (None,) * (ndim - len(support)) + support
 
 
+def _lengths(shape: tuple[int, ...], support: Support) -> tuple[int, ...]:
+    """Return the shape of the box of an array; axes of length 1 are left to be broadcast."""
+    pairs = zip(shape, support, strict=True)
+    return tuple(size if index is None or size == 1 else len(index) for size, index in pairs)
+
+
+def _in_box(index: Array, axis: int, ndim: int) -> Array:
+    """Return indices along an axis in the shape that broadcasts in a box."""
+    return index.reshape(*(1,) * axis, len(index), *(1,) * (ndim - 1 - axis), -1)
+
+
 def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
-    result: list[Any] | None = None
-    for array in arrays:
-        if not _is_changed(array):
-            continue
+    result: Support = (_NONE,) * len(shape)
+    for array in filter(_is_changed, arrays):
         sizes = (1,) * (len(shape) - array.ndim) + array.shape
-        support = [
-            index if size == whole else None
-            for index, size, whole in zip(
-                _aligned(array._support, len(shape)), sizes, shape, strict=True
-            )
-        ]
-        result = support if result is None else list(map(_union, result, support))
-    return (_NONE,) * len(shape) if result is None else tuple(result)
+        each = zip(result, _aligned(array._support, len(shape)), sizes, shape, strict=True)
+        result = tuple(
+            _union(covered, index if size == whole else None)
+            for covered, index, size, whole in each
+        )
+    return result
 
 
 def at(array: Array, support: Support) -> Array:
@@ -471,26 +473,16 @@ def at(array: Array, support: Support) -> Array:
 
     Axes of length 1 are broadcast.
     """
-    each = []
-    for a, index in enumerate(support):
-        if index is None or array.shape[a] == 1:
-            continue
-        if index.shape[1] > 1:
-            each.append(a)
+    axes = [a for a, index in enumerate(support) if index is not None and array.shape[a] > 1]
+    ndim, box = array.ndim, array[..., None]
+    for a in sorted(axes, key=lambda a: support[a].shape[1]):
+        index = support[a]
+        if index.shape[1] == 1:
+            box = box.take(index[:, 0], axis=a)
+        elif len(index) == box.shape[-1] == 1:  # the usual box; a tenth of a network's time
+            box = np.expand_dims(np.moveaxis(box[..., 0], a, -1).take(index[0], axis=-1), a)
         else:
-            array = array.take(index[:, 0], axis=a)
-    if not each:
-        column: Array = array[..., None]
-        return column
-    if len(each) == 1 and len(support[each[0]]) == 1:  # the usual box; a tenth of a network's time
-        (a,) = each
-        return np.expand_dims(np.moveaxis(array, a, -1).take(support[a][0], axis=-1), a)
-    key = tuple(
-        support[a].reshape(*(len(support[a]) if a == b else 1 for b in each), -1) for a in each
-    )
-    first = range(len(each))
-    array = np.moveaxis(array, each, first)[key]  # (R, .., K, and the other axes)
-    box: Array = np.ascontiguousarray(np.moveaxis(np.moveaxis(array, len(each), -1), first, each))
+            box = np.take_along_axis(box, _in_box(index, a, ndim), axis=a)
     return box
 
 
@@ -512,17 +504,13 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
         if index.shape[1] == 1:
             values[(*(slice(None),) * a, index[:, 0])] = smaller
         else:
-            index = index.reshape(*(1,) * a, len(index), *(1,) * (ndim - 1 - a), -1)
-            np.put_along_axis(values, index, smaller, axis=a)
+            np.put_along_axis(values, _in_box(index, a, ndim), smaller, axis=a)
     return values
 
 
 def _box(base: Array, support: Support, batch: Batch) -> Array:
     """Return what an array is in a box before anything changes it."""
-    box = [
-        1 if size == 1 else size if index is None else len(index)
-        for size, index in zip(base.shape, support, strict=True)
-    ]
+    box = _lengths(base.shape, support)
     batch.spend(math.prod(box) * batch.count * base.itemsize)
     result = np.empty((*box, batch.count), base.dtype)
     result[...] = at(base, support)
@@ -532,9 +520,7 @@ def _box(base: Array, support: Support, batch: Batch) -> Array:
 def _operand(array: Any, support: Support, ndim: int, batch: Batch) -> Any:
     """Return an operand within the box of the result."""
     if _is_changed(array):
-        sizes = (1,) * (ndim - array.ndim) + array.shape
-        each = zip(sizes, support, strict=True)
-        return within(array, tuple(None if size == 1 else index for size, index in each), ndim)
+        return within(array, support, ndim)
     plain = np.asarray(_base_of(array))
     if plain.ndim == 0:
         return _base_of(array)
@@ -562,10 +548,7 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
     support = common_support(inputs, base.shape)
     if any(index is _NONE for index in support):
         return base[()]
-    box = [
-        size if index is None else len(index)
-        for size, index in zip(base.shape, support, strict=True)
-    ]
+    box = _lengths(base.shape, support)
     batch.spend(math.prod(box) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
     return wrapped(base, values, support, batch)
@@ -759,10 +742,7 @@ def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
 
 
 def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    if axis is None:
-        return tuple(range(ndim))
-    axes = axis if isinstance(axis, tuple | list) else (axis,)
-    return tuple(operator.index(a) % ndim for a in axes)
+    return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim)
 
 
 def _support_of_reduced(array: BatchedArray, axes: tuple[int, ...], keepdims: Any) -> Support:
@@ -799,23 +779,17 @@ def _change(array: BatchedArray, result: Any, what: str) -> Array:
 
 def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Return means."""
-    axes = _axes(axis, array.ndim)
-    count = math.prod(array.shape[a] for a in axes)
-    if dtype is None and array.dtype.kind in "biu":
-        dtype = np.float64
-    result = total(array, axes, dtype, keepdims=keepdims)
-    return result / result.dtype.type(count)
+    result = total(array, axis, dtype, keepdims=keepdims)
+    return result / result.dtype.type(array.size // result.size)
 
 
 def variance(
     array: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: Any = False
 ) -> Any:
     """Return variances."""
-    axes = _axes(axis, array.ndim)
-    centered = array - mean(array, axes, dtype, keepdims=True)
-    count = math.prod(array.shape[a] for a in axes) - ddof
-    result = np.sum(centered * centered, axes, keepdims=keepdims)
-    return result / result.dtype.type(count)
+    centered = array - mean(array, axis, dtype, keepdims=True)
+    result = np.sum(centered * centered, axis, keepdims=keepdims)
+    return result / result.dtype.type(array.size // result.size - ddof)
 
 
 def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
@@ -942,10 +916,7 @@ def where(condition: Any, *choices: Any) -> Any:
 def clip(a: Any, a_min: Any = None, a_max: Any = None, **bounds: Any) -> Any:
     """Return ``np.clip``."""
     low, high = bounds.pop("min", a_min), bounds.pop("max", a_max)
-    if bounds:
-        raise _batch_of((a, low, high)).refuse("`np.clip` cannot be carried in this form")
-    result = a if low is None else np.maximum(a, low)
-    return result if high is None else np.minimum(result, high)
+    return elementwise(np.clip, (a, low, high), bounds)
 
 
 def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
