@@ -318,7 +318,7 @@ def real_number(
     if not math.isfinite(number) or number < minimum:
         at_least = "" if minimum == -math.inf else f", at least {minimum:g}"
         raise ValueError(f"`{name}` must be a finite number{at_least}. Got {value!s}.")
-    if dtype is None:
+    if dtype is None or dtype is _FLOAT64:
         return number
     with np.errstate(over="ignore"):
         rounded = float(dtype.type(number))

@@ -11,6 +11,7 @@ from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
 from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
+from fastgrad.book import convolutions
 from fastgrad.numdiff import batched
 from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried
 from fastgrad.numdiff.reach import Reach
@@ -223,6 +224,91 @@ class TestConvolution:
             np.testing.assert_array_equal(found, getattr(expected.conv, name))
         assert np.shares_memory(net.conv.col_W, net.conv.W)
         np.testing.assert_array_equal(net.winners, expected.winners)
+
+
+class ServedConvNet:
+    """A reader's own network of the layers that are served for the book's."""
+
+    def __init__(self):
+        self.images = normal(2, 2, 6, 6)
+        self.conv = convolutions.Convolution(normal(3, 2, 3, 3, seed=1), normal(3, seed=2), 1, 1)
+        self.pool = convolutions.Pooling(2, 2, 2)
+        self.W = normal(27, 3, seed=3) / 9
+
+    def loss(self, _):
+        out = self.pool.forward(np.maximum(0, self.conv.forward(self.images)))
+        return cross_entropy(softmax(np.dot(out.reshape(2, -1), self.W)), T[:2])
+
+    def loss_by_hand(self, _):
+        """Call the function within, as a layer of the reader's own does."""
+        out = np.dot(convolutions.im2col(self.images, 3, 3, pad=1), self.conv.W.reshape(3, -1).T)
+        patches = convolutions.im2col(out.reshape(2, 6, 6, 3).transpose(0, 3, 1, 2), 2, 2, 2)
+        return np.sum(np.max(patches.reshape(-1, 4), axis=1) ** 2)
+
+
+class TestServedLayers:
+    @pytest.mark.parametrize("name", ["W", "b", "images", "V"])
+    def test_values(self, name):
+        net = ServedConvNet()
+        arrays = {"W": net.conv.W, "b": net.conv.b, "images": net.images, "V": net.W}
+        assert_carried(net.loss, arrays[name])
+        if name in ("W", "images"):
+            assert_carried(net.loss_by_hand, arrays[name])
+
+    def test_what_they_keep_is_as_the_loop_leaves_it(self):
+        net, expected = ServedConvNet(), ServedConvNet()
+        found = numerical_gradient(net.loss, net.conv.W, batched=True)
+        wanted = numerical_gradient(expected.loss, expected.conv.W, batched=False)
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11)
+        np.testing.assert_array_equal(net.conv.x, expected.conv.x)
+        np.testing.assert_array_equal(net.pool.x, expected.pool.x)
+        np.testing.assert_array_equal(net.pool.arg_max, expected.pool.arg_max)
+
+    def test_the_function_within(self):
+        net = ServedConvNet()
+        found = numerical_gradient(net.loss_by_hand, net.conv.W, batched=True)
+        wanted = numerical_gradient(net.loss_by_hand, net.conv.W, batched=False)
+        rounding = np.finfo(float).eps * net.loss_by_hand(net.conv.W) / H
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=8 * rounding)
+
+
+class Averaging:
+    """Keeps a running average, as batch normalisation does."""
+
+    def __init__(self):
+        self.W = normal(30, 40)
+        self.average = np.ones(40)
+        self.calls = 0.0
+
+    def loss(self, _):
+        a = A30.dot(self.W)
+        mean = a.mean(axis=0)
+        self.average = 0.8 * self.average + 0.2 * mean
+        return np.sum((a - mean) ** 2)
+
+    def counted_loss(self, _):
+        self.calls = self.calls + 1.0
+        return np.sum(A30.dot(self.W) ** 2)
+
+
+A30 = normal(6, 30, seed=1)
+
+
+def test_running_averages_are_as_the_loop_leaves_them():
+    net, expected = Averaging(), Averaging()
+    found = numerical_gradient(net.loss, net.W, batched=True)
+    wanted = numerical_gradient(expected.loss, expected.W, batched=False)
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-8)
+    np.testing.assert_allclose(net.average, expected.average, rtol=1e-13, atol=1e-14)
+
+
+def test_counters_are_left_to_the_loop():
+    net = Averaging()
+    with pytest.raises(ValueError, match="keeps a record in calls"):
+        numerical_gradient(net.counted_loss, net.W, batched=True)
+    assert net.calls == 0
+    numerical_gradient(net.counted_loss, net.W)
+    assert net.calls == 2 * net.W.size
 
 
 def by_method(W):
@@ -899,3 +985,20 @@ def test_a_backward_pass_is_checked_at_all_points_at_once():
     for choice in (True, False):
         assert check_backward(forward, backward, x, rng=0, batched=choice).ok
     assert not check_backward(forward, lambda dout: 1.002 * backward(dout), x, batched=True).ok
+
+
+def test_a_loop_that_will_take_long_is_left_after_two_entries(monkeypatch):
+    tried = []
+
+    def evaluate(f, root, array, entries, *_, **__):
+        tried.append(int(entries[0]))
+        raise NotCarried("it is enough to be asked")
+
+    def slow(x):
+        time.sleep(0.001)
+        return np.sum(x**2)
+
+    monkeypatch.setattr(batched, "evaluate", evaluate)
+    numerical_gradient(slow, np.ones(50))
+    numerical_gradient(slow, np.ones(50), batched=False)
+    assert tried == [2]

@@ -63,7 +63,7 @@ def test_loss_values_and_gradient(kind, sparse, dtype, chunks):
         engine = Engine(sizes, activation, delta, np.dtype(dtype), decay)
         engine.load(params)
         space = engine.forward(x, labels, soft)
-        got = engine._loss(space)
+        got = engine.loss(x, labels, soft)
         want = loss(wide, wide_x, t, activation, delta, decay)
         assert got == pytest.approx(want, rel=TOLERANCE[dtype], abs=TOLERANCE[dtype])
         close(space.logits, forward(wide, wide_x, activation)[1][-1], dtype)
@@ -84,8 +84,8 @@ def test_without_targets_the_loss_is_that_of_none(sparse):
     x = network_samples(6, 5, "d", rng, 0.5)
     engine = Engine((5, 4, 3), "sigmoid", 1e-7, np.dtype("d"))
     engine.load(params)
-    space = engine.forward(x, np.empty(0, np.int64), np.empty((0, 3)))
-    got = engine._loss(space)
+    none = np.empty(0, np.int64), np.empty((0, 3))
+    got, space = engine.loss(x, *none), engine.forward(x, *none)
     assert got == 0
     close(space.probabilities, probabilities(params, x, "sigmoid"), "d")
 
@@ -106,7 +106,7 @@ def test_samples_of_every_dtype_give_what_converted_ones_give(kind, dtype, spars
             engine = Engine(sizes, "sigmoid", 1e-7, np.dtype(dtype))
             engine.load(params)
             space = engine.forward(samples, labels, soft)
-            value = engine._loss(space)
+            value = engine.loss(samples, labels, soft)
             results.append(
                 [value, space.logits.copy(), engine.gradient(samples, labels, soft),
                  engine.central_difference(samples, labels, soft, 1e-4),
@@ -141,7 +141,7 @@ def test_passes_and_perturbations_on_different_numbers_of_threads_in_turn(monkey
             engine.load(held)
         call, rest = [("gradient", ()), ("central_difference", (1e-5,))][rng.integers(2)]
         _, result = getattr(engine, call)(x, labels, np.empty((0, 3)), *rest)
-        spaces.update(map(id, engine._spaces.values()))
+        spaces.update(map(id, engine.spaces.values()))
         want = gradient(held, x, rows(labels, 3), "sigmoid", 1e-7)
         for name, array in result.items():
             expected = want[name] if held is finite else np.full_like(array, np.nan)
@@ -149,7 +149,7 @@ def test_passes_and_perturbations_on_different_numbers_of_threads_in_turn(monkey
     assert len(spaces) == 3  # one for each number of threads, and each of them kept
     for n in range(1, 11):
         engine.forward(x[:n], labels[:n], np.empty((0, 3)))
-    assert [n for n, *_ in engine._spaces] == list(range(11 - engine_module.MAX_WORKSPACES, 11))
+    assert [n for n, *_ in engine.spaces] == list(range(11 - engine_module.MAX_WORKSPACES, 11))
 
 
 def test_dense_and_sparse_batches_in_turn(chunks):
@@ -216,7 +216,7 @@ def test_a_small_batch_is_for_one_thread(
     for n in threads_of:
         x, labels = np.ones((n, sizes[0]), dtype), np.zeros(n, np.int64)
         getattr(engine, call)(x, labels, np.empty((0, sizes[-1]), dtype), *rest)
-        *_, space = engine._spaces.values()
+        *_, space = engine.spaces.values()
         found[n] = space.chunks
     assert found == threads_of
 

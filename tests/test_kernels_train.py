@@ -163,7 +163,7 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
     threads.layer()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(fit, "SPARSE_BELOW", 2)
-        data_set = fit._data_set(x, n_chunks, np.dtype(dtype[1]))
+        data_set = fit.sparse_samples(x, n_chunks, np.dtype(dtype[1]))
     marked = is_marked(data_set["bits"], 64 * data_set["bits"].shape[1])
     np.testing.assert_array_equal(marked[:, :width], x != 0)
     assert not marked[:, width:].any()
@@ -185,16 +185,16 @@ def test_every_entry_is_marked_once_and_has_one_owner(shape, n_chunks, zeros, se
 def test_rows_are_dealt_out_by_their_non_zero_entries():
     x = np.zeros((20, 800))
     x[:, 600:] = 1
-    bounds = fit._data_set(x, 4, np.dtype("d"))["bounds"]
+    bounds = fit.sparse_samples(x, 4, np.dtype("d"))["bounds"]
     parts = [np.count_nonzero(x[:, a:b]) for a, b in itertools.pairwise(bounds)]
     assert max(parts) < 1.2 * np.mean(parts)
 
 
 def test_dense_data_sets_are_not_packed():
     x = np.ones((20, 70))
-    assert fit._data_set(x, 2, np.dtype("d")) is None
+    assert fit.sparse_samples(x, 2, np.dtype("d")) is None
     x[:, ::2] = x[:, ::3] = 0
-    assert fit._data_set(x, 2, np.dtype("d")) is not None
+    assert fit.sparse_samples(x, 2, np.dtype("d")) is not None
 
 
 @pytest.mark.parametrize("width", [5, 64, 100])
@@ -202,7 +202,7 @@ def test_nan_and_infinity_are_marked(width):
     x = np.zeros((3, width))
     x[1, [1, -1]] = np.nan, -np.inf
     x[2] = -0.0
-    data_set = fit._data_set(x, 1, np.dtype("d"))
+    data_set = fit.sparse_samples(x, 1, np.dtype("d"))
     np.testing.assert_array_equal(data_set["data"], [np.nan, -np.inf])
     np.testing.assert_array_equal(np.argwhere(is_marked(data_set["bits"], width)),
                                   [[1, 1], [1, width - 1]])  # fmt: skip

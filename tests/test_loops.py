@@ -87,6 +87,9 @@ LOOPS = {
     + "    f(x)\n"
     + TAIL,
     "copies": HEAD + COPIES + TAIL,
+    "any number of arguments": nditer(CENTRAL)
+    .replace("g(f, x, h=1e-4)", "g(f, *args, h=1e-4)")
+    .replace("grad = np.zeros_like(x)", "x = args[0]\n    grad = np.zeros_like(*args)"),
     "flat": HEAD
     + """
     for i in range(x.size):
@@ -843,6 +846,80 @@ def test_what_layers_remember_is_as_the_loop_leaves_it():
         remembered.append(net.last)
     assert "all points at once" in loops.lines()[0]
     np.testing.assert_array_equal(*remembered)
+
+
+RECORDS = """
+class Norm:
+    mean = None
+
+    def forward(self, a):
+        if self.mean is None:
+            self.mean = np.zeros(a.shape[1])
+        mean = a.mean(axis=0)
+        self.mean = 0.9 * self.mean + 0.1 * mean
+        return a - mean
+
+class Net:
+    def __init__(self):
+        self.norm = Norm()
+        self.best = self.total = 0.0
+        self.calls = 1.0
+
+    def loss(self, x):
+        a = self.norm.forward(A.dot(x))
+        value = np.mean(np.tanh(a) ** 2)
+        {}
+        return value
+"""
+
+
+@pytest.mark.parametrize("rounds", [1, 2])
+@pytest.mark.parametrize("loop", ["the book's", "columns first", "an unused value after"])
+def test_averages_are_as_the_loop_leaves_them(loop, rounds):
+    averages = []
+    for plain in (False, True):
+        module = define(RECORDS.format("") + LOOPS[loop], plain=plain, A=WEIGHTS + 3)
+        x, net = np.random.default_rng(1).standard_normal((200, 5)), module.Net()
+        for _ in range(rounds):
+            found = module.g(net.loss, x)
+        averages.append((net.norm.mean, found))
+    assert "all points at once" in loops.lines()[0], loops._paces
+    for found, expected in zip(*averages, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-13, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    ("name", "statement"),
+    [
+        ("calls", "self.calls = self.calls + 1"),
+        ("total", "self.total = self.total + value"),
+        ("best", "self.best = min(self.best, -value)"),
+        ("best", "self.best = max(self.best, value)"),
+        ("best", "self.best = 0.99 * self.best + value"),  # remembers for too long
+        ("total", "self.total = 0.5 * self.total + value; value = value + 1e-9 * self.total"),
+    ],
+)
+def test_other_records_are_left_to_the_loop(name, statement):
+    states = []
+    for plain in (False, True):
+        text = RECORDS.format(statement.replace("; ", "\n        ")) + LOOPS["the book's"]
+        module = define(text, plain=plain, A=WEIGHTS + 3)
+        x, net = np.random.default_rng(1).standard_normal((200, 5)), module.Net()
+        found = module.g(net.loss, x)
+        states.append((getattr(net, name), net.norm.mean, found))
+    assert not any("at once" in line for line in loops.lines())
+    for found, expected in zip(*states, strict=True):
+        np.testing.assert_array_equal(found, expected)
+
+
+def test_averages_after_a_short_loop_are_those_of_the_loop():
+    averages = []
+    for plain in (False, True):
+        module = define(RECORDS.format("") + LOOPS["the book's"], plain=plain, A=WEIGHTS)
+        x, net = np.random.default_rng(1).standard_normal((200, 1)), module.Net()
+        module.g(net.loss, x)
+        averages.append(net.norm.mean)
+    np.testing.assert_array_equal(*averages)
 
 
 def test_a_loop_within_the_function_of_a_loop():

@@ -1,5 +1,6 @@
 """What a function does besides returning a number, as its code says."""
 
+import copy
 import dataclasses
 import functools
 import queue
@@ -84,6 +85,18 @@ def fresh_copy(x):
     return float(np.mean(y))
 
 
+def changed_copy(*args):
+    x = args[0].copy()
+    x[0] = 1
+    return np.sum(x)
+
+
+def changed_argument(*args):
+    x = args[0]
+    x[0] = 1
+    return np.sum(x)
+
+
 @pytest.mark.parametrize(
     ("f", "stores"),
     [
@@ -95,6 +108,10 @@ def fresh_copy(x):
         (Private().loss, False),
         (Fields(np.eye(3)).loss, False),
         (lambda x: sum(v for v in [1.0, 2.0]) + max(x, key=lambda v: -v), False),
+        (lambda x: np.sum(copy.copy(x) * copy.deepcopy(x)), False),
+        (lambda x: np.sum(x) if x.__class__.__name__ == "ndarray" else 0.0, False),
+        (lambda *args: np.sum(np.multiply(*args, 2.0)), False),
+        (lambda *args: changed_copy(*args), False),
     ],
     ids=[
         "powers",
@@ -105,6 +122,10 @@ def fresh_copy(x):
         "private names",
         "dataclass",
         "built-in",
+        "copy module",
+        "name of a class",
+        "starred",
+        "starred, handed on",
     ],
 )
 def test_harmless(f, stores):
@@ -189,6 +210,8 @@ def keyword(**options):
         (lambda x: LAYER.noted, "appends to HISTORY"),
         (global_statement, "global statement"),
         (by_an_alias, "changes place in place"),
+        (changed_argument, "changes x"),
+        (lambda *args: copy.copy([COUNT]), "calls copy.copy"),
         (item_of_a_new_list, "changes place in place"),
         (counts, "keeps a record in calls"),
         (keeps_the_best, "keeps a record in best"),

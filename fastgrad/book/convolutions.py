@@ -1,20 +1,31 @@
-"""The compiled layers of images with the book's dtypes: what they compute is float64."""
+"""The compiled layers of images with the book's dtypes: what they compute is float64.
+
+A numerical gradient may evaluate a loss at many points at once. The arrays that it does that with
+cannot enter compiled code, so they go by the book's formulas here.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from fastgrad.nn import convolution
+from fastgrad.numdiff.batched_array import BatchedArray
 
 __all__ = ["Convolution", "Pooling", "col2im", "im2col"]
 
 
 def im2col(input_data: Any, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Any:
     """Return the patches of images as rows, see `fastgrad.im2col`."""
-    images = np.asarray(input_data, np.float64)
-    return convolution.im2col(images, filter_h, filter_w, stride, pad)
+    if not isinstance(input_data, BatchedArray):
+        images = np.asarray(input_data, np.float64)
+        return convolution.im2col(images, filter_h, filter_w, stride, pad)
+    padded = np.pad(input_data, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+    numbers = np.arange(padded.size, dtype=np.float64).reshape(padded.shape)
+    places = convolution.im2col(numbers, filter_h, filter_w, stride)
+    return padded.reshape(-1)[places.astype(np.intp)]
 
 
 def col2im(
@@ -25,12 +36,30 @@ def col2im(
     return convolution.col2im(rows, input_shape, filter_h, filter_w, stride, pad)
 
 
+def _patches(layer: Any, x: Any, window: Sequence[int]) -> Any:
+    height, width = window
+    return im2col(x, height, width, layer.stride, layer.pad)
+
+
+def _as_images(rows: Any, layer: Any, x: Any, window: Sequence[int]) -> Any:
+    """Return what a layer has computed from patches, as images: a row is a pixel's channels."""
+    height, width = (
+        (x.shape[axis] + 2 * layer.pad - side) // layer.stride + 1
+        for axis, side in zip((2, 3), window, strict=True)
+    )
+    return rows.reshape(len(x), height, width, -1).transpose(0, 3, 1, 2)
+
+
 class Convolution(convolution.Convolution):
     """The convolution as a layer, see `fastgrad.Convolution`."""
 
     def forward(self, x: Any) -> Any:
         """Return the filtered images."""
-        return super().forward(np.asarray(x, np.float64))
+        if not any(isinstance(array, BatchedArray) for array in (x, self.W, self.b)):
+            return super().forward(np.asarray(x, np.float64))
+        count, _, *window = self.W.shape
+        rows = np.dot(_patches(self, x, window), self.W.reshape(count, -1).T) + self.b
+        return _as_images(rows, self, x, window)
 
 
 class Pooling(convolution.Pooling):
@@ -38,4 +67,8 @@ class Pooling(convolution.Pooling):
 
     def forward(self, x: Any) -> Any:
         """Return the largest entry of each window."""
-        return super().forward(np.asarray(x, np.float64))
+        if not isinstance(x, BatchedArray):
+            return super().forward(np.asarray(x, np.float64))
+        window = self.pool_h, self.pool_w
+        rows = np.max(_patches(self, x, window).reshape(-1, self.pool_h * self.pool_w), axis=1)
+        return _as_images(rows, self, x, window)

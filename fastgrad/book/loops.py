@@ -31,7 +31,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,6 +39,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 from fastgrad.numdiff.objective import one_number
+from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.trees import memory_order
 
 __all__ = [
@@ -583,26 +584,24 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
     start = time.perf_counter()
     try:
         loop = _Loop(_Call(central_differences, [f, x, h], {}, 0, 1), _THE_BOOKS)
-        if loop.reading.obstacle:
-            raise _Left(loop.reading.obstacle)
         points = np.stack([x.reshape(-1) + h, x.reshape(-1) - h])
         # A network that is known is not evaluated at x: it is checked where x is moved.
         known = _recognition is not None and _recognition.knows(f)
-        found = _recognised(f, x, h, loop.reading.objects) if known else None
-        if found is None:
-            began = time.perf_counter()
-            here = one_number(f(x))
-            pace = time.perf_counter() - began
-            if 2 * x.size * pace < _MOMENT:
-                raise _Left("")
-            found = None if known else _recognised(f, x, h, loop.reading.objects, here)
-        out = np.empty_like(x)
-        if found is not None:
-            out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
-        else:
-            upper, lower = _at_once(loop, points, pace)
-            out[...], way = ((upper - lower) / (2 * h)).reshape(x.shape), "all points at once"
-        if loop.reading.stores:
+        with loop.records:
+            found = _recognised(loop, h) if known else None
+            if found is None:
+                began = time.perf_counter()
+                here = one_number(f(x))
+                pace = time.perf_counter() - began
+                if 2 * x.size * pace < _MOMENT:
+                    raise _Left("")
+                found = None if known else _recognised(loop, h, here)
+            out = np.empty_like(x)
+            if found is not None:
+                out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
+            else:
+                upper, lower = _at_once(loop, points, pace)
+                out[...], way = ((upper - lower) / (2 * h)).reshape(x.shape), "all points at once"
             _at_last(loop, points)
     except (_Left, *_ERRORS) as reason:
         why = str(reason).rstrip(".")
@@ -663,17 +662,18 @@ def _compute(calls: Iterator[_Call], f: Any, key: Any, largest: int, title: str)
         return "a debugger or a profiler is watching"
     try:
         loop = _understood(calls, f)
-        began = time.perf_counter()
-        here = loop.at_x()
-        seconds = time.perf_counter() - began
-        if seconds * loop.size >= _MOMENT:  # the first evaluation may have been a slow one
+        with loop.records:
             began = time.perf_counter()
             here = loop.at_x()
             seconds = time.perf_counter() - began
-        _paces[key] = seconds, began, ""
-        if seconds * loop.size < _MOMENT:
-            return "it takes no time"
-        way = _by(loop, here, seconds)
+            if seconds * loop.size >= _MOMENT:  # the first evaluation may have been a slow one
+                began = time.perf_counter()
+                here = loop.at_x()
+                seconds = time.perf_counter() - began
+            _paces[key] = seconds, began, ""
+            if seconds * loop.size < _MOMENT:
+                return "it takes no time"
+            way = _by(loop, here, seconds)
     except (_Left, *_ERRORS) as reason:
         why = re.sub(r"(:\d+)(:\d+){2} ", r"\1 ", str(reason).rstrip(".")) or type(reason).__name__
         _paces[key] = 0.0, time.perf_counter(), why
@@ -693,8 +693,12 @@ class _Loop:
         elif rule.keywords:
             self.f = functools.partial(self.f, **rule.keywords)
         self.reading = reading.read(self.f, self.x, *self.further)
+        self.records = Records(self.reading)
         #: How many times it calls f.
         self.size = rule.before + rule.after + len(rule.block) * self.x.size
+        is_long_enough = self.records and self.size > 4 * FORGOTTEN
+        if self.reading.obstacle and not is_long_enough:
+            raise _Left(self.reading.obstacle)
 
     def at_x(self) -> Any:
         """Evaluate f as the loop does."""
@@ -735,15 +739,13 @@ def _understood(calls: Iterator[_Call], f: Any) -> _Loop:
         try:
             if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
                 raise _Left(obstacle)
-            loop = _Loop(call, _rule_of(call))
+            rule = _rule_of(call)
         except _Left as reason:
             failure = reason
             continue
         except _ERRORS:
             continue
-        if loop.reading.obstacle:
-            raise _Left(loop.reading.obstacle)
-        return loop
+        return _Loop(call, rule)
     raise failure
 
 
@@ -767,8 +769,7 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
         result = _replayed(loop, loop.call, points, values, here, like)
         if loop.x.tobytes() != kept.tobytes():
             _check_rounding(loop, kept, float(here))
-        if loop.reading.stores:
-            _at_last(loop, points)
+        _at_last(loop, points)
         if loop.call.loud is not None:  # now that nothing can go wrong any more
             loop.x[...] = kept
             result = _replayed(loop, loop.call.loud, points, values, here, like)
@@ -837,14 +838,13 @@ def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
         for i, side in enumerate((sign, -sign))
     ):
         return None
-    return _recognised(loop.f, x, h, loop.reading.objects, float(here))
+    return _recognised(loop, h, float(here))
 
 
-def _recognised(
-    f: Any, x: NDArray[Any], h: float, reached: Sequence[Any], here: float | None = None
-) -> Any:
+def _recognised(loop: _Loop, h: float, here: float | None = None) -> Any:
     """Return the gradient of a recognised network's loss, what it is, and its pace, or None."""
-    if x.dtype != np.float64:
+    x = loop.x
+    if x.dtype != np.float64 or loop.records:  # no network that is known keeps records
         return None
     from fastgrad.book import recognition  # which needs Numba
 
@@ -853,7 +853,7 @@ def _recognised(
         if _recognition is None:
             _recognition = recognition.Recognition()
     try:
-        return _recognition.gradient(f, x, h, reached, here)
+        return _recognition.gradient(loop.f, x, h, loop.reading.objects, here)
     except recognition.NotRecognised:
         return None
 
@@ -876,7 +876,7 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
             began = time.perf_counter()
             there = points[:, turns[part]].astype(np.float64)
             values[:, turns[part]] = batched.evaluate(
-                loop.f, x, x, entries[part], there, loop.further
+                loop.f, x, x, entries[part], there, loop.further, leaves_records=True
             )  # fmt: skip
             took = time.perf_counter() - began
             if part.start == 1 and took - before > pace * tried * len(points) and tried < x.size:
@@ -906,14 +906,27 @@ def _replayed(
 
 
 def _at_last(loop: _Loop, points: NDArray[Any]) -> None:
-    """Evaluate f where the loop does so last, for what layers remember."""
-    if loop.rule.after or not loop.rule.block[-1]:
-        loop.at_x()
-        return
-    entry = loop.rule.entries(loop.x.shape)[-1]
-    kept = loop.x.flat[entry]
-    try:
-        loop.x.flat[entry] = points[-1, entry]
-        loop.at_x()
-    finally:
-        loop.x.flat[entry] = kept
+    """Evaluate f where the loop does so last, for what it stores and what it records."""
+    visits = [(-1, 0)] * loop.rule.before
+    for entry in loop.rule.entries(loop.x.shape)[-FORGOTTEN:]:
+        rows = itertools.count()
+        visits += [(entry, next(rows)) if is_nudged else (-1, 0) for is_nudged in loop.rule.block]
+    visits += [(-1, 0)] * loop.rule.after
+
+    def evaluate(entry: int, row: int) -> Any:
+        if entry < 0:
+            return one_number(loop.at_x())
+        kept = loop.x.flat[entry]
+        try:
+            loop.x.flat[entry] = points[row, entry]
+            return one_number(loop.at_x())
+        finally:
+            loop.x.flat[entry] = kept
+
+    if loop.records:
+        last = [functools.partial(evaluate, *visit) for visit in visits[-FORGOTTEN:]]
+        if not loop.records.are_forgotten(last):
+            raise _Left(loop.reading.obstacle)
+        loop.records.keep()
+    elif loop.reading.stores:
+        evaluate(*visits[-1])

@@ -18,28 +18,17 @@ from fastgrad.numdiff.arguments import (
     Batched,
     Step,
     Workers,
+    by_leaf,
+    entries_of,
     flattened,
     generator_of,
-    is_auto,
-    limits_of,
-    objective_of,
-    order_of,
-    sampled_entries,
-    scattered,
     step_for_display,
-    steps_of,
-    tree_of,
 )
 from fastgrad.numdiff.directions import along_directions
-from fastgrad.numdiff.noise import Noise, noise_of
-from fastgrad.numdiff.objective import Function, Objective
+from fastgrad.numdiff.noise import noise_of
+from fastgrad.numdiff.objective import Function
 from fastgrad.numdiff.trees import is_tree, leaves_like
-from fastgrad.validation import (
-    FloatArray,
-    IntArray,
-    real_array,
-    whole_number,
-)
+from fastgrad.validation import FloatArray, real_array, whole_number
 
 __all__ = ["check_backward", "check_gradient"]
 
@@ -126,71 +115,44 @@ def check_gradient(
     >>> bool(check_gradient(lambda x: np.sum(np.log(x)), 1.001 / x, x))
     False
     """
-    order = order_of(order)
-    tree = tree_of(x, "x")
-    with objective_of(f, tree, args, workers, progress, batched) as objective:
+    source = generator_of(rng)
+    with entries_of(
+        f, x, h, args=args, workers=workers, order=order, sample=sample, bounds=bounds,
+        progress=progress, rng=source, batched=batched,
+    ) as entries:  # fmt: skip
+        objective, tree = entries.objective, entries.objective.x
         if callable(grad):
             grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
         claimed = leaves_like(grad, tree, "grad")
         analytic = flattened(tree, claimed)
-        source = generator_of(rng)
         noise = noise_of(objective, objective.value())
         found = GradientCheck(
             {}, step_for_display(h), {}, {}, repeats=noise.repeats, noise=noise.level
         )
         if directions is None or sample is not None:
-            entries = sampled_entries(objective, sample, source)
-            limits = limits_of(bounds, objective, entries)
-            steps = None if is_auto(h) else steps_of(h, objective, entries)
-            seen, codes = evidence.gather(
-                objective, entries, analytic[entries], noise, steps, order, limits
+            seen, codes = evidence.gather(entries, analytic[entries.numbers], noise)
+            parts = (
+                by_leaf(entries, seen.numerical),
+                by_leaf(entries, seen.error),
+                by_leaf(entries, codes, verdicts.NOT_DRAWN),
             )
-            _record_entries(found, objective, entries, claimed, seen, codes)
+            for leaf, a, *rest in zip(tree.leaves, claimed, *parts, strict=True):
+                n, e, c = map(leaf.shaped, rest)
+                n, c = n.astype(leaf.array.dtype), c.astype(np.int8)
+                result.record(found, leaf.path, a, n, e, c, leaf.array)
         if directions is not None:
             count = whole_number(directions, "directions", minimum=1)
-            _record_directions(found, objective, count, source, noise, analytic)
+            derivatives = along_directions(objective, count, source, noise, analytic)
+            eps = float(np.max(objective.eps, initial=0))
+            by_array = zip(tree.leaves, objective.by_leaf(analytic), derivatives, strict=True)
+            for leaf, part, (vectors, slopes) in by_array:
+                along, seen = vectors @ part, evidence.of_slopes(slopes)
+                name = f"{leaf.path} along {len(vectors)} directions"
+                codes = verdicts.judge(along, seen, eps)
+                result.record(found, name, along, seen.numerical, seen.error, codes)
     if not noise.repeats:
         result.warn_if_unresolved(found)
     return found
-
-
-def _record_entries(
-    found: GradientCheck,
-    objective: Objective,
-    entries: IntArray,
-    claimed: list[FloatArray],
-    seen: verdicts.Evidence,
-    codes: verdicts.Codes,
-) -> None:
-    everywhere = (
-        scattered(objective, entries, seen.numerical),
-        scattered(objective, entries, seen.error),
-        scattered(objective, entries, codes, verdicts.NOT_DRAWN),
-    )
-    parts = (objective.by_leaf(values) for values in everywhere)
-    for leaf, a, n, e, c in zip(objective.x.leaves, claimed, *parts, strict=True):
-        n, e, c = (leaf.shaped(part) for part in (n, e, c))
-        result.record(
-            found, leaf.path, a, n.astype(leaf.array.dtype), e, c.astype(np.int8), leaf.array
-        )
-
-
-def _record_directions(
-    found: GradientCheck,
-    objective: Objective,
-    count: int,
-    rng: np.random.Generator,
-    noise: Noise,
-    analytic: FloatArray,
-) -> None:
-    derivatives = along_directions(objective, count, rng, noise, analytic)
-    eps = float(np.max(objective.eps, initial=0))
-    pairs = zip(objective.x.leaves, objective.by_leaf(analytic), derivatives, strict=True)
-    for leaf, part, (directions, slopes) in pairs:
-        along, seen = directions @ part, evidence.of_slopes(slopes)
-        codes = verdicts.judge(along, seen, eps)
-        name = f"{leaf.path} along {len(directions)} directions"
-        result.record(found, name, along, seen.numerical, seen.error, codes)
 
 
 def check_backward(

@@ -7,10 +7,10 @@ import math
 import numpy as np
 
 from fastgrad.checking.verdicts import SEEN, TOLERANCE, Codes, Evidence, judge
+from fastgrad.numdiff.entries import Entries
 from fastgrad.numdiff.extrapolation import Extrapolated, extrapolated
-from fastgrad.numdiff.formulas import Bounds, Differences, evaluate_around
+from fastgrad.numdiff.formulas import evaluate_around
 from fastgrad.numdiff.noise import Noise, scatter
-from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
 
 #: The error of an extrapolated slope exceeds its estimate in one entry of a hundred, by a factor
@@ -27,28 +27,15 @@ _TERMS = 4096.0
 _DEVIATIONS = 4.0
 
 
-def gather(
-    objective: Objective,
-    entries: IntArray,
-    analytic: FloatArray,
-    noise: Noise,
-    steps: FloatArray | None,
-    order: int,
-    bounds: Bounds,
-) -> tuple[Evidence, Codes]:
+def gather(entries: Entries, analytic: FloatArray, noise: Noise) -> tuple[Evidence, Codes]:
     """Compute the numerical gradient by some entries and judge the analytic one.
 
     Parameters
     ----------
-    objective : Objective
-    entries : ndarray of int64, shape (M,)
+    entries : Entries
     analytic : ndarray, shape (M,)
         The gradient to check.
     noise : Noise
-    steps : ndarray or None
-        The step of each entry, or None for extrapolation.
-    order : {2, 4, 6}
-    bounds : pair of ndarray of shape (M,), or None
 
     Returns
     -------
@@ -56,22 +43,19 @@ def gather(
     codes : ndarray of int8, shape (M,)
         As `fastgrad.checking.verdicts` numbers them.
     """
-    eps = float(np.max(objective.eps, initial=0))
+    eps = float(np.max(entries.objective.eps, initial=0))
+    entries.here = noise.here
     with np.errstate(all="ignore"):
-        if steps is None:
-            seen = _by_extrapolation(objective, entries, noise, bounds)
+        if entries.steps is None:
+            seen = _by_extrapolation(entries, noise)
         else:
-            around = evaluate_around(
-                objective, entries, steps / order, order, twice=True, here=noise.here,
-                bounds=bounds,
-            )  # fmt: skip
-            seen = _by_differences(objective, entries, noise, around, order)
-            apart = np.abs(analytic - seen.numerical)
-            clear = (seen.error <= TOLERANCE * np.abs(seen.numerical)) & (
-                apart <= seen.error + TOLERANCE * np.abs(seen.numerical)
-            )
-            if not noise.repeats:
-                _look_again(objective, entries, noise, bounds, seen, np.flatnonzero(~clear))
+            seen = _by_differences(entries, entries.steps, noise)
+            apart, size = np.abs(analytic - seen.numerical), np.abs(seen.numerical)
+            clear = seen.error <= TOLERANCE * size
+            clear &= apart <= seen.error + TOLERANCE * size
+            again = np.flatnonzero(~clear)
+            if again.size and not noise.repeats:
+                _look_again(entries, noise, seen, again)
         if not math.isfinite(noise.here):
             seen.numerical[:] = np.nan
         sizes = np.abs(analytic)
@@ -86,33 +70,23 @@ def gather(
     return seen, judge(analytic, seen, eps)
 
 
-def _by_differences(
-    objective: Objective, entries: IntArray, noise: Noise, around: Differences, order: int
-) -> Evidence:
+def _by_differences(entries: Entries, steps: FloatArray, noise: Noise) -> Evidence:
     """Use differences of which the last points lie at x ± h, and those halfway to them."""
+    order = entries.order
+    around = evaluate_around(entries, steps / order, order, twice=True)
     # One unit is a bound, what was measured a standard deviation.
-    unit, level = around.unit(objective.eps_of(entries)), scatter(noise, around)
+    unit, level = around.unit(entries.eps), scatter(noise, around)
     error = around.error(order, np.maximum(1.5 * unit, _DEVIATIONS * level))
-    sides = around.one_sided_slopes()
+    sides = around.one_sided_slopes
     finite = np.isfinite(around.values).all(axis=0)
     seen = Evidence.plain(np.where(finite, around.gradient(order), np.nan), error)
     seen.low, seen.high = np.min(sides, axis=0), np.max(sides, axis=0)
     return seen
 
 
-def _look_again(
-    objective: Objective,
-    entries: IntArray,
-    noise: Noise,
-    bounds: Bounds,
-    seen: Evidence,
-    again: IntArray,
-) -> None:
+def _look_again(entries: Entries, noise: Noise, seen: Evidence, again: IntArray) -> None:
     """Replace what differences showed by what extrapolation shows."""
-    if again.size == 0:
-        return
-    limits = None if bounds is None else (bounds[0][again], bounds[1][again])
-    found = _by_extrapolation(objective, entries[again], noise, limits)
+    found = _by_extrapolation(entries.subset(again), noise)
     # Slopes to both sides are those over the longer steps, but for a kink.
     low, high = seen.low[again], seen.high[again]
     wider = ~found.kink & np.isfinite(low) & np.isfinite(high)
@@ -121,13 +95,11 @@ def _look_again(
         getattr(seen, name)[again] = array
 
 
-def _by_extrapolation(
-    objective: Objective, entries: IntArray, noise: Noise, bounds: Bounds
-) -> Evidence:
-    found = extrapolated(objective, entries, noise, bounds)
-    level = max(noise.level, float(np.max(objective.eps, initial=0)) * abs(noise.here) / 2)
-    seen = of_slopes(found)
-    seen.rounding = level / np.maximum(np.abs(objective.center[entries]), 1.0)
+def _by_extrapolation(entries: Entries, noise: Noise) -> Evidence:
+    seen = of_slopes(extrapolated(entries, noise.level))
+    eps = float(np.max(entries.objective.eps, initial=0))
+    level = max(noise.level, eps * abs(noise.here) / 2)
+    seen.rounding = level / np.maximum(np.abs(entries.center), 1.0)
     return seen
 
 

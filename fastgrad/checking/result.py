@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -13,18 +14,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastgrad import tables
 from fastgrad.checking import suspects
-from fastgrad.checking.verdicts import (
-    KINK,
-    MISTAKE,
-    NOISE,
-    REASONS,
-    RIGHT,
-    TOLERANCE,
-    WRONG,
-    Codes,
-    Evidence,
-    judge,
-)
+from fastgrad.checking import verdicts as rules
+from fastgrad.checking.verdicts import REASONS, RIGHT, WRONG, Codes
 from fastgrad.validation import FloatArray, real_array
 
 __all__ = ["ArrayCheck", "GradientCheck", "GradientCheckWarning", "compare_gradients"]
@@ -204,29 +195,23 @@ class GradientCheck:
 
     def _summary(self) -> str:
         verdicts = {array.verdict for array in self.arrays.values()}
-        if "wrong" in verdicts:
-            parts = ["WRONG"]
-        else:
-            parts = ["NOT PASSED" if verdicts - {"ok"} else "no mistake found"]
+        failed = "WRONG" if "wrong" in verdicts else "NOT PASSED"
+        parts = [failed if verdicts - {"ok"} else "no mistake found"]
         if self.repeats:
             parts.append(self._not_deterministic())
         unseen = [name for name, a in self.arrays.items() if a.verdict == "unresolved"]
         if unseen:
             parts.append(f"a mistake of 0.1% could not be seen in {', '.join(unseen)}")
-        total = sum(a.judged + sum(a.not_judged.values()) for a in self.arrays.values())
-        counts: dict[str, int] = {}
-        for array in self.arrays.values():
-            for reason, count in array.not_judged.items():
-                counts[reason] = counts.get(reason, 0) + count
+        counts = sum((Counter(a.not_judged) for a in self.arrays.values()), Counter[str]())
+        total = counts.total() + sum(a.judged for a in self.arrays.values())
+        level = "" if math.isnan(self.noise) else f", about {self.noise:.2g}"
         words = {
-            "kink": "{} not judged, for a kink lies within ±h",
-            "noise": "{} of {} entries could not be judged beside the noise of f"
-            + ("" if math.isnan(self.noise) else f", about {self.noise:.2g}"),
-            "not finite": "{} of {} entries could not be judged, for f is not finite at x ± h",
-            "not drawn": "{} of {} entries not drawn",
+            "kink": "not judged, for a kink lies within ±h",
+            "noise": f"of {total} entries could not be judged beside the noise of f{level}",
+            "not finite": f"of {total} entries could not be judged, for f is not finite at x ± h",
+            "not drawn": f"of {total} entries not drawn",
         }
-        parts += [text.format(counts[reason], total) for reason, text in words.items()
-                  if reason in counts]  # fmt: skip
+        parts += [f"{counts[reason]} {text}" for reason, text in words.items() if counts[reason]]
         return "; ".join(parts)
 
     def _not_deterministic(self) -> str:
@@ -255,13 +240,11 @@ class GradientCheck:
                 f"{array.index} the gradient is {array.analytic:.9g}, the numerical one "
                 f"{array.numerical:.9g}."
             )
+            codes, parameters = self.codes[name], self.parameters.get(name)
             pattern = suspects.suspect(
-                self.analytic[name],
-                self.numerical[name],
-                self.parameters.get(name),
-                self.codes[name] == WRONG,
-                self.codes[name] <= WRONG,
-            )
+                self.analytic[name], self.numerical[name], parameters,
+                wrong=codes == WRONG, judged=codes <= WRONG,
+            )  # fmt: skip
             if pattern:
                 yield pattern
         elif array.verdict == "unresolved":
@@ -353,97 +336,72 @@ def compare_gradients(
     h = 0.0001: WRONG
     """
     if set(analytic) != set(numerical):
-        raise ValueError(
-            f"`analytic` must have the keys {sorted(numerical)}. Got {sorted(analytic)}."
-        )
+        keys = sorted(numerical)
+        raise ValueError(f"`analytic` must have the keys {keys}. Got {sorted(analytic)}.")
     found = GradientCheck({}, h, {}, {})
     for name in numerical:
         n = real_array(numerical[name], f"numerical[{name!r}]")
         a = real_array(analytic[name], f"analytic[{name!r}]", shape=n.shape)
-        error = noise[name] if isinstance(noise, Mapping) else noise
+        level = error = noise[name] if isinstance(noise, Mapping) else noise
         if np.shape(error) != n.shape or n.shape == ():
             error = error + np.max(h) ** 2 * np.nanmax(np.abs(n), initial=0.0)
         eps = float(np.finfo(np.result_type(a, n)).eps)
-        codes = judge(a, Evidence.plain(n, np.broadcast_to(error, n.shape)), eps)
+        codes = rules.judge(a, rules.Evidence.plain(n, np.broadcast_to(error, n.shape)), eps)
         if kinks is not None:
-            codes[np.asarray(kinks[name], bool)] = KINK
-        record(found, name, a, n, noise[name] if isinstance(noise, Mapping) else noise, codes)
+            codes[np.asarray(kinks[name], bool)] = rules.KINK
+        record(found, name, a, n, level, codes)
     warn_if_unresolved(found)
     return found
 
 
-def array_check(
-    analytic: FloatArray,
-    numerical: FloatArray,
-    error: Any,
-    codes: Codes,
-    *,
-    deterministic: bool = True,
+def record(
+    check: GradientCheck, name: str, analytic: FloatArray, numerical: FloatArray, error: Any,
+    codes: Codes, parameters: FloatArray | None = None,
+) -> None:  # fmt: skip
+    """Add what was found in one array to a check."""
+    check.arrays[name] = _summed_up(analytic, numerical, error, codes, bool(check.repeats))
+    check.analytic[name], check.numerical[name] = analytic.copy(), numerical.copy()
+    check.codes[name] = codes
+    if parameters is not None:
+        check.parameters[name] = parameters.copy()
+
+
+def _summed_up(
+    analytic: FloatArray, numerical: FloatArray, error: Any, codes: Codes, is_random: bool
 ) -> ArrayCheck:
     """Sum up what is known of the entries of one array."""
     shape = numerical.shape
     if numerical.size == 0:
         return ArrayCheck(shape, "ok", 0, 0, {}, 0.0, 0.0, (), 0.0, 0.0, 0.0)
     a, n = analytic.astype(np.float64), numerical.astype(np.float64)
-    counts = {
-        reason: count
-        for code, reason in REASONS.items()
-        if (count := int(np.count_nonzero(codes == code)))
-    }
-    wrong, right = (int(np.count_nonzero(codes == code)) for code in (WRONG, RIGHT))
+    counts = np.bincount(codes.reshape(-1), minlength=len(REASONS) + 2).tolist()
+    wrong, right = counts[WRONG], counts[RIGHT]
     with np.errstate(all="ignore"):
         largest = np.fmax(np.abs(a), np.abs(n))
         apart = np.where(codes <= WRONG, np.abs(a - n), 0.0)
-        allowed = error + TOLERANCE * largest
+        allowed = error + rules.TOLERANCE * largest
         excess = apart / np.where(allowed > 0, allowed, 1.0)
         excess = np.where((codes == WRONG) & ~np.isfinite(excess), np.inf, excess)
-        seen = (codes <= WRONG) & (MISTAKE * largest > allowed)
+        seen = (codes <= WRONG) & (rules.MISTAKE * largest > allowed)
         relative = np.where(seen, apart / np.where(largest > 0, largest, 1.0), 0.0)
-    index = np.unravel_index(np.argmax(np.nan_to_num(excess, posinf=np.inf)), shape)
-    if not excess.any():  # nothing judged differs: show the largest entry
-        index = np.unravel_index(np.argmax(np.nan_to_num(largest)), shape)
-    comparable = np.isin(codes, (RIGHT, NOISE))
+    # If nothing judged differs, show the largest entry.
+    shown = np.nan_to_num(excess if excess.any() else largest, posinf=np.inf)
+    index = np.unravel_index(np.argmax(shown), shape)
+    comparable = np.where(np.isin(codes, (RIGHT, rules.NOISE)), largest, -1.0)
     if wrong:
         verdict: Verdict = "wrong"
-    elif not deterministic:
+    elif is_random:
         verdict = "not deterministic"
-    elif not right or codes.flat[np.argmax(np.where(comparable, largest, -1.0))] != RIGHT:
-        verdict = "unresolved"
     else:
-        verdict = "ok"
+        verdict = "ok" if right and codes.flat[np.argmax(comparable)] == RIGHT else "unresolved"
     return ArrayCheck(
-        shape=shape,
-        verdict=verdict,
-        wrong=wrong,
-        judged=wrong + right,
-        not_judged=counts,
-        max_abs_error=float(np.max(apart)),
-        max_rel_error=float(np.max(relative)),
-        index=tuple(int(i) for i in index),
-        analytic=float(a[index]),
-        numerical=float(n[index]),
+        shape, verdict, wrong, judged=wrong + right,
+        not_judged={reason: counts[code] for code, reason in REASONS.items() if counts[code]},
+        max_abs_error=float(np.max(apart)), max_rel_error=float(np.max(relative)),
+        index=tuple(int(i) for i in index), analytic=float(a[index]), numerical=float(n[index]),
         allowed=float(np.broadcast_to(allowed, shape)[index]),
         noise=float(np.nanmedian(error)) if np.isfinite(error).any() else float("nan"),
-    )
-
-
-def record(
-    check: GradientCheck,
-    name: str,
-    analytic: FloatArray,
-    numerical: FloatArray,
-    error: Any,
-    codes: Codes,
-    parameters: FloatArray | None = None,
-) -> None:
-    """Add what was found in one array to a check."""
-    check.arrays[name] = array_check(
-        analytic, numerical, error, codes, deterministic=not check.repeats
-    )
-    check.analytic[name], check.numerical[name] = analytic.copy(), numerical.copy()
-    check.codes[name] = codes
-    if parameters is not None:
-        check.parameters[name] = parameters.copy()
+    )  # fmt: skip
 
 
 def warn_if_unresolved(check: GradientCheck) -> None:
@@ -469,9 +427,8 @@ def _why(array: ArrayCheck, numerical: FloatArray) -> str:
     if reasons == {"not finite"}:
         return "f is not finite at x, or beside it; give `bounds`, or check at another point"
     largest = np.max(np.abs(numerical), initial=0.0, where=np.isfinite(numerical))
-    remedy = "use another h, or check at another point"
-    if numerical.dtype == np.float32:
-        remedy = "use float64"
+    is_single = numerical.dtype == np.float32
+    remedy = "use float64" if is_single else "use another h, or check at another point"
     return (
         f"its noise floor is {array.noise:.1e} in {numerical.dtype}, its largest entry "
         f"{largest:.1e}; {remedy}"

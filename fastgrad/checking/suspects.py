@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -19,6 +21,9 @@ _CHANCE = 0.01
 
 #: A batch is no larger than that.
 _LARGEST_BATCH = 10**6
+
+#: What runs along the axes of a matrix.
+_LINES = {0: "row", 1: "column"}
 
 Mask = NDArray[np.bool_]
 
@@ -58,20 +63,14 @@ def suspect(
         return "It is not finite: a division by zero, a logarithm of zero, an overflow?"
     if not a[judged].any():
         return "It is zero throughout: never computed, or not stored?"
-    for sentence in (
-        _factor(a, n, judged),
-        _transposed(a, n, judged),
-        _decay(a, n, parameters, judged),
-        _shifted(a, n, judged),
-        _place(a, n, wrong, judged),
-    ):
-        if sentence:
+    for sentence, prediction, where, fitted in _patterns(a, n, parameters, judged):
+        if _explains(prediction, a, n, where, fitted):
             return sentence
-    return ""
+    return _place(n, wrong, judged)
 
 
 def _explains(
-    prediction: FloatArray, a: FloatArray, n: FloatArray, judged: Mask, fitted: int = 0
+    prediction: FloatArray, a: FloatArray, n: FloatArray, judged: Mask, fitted: int
 ) -> bool:
     """Return whether a prediction of the wrong gradient is far nearer to it than the right one.
 
@@ -85,17 +84,20 @@ def _explains(
     return bool(enough and np.count_nonzero(fits) >= _MOST * fits.size)
 
 
-def _factor(a: FloatArray, n: FloatArray, judged: Mask) -> str:
-    ratios = (a / np.where(n == 0, np.nan, n))[judged]
-    if not np.isfinite(ratios).any():
-        return ""
-    factor = float(np.nanmedian(ratios))
-    text = f"The gradient is {factor:.6g} times the numerical one"
+def _patterns(
+    a: FloatArray, n: FloatArray, parameters: FloatArray | None, judged: Mask
+) -> Iterator[tuple[str, FloatArray, Mask, int]]:
+    """Yield sentences, the gradients that they predict, for which entries, and how much is fitted.
+
+    The most likely ones come first.
+    """
+    factor = _ratio(a, n, judged)
+    times = f"The gradient is {factor:.6g} times the numerical one"
     batch = round(factor) if factor > 1 else round(1 / factor) if 0 < factor < 1 else 0
     named = {
         -1.0: "The gradient is the numerical one with the opposite sign: a wrong sign?",
-        2.0: f"{text}: a missing ½, as of a squared error, or a term added twice?",
-        0.5: f"{text}: a ½ too much, or a forgotten 2 of a square?",
+        2.0: f"{times}: a missing ½, as of a squared error, or a term added twice?",
+        0.5: f"{times}: a ½ too much, or a forgotten 2 of a square?",
     }
     if 2 < batch <= _LARGEST_BATCH:
         named[float(batch)] = (
@@ -106,61 +108,49 @@ def _factor(a: FloatArray, n: FloatArray, judged: Mask) -> str:
             "or where the loss has a sum?"
         )
     for value, sentence in named.items():
-        if abs(factor - value) < 1e-3 * abs(value) and _explains(factor * n, a, n, judged):
-            return sentence
-    if factor != 0 and _explains(factor * n, a, n, judged, fitted=1):
-        return f"{text}: a constant factor is wrong."
-    return ""
+        if abs(factor - value) < 1e-3 * abs(value):
+            yield sentence, factor * n, judged, 0
+    if factor:
+        yield f"{times}: a constant factor is wrong.", factor * n, judged, 1
 
-
-def _transposed(a: FloatArray, n: FloatArray, judged: Mask) -> str:
     if a.ndim == 2 and a.shape[0] == a.shape[1] > 1:
-        both = judged & judged.T
-        if _explains(n.T, a, n, both):
-            return "The gradient is the transpose of the numerical one: x.T @ dout, or dout.T @ x?"
-    return ""
+        sentence = "The gradient is the transpose of the numerical one: x.T @ dout, or dout.T @ x?"
+        yield sentence, n.T, judged & judged.T, 0
 
+    p = np.zeros(n.shape) if parameters is None else parameters.astype(np.float64)
+    decay = _ratio(n - a, p, judged)
+    sentence = f"{-decay:.4g} times the parameter is too much: weight decay that the loss has not?"
+    if decay > 0:
+        sentence = f"{decay:.4g} times the parameter is missing: the gradient of the weight decay?"
+    if decay:
+        yield sentence, n - decay * p, judged, 1
 
-def _decay(a: FloatArray, n: FloatArray, parameters: FloatArray | None, judged: Mask) -> str:
-    if parameters is None:
-        return ""
-    p = parameters.astype(np.float64)
-    ratios = ((n - a) / np.where(p == 0, np.nan, p))[judged]
-    times = float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 0.0
-    if times == 0 or not _explains(n - times * p, a, n, judged, fitted=1):
-        return ""
-    if times > 0:
-        return f"{times:.4g} times the parameter is missing: the gradient of the weight decay?"
-    return f"{-times:.4g} times the parameter is too much: weight decay that the loss has not?"
-
-
-def _shifted(a: FloatArray, n: FloatArray, judged: Mask) -> str:
-    for axis in range(a.ndim):
-        for by in (1, -1):
-            rolled = np.roll(n, by, axis)
-            if a.shape[axis] < 3:
-                continue
+    for axis, length in enumerate(a.shape):
+        for by in (1, -1) if length > 2 else ():
             inside = judged & np.roll(judged, by, axis)
-            edge = [slice(None)] * a.ndim
-            edge[axis] = slice(0, 1) if by == 1 else slice(-1, None)
-            inside[tuple(edge)] = False
-            if _explains(rolled, a, n, inside):
-                name = {0: "row", 1: "column"}.get(axis, f"place along axis {axis}")
-                name = "entry" if a.ndim == 1 else name
-                return f"The gradient is the numerical one shifted by one {name}: off by one?"
-    return ""
+            np.moveaxis(inside, axis, 0)[0 if by == 1 else -1] = False
+            name = "entry" if a.ndim == 1 else _LINES.get(axis, f"place along axis {axis}")
+            sentence = f"The gradient is the numerical one shifted by one {name}: off by one?"
+            yield sentence, np.roll(n, by, axis), inside, 0
 
 
-def _place(a: FloatArray, n: FloatArray, wrong: Mask, judged: Mask) -> str:
+def _ratio(numerator: FloatArray, denominator: FloatArray, judged: Mask) -> float:
+    """Return the median ratio of two arrays' entries, or 0 if there is none."""
+    ratios = (numerator / np.where(denominator == 0, np.nan, denominator))[judged]
+    return float(np.nanmedian(ratios)) if np.isfinite(ratios).any() else 0.0
+
+
+def _place(n: FloatArray, wrong: Mask, judged: Mask) -> str:
+    """Say where the wrong entries are, if that is no chance."""
     count, others = int(np.count_nonzero(wrong)), judged & ~wrong
     if count == 1:
         return "Only this entry is wrong." if others.any() else ""
-    for axis in range(a.ndim if a.ndim > 1 else 0):
-        rest = tuple(other for other in range(a.ndim) if other != axis)
+    for axis in range(n.ndim if n.ndim > 1 else 0):
+        rest = tuple(other for other in range(n.ndim) if other != axis)
         lines = np.flatnonzero(wrong.any(axis=rest))
         occupied = np.count_nonzero(judged.any(axis=rest))
         if len(lines) == 1 and occupied ** (1.0 - count) <= _CHANCE:
-            name = {0: "row", 1: "column"}.get(axis, f"index along axis {axis}:")
+            name = _LINES.get(axis, f"index along axis {axis}:")
             return f"All wrong entries are in {name} {lines[0]}."
     sizes = np.abs(n)
     if others.any() and 0.5**count <= _CHANCE and sizes[wrong].max() < np.median(sizes[others]):

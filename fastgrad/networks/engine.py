@@ -71,6 +71,11 @@ class Engine:
     dtype : dtype
     decay : float
         Weight decay.
+
+    Attributes
+    ----------
+    spaces : dict of Workspace
+        Those that are kept, the oldest first, by samples, chunks and dtype.
     """
 
     def __init__(
@@ -90,7 +95,7 @@ class Engine:
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
         self._params: dict[str, FloatArray] = {}
-        self._spaces: dict[Any, Workspace] = {}
+        self.spaces: dict[Any, Workspace] = {}
 
     def split(self, flat: FloatArray) -> dict[str, FloatArray]:
         """Return the parameters' shapes as views of one array, W1, b1, .., each row by row."""
@@ -108,11 +113,11 @@ class Engine:
         """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""
         work = self.n_parameters * self.dtype.itemsize * (n + cost.overhead)
         key = n, threads.chunks(work, cost.enough), dtype
-        space = self._spaces.get(key)
+        space = self.spaces.get(key)
         if space is None:
-            if len(self._spaces) == MAX_WORKSPACES:
-                del self._spaces[next(iter(self._spaces))]  # the oldest
-            space = self._spaces[key] = Workspace(self.net, *key)
+            if len(self.spaces) == MAX_WORKSPACES:
+                del self.spaces[next(iter(self.spaces))]  # the oldest
+            space = self.spaces[key] = Workspace(self.net, *key)
         return space
 
     def forward(

@@ -421,7 +421,7 @@ class _NumericalRun(_Run):
             self._done[0] += 1
 
 
-def _data_set(x: Any, chunks: int, dtype: np.dtype[Any]) -> dict[str, Any] | None:
+def sparse_samples(x: Any, chunks: int, dtype: np.dtype[Any]) -> dict[str, Any] | None:
     """Return samples as CSR for the kernels of `fastgrad.kernels.train`, by name, if that pays.
 
     That is judged by some of them.
@@ -458,7 +458,7 @@ class _GradientRun(_Run):
     def _copy(self) -> None:
         engine, optimizer, (x, labels, soft, batch_size) = self.engine, self.optimizer, self.data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
-        sparse = _data_set(x, chunks, dtype) if np.isfinite(self.params["W1"]).all() else None
+        sparse = sparse_samples(x, chunks, dtype) if np.isfinite(self.params["W1"]).all() else None
         space = Workspace(engine.net, batch_size, chunks, dtype)
         # Rows of W1 are padded where threads read and write them all the time.
         row = padded(sizes[1], dtype) if sparse else sizes[1]

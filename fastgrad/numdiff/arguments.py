@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import numbers
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal
@@ -11,6 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
+from fastgrad.numdiff.entries import Bounds, Entries
 from fastgrad.numdiff.formulas import CENTRAL
 from fastgrad.numdiff.objective import Function, Objective
 from fastgrad.numdiff.trees import Tree, is_tree, leaves_like
@@ -50,27 +50,25 @@ def array_of(x: Any, name: str) -> Tree:
 
 
 @contextmanager
-def objective_of(
-    f: Function, tree: Tree, args: Any, workers: Workers | None, progress: Any, batched: Any
-) -> Iterator[Objective]:
-    """Make an objective, and take its progress bar down in the end."""
-    objective = Objective(
-        f, tree, args, workers, progress=flag(progress, "progress"), batched=batched
-    )
+def entries_of(
+    f: Function, x: Any, h: Any, *, args: Any, workers: Workers | None, order: Any, sample: Any,
+    bounds: Any, progress: Any, rng: Any, batched: Any,
+) -> Iterator[Entries]:  # fmt: skip
+    """Make the entries that a caller asks for; take the progress bar down in the end."""
+    if not isinstance(order, int | np.integer) or order not in CENTRAL:
+        raise ValueError(f"`order` must be 2, 4 or 6. Got {order!r}.")
+    tree, progress = tree_of(x, "x"), flag(progress, "progress")
+    objective = Objective(f, tree, args, workers, progress=progress, batched=batched)
     try:
-        yield objective
+        numbers = _sampled(objective, sample, rng)
+        limits = _limits(bounds, objective, numbers)
+        steps = None if is_auto(h) else steps_of(h, objective, numbers)
+        yield Entries(objective, numbers, int(order), steps, limits)
     finally:
         objective.close()
 
 
-def order_of(order: Any) -> int:
-    """Return the order of a formula."""
-    if not isinstance(order, int | np.integer) or order not in CENTRAL:
-        raise ValueError(f"`order` must be 2, 4 or 6. Got {order!r}.")
-    return int(order)
-
-
-def sampled_entries(objective: Objective, sample: Any, rng: Any) -> IntArray:
+def _sampled(objective: Objective, sample: Any, rng: Any) -> IntArray:
     """Return the entries to look at: all, or so many of each array."""
     if sample is None:
         return objective.entries
@@ -104,22 +102,17 @@ def is_auto(h: Any) -> bool:
 
 def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
     """Return the step of each entry, or one for all."""
-    leaves = objective.x.leaves
+    dtypes = [leaf.array.dtype for leaf in objective.x.leaves]
     if np.ndim(h) == 0 and not is_tree(h):
-        dtypes = [leaf.array.dtype for leaf in leaves]
-        narrowest = np.float32 if np.dtype(np.float32) in dtypes else np.float64
-        return np.array(step_size(h, dtype=np.dtype(narrowest)))
-    steps = objective.rounded(
-        objective.entries, flattened(objective.x, leaves_like(h, objective.x, "h"))
-    )
+        return np.array(step_size(h, dtype=min(dtypes, default=np.dtype(float))))
+    steps = flattened(objective.x, leaves_like(h, objective.x, "h"))
+    steps = objective.rounded(objective.entries, steps)
     if not (np.isfinite(steps) & (steps > 0)).all():
-        raise ValueError(f"`h` must hold finite numbers above 0 only, in {leaves[0].array.dtype}.")
+        raise ValueError(f"`h` must hold finite numbers above 0 only, in {dtypes[0]}.")
     return steps[entries]
 
 
-def limits_of(
-    bounds: Any, objective: Objective, entries: IntArray
-) -> tuple[FloatArray, FloatArray] | None:
+def _limits(bounds: Any, objective: Objective, entries: IntArray) -> Bounds:
     """Return the bounds of each entry."""
     if bounds is None:
         return None
@@ -156,22 +149,22 @@ def flattened(tree: Tree, arrays: list[FloatArray]) -> FloatArray:
     )
 
 
-def result_tree(objective: Objective, entries: IntArray, values: FloatArray) -> Any:
+def result_tree(entries: Entries, values: FloatArray) -> Any:
     """Return numbers of some entries as a tree of the same form; all others are NaN."""
-    tree = objective.x
-    if entries is not objective.entries:
-        values = scattered(objective, entries, values)
-    parts = zip(tree.leaves, objective.by_leaf(values), strict=True)
+    tree = entries.objective.x
+    parts = zip(tree.leaves, by_leaf(entries, values), strict=True)
     return tree.rebuilt(
         [leaf.shaped(part).astype(leaf.array.dtype, copy=False) for leaf, part in parts]
     )
 
 
-def scattered(objective: Objective, entries: IntArray, values: Any, rest: float = np.nan) -> Any:
-    """Return numbers of some entries as numbers of all."""
-    everything = np.full(objective.size, rest)
-    everything[entries] = values
-    return everything
+def by_leaf(entries: Entries, values: Any, rest: float = np.nan) -> list[FloatArray]:
+    """Cut numbers of some entries into one array for each leaf, in which all others are `rest`."""
+    objective, everything = entries.objective, values
+    if entries.numbers is not objective.entries:
+        everything = np.full(objective.size, rest)
+        everything[entries.numbers] = values
+    return objective.by_leaf(everything)
 
 
 def generator_of(rng: Any) -> np.random.Generator:
@@ -182,12 +175,3 @@ def generator_of(rng: Any) -> np.random.Generator:
     if isinstance(source, np.random.Generator):
         return source
     return np.random.Generator(np.random.MT19937(source.randint(2**32, size=8, dtype=np.uint32)))
-
-
-def warn_of_copy(stacklevel: int) -> None:
-    """Warn that f gives the same values everywhere although x is not the caller's own array."""
-    warnings.warn(
-        "f does not depend on `x`, which was copied for it; does it read another array?",
-        UserWarning,
-        stacklevel=stacklevel,
-    )

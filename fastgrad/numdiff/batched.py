@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
 from fastgrad.numdiff.reach import attributes_of, names_in
 from fastgrad.numdiff.reading import read
+from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
 from fastgrad.validation import FloatArray, IntArray
@@ -35,6 +36,8 @@ _Put = Callable[[Any], None]
 
 #: Bytes of all arrays of one evaluation: what is aimed at, and what is the limit.
 _WANTED, _LIMIT = 24 << 20, 32 << 20
+#: A little less than the largest block that glibc learns from.
+_KEPT = 31 << 20
 
 #: The most points that are evaluated together, and how many times more than the time before.
 _MOST, _GROWTH = 2048, 32
@@ -60,6 +63,7 @@ def evaluate(
     insist: bool = True,
     alone: Callable[..., float] | None = None,
     numbers: Callable[[Any], FloatArray] | None = None,
+    leaves_records: bool = False,
 ) -> FloatArray:
     """Evaluate f with one entry of an array at a time elsewhere, at many points at once.
 
@@ -83,12 +87,15 @@ def evaluate(
         What evaluates f at a point where its value is not finite, instead of f.
     numbers : callable, optional
         For an f that returns an array: how to read it as n real numbers.
+    leaves_records : bool
+        Whether the caller makes the last evaluations, see `fastgrad.numdiff.records`.
 
     Returns
     -------
     ndarray of float64, shape (K, M) or (K, M, n), or fewer columns
-        Only the first entries where a loop would be as fast, unless `insist`. What f stores is as
-        some evaluation leaves it.
+        Only the first entries where a loop would be as fast, unless `insist`; and without the last
+        ones if f keeps records, so that a loop over these leaves the records as it would do over
+        all. What f stores besides is as some evaluation leaves it.
 
     Raises
     ------
@@ -98,16 +105,25 @@ def evaluate(
     if array.dtype not in (np.float32, np.float64):
         raise NotCarried("the array must be of float32 or float64")
     reading = read(f, root, *args)
-    if reading.obstacle:
+    last = 0
+    if reading.records and not leaves_records:
+        last = -(-FORGOTTEN // max(1, len(points)))
+    if reading.obstacle and (not reading.records or len(entries) <= 4 * last):
         raise NotCarried(reading.obstacle)
     read_value = numbers or _number
-    evaluation = _Evaluation(array, read_value, lambda: read_value((alone or f)(root, *args)))
-    places = _Places(f, root, args, array, reading.objects)
-    try:
-        values = evaluation.values(places, entries, points, insist=insist)
-        return values if numbers else values[..., 0]
-    finally:
-        places.restore()
+    with Records(reading) as records:
+        evaluation = _Evaluation(
+            array, read_value, lambda: read_value((alone or f)(root, *args)), records
+        )
+        if last and not evaluation.forgets_records(entries[-last:], points[:, -last:]):
+            raise NotCarried(reading.obstacle)
+        places = _Places(f, root, args, array, reading.objects)
+        count = len(entries) - last
+        try:
+            values = evaluation.values(places, entries[:count], points[:, :count], insist=insist)
+            return values if numbers else values[..., 0]
+        finally:
+            places.restore()
 
 
 class _Evaluation:
@@ -121,8 +137,9 @@ class _Evaluation:
         array: Array,
         numbers: Callable[[Any], FloatArray],
         looped: Callable[[], FloatArray],
+        records: Records,
     ) -> None:
-        self.array, self.numbers, self.looped = array, numbers, looped
+        self.array, self.numbers, self.looped, self.records = array, numbers, looped, records
         self.began = time.perf_counter()
         self.value = looped()
         self.seconds = self.comparing = time.perf_counter() - self.began
@@ -138,6 +155,9 @@ class _Evaluation:
         self, places: _Places, entries: IntArray, points: FloatArray, *, insist: bool
     ) -> FloatArray:
         """Evaluate f at all points, in batches."""
+        # The C library keeps freed memory for the next arrays up to twice the largest block freed.
+        # Otherwise every large array comes from the system anew, which takes a fifth of the time.
+        np.empty(_KEPT, np.uint8)
         indices = self._indices(entries)
         values = np.empty((*points.shape, self.value.size))
         k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
@@ -208,6 +228,8 @@ class _Evaluation:
                 raise NotCarried(what) from error
         else:
             return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
+        finally:
+            self.records.put_back()
         batch.begin(batch.count)
         return self._run(places, batch, indices, points)
 
@@ -284,6 +306,14 @@ class _Evaluation:
         took = time.perf_counter() - began
         self.comparing += took
         self.seconds = min(self.seconds, took / len(set(chosen)))
+
+    def forgets_records(self, entries: IntArray, points: FloatArray) -> bool:
+        """Return whether f's records depend on no more than its evaluations at these points."""
+        return self.records.are_forgotten([
+            functools.partial(self._looped_at, entry, point)
+            for entry, column in zip(entries.tolist(), points.T, strict=True)
+            for point in column
+        ])  # fmt: skip
 
     def _looped_at(self, entry: int, point: float) -> Array:
         """Evaluate f itself at one point."""

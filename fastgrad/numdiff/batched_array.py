@@ -196,6 +196,11 @@ class BatchedArray(NDArrayOperatorsMixin):
             raise self._batch.refuse(f"the attribute `{name}` cannot be carried")
         raise AttributeError(name)
 
+    def __pow__(self, exponent: Any) -> Any:
+        """Raise to a power: a square is a product, as it is in NumPy's operator."""
+        is_square = type(exponent) in (int, float) and exponent == 2 and self.dtype.kind == "f"
+        return np.square(self) if is_square else np.power(self, exponent)
+
     def item(self) -> Any:
         """Return the only entry, at all points."""
         return self.reshape(())
@@ -316,11 +321,14 @@ class BatchedArray(NDArrayOperatorsMixin):
             raise self._batch.refuse("it writes to `x`")
         is_mask = isinstance(key, BatchedArray) and key.dtype == bool and key.shape == self.shape
         if is_mask and np.ndim(value) == 0:
-            self._become(where(key, value, self).astype(self.dtype))
+            chosen = where(key, value, self)
+            self._become(chosen if chosen.dtype == self.dtype else chosen.astype(self.dtype))
             return
         key = _plain_key(key)
         if self._is_shared:
-            self._become(self.copy())
+            self._batch.spend(self._values.nbytes)
+            self._base, self._values = self._base.copy(), self._values.copy()
+            self._is_shared = False
         self._base[key] = _base_of(value)
         if not _is_changed(self) and not _is_changed(value):
             return
@@ -381,11 +389,9 @@ class BatchedArray(NDArrayOperatorsMixin):
         return wrapped(base, values, self._support, self._batch)
 
     def copy(self, *_: Any, **__: Any) -> BatchedArray:
-        """Return a copy."""
-        self._batch.spend(self._values.nbytes)
-        result = BatchedArray(self._base.copy(), self._values.copy(), self._support, self._batch)
-        result._is_shared = False
-        return result
+        """Return a copy, which is made when one of the two is written to."""
+        self._is_shared = True
+        return BatchedArray(self._base, self._values, self._support, self._batch)
 
     __copy__ = __deepcopy__ = copy
 

@@ -16,26 +16,21 @@ from fastgrad.numdiff.arguments import (
     Step,
     Workers,
     array_of,
+    entries_of,
     generator_of,
     is_auto,
-    limits_of,
-    objective_of,
-    order_of,
     result_tree,
-    sampled_entries,
     steps_of,
     tree_of,
-    warn_of_copy,
 )
 from fastgrad.numdiff.directions import along_directions
-from fastgrad.numdiff.extrapolation import extrapolate, extrapolated
-from fastgrad.numdiff.formulas import Differences, evaluate_around
+from fastgrad.numdiff.entries import Entries
+from fastgrad.numdiff.extrapolation import extrapolated
+from fastgrad.numdiff.formulas import evaluate_around
 from fastgrad.numdiff.noise import noise_of, scatter
 from fastgrad.numdiff.objective import Function, Objective
-from fastgrad.numdiff.trees import Tree
 from fastgrad.validation import (
     FloatArray,
-    IntArray,
     flag,
     real_array,
     real_number,
@@ -96,45 +91,42 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
     (0.5, True)
     """
     error = flag(error, "error")
-    function = _Elementwise(f, array_of(x, "x"))
-    objective = function.objective
+    elements = _Elements(Objective(f, array_of(x, "x"), ()))
     if is_auto(h):
-        here = function.values(objective.center)
-        center = np.broadcast_to(objective.center, here.shape)
-        eps = np.full(here.shape, np.max(objective.eps, initial=0))
+        elements.locate()
         with np.errstate(all="ignore"):
-            found = extrapolate(function.beside, center, here, eps)
-        slope, estimate = found.slope, found.error
+            slope, estimate = extrapolated(elements)[:2]
     else:
-        multiples = (1, 2) if error else (1,)
-        signed = np.array([[sign * k] for k in multiples for sign in (1.0, -1.0)])
-        steps = steps_of(h, objective, objective.entries)
-        points = objective.nudged(objective.entries, signed * steps)
-        values = np.array([function.values(row) for row in points])
-        here = function.values(objective.center) if error else np.full(1, np.nan)
-        both_sides = np.zeros(objective.size, np.int64)
-        around = Differences(multiples, (), points, values, objective.center, here, both_sides)
+        steps = steps_of(h, elements.objective, elements.numbers)
+        if error:
+            elements.here = elements.at(elements.center)
+        around = evaluate_around(elements, steps, 2, twice=error)
         with np.errstate(all="ignore"):
             slope = estimate = around.gradient(2)
             if error:
-                estimate = around.error(2, 2 * around.unit(objective.eps))
-    return (function.result(slope), function.result(estimate)) if error else function.result(slope)
+                estimate = around.error(2, 2 * around.unit(elements.eps))
+    return (elements.result(slope), elements.result(estimate)) if error else elements.result(slope)
 
 
-class _Elementwise:
-    """A function of numbers: each element of f(x) depends on its own one of x, or on the only one.
+class _Elements(Entries):
+    """The elements of f(x): each depends on its own one of x, or on the only one."""
 
-    Points and values are in memory order.
-    """
-
-    def __init__(self, f: Function, x: Tree) -> None:
-        self.objective = Objective(f, x, ())
-        self.leaf = x.leaves[0]
+    def __init__(self, objective: Objective) -> None:
+        super().__init__(objective, objective.entries)
+        self.leaf = objective.x.leaves[0]
         self.is_number = self.leaf.array.ndim == 0
         self.shape = None if self.is_number else self.leaf.array.shape
+        self.is_constant = False  # there is no need to know
 
-    def values(self, points: FloatArray) -> FloatArray:
-        """Return f at a point for each element; as in the book, a number goes in as a number."""
+    def locate(self) -> None:
+        """Evaluate f at x, which says how many elements there are."""
+        self.here = self.at(self.center)
+        if self.is_number:
+            self.numbers = np.zeros(self.here.size, np.int64)
+            self.center = self.objective.center[self.numbers]
+
+    def at(self, points: FloatArray) -> FloatArray:
+        """Return f at a point for each entry; as in the book, a number goes in as a number."""
         nudged = self.leaf.shaped(points).astype(self.leaf.array.dtype)  # always a copy
         found = real_array(self.objective.f(nudged[()]), "f(x)", layout="K")
         if self.shape is None:
@@ -147,22 +139,19 @@ class _Elementwise:
             )
         return (found if self.is_number else found.transpose(self.leaf.axes)).reshape(-1)
 
-    def beside(self, which: IntArray, offsets: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """Return some elements of f(x), each at its points, as `extrapolate` asks for them."""
-        center = self.objective.center
-        points = center[0 if self.is_number else which] + offsets
-        points = self.objective.rounded(np.zeros_like(which), points)
-        found = np.empty(points.shape)
-        for row, row_points in zip(found, points, strict=True):
-            if self.is_number:
-                for point in np.unique(row_points):
-                    chosen = row_points == point
-                    row[chosen] = self.values(np.array([point]))[which[chosen]]
-            else:
-                moved = center.copy()
-                moved[which] = row_points
-                row[:] = self.values(moved)[which]
-        return found, points
+    def _evaluate(self, which: Any, points: FloatArray, *, tolerant: bool) -> FloatArray:
+        return np.array([self._row(which, row) for row in points])
+
+    def _row(self, which: Any, points: FloatArray) -> Any:
+        """Return some elements of f(x), each at a point of its own."""
+        if not self.is_number:
+            moved = self.center.copy()
+            moved[which] = points
+            return self.at(moved)[which]
+        values = self.at(points[:1])[which]
+        for point in set(points[1:].tolist()) - set(points[:1].tolist()):  # once for all elements
+            values = np.where(points == point, self.at(np.array([point]))[which], values)
+        return values
 
     def result(self, values: FloatArray) -> Any:
         """Return numbers in the shape of f(x)."""
@@ -304,38 +293,34 @@ def numerical_gradient(
     >>> gradient["b"].round(8)
     array([6., 6.])
     """
-    order, error = order_of(order), flag(error, "error")
-    tree = tree_of(x, "x")
-    with objective_of(f, tree, args, workers, progress, batched) as objective:
-        entries = sampled_entries(objective, sample, rng)
-        limits = limits_of(bounds, objective, entries)
+    error = flag(error, "error")
+    with entries_of(
+        f, x, h, args=args, workers=workers, order=order, sample=sample, bounds=bounds,
+        progress=progress, rng=rng, batched=batched,
+    ) as entries:  # fmt: skip
+        objective = entries.objective
         if directions is not None:
-            both = _from_directions(objective, directions, rng)
-            return both if error else both[0]
-        if is_auto(h):
-            here = objective.value()
-            noise = noise_of(objective, here, repeats=1)
-            found = extrapolated(objective, entries, noise, limits)
-            gradient = result_tree(objective, entries, found.slope)
-            return (gradient, result_tree(objective, entries, found.error)) if error else gradient
-        steps = steps_of(h, objective, entries)
-        # NaN and infinities go on as they are.
-        with np.errstate(all="ignore"):
-            here = objective.value() if error or order > 2 or limits is not None else np.nan
-            around = evaluate_around(
-                objective, entries, steps, order, twice=error, here=here, bounds=limits
-            )
-            gradient = around.gradient(order)
-            if error:
-                level = scatter(noise_of(objective, here), around)
-                estimate = around.error(
-                    order, np.maximum(4 * level, 2 * around.unit(objective.eps_of(entries)))
-                )
-    if tree.converted:
-        _warn_if_constant(around)
-    if error:
-        return result_tree(objective, entries, gradient), result_tree(objective, entries, estimate)
-    return result_tree(objective, entries, gradient)
+            entries = Entries(objective, objective.entries)
+            slope, estimate = _from_directions(objective, directions, rng)
+        elif entries.steps is None:
+            noise = noise_of(objective, objective.value(), repeats=1)
+            entries.here = noise.here
+            slope, estimate = extrapolated(entries, noise.level)[:2]
+        else:
+            # NaN and infinities go on as they are.
+            with np.errstate(all="ignore"):
+                if error or order > 2 or bounds is not None:
+                    entries.here = objective.value()
+                around = evaluate_around(entries, entries.steps, order, twice=error)
+                slope = estimate = around.gradient(order)
+                if error:
+                    level = scatter(noise_of(objective, entries.here), around)
+                    noise_of_values = np.maximum(4 * level, 2 * around.unit(entries.eps))
+                    estimate = around.error(order, noise_of_values)
+    if directions is None:
+        entries.warn_if_constant(stacklevel=3)
+    gradient = result_tree(entries, slope)
+    return (gradient, result_tree(entries, estimate)) if error else gradient
 
 
 def gradient_descent(
@@ -407,9 +392,10 @@ def gradient_descent(
     for step in range(step_num):
         # A descent that diverges goes on to diverge: no step is lost beside a huge x.
         steps = np.fmax(1e-4, relative * np.nan_to_num(np.abs(objective.center)))
-        around = evaluate_around(objective, objective.entries, steps, 2, twice=False)
+        entries = Entries(objective, objective.entries)
+        around = evaluate_around(entries, steps, 2, twice=False)
         if step == 0:
-            _warn_if_constant(around)
+            entries.warn_if_constant(stacklevel=3)
         with np.errstate(all="ignore"):
             slopes = objective.by_leaf(around.gradient(2))
         for leaf, slope, points in zip(tree.leaves, slopes, history, strict=True):
@@ -423,30 +409,18 @@ def gradient_descent(
     return x, tree.rebuilt([np.stack(points) for points in history])
 
 
-def _from_directions(objective: Objective, directions: Any, rng: Any) -> tuple[Any, Any]:
+def _from_directions(
+    objective: Objective, directions: Any, rng: Any
+) -> tuple[FloatArray, FloatArray]:
     """Return an estimate of the gradient from derivatives along directions, and its error."""
     count = whole_number(directions, "directions", minimum=1)
     noise = noise_of(objective, objective.value(), repeats=1)
     found = along_directions(objective, count, generator_of(rng), noise, np.zeros(objective.size))
-    means, errors = [], []
-    for vectors, derivatives in found:
+    slopes = np.empty((2, objective.size))
+    for part, (vectors, derivatives) in zip(objective.by_leaf(slopes.T), found, strict=True):
         # The mean of v v^T is 1/n times the identity.
         each = vectors.shape[1] * vectors * derivatives.slope[:, None]
-        means.append(each.mean(axis=0))
-        spread = each.std(axis=0, ddof=1) if count > 1 else np.full(each.shape[1], np.inf)
-        errors.append(3 * spread / np.sqrt(count))
-    everything = objective.entries
-    mean, error = (
-        result_tree(objective, everything, np.concatenate([np.empty(0), *parts]))
-        for parts in (means, errors)
-    )
-    return mean, error
-
-
-def _warn_if_constant(around: Differences) -> None:
-    """Warn if f is the same at all points, although these are not lost in rounding beside x."""
-    values = around.values
-    if values.size == 0 or not (values == values.flat[0]).all():
-        return
-    if np.max(np.abs(around.points - around.center) - 1e-9 * np.abs(around.center)) > 0:
-        warn_of_copy(stacklevel=4)
+        part[:, 0] = each.mean(axis=0)
+        spread = each.std(axis=0, ddof=1) if count > 1 else np.inf
+        part[:, 1] = 3 * spread / np.sqrt(count)
+    return slopes[0], slopes[1]

@@ -4,6 +4,9 @@ Each output is a function of its own of each entry. `_Outputs` evaluates f at ea
 gives its values to all of them, so that the formulas for a function with one output serve.
 """
 
+# The type of what arithmetic on arrays gives is left open by NumPy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import itertools
@@ -11,24 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.numdiff.arguments import (
-    Batched,
-    Step,
-    Workers,
-    is_auto,
-    limits_of,
-    objective_of,
-    order_of,
-    sampled_entries,
-    steps_of,
-    tree_of,
-    warn_of_copy,
-)
+from fastgrad.numdiff.arguments import Batched, Step, Workers, entries_of
+from fastgrad.numdiff.entries import Entries
 from fastgrad.numdiff.extrapolation import extrapolated
 from fastgrad.numdiff.formulas import Differences, evaluate_around
-from fastgrad.numdiff.noise import Noise
-from fastgrad.numdiff.objective import Function, Objective, Row
-from fastgrad.validation import FloatArray, IntArray, flag
+from fastgrad.numdiff.objective import Function, Row
+from fastgrad.validation import FloatArray, flag
 
 __all__ = ["numerical_jacobian"]
 
@@ -92,84 +83,55 @@ def numerical_jacobian(
     array([[4., 3.],
            [1., 0.]])
     """
-    order, error = order_of(order), flag(error, "error")
-    tree = tree_of(x, "x")
-    with (
-        objective_of(f, tree, args, workers, progress, batched) as objective,
-        np.errstate(all="ignore"),
-    ):
-        entries = sampled_entries(objective, sample, rng)
-        limits = limits_of(bounds, objective, entries)
-        steps = None if is_auto(h) else steps_of(h, objective, entries)
-        outputs = _Outputs(objective)
-        numbers = outputs.of(entries)
-        here = outputs.here(numbers)
-        if limits is not None:
-            limits = (outputs.repeated(limits[0]), outputs.repeated(limits[1]))
-        if steps is None:
-            found = extrapolated(outputs, numbers, Noise(here, 0.0, ()), limits)
-            slope, estimate = found.slope, found.error
+    error = flag(error, "error")
+    options = entries_of(
+        f, x, h, args=args, workers=workers, order=order, sample=sample, bounds=bounds,
+        progress=progress, rng=rng, batched=batched,
+    )  # fmt: skip
+    with options as entries, np.errstate(all="ignore"):
+        outputs = _Outputs(entries)
+        if outputs.steps is None:
+            slope, estimate = extrapolated(outputs)[:2]
         else:
-            steps = outputs.repeated(np.broadcast_to(steps, entries.shape))
-            around = evaluate_around(
-                outputs, numbers, steps, order, twice=error, here=here, bounds=limits
-            )
+            around = evaluate_around(outputs, outputs.steps, order, twice=error)
             slope = estimate = around.gradient(order)
             if error:
-                estimate = around.error(order, outputs.noise(numbers, around, slope))
-    if tree.converted and slope.size and not slope.any():
-        warn_of_copy(stacklevel=3)
-    jacobian = outputs.result(numbers, slope)
-    return (jacobian, outputs.result(numbers, estimate, errors=True)) if error else jacobian
+                estimate = around.error(order, outputs.noise(around, slope))
+    outputs.warn_if_constant(stacklevel=3)
+    jacobian = outputs.result(slope)
+    return (jacobian, outputs.result(estimate, errors=True)) if error else jacobian
 
 
-class _Outputs:
-    """All outputs of a function as functions of its entries: output k of entry i is one number.
+class _Outputs(Entries):
+    """All outputs of a function as functions of its entries; those of one entry in a row."""
 
-    Output k of entry i has the number ``i * count + k``.
-    """
-
-    def __init__(self, objective: Objective) -> None:
-        self.objective = objective
+    def __init__(self, entries: Entries) -> None:
+        objective, bounds, steps = entries.objective, entries.bounds, entries.steps
         with objective.x.restored_on_exit() as root:
             value = objective.f(root, *objective.args)
             self.row = Row.of(value)
-            self.row_here = self.row(value)
-        self.count = self.row_here.size
-        self.center = self.repeated(objective.center)
+            here = self.row(value)
+        self.count = here.size
+        if bounds is not None:
+            bounds = (self._repeated(bounds[0]), self._repeated(bounds[1]))
+        if steps is not None and steps.ndim:
+            steps = self._repeated(steps)
+        super().__init__(objective, self._repeated(entries.numbers), entries.order, steps, bounds)
+        self.here = np.tile(here, entries.numbers.size)
         # Where in `_rows` the values of f are, by the entry moved and the bits of the point.
         self._known: dict[tuple[int, int], int] = {}
         self._rows = np.empty((0, self.count))
 
-    def of(self, entries: IntArray) -> IntArray:
-        """Return the numbers of all outputs of some entries."""
-        numbers: IntArray = (entries[:, None] * self.count + np.arange(self.count)).reshape(-1)
-        return numbers
-
-    def repeated(self, values: Any) -> Any:
+    def _repeated(self, values: Any) -> Any:
         """Return what holds for each entry for each output of it."""
         return np.repeat(values, self.count)
 
-    def here(self, numbers: IntArray) -> FloatArray:
-        """Return the values at x."""
-        here: FloatArray = self.row_here[numbers % max(1, self.count)]
-        return here
-
-    def eps_of(self, numbers: IntArray) -> FloatArray:
-        """Return the machine epsilon of each."""
-        return self.objective.eps_of(numbers // max(1, self.count))
-
-    def nudged(self, numbers: IntArray, offsets: FloatArray) -> FloatArray:
-        """Return entries plus offsets, as `Objective.nudged`."""
-        return self.objective.nudged(numbers // max(1, self.count), offsets)
-
-    def evaluate_entries(
-        self, numbers: IntArray, points: FloatArray, *, tolerant: bool = False
-    ) -> FloatArray:
+    def _evaluate(self, which: Any, points: FloatArray, *, tolerant: bool) -> FloatArray:
         """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""
-        entries, outputs = np.divmod(numbers, max(1, self.count))
+        outputs = np.arange(self.numbers.size)[which] % max(1, self.count)
         bits = np.ascontiguousarray(points).view(np.int64).reshape(-1).tolist()
-        keys = list(zip(np.tile(entries, len(points)).tolist(), bits, strict=True))
+        moved = np.tile(self.numbers[which], len(points)).tolist()
+        keys = list(zip(moved, bits, strict=True))
         new = sorted(set(keys) - self._known.keys())
         if new:
             moved, places = np.array(new).T
@@ -179,36 +141,30 @@ class _Outputs:
             self._known.update(zip(new, itertools.count(len(self._rows)), strict=False))
             self._rows = np.concatenate([self._rows, rows])
         where = np.array([self._known[key] for key in keys], np.int64).reshape(points.shape)
-        found: FloatArray = self._rows[where, outputs]
-        return found
+        return self._rows[where, outputs]
 
-    def noise(self, numbers: IntArray, around: Differences, slope: FloatArray) -> FloatArray:
+    def noise(self, around: Differences, slope: FloatArray) -> FloatArray:
         """Return the error to expect of each value: its rounding, or what no smooth curve shows."""
         # f is rounded, and so is x where f takes it in.
-        largest = np.abs(around.values).max(axis=0) + np.abs(self.center[numbers] * slope)
+        largest = np.abs(around.values).max(axis=0) + np.abs(self.center * slope)
         shown = np.where(around.side == 0, np.abs(around.residuals()), 0.0)
         median = np.median(shown.reshape(-1, max(1, self.count)), axis=0)
-        level = np.resize(median / 0.67, numbers.shape)
-        noise: FloatArray = np.maximum(2 * self.eps_of(numbers) * largest, 4 * level)
-        return noise
+        level = np.resize(median / 0.67, slope.shape)
+        return np.maximum(2 * self.eps * largest, 4 * level)
 
-    def result(self, numbers: IntArray, values: FloatArray, *, errors: bool = False) -> Any:
+    def result(self, values: FloatArray, *, errors: bool = False) -> Any:
         """Return numbers as a tree of arrays of the outputs' and each leaf's shape."""
         objective = self.objective
-        everything = np.full(objective.size * self.count, np.nan)
-        everything[numbers] = values
-        by_output = everything.reshape(objective.size, self.count).T
+        by_entry = np.full((objective.size, self.count), np.nan)
+        moved = self.numbers[:: max(1, self.count)]
+        by_entry[moved] = values.reshape(len(moved), self.count)
         if self.row.is_complex:
-            real, imaginary = by_output[0::2], by_output[1::2]
-            by_output = np.hypot(real, imaginary) if errors else real + 1j * imaginary
+            real, imaginary = by_entry[:, 0::2], by_entry[:, 1::2]
+            by_entry = np.hypot(real, imaginary) if errors else real + 1j * imaginary
         arrays = []
-        for leaf, (begin, end) in zip(
-            objective.x.leaves, itertools.pairwise(objective.begins), strict=True
-        ):
+        for leaf, part in zip(objective.x.leaves, objective.by_leaf(by_entry), strict=True):
             shape = leaf.array.shape
-            in_memory = by_output[:, begin:end].reshape(
-                len(by_output), *(shape[axis] for axis in leaf.axes)
-            )
+            in_memory = part.T.reshape(part.shape[1], *(shape[axis] for axis in leaf.axes))
             array = in_memory.transpose(0, *(1 + np.argsort(leaf.axes)))
             arrays.append(array.reshape(self.row.shape + shape))
         return objective.x.rebuilt(arrays)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -34,15 +34,15 @@ class Noise(NamedTuple):
 
     Attributes
     ----------
-    here : float, or ndarray of shape (M,)
-        Its value at x, or that of each of several functions.
+    here : float
+        Its value at x.
     level : float
         The standard deviation of its values; at least half a unit in the last place.
     repeats : tuple of float
         Two values at the same point, the most different ones; empty if they agree to rounding.
     """
 
-    here: Any
+    here: float
     level: float
     repeats: tuple[float, ...]
 
@@ -92,9 +92,8 @@ def scatter(noise: Noise, differences: Differences) -> float:
     found = float(np.quantile(residuals, 0.5, method="lower")) / 0.67
     if found <= _NOISIEST * noise.level:
         return max(found, noise.level)
-    bends = differences.values[0::2] + differences.values[1::2] - 2 * differences.here
-    last = differences.multiples[-1]
-    near, far = bends[differences.multiples.index(last // 2)], bends[-1]
+    half = differences.multiples.index(differences.multiples[-1] // 2)
+    near, far = differences.second[half], differences.second[-1]
     grows = (np.sign(near) * far >= 2 * np.abs(near) - 4 * noise.level)[differences.side == 0]
     if residuals.size >= 8 and np.count_nonzero(grows) < grows.size / 2:
         return found

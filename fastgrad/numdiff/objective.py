@@ -25,9 +25,9 @@ import numba
 import numpy as np
 from numba import types
 from numba.extending import is_jitted
+from numpy.typing import NDArray
 
 from fastgrad.kernels import user_function
-from fastgrad.numdiff import batched as at_once
 from fastgrad.numdiff.trees import Leaf, Tree, rebuild
 from fastgrad.runtime import threads
 from fastgrad.runtime.compile import code_address, users_overload
@@ -38,7 +38,7 @@ Function = Callable[..., Any]
 #: Ctrl-C is noticed between two compiled stretches of about this many seconds.
 _STRETCH = 0.05
 
-#: After so many seconds the loop is left for an evaluation of f at all points at once.
+#: A loop that takes so many seconds is left for an evaluation of f at all points at once.
 _MOMENT = 0.05
 
 #: Blocks sent to each worker: one would do if all were equally fast and idle.
@@ -119,8 +119,6 @@ class Objective:
     ----------
     center : ndarray of float64, shape (size,)
         The entries as they are.
-    eps : ndarray, shape (size,)
-        The machine epsilon of each entry's dtype.
     begins : list of int
         Where each leaf's entries begin, and the last one's end.
     size : int
@@ -160,14 +158,22 @@ class Objective:
         self.size = self.begins[-1]
         self.entries = np.arange(self.size)
         self.inward: FloatArray | None = None
-        singles = np.array([leaf.array.dtype == np.float32 for leaf in x.leaves], bool)
-        self._is_single = np.repeat(singles, np.diff(self.begins))
-        self.eps = np.where(self._is_single, np.finfo(np.float32).eps, np.finfo(np.float64).eps)
+        self._has_singles = any(leaf.array.dtype == np.float32 for leaf in x.leaves)
+
+    @functools.cached_property
+    def eps(self) -> FloatArray:
+        """The machine epsilon of each entry's dtype, shape (size,)."""
+        eps = [np.full(leaf.array.size, np.finfo(leaf.array.dtype).eps) for leaf in self.x.leaves]
+        return np.concatenate([np.empty(0), *eps], dtype=np.float64)
+
+    def _is_single(self, entries: IntArray) -> NDArray[np.bool_]:
+        single: NDArray[np.bool_] = self.eps[entries] == np.finfo(np.float32).eps
+        return single
 
     def update(self) -> None:
         """Take note that the leaves' arrays have changed."""
-        flat = [leaf.flat() for leaf in self.x.leaves]
-        self.center = np.concatenate([np.empty(0), *flat], dtype=np.float64)
+        flat = [leaf.flat() for leaf in self.x.leaves] or [np.empty(0)]
+        self.center = np.concatenate(flat, dtype=np.float64)
 
     def eps_of(self, entries: IntArray) -> FloatArray:
         """Return the machine epsilon of each of some entries."""
@@ -180,11 +186,11 @@ class Objective:
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return points as the dtype of each entry holds them; the last axis runs over entries."""
-        if not self._is_single.any():
+        if not self._has_singles:
             return points
         with np.errstate(over="ignore"):
             narrow = points.astype(np.float32)
-        chosen: FloatArray = np.where(self._is_single[entries], narrow, points)
+        chosen: FloatArray = np.where(self._is_single(entries), narrow, points)
         return chosen
 
     def nudged(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
@@ -196,7 +202,7 @@ class Objective:
             if lost.any():
                 towards = np.copysign(np.inf, offsets)
                 narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
-                nearest = np.where(self._is_single[entries], narrow, np.nextafter(center, towards))
+                nearest = np.where(self._is_single(entries), narrow, np.nextafter(center, towards))
                 points = np.where(lost, nearest, points)
         return points
 
@@ -376,9 +382,14 @@ class _Task:
         for leaf, places, part in _leaves_of(self.x, entries):
             live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
             numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
-            is_in_turn = is_number
+            is_in_turn, before = is_number, 0.0
             while done < len(numbers):
-                if not is_in_turn and time.perf_counter() > until:
+                now = time.perf_counter()
+                # The first entry may have taken longer than others.
+                if done == 2 and until < math.inf and (now - before) * len(numbers) > _MOMENT:
+                    until = now
+                before = now
+                if not is_in_turn and now >= until:
                     rest = slice(part.start + done, part.stop)
                     found = self._evaluate_batched(leaf, places[done:], points[:, rest], f)
                     until = until if found.size else math.inf
@@ -411,14 +422,16 @@ class _Task:
         self, leaf: Leaf, entries: IntArray, points: FloatArray, f: Function
     ) -> FloatArray:
         """Evaluate f at many points at once, for as many entries as that is faster for."""
+        from fastgrad.numdiff import batched  # whose import would take a hundredth of a second
+
         is_asked = self.batched is True
         try:
-            return at_once.evaluate(
+            return batched.evaluate(
                 self.f, self.x.root, leaf.array, entries, points, self.args,
                 insist=is_asked, alone=f,
                 numbers=None if self.row is None else self.row.__call__,
             )  # fmt: skip
-        except at_once.NotCarried as reason:
+        except batched.NotCarried as reason:
             if is_asked:
                 raise ValueError(
                     f"`f` cannot be evaluated at all points at once: {reason}. "

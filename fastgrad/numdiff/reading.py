@@ -16,14 +16,17 @@ from __future__ import annotations
 import ast
 import builtins
 import contextlib
+import copy
 import dataclasses
 import functools
 import inspect
 import math
+import operator
+import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -49,11 +52,16 @@ class Reading(NamedTuple):
     objects : sequence
         What it can reach by name, the nearest first: its closure, defaults, the globals that its
         code names, and their attributes and contents; arrays and numbers as often as they are met.
+    records : sequence of (int, str)
+        The attributes that it computes anew from what they were, as batch normalisation does with
+        its running averages, if they are the only obstacle: where the object is among `objects`,
+        and the name. See `fastgrad.numdiff.records`.
     """
 
     obstacle: str
     stores: bool
     objects: Sequence[Any] = ()
+    records: Sequence[tuple[int, str]] = ()
 
 
 #: Statements that are read, and readings that are remembered.
@@ -86,7 +94,25 @@ class _Value(NamedTuple):
 
     def item(self) -> _Value:
         """Return what is known of an item; that of an array is a view."""
+        items = [_items(one) for one in self.each()]
+        if items and all(items):
+            return _joined(*(value for some in items for value in some))
         return _Value(None, self.fresh and self.flat, self.flat)
+
+    def part(self, number: int, count: int) -> _Value:
+        """Return what is known of one of so many items."""
+        items = [_items(one) for one in self.each()]
+        if items and all(len(some) == count for some in items):
+            return _joined(*(some[number] for some in items))
+        return self.item()
+
+
+def _items(container: Any) -> list[_Value]:
+    """Return what is known of the items that one goes over; nothing if they are not known."""
+    if isinstance(container, _Rest):
+        return container.values
+    is_known = type(container) in _PLACES and len(container) <= _MEMORY
+    return [_of(value) for value in container] if is_known else []
 
 
 def _joined(*values: _Value) -> _Value:
@@ -135,6 +161,12 @@ class _Method(NamedTuple):
 
     name: str
     receiver: _Value
+
+
+class _Rest(NamedTuple):
+    """Values in a row that are known: of a dict, or beyond the named parameters of a function."""
+
+    values: list[_Value]
 
 
 class _Partial(NamedTuple):
@@ -196,6 +228,7 @@ _COUNT = _table(abs, all, any, bool, bytes, complex, divmod, float, int, isinsta
                 *(value for value in vars(math).values() if callable(value)))  # fmt: skip
 _CHOOSE = _table(max, min, sum)
 _EAGER = _COUNT | _CHOOSE | _table(OrderedDict, dict, frozenset, list, set, sorted, tuple)
+_COPY = _table(copy.copy, copy.deepcopy)
 _CONTAIN = _EAGER | _table(enumerate, range, reversed, zip)
 #: NumPy's functions that change something, use files, or call back.
 _NOT_PURE = _words("""
@@ -238,14 +271,17 @@ _LOOK_INTO = _words("""
     __getitem__ __iter__ __array__ __missing__ __setitem__ __delitem__ __str__ __repr__ __format__
     """)
 _UNREADABLE = _words("__getattr__ __getattribute__ __setattr__ __delattr__ __del__")
-#: Where the methods that a dataclass is given have their code.
-_GENERATED = "<string>", dataclasses.__file__
+#: Where the methods that a dataclass is given have their code, `__repr__` by version of Python.
+_GENERATED = "<string>", dataclasses.__file__, reprlib.__file__
 #: What is known of this package's own classes: they remember what they computed, and no more.
 _OWN_CLASSES = _words("""
     Affine Sigmoid Relu SoftmaxWithLoss MulLayer AddLayer Convolution Pooling TwoLayerNet
     MultiLayerNet LayeredTwoLayerNet LayeredMultiLayerNet""")
+#: Modules of ours whose functions return new arrays, all but the identity, and do nothing else.
+_OWN_FUNCTIONS = frozenset({"fastgrad.nn.functions", "fastgrad.book.convolutions"})
 _OWN_METHODS = _words("forward predict loss accuracy")
-_PLACES = frozenset({dict, list, tuple, OrderedDict})
+_DICTS = frozenset({dict, OrderedDict})
+_PLACES = _DICTS | {list, tuple}
 #: Iterating over these, and looking into them, changes nothing.
 _USUAL = _PLACES | {np.ndarray, set, frozenset, deque, range}
 _SLOT = types.MemberDescriptorType
@@ -304,7 +340,9 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        self._made: list[_Instance] = []
+        #: The attributes of which both is true: the object's id, the name, and where.
+        self.records: list[tuple[int, str, str]] = []
+        self._made: list[Any] = []
         self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
@@ -333,7 +371,7 @@ class _Reader:
                         self._stop(f"{name} of {cls.__name__} may return what is not new")
         for (holder, name), place in self.writes.items():
             if {(holder, name), (None, name)} & self._read_first:
-                self._stop(f"{place} keeps a record in {name}")
+                self.records.append((holder, name, f"{place} keeps a record in {name}"))
 
     def _stop(self, what: str) -> NoReturn:
         raise _Obstacle(f"{self._place()} {what}" if self._frames else what)
@@ -408,13 +446,15 @@ class _Reader:
             return _Value(None, fresh=is_new, flat=is_new)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
+        if id(f) in _COPY and len(args.all()) == 1 and args.all()[0].flat:
+            return _NUMBER
         if id(f) in _CONTAIN:
             return _NUMBER if id(f) in _COUNT else _CONTAINER
         if isinstance(f, type) and issubclass(f, np.generic | np.dtype | BaseException):
             return _NUMBER
         if f is type and len(args.positional) == 1:
             return _OUTSIDE
-        if isinstance(f, types.FunctionType) and f.__module__ == "fastgrad.nn.functions":
+        if isinstance(f, types.FunctionType) and f.__module__ in _OWN_FUNCTIONS:
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(None, fresh, flat=True)
         self._stop(f"calls {self._callee}")
@@ -438,6 +478,8 @@ class _Reader:
             self._state[frame, name] = values.get(name, _OUTSIDE)
         for rest in filter(None, (node.args.vararg, node.args.kwarg)):
             self._state[frame, rest.arg] = _CONTAINER
+        if node.args.vararg is not None and not args.starred:
+            self._state[frame, node.args.vararg.arg] = self._row(args.positional[len(names) :])
         if len(self._frames) > 40:
             self._stop("calls itself")
         self._frames.append(frame)
@@ -464,6 +506,11 @@ class _Reader:
         if isinstance(init, types.FunctionType):
             self._enter(init, args._replace(positional=[made, *args.positional]))
         return made
+
+    def _row(self, values: Iterable[_Value]) -> _Value:
+        """Return the value of a row of values."""
+        self._made.append(_Rest(list(values)))  # its id is to remain its own
+        return _made(self._made[-1], fresh=True)
 
     def _numpys(self, f: Any, args: _Args) -> _Value:
         """Read a call of a function of NumPy, or of the method of that name."""
@@ -499,7 +546,13 @@ class _Reader:
                 self._stop(f"{verb} {changed}")
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
-            return _OUTSIDE
+            known = receiver.each()
+            if len(known) != 1 or type(known[0]) not in _DICTS or len(known[0]) > _MEMORY:
+                return _OUTSIDE
+            if name == "values":
+                return self._row(map(_of, known[0].values()))
+            pairs = [self._row(map(_of, pair)) for pair in known[0].items()]
+            return self._row(pairs) if name == "items" else _OUTSIDE
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
@@ -521,6 +574,8 @@ class _Reader:
     # --- attributes
 
     def _attribute(self, value: _Value, name: str) -> _Value:
+        if name in ("__class__", "__name__"):  # a class, or what it is called
+            return _OUTSIDE
         if name.startswith("__") and name.endswith("__"):
             self._stop(f"uses {name}")
         if value.objects is not None:
@@ -727,8 +782,10 @@ class _Reader:
                 self._state[self._frames[-1], target.id] = value
             case ast.Tuple() | ast.List():
                 self._iterate(value)
-                for part in target.elts:
-                    self._assign(part, value.item())
+                is_whole = not any(isinstance(part, ast.Starred) for part in target.elts)
+                for number, part in enumerate(target.elts):
+                    count = len(target.elts) if is_whole else -1
+                    self._assign(part, value.part(number, count))
             case ast.Starred():
                 self._assign(target.value, _CONTAINER)
             case ast.Attribute():
@@ -834,9 +891,14 @@ class _Reader:
         args, starred = [], any(k.arg is None for k in node.keywords)
         is_eager = f.objects is not None and _EAGER.keys() >= f.objects.keys()
         for arg in node.args:
-            starred = starred or isinstance(arg, ast.Starred)
             if isinstance(arg, ast.Starred):
-                self._iterate(self._value(arg.value))
+                value = self._value(arg.value)
+                self._iterate(value)
+                rest = value.each() if not starred else []
+                if len(rest) == 1 and isinstance(rest[0], _Rest):
+                    args += rest[0].values
+                else:
+                    starred = True
             elif isinstance(arg, ast.GeneratorExp) and is_eager:
                 args.append(self._comprehension(arg))  # whose items are taken before all else
             else:
@@ -873,10 +935,17 @@ class _Reader:
         self._iterate(holder)
         known: list[Any] = holder.each()
         key = node.slice
-        if len(known) == 1 and isinstance(key, ast.Constant) and type(known[0]) in _PLACES:
+        if len(known) == 1 and isinstance(key, ast.Constant):
+            place: Any = key.value
             with contextlib.suppress(KeyError, IndexError, TypeError):
-                return _of(known[0][key.value])
-        return holder.item()
+                if isinstance(known[0], _Rest):
+                    return known[0].values[operator.index(place)]
+                if type(known[0]) in _PLACES:
+                    return _of(known[0][place])
+        if len(known) == 1 and type(known[0]) in _DICTS and 0 < len(known[0]) <= _MEMORY:
+            return _joined(*map(_of, known[0].values()))
+        is_one = isinstance(key, ast.Name | ast.BinOp | ast.UnaryOp)
+        return holder.item() if is_one else holder._replace(objects=None).item()
 
 
 # ------------------------------------------------------------------------------------- the front
@@ -918,7 +987,14 @@ def read(f: Any, *args: Any) -> Reading:
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
     obstacle = _obstacle(lambda: reader.read(f, _Args([], {}).after(*args)))
-    reading = Reading(obstacle, bool(reader.writes))
+    records = []
+    if not obstacle and reader.records:
+        numbers = {id(value): number for number, value in enumerate(reach.objects)}
+        records = [(numbers.get(holder, -1), name) for holder, name, _ in reader.records]
+        obstacle = reader.records[0][2]
+        if any(number < 0 for number, _ in records):
+            records = []
+    reading = Reading(obstacle, bool(reader.writes), records=records)
     _known[key] = reading, reach.kept
     while len(_known) > _MEMORY:
         with contextlib.suppress(KeyError):  # another thread may have emptied it

@@ -7,7 +7,6 @@ tree of the same form, of gradients for example.
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import functools
@@ -17,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fastgrad.validation import FloatArray, real_array
+from fastgrad.validation import FloatArray, IntArray, real_array
 
 __all__ = ["Leaf", "Tree", "is_tree", "leaves_like", "like_tuple", "memory_order", "rebuild"]
 
@@ -85,7 +84,7 @@ class Tree:
     is_single : bool
         Whether the value is an array itself.
     converted : bool
-        Whether that array is a copy of what the caller has, which no closure can read.
+        Whether arrays are copies of what the caller has, which no closure can read.
 
     Raises
     ------
@@ -97,72 +96,40 @@ class Tree:
 
     def __init__(self, value: Any, name: str) -> None:
         self.root = value
-        self.leaves: list[Leaf] = []
         self._name = name
         self.is_single = not is_tree(value)
+        self.converted = False
         if self.is_single:
             # A bare number counts as an array without dimensions.
             array = self.root = real_array(value, name, layout="K")
-            self.leaves.append(Leaf(name, array, memory_order(array), array, self._put_root))
+            self.leaves = [Leaf(name, array, memory_order(array), array, self._put_root)]
             self.converted = array is not value
         else:
-            self._walk(value, "", self._put_root)
-            self.converted = False
-        self._require_distinct_memory()
+            self.leaves = [
+                Leaf(path, array, memory_order(array), child, functools.partial(self._put, keys),
+                     isinstance(child, numbers.Real))
+                for path, keys, child, array in _walk(value, name)
+            ]  # fmt: skip
+        _require_distinct_memory([leaf for leaf in self.leaves if leaf.is_live])
 
     def _put_root(self, value: Any) -> None:
         self.root = value
 
-    def _walk(self, value: Any, path: str, put: Callable[[Any], None]) -> None:
-        if value is None:  # as in a layer without a bias
-            return
-        if is_tree(value):
-            node = _Node(value, put)
-            for key, suffix, child in _children(value):
-                name = path + suffix if path else suffix.removeprefix(".")
-                self._walk(child, name, node.setter(key))
-            return
-        shown = self._name + (path if path.startswith("[") else f".{path}")
-        array = real_array(value, shown, layout="K")
-        is_number = isinstance(value, numbers.Real)
-        self.leaves.append(Leaf(path, array, memory_order(array), value, put, is_number))
-
-    def _require_distinct_memory(self) -> None:
-        if self.is_single and self.leaves[0].array.flags.forc:
-            return
-        bounds = []
-        for leaf in self.leaves:
-            if _overlaps_itself(leaf.array):
-                raise ValueError(
-                    f"`{leaf.path}` must not overlap itself in memory: a nudge of one entry would "
-                    "move others. Pass a copy."
-                )
-            if leaf.is_live and leaf.array.size:
-                bounds.append((*np.lib.array_utils.byte_bounds(leaf.array), leaf))
-        bounds.sort(key=lambda item: item[:2])
-        for i, (_, high, leaf) in enumerate(bounds):
-            for low, _, other in bounds[i + 1 :]:
-                if low >= high:
-                    break
-                if np.shares_memory(leaf.array, other.array):
-                    raise ValueError(
-                        f"`{leaf.path}` and `{other.path}` must not share memory: a nudge of one "
-                        "would move the other. Pass copies, or leave one out."
-                    )
+    def _put(self, keys: tuple[Any, ...], value: Any) -> None:
+        self.root = _with_leaf(self.root, keys, value)
 
     def rebuilt(self, leaves: Iterable[Any]) -> Any:
         """Return a tree of the same form with other leaves; numbers stay numbers."""
         pairs = zip(self.leaves, leaves, strict=True)
-        if self.is_single:
-            return next(iter(leaves))
-        return rebuild(
-            self.root, [float(new) if leaf.is_number and not np.ndim(new) else new
-                        for leaf, new in pairs]
-        )  # fmt: skip
+        return rebuild(self.root, [float(new) if leaf.is_number and not np.ndim(new) else new
+                                   for leaf, new in pairs])  # fmt: skip
 
     def copied(self) -> Tree:
         """Return a copy, every leaf of which can be nudged in place."""
-        return Tree(self.rebuilt([leaf.array.copy(order="K") for leaf in self.leaves]), self._name)
+        leaves = [leaf.array.copy(order="K") for leaf in self.leaves]
+        copied = Tree(self.rebuilt(leaves), self._name)
+        copied.converted = True
+        return copied
 
     def restored_on_exit(self) -> _RestoredOnExit:
         """Put converted arrays into the tree; take them out again, and restore all entries.
@@ -204,31 +171,42 @@ class _RestoredOnExit:
         )
 
 
-class _Node:
-    """A container on the way to a leaf; one that cannot be changed is replaced in its parent."""
+def _walk(tree: Any, name: str) -> Iterator[tuple[str, tuple[Any, ...], Any, FloatArray]]:
+    """Yield the path and keys of each leaf, what stands there, and that as an array."""
 
-    def __init__(self, value: Any, put: Callable[[Any], None]) -> None:
-        self.value = value
-        self.put = put
+    def walk(value: Any, path: str, keys: tuple[Any, ...]) -> Iterator[Any]:
+        if is_tree(value):
+            for key, suffix, child in _children(value):
+                yield from walk(child, path + suffix, (*keys, key))
+        elif value is not None:  # as in a layer without a bias
+            yield path.removeprefix("."), keys, value, real_array(value, name + path, layout="K")
 
-    def setter(self, key: Any) -> Callable[[Any], None]:
-        def put(child: Any) -> None:
-            if isinstance(self.value, dict | list):
-                self.value[key] = child
-                return
-            if dataclasses.is_dataclass(self.value):
-                with contextlib.suppress(dataclasses.FrozenInstanceError):
-                    setattr(self.value, key, child)
-                    return
-                self.value = copy.copy(self.value)
-                object.__setattr__(self.value, key, child)
-            else:
-                elements = list(self.value)
-                elements[key] = child
-                self.value = like_tuple(self.value, elements)
-            self.put(self.value)
+    return walk(tree, "", ())
 
-        return put
+
+def _with_leaf(tree: Any, keys: tuple[Any, ...], leaf: Any) -> Any:
+    """Put a leaf into a tree; return the tree, or a new one in place of what cannot be changed."""
+    if not keys:
+        return leaf
+    key, *rest = keys
+    old = getattr(tree, key) if _is_dataclass(tree) else tree[key]
+    child = _with_leaf(old, tuple(rest), leaf)
+    return tree if child is old else _with_child(tree, key, child)
+
+
+def _with_child(container: Any, key: Any, child: Any) -> Any:
+    """Put a child into a container, or into a copy of one that cannot be changed; return it."""
+    if isinstance(container, tuple):
+        return like_tuple(container, [*container[:key], child, *container[key + 1 :]])
+    if isinstance(container, dict | list):
+        container[key] = child
+        return container
+    try:
+        setattr(container, key, child)
+    except dataclasses.FrozenInstanceError:
+        container = copy.copy(container)
+        object.__setattr__(container, key, child)
+    return container
 
 
 def is_tree(value: Any) -> bool:
@@ -252,23 +230,14 @@ def is_tree(value: Any) -> bool:
 
 def rebuild(tree: Any, leaves: Iterable[Any]) -> Any:
     """Return a tree of the same form with other leaves, given in the order of `Tree.leaves`."""
-    return _rebuild(tree, iter(leaves))
-
-
-def _rebuild(tree: Any, leaves: Iterator[Any]) -> Any:
+    leaves = iter(leaves)
     if tree is None:
         return None
     if not is_tree(tree):
         return next(leaves)
-    children = [(key, _rebuild(child, leaves)) for key, _, child in _children(tree)]
-    if isinstance(tree, tuple):
-        return like_tuple(tree, [child for _, child in children])
-    result = copy.copy(tree)
-    for key, child in children:
-        if isinstance(result, dict | list):
-            result[key] = child
-        else:
-            object.__setattr__(result, key, child)
+    result = tree if isinstance(tree, tuple) else copy.copy(tree)
+    for key, _, child in _children(tree):
+        result = _with_child(result, key, rebuild(child, leaves))
     return result
 
 
@@ -285,11 +254,12 @@ def leaves_like(value: Any, tree: Tree, name: str) -> list[FloatArray]:
     if tree.is_single:
         return [real_array(value, name, shape=tree.leaves[0].array.shape, layout="K")]
     if not is_tree(value):
+        listed = ", ".join(f"`{leaf.path}` {leaf.array.shape}" for leaf in tree.leaves)
         raise ValueError(
-            f"`{name}` must have the form of `{tree._name}`, with {_listed(tree.leaves)}. "
+            f"`{name}` must have the form of `{tree._name}`, with {listed}. "
             f"Got {type(value).__name__}."
         )
-    other = {leaf.path: leaf.array for leaf in _leaves(value, name)}
+    other = {path: array for path, _, _, array in _walk(value, name)}
     wanted = {leaf.path: leaf.array for leaf in tree.leaves}
     faults = [f"`{path}` is missing" for path in wanted if path not in other]
     faults += [f"`{path}` is too much" for path in other if path not in wanted]
@@ -301,18 +271,6 @@ def leaves_like(value: Any, tree: Tree, name: str) -> list[FloatArray]:
     if faults:
         raise ValueError(f"`{name}` must have the form of `{tree._name}`: {'; '.join(faults)}.")
     return [other[path] for path in wanted]
-
-
-def _leaves(value: Any, name: str) -> list[Leaf]:
-    """Return leaves that are only read: they may overlap."""
-    tree = object.__new__(Tree)
-    tree._name, tree.leaves, tree.root = name, [], value
-    tree._walk(value, "", tree._put_root)
-    return tree.leaves
-
-
-def _listed(leaves: list[Leaf]) -> str:
-    return ", ".join(f"`{leaf.path}` {leaf.array.shape}" for leaf in leaves)
 
 
 def _children(value: Any) -> list[tuple[Any, str, Any]]:
@@ -347,11 +305,32 @@ def memory_order(x: FloatArray) -> tuple[int, ...]:
     return tuple(sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis])))
 
 
-def _overlaps_itself(x: FloatArray) -> bool:
-    """Return whether two entries share memory, as in a sliding window view."""
-    if x.flags.forc or x.size < 2:
-        return False
-    offsets = (stride * np.arange(n) for stride, n in zip(x.strides, x.shape, strict=True))
-    places: Any = functools.reduce(np.add.outer, offsets)
-    ordered = np.sort(places, axis=None)
-    return bool((np.diff(ordered) < x.itemsize).any())
+def _require_distinct_memory(leaves: list[Leaf]) -> None:
+    """Raise an error if two entries of some arrays share memory, as in a sliding window view."""
+    if len(leaves) == 1 and leaves[0].array.flags.forc:
+        return
+    leaves = sorted(leaves, key=lambda leaf: np.lib.array_utils.byte_bounds(leaf.array))
+    addresses = np.concatenate([np.empty(0, np.int64), *map(_addresses, leaves)])
+    owners = np.repeat(np.arange(len(leaves)), [leaf.array.size for leaf in leaves])
+    in_order = np.argsort(addresses, kind="stable")
+    sizes = np.array([leaf.array.itemsize for leaf in leaves])[owners[in_order]]
+    touching = np.flatnonzero(np.diff(addresses[in_order]) < sizes[:-1])
+    if touching.size:
+        first, second = sorted(owners[in_order][touching[0] : touching[0] + 2])
+        path, other = leaves[first].path, leaves[second].path
+        if path == other:
+            raise ValueError(
+                f"`{path}` must not overlap itself in memory: a nudge of one entry would move "
+                "others. Pass a copy."
+            )
+        raise ValueError(
+            f"`{path}` and `{other}` must not share memory: a nudge of one would move the other. "
+            "Pass copies, or leave one out."
+        )
+
+
+def _addresses(leaf: Leaf) -> IntArray:
+    """Return where each entry of an array lies in memory."""
+    array = leaf.array
+    offsets = (stride * np.arange(n) for stride, n in zip(array.strides, array.shape, strict=True))
+    return np.ravel(functools.reduce(np.add.outer, offsets, np.array(array.ctypes.data)))
