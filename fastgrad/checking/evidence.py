@@ -77,7 +77,7 @@ def _by_differences(entries: Entries, steps: FloatArray, noise: Noise) -> Eviden
     # One unit is a bound, what was measured a standard deviation.
     unit, level = around.unit(entries.eps), scatter(noise, around)
     error = around.error(order, np.maximum(1.5 * unit, _DEVIATIONS * level))
-    sides = around.one_sided_slopes()
+    sides = around.one_sided_slopes
     finite = np.isfinite(around.values).all(axis=0)
     seen = Evidence.plain(np.where(finite, around.gradient(order), np.nan), error)
     seen.low, seen.high = np.min(sides, axis=0), np.max(sides, axis=0)

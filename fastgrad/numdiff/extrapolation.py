@@ -10,6 +10,9 @@ J. N. Lyness and C. B. Moler, "Van der Monde systems and numerical differentiati
 (1966).
 """
 
+# The type of what arithmetic on arrays gives is left open by NumPy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 from collections.abc import Callable
@@ -57,6 +60,7 @@ _ONE_SIDED_ROUNDING = 6.0
 #: The least offset there is: it is widened to the next floating-point number.
 _NEAREST = np.array([[1e-300], [-1e-300]])
 
+Mask = NDArray[np.bool_]
 Values = Callable[[IntArray, FloatArray], tuple[FloatArray, FloatArray]]
 
 
@@ -77,7 +81,7 @@ class Extrapolated(NamedTuple):
     slope: FloatArray
     error: FloatArray
     half_slope_jump: FloatArray
-    kink: NDArray[np.bool_]
+    kink: Mask
 
 
 def extrapolate(
@@ -127,8 +131,7 @@ def extrapolated(entries: Entries, noise: float = 0.0) -> Extrapolated:
 
 def _first_step(center: FloatArray) -> FloatArray:
     size = np.abs(center)
-    step: FloatArray = np.maximum(_FIRST * np.sqrt(np.maximum(size, _SMALLEST)), 1e-6 * size)
-    return step
+    return np.maximum(_FIRST * np.sqrt(np.maximum(size, _SMALLEST)), 1e-6 * size)
 
 
 class _Ladders:
@@ -160,8 +163,7 @@ class _Ladders:
         self._climb(which, np.broadcast_to(np.arange(3)[:, None] + _RUNGS, (3, which.size)))
 
     def _steps(self, rows: IntArray, which: IntArray) -> FloatArray:
-        steps: FloatArray = self.first[which] * _RATIO ** (float(_RUNGS) - rows)
-        return steps
+        return self.first[which] * _RATIO ** (float(_RUNGS) - rows)
 
     def _climb(self, which: IntArray, rows: IntArray) -> None:
         """Evaluate the functions on some rungs of theirs, the rows of shape (R, M)."""
@@ -188,9 +190,8 @@ class _Ladders:
         grown = np.fmax(largest / self.largest[which], 1)
         rounding = np.maximum(rounding, noise * grown) / h
         rounding = np.where(central, rounding, _ONE_SIDED_ROUNDING * rounding)
-        self.measured[:, rows, which] = (
-            slopes, jumps, rounding, np.maximum(rounding, noise_here / h)
-        )  # fmt: skip
+        rounding_of_jumps = np.maximum(rounding, noise_here / h)
+        self.measured[:, rows, which] = slopes, jumps, rounding, rounding_of_jumps
 
     def restart_where_undefined(self, which: IntArray) -> None:
         """Take shorter steps where f is not defined; if that does not help, go to one side.
@@ -200,7 +201,6 @@ class _Ladders:
         undefined = which[np.isnan(self.slopes[self.bottom[which], which])]
         near = undefined[self.center[undefined] != 0]
         self.restart(near, np.abs(self.center[near]) / _RATIO)
-        undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
         for side in (1.0, -1.0):
             undefined = undefined[np.isnan(self.slopes[self.bottom[undefined], undefined])]
             self.side[undefined] = side
@@ -219,22 +219,18 @@ class _Ladders:
         small = (size > 0) & (size < self.first[flat])  # f may depend on x on the scale of x
         self.restart(flat[small], size[small] / _RATIO)
         flat = self._flat(flat)
-        self.flat_error[flat] = (
-            self.eps[flat] * np.abs(self.here[flat]) / _first_step(self.center[flat])
-        )
+        rounding = self.eps[flat] * np.abs(self.here[flat])
+        self.flat_error[flat] = rounding / _first_step(self.center[flat])
         far = 20 * np.maximum(np.abs(self.center[flat]), 1.0)
         found, _ = self.values(flat, np.array([far, -far])) if flat.size else (far[None], far)
         constant = (found == self.here[flat]).all(axis=0)
         self.restart(flat[~constant], far[~constant])
-        flat = flat[constant]
-        self.flat_error[flat] = self.eps[flat] * np.abs(self.here[flat])
-        left: IntArray = np.setdiff1d(which, flat)
-        return left
+        self.flat_error[flat[constant]] = rounding[constant]
+        return np.setdiff1d(which, flat[constant])
 
     def _flat(self, which: IntArray) -> IntArray:
         rows = self.top[which] + np.arange(3)[:, None]
-        chosen: IntArray = which[self._is_flat(rows, which).all(axis=0)]
-        return chosen
+        return which[self._is_flat(rows, which).all(axis=0)]
 
     def near_zero(self) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return steps shorter than x where f bends on that scale, or nothing was found.
@@ -252,17 +248,17 @@ class _Ladders:
         beyond = few & (self.center != 0) & (self.side == 0)
         which = np.flatnonzero(beyond & ~np.isfinite(self.flat_error))
         first, noise = np.abs(self.center[which]) / _RATIO, self.noise[:, which]
-        if which.size:
-            found, (upper, lower) = self.values(which, np.array([first, -first]))
-            slope = (found[0] - found[1]) / (upper - lower)
-            scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
-            rounding = np.maximum(self.eps[which] * scale, noise[0]) / first
-            error = self.error[which]
-            other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
-            better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
-            again = other | better | ~np.isfinite(error)
-            which, first, noise = which[again], first[again], noise[:, again]
-        return which, first, noise
+        if which.size == 0:
+            return which, first, noise
+        found, (upper, lower) = self.values(which, np.array([first, -first]))
+        slope = (found[0] - found[1]) / (upper - lower)
+        scale = np.maximum(np.max(np.abs(found), axis=0), np.abs(self.here[which]))
+        rounding = np.maximum(self.eps[which] * scale, noise[0]) / first
+        error = self.error[which]
+        other = np.abs(slope - self.slope[which]) > error + _NOISE * rounding
+        better = (error > np.abs(slope)) & (np.abs(slope) > _NOISE * rounding)
+        again = other | better | ~np.isfinite(error)
+        return which[again], first[again], noise[:, again]
 
     def in_noise(self) -> tuple[IntArray, FloatArray, FloatArray]:
         """Return the quietest steps where nothing was found, with the noise that they show.
@@ -312,28 +308,22 @@ class _Ladders:
         pairs = np.maximum(apart[:-1], apart[1:])
         quietest = np.argmin(np.where(np.isfinite(pairs), pairs, np.inf), axis=0)
         unknown = ~np.isfinite(pairs).any(axis=0)
-        rows: IntArray = np.where(unknown, self.bottom[which] - 2, quietest)
-        return rows
+        return np.where(unknown, self.bottom[which] - 2, quietest)
 
-    def _is_flat(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+    def _is_flat(self, rows: IntArray, which: IntArray) -> Mask:
         """Return whether f is on a rung what it is at x."""
-        flat: NDArray[np.bool_] = (self.slopes[rows, which] == 0) & (self.jumps[rows, which] == 0)
-        return flat
+        return (self.slopes[rows, which] == 0) & (self.jumps[rows, which] == 0)
 
-    def _is_steady(self, rows: IntArray, which: IntArray) -> NDArray[np.bool_]:
+    def _is_steady(self, rows: IntArray, which: IntArray) -> Mask:
         """Return whether the jump on a rung is about that on the rung before, as at a kink."""
         jump, before = (np.abs(self.jumps[rows - k, which]) for k in (0, 1))
-        steady: NDArray[np.bool_] = (jump * _STEADY > before) & (jump < _STEADY * before)
-        return steady
+        return (jump * _STEADY > before) & (jump < _STEADY * before)
 
-    def _diverges(self, which: IntArray) -> NDArray[np.bool_]:
+    def _diverges(self, which: IntArray) -> Mask:
         """Return whether the slopes go to infinity, as those of a root at 0."""
         apart = np.diff(self.slopes[self.bottom[which] - np.arange(5)[:, None], which], axis=0)
         growth = apart[:-1] / apart[1:]
-        diverges: NDArray[np.bool_] = ((growth > _DIVERGES[0]) & (growth < _DIVERGES[1])).all(
-            axis=0
-        )
-        return diverges
+        return ((growth > _DIVERGES[0]) & (growth < _DIVERGES[1])).all(axis=0)
 
     def extend(self, active: IntArray) -> None:
         """Add rungs until they help no more."""
@@ -343,7 +333,7 @@ class _Ladders:
             self.bottom[active] += ~longer
             self._climb(active, np.where(longer, self.top[active], self.bottom[active])[None, :])
 
-    def select(self, active: IntArray) -> tuple[IntArray, NDArray[np.bool_]]:
+    def select(self, active: IntArray) -> tuple[IntArray, Mask]:
         """Extrapolate; return which ladders are to grow, and whether by a longer step."""
         count = int((self.bottom[active] - self.top[active]).max()) + 1
         rows = self.bottom[active] + np.arange(1 - count, 1)[:, None]
@@ -355,8 +345,7 @@ class _Ladders:
             slopes, rounding, regular, settled, np.where(self.side[active] == 0, 2, 1)
         )
 
-        columns = np.arange(active.size)
-        lost = ~np.isfinite(error)
+        columns, lost = np.arange(active.size), ~np.isfinite(error)
         self.failures[active] += ~lost & (error > 0.5 * self.error[active])
         self.slope[active], self.error[active] = best, error
         # Longer steps help against rounding, if the extrapolation reaches to the longest one so
@@ -370,22 +359,16 @@ class _Ladders:
         only_noise = (unseen | np.isnan(apart)).all(axis=0) & np.isfinite(slopes[top, columns])
         longer = np.where(lost, only_noise, by_rounding & can_grow)
         tries = np.where(error > _TOO_MUCH * np.abs(best), 2, 1)
-        done = ~lost & (
-            (error <= _ENOUGH * np.abs(best))
-            | (by_rounding & ~can_grow)
-            | (self.failures[active] >= tries)
-        )
-        done |= height >= _RUNGS - 1
+        enough = (error <= _ENOUGH * np.abs(best)) | (by_rounding & ~can_grow)
+        done = ~lost & (enough | (self.failures[active] >= tries)) | (height >= _RUNGS - 1)
         return active[~done], longer[~done]
 
     def result(self) -> Extrapolated:
         """Return the derivatives; where no ladder was regular, what the shortest steps show."""
-        columns = np.arange(self.center.size)
-        lost = ~np.isfinite(self.error)
+        columns, lost = np.arange(self.center.size), ~np.isfinite(self.error)
         bottom = self.bottom.copy()
         bottom[lost] = self._quietest(np.flatnonzero(lost)) + 2
-        jump = self.jumps[bottom, columns]
-        before = self.jumps[bottom - 1, columns]
+        jump, before = self.jumps[bottom, columns], self.jumps[bottom - 1, columns]
         apart = np.abs(self.slopes[bottom, columns] - self.slopes[bottom - 1, columns])
         noise = 2 * self.rounding_of_jumps[bottom, columns]
         diverges = lost & self._diverges(columns)
@@ -406,12 +389,9 @@ class _Ladders:
 
 
 def _regular(
-    apart: FloatArray,
-    jumps: FloatArray,
-    rounding: FloatArray,
-    rounding_of_jumps: FloatArray,
-    noisy: NDArray[np.bool_],
-) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    apart: FloatArray, jumps: FloatArray, rounding: FloatArray, rounding_of_jumps: FloatArray,
+    noisy: Mask,
+) -> tuple[Mask, Mask]:  # fmt: skip
     """Return which three rungs in a row are those of a smooth function, and of which all below are.
 
     There the slopes' differences shrink with the square of the step, by 13, and the jumps with the
@@ -420,20 +400,14 @@ def _regular(
     errors = rounding[1:-1] + rounding[2:]
     smaller = np.abs(apart[1:]) <= np.abs(apart[:-1]) / 6 + 2 * errors
     flatter = jumps[1:] <= 0.4 * jumps[:-1] + 4 * rounding_of_jumps[1:]
-    regular: NDArray[np.bool_] = (
-        smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1]) & np.isfinite(apart[1:])
-    )
+    regular = smaller & flatter[1:] & flatter[:-1] & np.isfinite(apart[:-1] + apart[1:])
     fine = regular | (noisy[1:] & noisy[:-1])
     settled = np.logical_and.accumulate(fine[::-1], axis=0)[::-1]
     return regular, settled
 
 
 def _romberg(
-    slopes: FloatArray,
-    rounding: FloatArray,
-    regular: NDArray[np.bool_],
-    settled: NDArray[np.bool_],
-    power: IntArray,
+    slopes: FloatArray, rounding: FloatArray, regular: Mask, settled: Mask, power: IntArray
 ) -> tuple[FloatArray, FloatArray, FloatArray, IntArray, IntArray]:
     """Return the best extrapolation of regular rungs, and an upper estimate of its error.
 

@@ -1,12 +1,15 @@
 """Finite differences with given steps: formulas of three orders, and how far to trust them."""
 
+# The type of what arithmetic on arrays gives is left open by NumPy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import functools
 import itertools
 import math
 from collections.abc import Iterable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -34,7 +37,8 @@ _KINK = 0.3
 _DOUBLES = 1.5
 
 
-class Differences(NamedTuple):
+@dataclass
+class Differences:
     """A function's values around some of its entries, and what follows from them.
 
     Attributes
@@ -67,40 +71,40 @@ class Differences(NamedTuple):
     here: float | FloatArray
     side: IntArray
 
-    def width(self) -> FloatArray:
-        """Return the distance between the two points of each multiple."""
-        width: FloatArray = self.points[0::2] - self.points[1::2]
-        return width
-
+    @functools.cached_property
     def slopes(self) -> dict[int, FloatArray]:
-        """Return the slope between the two points of each multiple."""
-        slopes = (self.values[0::2] - self.values[1::2]) / self.width()
+        """The slope between the two points of each multiple."""
+        slopes = (self.values[0::2] - self.values[1::2]) / (self.points[0::2] - self.points[1::2])
         return dict(zip(self.multiples, slopes, strict=True))
 
+    @functools.cached_property
+    def second(self) -> FloatArray:
+        """The second difference ``f(x + k h) + f(x - k h) - 2 f(x)`` of each multiple."""
+        return self.values[0::2] + self.values[1::2] - 2 * self.here
+
+    @functools.cached_property
     def half_slope_jumps(self) -> dict[int, FloatArray]:
-        """Return half the difference between the slopes to the right and to the left."""
-        jumps = (self.values[0::2] + self.values[1::2] - 2 * self.here) / self.width()
+        """Half the difference between the slopes to the right and to the left."""
+        jumps = self.second / (self.points[0::2] - self.points[1::2])
         return dict(zip(self.multiples, jumps, strict=True))
 
+    @functools.cached_property
     def one_sided_slopes(self) -> FloatArray:
-        """Return the slope between x and each point."""
-        sides: FloatArray = (self.values - self.here) / (self.points - self.center)
-        return sides
+        """The slope between x and each point."""
+        return (self.values - self.here) / (self.points - self.center)
 
-    def gradient(self, order: int, times: int = 1) -> FloatArray:
-        """Return the difference of an order with a multiple of the step.
+    def gradient(self, order: int) -> FloatArray:
+        """Return the difference of an order.
 
         Where a kink lies within an order's points, it is that of the largest order below.
         """
-        slopes = self.slopes()
-        found = slopes[times]
-        if order == 2 and not self.side.any():
-            return found
-        chosen = self._orders(order, times)
-        for higher in range(4, order + 1, 2):
-            found = np.where(chosen >= higher, _formula(CENTRAL[higher], slopes, times), found)
+        found = self.slopes[1]
+        if order > 2:
+            chosen = self._orders(order)
+            for higher in range(4, order + 1, 2):
+                found = np.where(chosen >= higher, self._formula(higher, 1), found)
         if self.side.any():
-            found = np.where(self.side == 0, found, self._on_one_side(order, times))
+            found = np.where(self.side == 0, found, self._on_one_side(order, 1))
         return found
 
     def error(self, order: int, noise: FloatArray) -> FloatArray:
@@ -112,15 +116,13 @@ class Differences(NamedTuple):
         noise : ndarray, shape (M,)
             The error to expect of the function's values.
         """
-        slopes = self.slopes()
         noise = noise / np.abs(self.points[0] - self.center)  # of a slope over one step
-        chosen = self._orders(order, 1)
+        chosen = self._orders(order)
         found = estimate = np.full(noise.shape, np.inf)
-        below = slopes[1]
+        below = self.slopes[1]
         for p in range(2, order + 1, 2):
-            fine = _formula(CENTRAL[p], slopes, 1)
-            coarse = _formula(CENTRAL[p], slopes, 2)
-            rounding = noise * sum(abs(w) / k for k, w in CENTRAL[p].items())
+            fine, coarse = self._formula(p, 1), self._formula(p, 2)
+            rounding = noise * _amplification(CENTRAL[p])
             own = _richardson(np.abs(fine - coarse), rounding, p)
             for low, high in ((1, 2), (2, 4), (3, 6))[: p // 2]:
                 slope, jump = self._disagreement(low, high)
@@ -130,28 +132,27 @@ class Differences(NamedTuple):
             found = np.where(chosen >= p, estimate, found)
             below = fine
         if self.side.any():
-            weights = ONE_SIDED[order]
-            rounding = noise * sum(abs(w) / k for k, w in weights.items())
+            rounding = noise * _amplification(ONE_SIDED[order])
             coarse = self._on_one_side(order, 2)
             apart = np.abs(self._on_one_side(order, 1) - coarse)
             # The slopes' differences of a smooth function double with the step. Where they do not,
             # f bends too much for these steps to tell how wrong they are.
-            sides = dict(zip(self.one_sided, self.one_sided_slopes(), strict=True))
+            sides = dict(zip(self.one_sided, self.one_sided_slopes, strict=True))
             near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
             apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
             found = np.where(self.side == 0, found, rounding + apart)
         return found
 
-    def _orders(self, order: int, times: int) -> IntArray:
+    def _orders(self, order: int) -> IntArray:
         """Return for each entry the largest order whose points have no kink between them."""
         chosen = np.full(self.center.shape, 2)
-        slopes, jumps = self.slopes(), self.half_slope_jumps()
         for higher in range(4, order + 1, 2):
             if higher == 4:
-                slope, jump = self._disagreement(times, 2 * times)
+                slope, jump = self._disagreement(1, 2)
             else:  # both continued from the first two multiples
-                s1, s2, s3 = (slopes[k * times] for k in (1, 2, 3))
-                j1, j2, j3 = (jumps[k * times] for k in (1, 2, 3))
+                (s1, s2, s3), (j1, j2, j3) = (
+                    (of[1], of[2], of[3]) for of in (self.slopes, self.half_slope_jumps)
+                )
                 slope = np.abs(s3 - s1 - (s2 - s1) * 8 / 3)
                 jump = np.abs(j3 - 4 * j2 + 5 * j1)
             chosen[(jump <= _KINK * slope) & (chosen == higher - 2)] = higher
@@ -159,17 +160,21 @@ class Differences(NamedTuple):
 
     def _disagreement(self, low: int, high: int) -> tuple[FloatArray, FloatArray]:
         """Return how far the slopes, and half their jumps, of two multiples disagree."""
-        slopes, jumps = self.slopes(), self.half_slope_jumps()
+        slopes, jumps = self.slopes, self.half_slope_jumps
         return np.abs(slopes[high] - slopes[low]), np.abs(jumps[high] - high / low * jumps[low])
 
+    def _formula(self, order: int, times: int) -> FloatArray:
+        """Return the central difference of an order with a multiple of the step."""
+        return _sum(w * self.slopes[k * times] for k, w in CENTRAL[order].items())
+
     def _on_one_side(self, order: int, times: int) -> FloatArray:
-        slopes = dict(zip(self.one_sided, self.one_sided_slopes(), strict=True))
-        return _formula(ONE_SIDED[order], slopes, times)
+        """Return the one-sided difference of an order with a multiple of the step."""
+        slopes = dict(zip(self.one_sided, self.one_sided_slopes, strict=True))
+        return _sum(w * slopes[k * times] for k, w in ONE_SIDED[order].items())
 
     def unit(self, eps: FloatArray) -> FloatArray:
         """Return a unit in the last place of the largest value met at each entry."""
-        units: FloatArray = eps * np.max(np.abs(self.values), axis=0)
-        return units
+        return eps * np.max(np.abs(self.values), axis=0)
 
     def residuals(self) -> FloatArray:
         """Return what no smooth curve explains of each entry's values.
@@ -183,8 +188,7 @@ class Differences(NamedTuple):
         sums = self.values[0::2] + self.values[1::2]
         rest = _sum(w * s for w, s in zip(weights[1:], sums, strict=True))
         scale = math.sqrt(4 * weights[0] ** 2 + 2 * sum(w * w for w in weights[1:]))
-        left: FloatArray = (rest + 2 * self.here * weights[0]) / scale
-        return left
+        return (rest + 2 * self.here * weights[0]) / scale
 
 
 def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: bool) -> Differences:
@@ -223,8 +227,9 @@ def _multiples(order: int, *, twice: bool) -> tuple[tuple[int, ...], tuple[int, 
     return tuple(sorted(central)), tuple(sorted([*one_sided, *missing]))
 
 
-def _formula(weights: dict[int, float], slopes: dict[int, FloatArray], times: int) -> FloatArray:
-    return _sum(w * slopes[k * times] for k, w in weights.items())
+def _amplification(weights: dict[int, float]) -> float:
+    """Return how many times the error of a slope over one step a formula may have."""
+    return sum(abs(w) / k for k, w in weights.items())
 
 
 def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
@@ -238,5 +243,4 @@ def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> Floa
     difference at h has the (2**order - 1)th part, doubled for the orders above.
     """
     rounding = np.minimum(disagreement, 30 * noise)
-    estimate: FloatArray = noise + rounding + 2 * (disagreement - rounding) / (2**order - 1)
-    return estimate
+    return noise + rounding + 2 * (disagreement - rounding) / (2**order - 1)

@@ -11,7 +11,7 @@ from fastgrad.numdiff.arguments import array_of
 from fastgrad.numdiff.entries import warn_of_copy
 from fastgrad.numdiff.objective import Function, further_arguments, one_number
 from fastgrad.numdiff.trees import Tree
-from fastgrad.validation import FloatArray, flag
+from fastgrad.validation import FloatArray, IntArray, flag
 
 __all__ = ["numerical_hessian"]
 
@@ -86,14 +86,14 @@ def numerical_hessian(
     is_short = isinstance(x, np.ndarray) and x.dtype == np.float32
     # Second differences need all digits.
     tree = array_of(x.astype(np.float64) if is_short else x, "x")
-    second = _Second(f, tree, args)
-    hessian, estimate = _extrapolated(second)
+    with np.errstate(all="ignore"):
+        second = _Second(f, tree, args)
+        hessian, estimate = _extrapolated(second)
     if (is_short or tree.converted) and second.size and not second.varies:
         warn_of_copy(stacklevel=3)
     shape = tree.leaves[0].array.shape * 2
-    if error:
-        return hessian.reshape(shape), estimate.reshape(shape)
-    return hessian.reshape(shape)
+    hessian, estimate = hessian.reshape(shape), estimate.reshape(shape)
+    return (hessian, estimate) if error else hessian
 
 
 class _Second:
@@ -105,51 +105,44 @@ class _Second:
         self.size = self.center.size
         self.first = _FIRST * np.sqrt(np.maximum(np.abs(self.center), _SMALLEST))
         self.first = np.maximum(self.first, 1e-4 * np.abs(self.center))
-        with tree.restored_on_exit() as root, np.errstate(all="ignore"):
+        with tree.restored_on_exit() as root:
             self.here = _number(f(root, *args))
         self.dtype = type(self.here)
         self.largest = abs(self.here)
         self.varies = False
 
-    def over(self, rung: int, pairs: list[tuple[int, int]]) -> tuple[NDArray[Any], FloatArray]:
+    def over(self, rung: int, i: IntArray, j: IntArray) -> tuple[NDArray[Any], FloatArray]:
         """Return the derivatives by pairs of entries over one step, and their rounding."""
         upper = self.center + self.first / 2**rung
         h = upper - self.center  # as it was rounded
-        alone = sorted({i for pair in pairs for i in pair})
-        mixed = [(i, j) for i, j in pairs if i != j]
-        moved = [(i,) for i in alone] + mixed
+        alone = np.union1d(i, j)
+        mixed = i != j
+        moved = [*alone[:, None].tolist(), *np.transpose([i[mixed], j[mixed]]).tolist()]
         sums = self._values(moved, h) + self._values(moved, -h) - 2 * self.here
-        second = dict(zip(moved, sums, strict=True))
-        slopes, rounding = np.empty(len(pairs), self.dtype), np.empty(len(pairs))
-        for k, (i, j) in enumerate(pairs):
-            if i == j:
-                slopes[k] = second[i,] / h[i] ** 2
-            else:
-                slopes[k] = (second[i, j] - second[i,] - second[j,]) / (2 * h[i] * h[j])
-            rounding[k] = 4 * np.finfo(np.float64).eps * self.largest / (h[i] * h[j])
-        return slopes, rounding
+        second = np.zeros(self.size, self.dtype)
+        second[alone] = sums[: alone.size]
+        slopes, area = second[i] / h[i] ** 2, h[i] * h[j]
+        both = sums[alone.size :] - second[i[mixed]] - second[j[mixed]]
+        slopes[mixed] = both / (2 * area[mixed])
+        return slopes, 4 * np.finfo(np.float64).eps * self.largest / area
 
-    def _values(self, moved: list[Any], offsets: FloatArray) -> NDArray[Any]:
+    def _values(self, moved: list[list[int]], offsets: FloatArray) -> NDArray[Any]:
         """Evaluate f with some entries at a time moved; NaN where it is not defined."""
         values = np.empty(len(moved), self.dtype)
         restored = self.tree.restored_on_exit()
-        with restored as root, np.errstate(all="ignore"):
+        with restored as root:
             array = self.tree.leaves[0].array
             for k, entries in enumerate(moved):
-                for i in entries:
-                    array.flat[i] = self.center[i] + offsets[i]
+                array.flat[entries] = self.center[entries] + offsets[entries]
                 try:
                     number = _number(self.f(root, *self.args))
                 except ArithmeticError:
                     number = np.nan
                 if isinstance(number, complex) and self.dtype is not complex:
-                    raise ValueError(
-                        "`f` must return complex numbers at every point or at none. Got "
-                        f"{number}, and {self.here} at `x`."
-                    )
+                    raise ValueError("`f` must return complex numbers at every point or at none. "
+                                     f"Got {number}, and {self.here} at `x`.")  # fmt: skip
                 values[k] = number
-                for i in entries:
-                    array.flat[i] = self.center[i]
+                array.flat[entries] = self.center[entries]
             if not restored.is_unchanged():
                 raise ValueError("`f` must not change `x`.")
         self.varies = self.varies or bool((values != self.here).any())
@@ -171,15 +164,12 @@ def _extrapolated(second: _Second) -> tuple[NDArray[Any], FloatArray]:
     best, error = np.full(i.size, np.nan, second.dtype), np.full(i.size, np.inf)
     row = np.empty((0, i.size), second.dtype)  # the last one of each pair's Romberg table
     active = np.arange(i.size)
-    for rung in range(_RUNGS):
-        if active.size == 0:
-            break
-        pairs = list(zip(i[active].tolist(), j[active].tolist(), strict=True))
-        slope, rounding = second.over(rung, pairs)
+    for rung in range(_RUNGS if second.size else 0):
+        slope, rounding = second.over(rung, i[active], j[active])
         new = np.full((rung + 1, i.size), np.nan, second.dtype)
         new[0, active] = slope
         if rung == 0:
-            best[active] = slope
+            best = slope
         for column in range(1, rung + 1):
             correction = (new[column - 1] - row[column - 1]) / (4.0**column - 1)
             new[column] = new[column - 1] + correction
@@ -195,6 +185,8 @@ def _extrapolated(second: _Second) -> tuple[NDArray[Any], FloatArray]:
         # Shorter steps are left out where rounding alone is more than the error so far.
         settled = (error[active] <= _ENOUGH * np.abs(best[active])) | (rounding > error[active])
         active = active[~settled]
+        if active.size == 0:
+            break
     errors = np.empty((second.size, second.size))
     hessian = errors.astype(second.dtype)
     hessian[i, j] = hessian[j, i] = best

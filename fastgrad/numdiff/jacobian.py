@@ -4,6 +4,9 @@ Each output is a function of its own of each entry. `_Outputs` evaluates f at ea
 gives its values to all of them, so that the formulas for a function with one output serve.
 """
 
+# The type of what arithmetic on arrays gives is left open by NumPy.
+# mypy: disable-error-code="no-any-return"
+
 from __future__ import annotations
 
 import itertools
@@ -138,8 +141,7 @@ class _Outputs(Entries):
             self._known.update(zip(new, itertools.count(len(self._rows)), strict=False))
             self._rows = np.concatenate([self._rows, rows])
         where = np.array([self._known[key] for key in keys], np.int64).reshape(points.shape)
-        found: FloatArray = self._rows[where, outputs]
-        return found
+        return self._rows[where, outputs]
 
     def noise(self, around: Differences, slope: FloatArray) -> FloatArray:
         """Return the error to expect of each value: its rounding, or what no smooth curve shows."""
@@ -148,8 +150,7 @@ class _Outputs(Entries):
         shown = np.where(around.side == 0, np.abs(around.residuals()), 0.0)
         median = np.median(shown.reshape(-1, max(1, self.count)), axis=0)
         level = np.resize(median / 0.67, slope.shape)
-        noise: FloatArray = np.maximum(2 * self.eps * largest, 4 * level)
-        return noise
+        return np.maximum(2 * self.eps * largest, 4 * level)
 
     def result(self, values: FloatArray, *, errors: bool = False) -> Any:
         """Return numbers as a tree of arrays of the outputs' and each leaf's shape."""

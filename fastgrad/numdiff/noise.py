@@ -92,9 +92,8 @@ def scatter(noise: Noise, differences: Differences) -> float:
     found = float(np.quantile(residuals, 0.5, method="lower")) / 0.67
     if found <= _NOISIEST * noise.level:
         return max(found, noise.level)
-    bends = differences.values[0::2] + differences.values[1::2] - 2 * differences.here
-    last = differences.multiples[-1]
-    near, far = bends[differences.multiples.index(last // 2)], bends[-1]
+    half = differences.multiples.index(differences.multiples[-1] // 2)
+    near, far = differences.second[half], differences.second[-1]
     grows = (np.sign(near) * far >= 2 * np.abs(near) - 4 * noise.level)[differences.side == 0]
     if residuals.size >= 8 and np.count_nonzero(grows) < grows.size / 2:
         return found
