@@ -56,7 +56,7 @@ PASS, SERIES, GENERAL = (
 def is_sparse(x: NDArray[Any]) -> bool:
     """Return whether it pays to leave out the zeros of samples, by a look at the first two."""
     first = x[:2]
-    return bool(np.count_nonzero(first != 0) < SPARSE_BELOW * first.size)
+    return bool(np.count_nonzero(first) < SPARSE_BELOW * first.size)
 
 
 class Engine:
@@ -94,6 +94,7 @@ class Engine:
         for name, shape in parameter_shapes(sizes).items():
             first, self.n_parameters = self.n_parameters, self.n_parameters + math.prod(shape)
             self._parts.append((name, slice(first, self.n_parameters), shape))
+        self._gradient_names = [f"d{name}" for name, _, _ in self._parts]
         self._params: dict[str, FloatArray] = {}
         self.spaces: dict[Any, Workspace] = {}
 
@@ -205,10 +206,8 @@ class Engine:
         self, x: Any, labels: IntArray, soft: FloatArray, result: dict[str, FloatArray]
     ) -> dict[str, Any]:
         """Return samples, targets, the parameters and a gradient under the names of a workspace."""
-        arrays = {"x": x, "labels": labels, "soft": soft, **self._params}
-        for name, array in result.items():
-            arrays["d" + name] = array
-        return arrays
+        gradient = zip(self._gradient_names, result.values(), strict=False)
+        return {"x": x, "labels": labels, "soft": soft, **self._params, **dict(gradient)}
 
     def _run(
         self, space: Workspace, make: Callable[[Workspace, bool], Program], arrays: dict[str, Any]
