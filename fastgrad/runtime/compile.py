@@ -48,6 +48,8 @@ PRIVATE_NAMES = {
     "cache": (
         "numba.core.caching:FunctionCache",
         "numba.core.caching:IndexDataCacheFile",
+        "numba.core.caching:FunctionCache._load_overload",
+        "numba.core.runtime:rtsys.initialize",
     ),
     "counting": ("numba.core.options:DefaultOptions._nrt",),
     "events": ("numba.core.event:Listener", "numba.core.event:register"),
@@ -75,7 +77,8 @@ def private_name(text: str) -> Any:
 
 # The files that write LLVM instructions use the first two.
 cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
-_FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
+_cache_names = [private_name(name) for name in PRIVATE_NAMES["cache"]]
+_FunctionCache, _IndexDataCacheFile, _, _start_runtime = _cache_names
 
 #: Whether kernels are compiled; otherwise they are plain Python functions.
 COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
@@ -287,7 +290,7 @@ def _helper_class(dispatcher: Any) -> Any:
     return type("Helper", (dispatcher,), {"__call__": refuse})
 
 
-class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
+class _KernelCache(object if None in _cache_names else _FunctionCache):  # type: ignore[misc]
     """Numba's function cache, with the faults mended that matter to a package.
 
     Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in
@@ -306,8 +309,11 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
         )
 
     def load_overload(self, sig: Any, target_context: Any) -> Any:
+        # Numba would import all that it can compile, and SciPy where that is installed: a third of
+        # the time to a first result. Code that is loaded needs the counting of references alone.
         try:
-            loaded = super().load_overload(sig, target_context)
+            _start_runtime(target_context)
+            loaded = self._load_overload(sig, target_context)
         except Exception:  # noqa: BLE001 - whatever a damaged file does to pickle or LLVM
             return None
         # Two processes that save at the same time may give one file to two overloads.
