@@ -54,6 +54,8 @@ PRIVATE_NAMES = {
     "pointers": (
         "numba.core:cgutils",
         "numba.core.typing.templates:AttributeTemplate",
+        "numba:types.ExternalFunction",
+        "numba.np.arrayobj:populate_array",
         "numba.core.codegen:JITCodeLibrary.get_pointer_to_function",
         "numba.core.funcdesc:FunctionDescriptor.llvm_func_name",
         "numba.core.callconv:CPUCallConv.get_function_type",
@@ -73,12 +75,13 @@ def private_name(text: str) -> Any:
         return None
 
 
-# The files that write LLVM instructions use the first two.
-cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
+# The files that write LLVM instructions use the first four.
+_pointers = [private_name(name) for name in PRIVATE_NAMES["pointers"]]
+cgutils, AttributeTemplate, ExternalFunction, populate_array = _pointers[:4]
 _FunctionCache, _IndexDataCacheFile = map(private_name, PRIVATE_NAMES["cache"])
 
 #: Whether kernels are compiled; otherwise they are plain Python functions.
-COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
+COMPILED = None not in _pointers and not numba.config.DISABLE_JIT
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -146,39 +149,41 @@ class Call(NamedTuple):
         return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
 
 
-def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any = None) -> Any:
-    """Return an intrinsic made of LLVM instructions, or its plain twin where nothing is compiled.
+def emitted(emit: Callable[[Call], Any], result: Any = None) -> Callable[..., Any]:
+    """Return a decorator: it replaces a plain function by LLVM instructions for the same.
 
     Kernels call the intrinsic itself. With ``numba.extending.overload`` it would be wrapped in a
-    function of its own, which takes a tenth of a second more to compile.
+    function of its own, which takes a tenth of a second more to compile. Where nothing is compiled
+    the plain function runs.
 
     Parameters
     ----------
-    plain : callable
-        Says what is computed, and names the parameters.
     emit : callable
         Writes the instructions, and returns the resulting LLVM value.
     result : Numba type, optional
         Of the result, if there is one.
     """
-    if not COMPILED:
-        return plain
-    names = inspect.signature(plain).parameters
 
-    def typed(typing_context: Any, *kinds: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            by_name = (dict(zip(names, each, strict=True)) for each in (signature.args, arguments))
-            value = emit(Call(context, builder, *by_name))
-            return context.get_dummy_value() if result is None else value
+    def decorate(plain: Callable[..., Any]) -> Any:
+        if not COMPILED:
+            return plain
+        names = inspect.signature(plain).parameters
 
-        return (result or types.void)(*kinds), generate
+        @functools.wraps(plain)
+        def typed(typing_context: Any, *kinds: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                by_name = (dict(zip(names, each, strict=True)) for each in (signature.args, values))
+                value = emit(Call(context, builder, *by_name))
+                return context.get_dummy_value() if result is None else value
 
-    # Numba reads the parameters from the signature.
-    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    vars(typed)["__signature__"] = inspect.Signature([first, *names.values()])
-    typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
-    typed.__doc__ = plain.__doc__
-    return intrinsic(typed)
+            return (result or types.void)(*kinds), generate
+
+        # Numba reads the parameters from the signature.
+        first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        vars(typed)["__signature__"] = inspect.Signature([first, *names.values()])
+        return intrinsic(typed)
+
+    return decorate
 
 
 def address(function: Any, signature: tuple[Any, ...]) -> Any:
