@@ -89,7 +89,9 @@ def test_masked_axpy(kernels, dtype, factors):
             # Longer rows than are computed: as arrays with padding have them.
             rows, out = draw((66, width + 3), dtype, rng), draw((4, width + 2), dtype, rng)
             want = out.copy()
-            inspect.unwrap(simd.masked_axpy)(bits, begin, x.astype(dtype), column, rows, width, want, 2)
+            inspect.unwrap(simd.masked_axpy)(
+                bits, begin, x.astype(dtype), column, rows, width, want, 2
+            )
             kernels.masked_axpy(bits, begin, x, column, rows, width, out, 2)
             close(out, want, dtype, 64 * (256 if factors == "B" else 1))
 
@@ -155,7 +157,11 @@ def test_places_and_counts_of_bits():
     rng = np.random.default_rng(0)
     for bits in [1, 2**63, 2**64 - 1, 2**32, *(int(draw_bits(rng, 0.1)) | 16 for _ in range(50))]:
         lowest, count = call_on_bits(np.uint64(bits))
-        assert lowest == inspect.unwrap(simd.lowest_bit)(np.uint64(bits)) == f"{bits:b}"[::-1].index("1")
+        assert (
+            lowest
+            == inspect.unwrap(simd.lowest_bit)(np.uint64(bits))
+            == f"{bits:b}"[::-1].index("1")
+        )
         assert count == inspect.unwrap(simd.count_bits)(np.uint64(bits)) == f"{bits:b}".count("1")
     assert call_on_bits(np.uint64(0))[1] == 0
 

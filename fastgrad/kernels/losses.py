@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from fastgrad.kernels.elementary import exp, like, relative_to
-from fastgrad.runtime.compile import helper, kernel, parallel_kernel
+from fastgrad.runtime.compile import helper, kernel
+from fastgrad.runtime.programs import chunk_range
 
 
-@kernel
+@helper
 def softmax_rows(a, y, first, last):
     """Compute the softmax of rows first .. last - 1.
 
@@ -57,11 +57,11 @@ def softmax_rows(a, y, first, last):
             y[n, k] /= total
 
 
-@parallel_kernel
-def softmax_parallel(a, y, chunks):
-    """Compute the softmax of every row, on `chunks` threads."""
-    for chunk in prange(chunks):
-        softmax_rows(a, y, chunk * a.shape[0] // chunks, (chunk + 1) * a.shape[0] // chunks)
+@kernel
+def softmax(a, y, chunk, chunks):
+    """Compute the softmax of a chunk of the rows."""
+    first, last = chunk_range(a.shape[0], chunk, chunks)
+    softmax_rows(a, y, first, last)
 
 
 @helper

@@ -111,8 +111,8 @@ class Program:
             read = {own: renamed.get(own, own) for own in attributes(kernel)}
             args = {own: names[name] for own, name in read.items() if name in names}
             if COMPILED:
-                kinds = tuple((own, *_layout(value)) for own, value in args.items())
-                row[:] = _kernel_address(kernel, kinds), len(words)
+                kind = ArgumentsType({own: _kind(_layout(value)) for own, value in args.items()})
+                row[:] = address(kernel, (kind, *[types.int64] * 3)), len(words)
             else:
                 row[:] = kernel, SimpleNamespace(**args)
             for own, value in args.items():
@@ -168,9 +168,13 @@ class Program:
             )
 
 
-def run(kernel: Any, chunks: int, **names: Any) -> None:
-    """Run a single kernel on all chunks of its work."""
-    Program(chunks, names, [(kernel, {})]).launch()
+def run(kernel: Any, chunks: int, *arguments: Any) -> None:
+    """Run a kernel of ``(*arguments, chunk, chunks)`` once for every chunk of its work.
+
+    Its arrays are C-contiguous.
+    """
+    place = _body_address(kernel, tuple([_layout(value) for value in arguments]))
+    threads.launch(run_chunks, place, chunks, *arguments)
 
 
 @functools.cache
@@ -180,11 +184,18 @@ def attributes(kernel: Any) -> tuple[str, ...]:
     return names
 
 
-def _layout(value: Any) -> tuple[Any, int | None]:
-    """Return an array's dtype and number of axes; the type of a number, and None."""
+def _layout(value: Any) -> tuple[Any, int]:
+    """Return the dtype and the number of axes of an argument."""
     if isinstance(value, np.ndarray):
         return value.dtype.char, value.ndim
-    return float if isinstance(value, float) else int, None
+    return "d" if isinstance(value, float) else "q", 0
+
+
+def _kind(layout: tuple[Any, int]) -> Any:
+    """Return the Numba type of an argument."""
+    dtype, n_axes = layout
+    numbers = {"d": types.float64, "q": types.int64}
+    return array_type(dtype, n_axes) if n_axes else numbers[dtype]
 
 
 def _words(value: Any) -> list[int]:
@@ -195,14 +206,8 @@ def _words(value: Any) -> list[int]:
 
 
 @functools.cache
-def _kernel_address(kernel: Any, kinds: tuple[tuple[str, Any, int | None], ...]) -> Any:
-    """Return the address of a kernel for arguments of these names and layouts."""
-    numbers = {int: types.int64, float: types.float64}
-    by_name = {
-        name: numbers[dtype] if n_axes is None else array_type(dtype, n_axes)
-        for name, dtype, n_axes in kinds
-    }
-    return address(kernel, (ArgumentsType(by_name), *[types.int64] * 3))
+def _body_address(kernel: Any, layouts: tuple[tuple[Any, int], ...]) -> Any:
+    return address(kernel, (*map(_kind, layouts), types.int64, types.int64))
 
 
 @functools.cache
@@ -420,3 +425,10 @@ def run_stages(thread_address, kernels, ends, first, repeats, progress):
     for chunk in range(chunks):
         failed += progress[chunk, FAILED]
     return failed
+
+
+@parallel_kernel
+def run_chunks(body, chunks, *arguments):
+    """Call a body by its address for every chunk of its work."""
+    for chunk in prange(chunks):
+        call_pointer(body, (*arguments, chunk, chunks))

@@ -50,8 +50,8 @@ _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
 #: would, were no faster.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
-#: sum. Two, or one, where three do not divide the row.
-_TILE_VECTORS = 3
+#: sum.
+_TILE_VECTORS = (3, 2, 1)
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
 
@@ -285,18 +285,11 @@ class _Emitter:
         """
         builder = self.builder
         rest = builder.udiv(self.add(width, VECTOR_BYTES - 1), _constant(VECTOR_BYTES))
-        if counts == _TILE_VECTORS:  # 1 = 1, 2 = 2, 3 = 3, 4 = 2 + 2, 5 = 2 + 3, 6 = 3 + 3
-            missing = builder.urem(self.times(rest, 2), _constant(3))
-            is_one = builder.icmp_signed("==", rest, _constant(1))
-            twos = builder.select(is_one, _ZERO, self.times(missing, 2))
-            ones = builder.select(is_one, rest, _ZERO)
-            vectors = [(3, builder.sub(rest, self.add(ones, twos))), (2, twos), (1, ones)]
-        else:  # as many passes with the first number as fit, and so on
-            vectors = []
-            for count in counts:
-                whole = self.times(builder.udiv(rest, _constant(count)), count)
-                rest = builder.sub(rest, whole)
-                vectors.append((count, whole))
+        vectors = []
+        for count in counts:  # as many passes with the first number as fit, and so on
+            whole = self.times(builder.udiv(rest, _constant(count)), count)
+            rest = builder.sub(rest, whole)
+            vectors.append((count, whole))
         end, ends = _ZERO, []
         for count, number in reversed(vectors):
             end = self.moved(end, number, VECTOR_BYTES)
