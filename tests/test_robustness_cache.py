@@ -152,3 +152,19 @@ found = numerical_gradient(f, np.arange(3.0), args=(2.0,), workers=map)
 np.testing.assert_allclose(found, [0, 6, 24], atol=1e-7)
 """
     answer(run(code, NUMBA_DISABLE_JIT="1"))
+
+
+def test_processes_save_one_after_the_other(tmp_path):
+    inside = tmp_path / "inside"
+    code = (
+        "import pathlib, sys, time\n"
+        "from fastgrad.runtime import compile\n"
+        "inside = pathlib.Path(sys.argv[1])\n"
+        "for _ in range(20):\n"
+        "    with compile._one_process_at_a_time(inside.with_name('lock')):\n"
+        "        inside.touch(exist_ok=False)\n"
+        "        time.sleep(0.002)\n"
+        "        inside.unlink()\n"
+    )
+    processes = [subprocess.Popen([sys.executable, "-c", code, inside]) for _ in range(3)]
+    assert [process.wait(timeout=60) for process in processes] == [0, 0, 0]

@@ -51,7 +51,11 @@ class ctrl_c:  # noqa: N801 - reads as what it does
 
     def __enter__(self):
         gc.disable()
-        self.thread.start()
+        try:
+            self.thread.start()
+        except KeyboardInterrupt:  # which may come before the thread is said to have begun
+            gc.enable()
+            raise
 
     def __exit__(self, *exception):
         self.thread.join()
@@ -104,7 +108,7 @@ def test_numerical_gradient_restores_x(delay):
         while True:
             fastgrad.numerical_gradient(lambda x: float(x[0, 0]) ** 2, x)
 
-    with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(delay):
         go_on()
     np.testing.assert_array_equal(x, before)
 
@@ -123,7 +127,7 @@ def test_compiled_functions_stop(delay):
     x = np.random.default_rng(1).standard_normal(3000)
     before = x.copy()
     fastgrad.numerical_gradient(slow, x[:2])
-    with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(delay):
         fastgrad.numerical_gradient(slow, x)
     np.testing.assert_array_equal(x, before)
     np.testing.assert_array_equal(fastgrad.numerical_gradient(lambda x: float(x[0]), x)[1:], 0)
@@ -134,7 +138,7 @@ def test_compiled_functions_stop(delay):
 def test_gradient_descent_leaves_its_start_alone(f, delay):
     x = np.random.default_rng(1).standard_normal(10)
     before = x.copy()
-    with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt), ctrl_c(delay):
         fastgrad.gradient_descent(f, x, lr=1e-9, step_num=10**9)
     np.testing.assert_array_equal(x, before)
 
@@ -151,7 +155,7 @@ def test_methods_of_networks_can_be_interrupted_and_used_again():
             net.loss(X, T)
 
     for delay in np.linspace(0.0, 0.1, 10):
-        with ctrl_c(delay), pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt), ctrl_c(delay):
             go_on()
         for name, array in net.params.items():
             np.testing.assert_array_equal(array, before[name])

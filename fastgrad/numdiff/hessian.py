@@ -86,8 +86,9 @@ def numerical_hessian(
     is_short = isinstance(x, np.ndarray) and x.dtype == np.float32
     # Second differences need all digits.
     tree = array_of(x.astype(np.float64) if is_short else x, "x")
-    second = _Second(f, tree, args)
-    hessian, estimate = _extrapolated(second)
+    with np.errstate(all="ignore"):
+        second = _Second(f, tree, args)
+        hessian, estimate = _extrapolated(second)
     if (is_short or tree.converted) and second.size and not second.varies:
         warn_of_copy(stacklevel=3)
     shape = tree.leaves[0].array.shape * 2
@@ -104,7 +105,7 @@ class _Second:
         self.size = self.center.size
         self.first = _FIRST * np.sqrt(np.maximum(np.abs(self.center), _SMALLEST))
         self.first = np.maximum(self.first, 1e-4 * np.abs(self.center))
-        with tree.restored_on_exit() as root, np.errstate(all="ignore"):
+        with tree.restored_on_exit() as root:
             self.here = _number(f(root, *args))
         self.dtype = type(self.here)
         self.largest = abs(self.here)
@@ -129,7 +130,7 @@ class _Second:
         """Evaluate f with some entries at a time moved; NaN where it is not defined."""
         values = np.empty(len(moved), self.dtype)
         restored = self.tree.restored_on_exit()
-        with restored as root, np.errstate(all="ignore"):
+        with restored as root:
             array = self.tree.leaves[0].array
             for k, entries in enumerate(moved):
                 array.flat[entries] = self.center[entries] + offsets[entries]

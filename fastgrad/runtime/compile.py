@@ -20,7 +20,7 @@ import importlib
 import inspect
 import operator
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -297,8 +297,9 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
 
     Numba stamps an entry with the source of the kernel's own file, so an edit to a helper in
     another file goes unnoticed (numba#1833): here the stamp covers every kernel source of the
-    package. And a damaged entry, one that another process has overwritten, or a full disk raises
-    in Numba: here it counts as a miss.
+    package. A damaged entry, one that another process has overwritten, or a full disk raises in
+    Numba: here it counts as a miss. And of two processes that save at the same time one would lose
+    its entry: here one waits for the other.
     """
 
     def __init__(self, py_func: Callable[..., Any]) -> None:
@@ -322,11 +323,27 @@ class _KernelCache(_FunctionCache or object):  # type: ignore[misc]
 
     def save_overload(self, sig: Any, data: Any) -> None:
         try:
-            super().save_overload(sig, data)
+            with _one_process_at_a_time(Path(self._cache_path, "lock")):
+                super().save_overload(sig, data)
         except Exception:  # noqa: BLE001 - full disk, folder gone, index damaged
             # A damaged index would be a miss in every process to come. Without it the next saves.
             with contextlib.suppress(OSError):
                 os.unlink(self._cache_file._index_path)
+
+
+@contextlib.contextmanager
+def _one_process_at_a_time(file: Path) -> Iterator[None]:
+    """Wait until no other process is inside, where the system and the folder have locks."""
+    try:
+        import fcntl
+    except ImportError:  # Windows
+        yield
+        return
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with open(file, "ab") as lock:
+        with contextlib.suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)  # until the file is closed
+        yield
 
 
 @functools.cache
