@@ -13,8 +13,6 @@ Functions*, 1980, chapter 6): with x = k log 2 + r and |r| <= 0.35,
 from __future__ import annotations
 
 import numpy as np
-from numba import types
-from numba.extending import overload
 
 from fastgrad.runtime.compile import exact_helper, helper
 
@@ -27,9 +25,27 @@ _LN2_HEAD_32, _LN2_TAIL_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _ROUND, _ROUND_32 = np.float64(1.5 * 2**52), np.float32(1.5 * 2**23)
 
 
+@helper
+def like(constant, x):
+    """Return `constant` in the precision of the scalar `x`.
+
+    A literal is a float64 to Numba and would promote float32 arithmetic. What comes out of here is
+    still a constant to the compiler.
+    """
+    if isinstance(x, np.float32):
+        return np.float32(constant)
+    return np.float64(constant)
+
+
+# The argument is clamped to where the result is 0, -1 or infinite anyway; the comparisons are
+# written so that a NaN passes.
+
+
 @exact_helper
-def _reduce64(x):
+def _reduce64(x, least):
     """Return exp(r) - 1 and the two factors of 2**k, which reach down to subnormal results."""
+    x = 710.0 if x > 710.0 else x
+    x = least if x < least else x
     shifted = x * _LOG2_E + _ROUND
     k = shifted - _ROUND
     r = (x - k * _LN2_HEAD) - k * _LN2_TAIL
@@ -49,8 +65,11 @@ def _reduce64(x):
 
 
 @exact_helper
-def _reduce32(x):
+def _reduce32(x, least):
     """Do as `_reduce64` does, in float32."""
+    most = np.float32(89.0)
+    x = most if x > most else x
+    x = least if x < least else x
     shifted = x * _LOG2_E_32 + _ROUND_32
     k = shifted - _ROUND_32
     r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
@@ -67,90 +86,39 @@ def _reduce32(x):
     return p, low, high
 
 
-# The arguments are clamped to where the result is 0, -1 or infinite anyway; the comparisons are
-# written so that a NaN passes.
+@exact_helper
+def _reduce(x, least64, least32):
+    """Reduce an argument, not below one of two limits, in its own precision."""
+    if isinstance(x, np.float32):
+        return _reduce32(x, np.float32(least32))
+    return _reduce64(np.float64(x), least64)
 
 
 @exact_helper
-def _exp64(x):
-    x = -746.0 if x < -746.0 else x
-    x = 710.0 if x > 710.0 else x
-    p, low, high = _reduce64(x)
-    return (p + 1.0) * low * high
+def exp(x):
+    """Compute exp(x) of a float32 or float64 scalar, in its own precision.
+
+    Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
+    and infinities as in NumPy.
+    """
+    p, low, high = _reduce(x, -746.0, -104.0)
+    return (p + like(1, x)) * low * high
 
 
 @exact_helper
-def _exp32(x):
-    x = np.float32(-104.0) if x < np.float32(-104.0) else x
-    x = np.float32(89.0) if x > np.float32(89.0) else x
-    p, low, high = _reduce32(x)
-    return (p + np.float32(1.0)) * low * high
+def expm1(x):
+    """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
 
-
-@exact_helper
-def _expm1_64(x):
-    x = -50.0 if x < -50.0 else x
-    x = 710.0 if x > 710.0 else x
-    p, low, high = _reduce64(x)
-    return (p * low + (low - 1.0 / high)) * high
-
-
-@exact_helper
-def _expm1_32(x):
-    x = np.float32(-20.0) if x < np.float32(-20.0) else x
-    x = np.float32(89.0) if x > np.float32(89.0) else x
-    p, low, high = _reduce32(x)
-    return (p * low + (low - np.float32(1.0) / high)) * high
+    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy.
+    """
+    p, low, high = _reduce(x, -50.0, -20.0)
+    return (p * low + (low - like(1, x) / high)) * high
 
 
 @exact_helper
 def relative_to(a, b, c):
     """Compute a - (b - c) in this order: with huge b and c, (a + c) - b would lose a."""
     return a - (b - c)
-
-
-def exp(x):
-    """Compute exp(x) of a float32 or float64 scalar, in its own precision.
-
-    Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
-    and infinities as in NumPy. For compiled code.
-    """
-    return _exp32(x) if isinstance(x, np.float32) else _exp64(np.float64(x))
-
-
-def expm1(x):
-    """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
-
-    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy. For
-    compiled code.
-    """
-    return _expm1_32(x) if isinstance(x, np.float32) else _expm1_64(np.float64(x))
-
-
-def like(constant, x):
-    """Return `constant` in the precision of the scalar `x`.
-
-    A literal is a float64 to Numba and would promote float32 arithmetic. What comes out of here is
-    still a constant to the compiler.
-    """
-    return np.float32(constant) if isinstance(x, np.float32) else np.float64(constant)
-
-
-@overload(exp)
-def _compile_exp(x):
-    return (lambda x: _exp32(x)) if x == types.float32 else (lambda x: _exp64(x))
-
-
-@overload(expm1)
-def _compile_expm1(x):
-    return (lambda x: _expm1_32(x)) if x == types.float32 else (lambda x: _expm1_64(x))
-
-
-@overload(like)
-def _compile_like(constant, x):
-    if x == types.float32:
-        return lambda constant, x: np.float32(constant)
-    return lambda constant, x: np.float64(constant)
 
 
 @helper

@@ -5,7 +5,7 @@ address only. Between the two stands an *evaluator*, compiled once for each comb
 types, that turns addresses back into arrays and calls the function. A new function of known types
 therefore costs no compilation here at all.
 
-An exception inside ``prange`` would vanish, so the evaluator hands back a status instead, and the
+An exception on another thread would vanish, so the evaluator hands back a status instead, and the
 caller evaluates the failing point once more from Python.
 """
 
@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
+from numba import types
 from numba.extending import intrinsic
 
-from fastgrad.runtime.compile import c_callable, cgutils, emit_call, kernel, parallel_kernel
+from fastgrad.runtime.compile import c_callable, cgutils, emit_call, helper, kernel
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.validation import IntArray
 
 #: What an evaluator returns.
@@ -29,9 +30,20 @@ DONE, RAISED, NOT_ONE_NUMBER = 0, 1, 2
 _EVALUATOR = types.int32(types.voidptr, types.CPointer(types.float64))
 
 
-@parallel_kernel
+@helper
 def evaluate_perturbed(
-    evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant
+    evaluator,
+    blocks,
+    copies,
+    places,
+    points,
+    values,
+    failed,
+    start,
+    stop,
+    tolerant,
+    thread,
+    threads,
 ):
     """Evaluate a function with one number of its argument replaced at a time.
 
@@ -57,24 +69,22 @@ def evaluate_perturbed(
         work.
     start, stop : int
         Which columns to do.
-    tolerant : bool
+    tolerant : int
         Whether an exception counts as the value NaN instead.
+    thread, threads : int
     """
-    threads = copies.shape[0]
-    for thread in prange(threads):
-        begin = start + (stop - start) * thread // threads
-        end = start + (stop - start) * (thread + 1) // threads
-        for i in range(begin, end):
-            kept = copies[thread, places[i]]
-            for k in range(points.shape[0]):
-                if failed[thread] < 0:
-                    copies[thread, places[i]] = points[k, i]
-                    status = _call(evaluator, blocks, thread, values, k, i)
-                    if status == RAISED and tolerant:
-                        values[k, i] = np.nan
-                    elif status != DONE:
-                        failed[thread] = i * points.shape[0] + k
-            copies[thread, places[i]] = kept
+    first, last = chunk_range(stop - start, thread, threads)
+    for i in range(start + first, start + last):
+        kept = copies[thread, places[i]]
+        for k in range(points.shape[0]):
+            if failed[thread] < 0:
+                copies[thread, places[i]] = points[k, i]
+                status = _call(evaluator, blocks, thread, values, k, i)
+                if status == RAISED and tolerant:
+                    values[k, i] = np.nan
+                elif status != DONE:
+                    failed[thread] = i * points.shape[0] + k
+        copies[thread, places[i]] = kept
 
 
 def pack(address: int, x: Any, args: tuple[Any, ...]) -> IntArray:

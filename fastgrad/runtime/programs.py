@@ -111,8 +111,8 @@ class Program:
             read = {own: renamed.get(own, own) for own in attributes(kernel)}
             args = {own: names[name] for own, name in read.items() if name in names}
             if COMPILED:
-                kind = ArgumentsType({own: _kind(_layout(value)) for own, value in args.items()})
-                row[:] = address(kernel, (kind, *[types.int64] * 3)), len(words)
+                layouts = tuple([(own, _layout(value)) for own, value in args.items()])
+                row[:] = _kernel_address(kernel, layouts), len(words)
             else:
                 row[:] = kernel, SimpleNamespace(**args)
             for own, value in args.items():
@@ -171,7 +171,7 @@ class Program:
 def run(kernel: Any, chunks: int, *arguments: Any) -> None:
     """Run a kernel of ``(*arguments, chunk, chunks)`` once for every chunk of its work.
 
-    Its arrays are C-contiguous.
+    Its arrays are C-contiguous, its numbers of Python's types int and float.
     """
     place = _body_address(kernel, tuple([_layout(value) for value in arguments]))
     threads.launch(run_chunks, place, chunks, *arguments)
@@ -203,6 +203,12 @@ def _words(value: Any) -> list[int]:
     if isinstance(value, np.ndarray):
         return [value.ctypes.data, *value.shape]
     return [int(np.float64(value).view(np.int64)) if isinstance(value, float) else value]
+
+
+@functools.cache
+def _kernel_address(kernel: Any, layouts: tuple[tuple[str, tuple[Any, int]], ...]) -> Any:
+    kinds = {name: _kind(layout) for name, layout in layouts}
+    return address(kernel, (ArgumentsType(kinds), *[types.int64] * 3))
 
 
 @functools.cache
