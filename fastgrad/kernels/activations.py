@@ -61,17 +61,14 @@ def activate(which, x, out, chunk, chunks):
     """
     begin, end = chunk_range(x.size, chunk, chunks)
     x, out = x[begin:end], out[begin:end]
-    if which == SIGMOID:
-        for i in range(x.size):
+    for i in range(x.size):
+        if which == SIGMOID:
             out[i] = sigmoid(x[i])
-    elif which == SIGMOID_GRAD:
-        for i in range(x.size):
+        elif which == SIGMOID_GRAD:
             out[i] = sigmoid_and_slope(x[i])[1]
-    elif which == RELU:
-        for i in range(x.size):
+        elif which == RELU:
             out[i] = relu(x[i])
-    else:
-        for i in range(x.size):
+        else:
             out[i] = relu_grad(x[i])
 
 

@@ -15,8 +15,12 @@ NOWHERE = -1
 
 @helper
 def larger_of(value, place, largest, largest_place):
-    """Return the larger of two entries and where it stands; the second one if they are equal."""
-    return (value, place) if value > largest else (largest, largest_place)
+    """Return the larger of two entries and where it stands; the second one if they are equal.
+
+    A NaN counts as the largest.
+    """
+    is_larger = not value <= largest and largest == largest
+    return (value, place) if is_larger else (largest, largest_place)
 
 
 @helper
@@ -42,11 +46,9 @@ def pool_plane(plane, width, window, columns, out, arg_max):
         for x in range(columns):
             corner = y * stride * width + x * stride
             largest, place = plane[corner], corner
-            total = largest - largest
             if window_h == window_w == 2:  # the usual one, for a quarter of the time
                 a, b = plane[corner], plane[corner + 1]
                 c, d = plane[corner + width], plane[corner + width + 1]
-                total = a + b + c + d
                 b, below = larger_of(b, corner + 1, a, corner)
                 d, place = larger_of(d, corner + width + 1, c, corner + width)
                 largest, place = larger_of(d, place, b, below)
@@ -54,13 +56,7 @@ def pool_plane(plane, width, window, columns, out, arg_max):
                 for i in range(window_h):
                     for j in range(window_w):
                         here = corner + i * width + j
-                        total += plane[here]
                         largest, place = larger_of(plane[here], here, largest, place)
-            if total != total:  # no comparison finds a NaN
-                for i in range(window_h * window_w - 1, -1, -1):
-                    here = corner + i // window_w * width + i % window_w
-                    if plane[here] != plane[here]:
-                        largest, place = plane[here], here
             out[y * columns + x], arg_max[y * columns + x] = largest, place
 
 

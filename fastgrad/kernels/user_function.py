@@ -32,19 +32,9 @@ _EVALUATOR = types.int32(types.voidptr, types.CPointer(types.float64))
 
 @helper
 def evaluate_perturbed(
-    evaluator,
-    blocks,
-    copies,
-    places,
-    points,
-    values,
-    failed,
-    start,
-    stop,
-    tolerant,
-    thread,
+    evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant, thread,
     threads,
-):
+):  # fmt: skip
     """Evaluate a function with one number of its argument replaced at a time.
 
     Parameters

@@ -288,6 +288,10 @@ class _Emitter:
         vectors = []
         for count in counts:  # as many passes with the first number as fit, and so on
             whole = self.times(builder.udiv(rest, _constant(count)), count)
+            if count == 3:  # but 4 = 2 + 2, since one vector keeps the multipliers waiting
+                is_one_left = builder.icmp_signed("==", self.add(whole, 1), rest)
+                fewer = builder.select(is_one_left, self.add(whole, -3), whole)
+                whole = builder.select(builder.icmp_signed(">", whole, _ZERO), fewer, whole)
             rest = builder.sub(rest, whole)
             vectors.append((count, whole))
         end, ends = _ZERO, []

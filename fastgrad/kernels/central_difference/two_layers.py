@@ -59,7 +59,7 @@ table : ndarray of uint64, shape (chunks, HASH_SLOTS + 1, 2)
     Scratch of `unique_values`, zero at first.
 coefficients : ndarray, shape (chunks, COEFFICIENTS, P)
 moves : ndarray, shape (chunks, 2, P)
-    Scratch: the moves of the hidden units' values at +h and -h.
+    Scratch: sinh(h z) and cosh(h z) - 1 of the hidden values z.
 changes : ndarray, shape (chunks, D + 1, P)
     Scratch: changes of the loss of a sample, by unique value.
 differences : ndarray, shape (chunks, D + 1, P)
@@ -91,7 +91,7 @@ COEFFICIENTS = 10
 #: All moves of logits must be below this: there a series to the fifth power is exact to rounding in
 #: float64 (relative 1e-16).
 LOGIT_MOVE_LIMIT = 1.5e-3
-#: ... and the moves by the second layer's own perturbations, h * z, below this (five terms of
+#: ... and the moves by the second layer's own perturbations, h * z, below this (six terms of
 #: artanh).
 VALUE_MOVE_LIMIT = 0.05
 
@@ -345,62 +345,55 @@ def perturb_first_layer(args, chunk, chunks, iteration):
 def perturb_second_layer(args, chunk, chunks, iteration):
     """Add up the changes of the loss by perturbed W2 and b2 over a chunk of the samples.
 
-    A perturbation of W2[j, k] moves one logit, by +-h z[j].
+    A perturbation of W2[j, k] moves one logit, by d = h z[j] and -d. With P = p_k the loss for
+    another target changes by log(1 + S) - log(1 + (1 - q) S), S being P (exp(d) - 1) or
+    P (exp(-d) - 1). The difference of both is 2 artanh(u) with
+    u = q P sinh(d) / (1 + P ((2 - q) - 2 (1 - q) P) (cosh(d) - 1)). For the target itself P is the
+    sum of the other probabilities, and the sign is the opposite.
     """
     values, probabilities, labels, soft = args.values, args.probabilities, args.labels, args.soft
-    delta, state, b1, W2, b2 = args.delta, args.state, args.b1, args.W2, args.b2
+    delta, state, W2 = args.delta, args.state, args.W2
     columns, moves = args.columns[chunk], args.moves[chunk]
     n_samples, n_classes = probabilities.shape
-    n_hidden = W2.shape[0]
     width = columns.shape[1]
     dtype = columns.dtype.type
-    h, zero, one, two = dtype(args.h[0]), dtype(0), dtype(1), dtype(2)
-    third, fifth, seventh, ninth = dtype(1 / 3), dtype(1 / 5), dtype(1 / 7), dtype(1 / 9)
-    finite = are_finite(b1) & are_finite(W2.reshape(-1)) & are_finite(b2)
+    h, half, one, two = dtype(args.h[0]), dtype(1 / 2), dtype(1), dtype(2)
+    third, fifth, seventh = dtype(1 / 3), dtype(1 / 5), dtype(1 / 7)
+    ninth, eleventh = dtype(1 / 9), dtype(1 / 11)
+    finite = are_finite(args.b1) & are_finite(W2.reshape(-1)) & are_finite(args.b2)
     state[chunk, FINITE] = finite
-    state[chunk, IN_RANGE] = 1
-    for k in range(n_classes):
-        for j in range(width):
-            columns[k, j] = zero
+    columns[:] = 0
     begin, end = chunk_range(n_samples, chunk, chunks)
     beyond = 0
     for n in range(begin, end):
         for j in range(width):
-            z = one if j >= n_hidden else values[n, j]
-            move = h * z
+            move = h * (one if j >= W2.shape[0] else values[n, j])
             beyond |= move > VALUE_MOVE_LIMIT  # values are not negative
             E = expm1(move)
-            moves[0, j] = E
-            moves[1, j] = -E / (one + E)
+            even = half * E * E / (one + E)  # cosh - 1
+            moves[0, j] = E - even  # sinh
+            moves[1, j] = even
         for item in range(1 if labels.size > 0 else n_classes):
             target = labels[n] if labels.size > 0 else item
             weight = target_weight(labels, soft, n, target, n_samples)
-            if weight == zero:
+            if weight == 0:
                 continue
-            twice = two * weight  # log((1 + s) / (1 - s)) is 2 artanh(s)
-            relative = relative_probability(probabilities[n, target], delta)
+            q = relative_probability(probabilities[n, target], delta)
             for k in range(n_classes):
-                p = probabilities[n, k]
-                factor = -p
+                p, twice = probabilities[n, k], two * weight
                 if k == target:
-                    factor = zero
+                    p, twice = dtype(0), -twice
                     for m in range(n_classes):
-                        factor += zero if m == k else probabilities[n, m]
-                q = relative * factor
-                p += p + q
+                        p += dtype(0) if m == k else probabilities[n, m]
+                factor = q * p
+                curvature = p * ((two - q) - two * (one - q) * p)
                 for j in range(width):
-                    m1 = two + p * moves[0, j]
-                    m2 = two + p * moves[1, j]
-                    r = q / (m1 * m2)
-                    s1 = moves[0, j] * m2 * r
-                    s2 = moves[1, j] * m1 * r
-                    q1 = s1 * s1
-                    q2 = s2 * s2
-                    c1 = one + q1 * (third + q1 * (fifth + q1 * (seventh + q1 * ninth)))
-                    c2 = one + q2 * (third + q2 * (fifth + q2 * (seventh + q2 * ninth)))
-                    columns[k, j] += twice * (s2 * c2 - s1 * c1)
-    if beyond != 0:
-        state[chunk, IN_RANGE] = 0
+                    u = factor * moves[0, j] / (one + curvature * moves[1, j])
+                    s = u * u
+                    series = seventh + s * (ninth + s * eleventh)
+                    series = one + s * (third + s * (fifth + s * series))
+                    columns[k, j] += twice * u * series
+    state[chunk, IN_RANGE] = beyond == 0
 
 
 @chunk_kernel
