@@ -125,9 +125,8 @@ def test_scalars_where_nothing_is_compiled(name, number):
 
 
 def test_constants_take_the_precision_of_their_neighbours():
-    like = getattr(elementary.like, "py_func", elementary.like)
-    assert type(like(0.1, np.float32(1))) is np.float32
-    assert type(like(0.1, np.float64(1))) is np.float64
+    assert type(elementary.like(0.1, np.float32(1))) is np.float32
+    assert type(elementary.like(0.1, np.float64(1))) is np.float64
 
 
 @pytest.mark.skipif(not COMPILED, reason="nothing is compiled")

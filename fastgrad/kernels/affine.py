@@ -29,17 +29,6 @@ PARALLEL_WORK = 250_000
 
 
 @helper
-def add_product(a, b, width, out, first, last):
-    """Add rows first .. last - 1 of ``a @ b``, so many columns of them, to those of ``out``."""
-    n_terms = b.shape[0]
-    terms = n_terms // (n_terms // TERMS + 1) + 1
-    for begin in range(0, n_terms, terms):
-        end = min(begin + terms, n_terms)
-        for row in range(first, last, TILE_ROWS):
-            add_tile(a, row, last, b, begin, end, width, out)
-
-
-@helper
 def affine_rows(x, W, b, out, first, last):
     """Compute rows first .. last - 1 of ``x @ W + b``.
 
@@ -53,10 +42,15 @@ def affine_rows(x, W, b, out, first, last):
         Out. Contiguous along rows.
     first, last : int
     """
+    n_terms = W.shape[0]
     for n in range(first, last):
         for j in range(b.size):
             out[n, j] = b[j]
-    add_product(x, W, b.size, out, first, last)
+    terms = n_terms // (n_terms // TERMS + 1) + 1
+    for begin in range(0, n_terms, terms):
+        end = min(begin + terms, n_terms)
+        for n in range(first, last, TILE_ROWS):
+            add_tile(x, n, last, W, begin, end, b.size, out)
 
 
 @helper
@@ -65,7 +59,12 @@ def weight_rows(x, dout, width, dW, first, last):
     for i in range(first, last):
         for j in range(width):
             dW[i, j] = 0
-    add_product(x.T, dout, width, dW, first, last)
+    n_samples, by_entry = dout.shape[0], x.T
+    terms = n_samples // (n_samples // TERMS + 1) + 1
+    for begin in range(0, n_samples, terms):
+        end = min(begin + terms, n_samples)
+        for i in range(first, last, TILE_ROWS):
+            add_tile(by_entry, i, last, dout, begin, end, width, dW)
 
 
 @helper

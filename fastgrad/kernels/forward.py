@@ -54,7 +54,7 @@ from __future__ import annotations
 import numpy as np
 
 from fastgrad.kernels.activations import activate_rows
-from fastgrad.kernels.affine import affine_forward
+from fastgrad.kernels.affine import affine_rows
 from fastgrad.kernels.bitmask import WORD, build_bitmask
 from fastgrad.kernels.elementary import are_finite
 from fastgrad.kernels.losses import cross_entropy_sum, logit_gradients, softmax_rows
@@ -97,7 +97,8 @@ def affine_sparse(args, chunk, chunks, iteration):
 @chunk_kernel
 def affine_dense(args, chunk, chunks, iteration):
     """Compute ``out = x @ W + b`` for a chunk of the samples."""
-    affine_forward(args.x, args.W, args.b, args.out, chunk, chunks)
+    begin, end = chunk_range(args.x.shape[0], chunk, chunks)
+    affine_rows(args.x, args.W, args.b, args.out, begin, end)
 
 
 @chunk_kernel

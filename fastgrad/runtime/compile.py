@@ -104,7 +104,7 @@ def chunk_kernel(function: Callable[..., Any]) -> Any:
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a serial function that only kernels call."""
-    return _compile_helper(function)
+    return _compile(function, no_cpython_wrapper=True)
 
 
 def exact_helper(function: Callable[..., Any]) -> Any:
@@ -112,12 +112,12 @@ def exact_helper(function: Callable[..., Any]) -> Any:
 
     The compiler may fuse a multiplication and an addition, but not change the order of operations.
     """
-    return _compile_helper(function, fastmath=EXACT_FASTMATH)
+    return _compile(function, no_cpython_wrapper=True, fastmath=EXACT_FASTMATH)
 
 
 def allocating_helper(function: Callable[..., Any]) -> Any:
     """Compile a helper that creates arrays, as an assignment of an array to a slice also may."""
-    return _compile_helper(function, counts_references=True)
+    return _compile(function, no_cpython_wrapper=True, counts_references=True)
 
 
 def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -147,6 +147,12 @@ class Call(NamedTuple):
     def whole(self, name: str) -> Any:
         """Return an integer argument as 64 bits."""
         return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
+
+    def item(self, name: str, *indices: str) -> Any:
+        """Return a pointer to an array's element, at integer arguments."""
+        kind, places = self.kinds[name], [self.whole(index) for index in indices]
+        array = self.context.make_array(kind)(self.context, self.builder, self.values[name])
+        return cgutils.get_item_pointer(self.context, self.builder, kind, array, places)
 
 
 def emitted(emit: Callable[[Call], Any], result: Any = None) -> Callable[..., Any]:
@@ -252,7 +258,11 @@ _NO_CACHE = (RuntimeError, OSError, AttributeError, TypeError)
 def _compile(
     function: Callable[..., Any], *, counts_references: bool = False, **options: Any
 ) -> Any:
-    """Compile a function with the options that all kernels share and with some of its own."""
+    """Compile a function with the options that all kernels share and with some of its own.
+
+    Without an entry from Python a call from there would end the process, so it is made to raise a
+    `TypeError` instead.
+    """
     if not COMPILED:
         return function
     if None not in map(private_name, PRIVATE_NAMES["counting"]):
@@ -265,22 +275,13 @@ def _compile(
         "no_cfunc_wrapper": True,  # nobody calls through it
         **options,
     }
-    compiled = numba.njit(function, **options)
+    compiled: Any = numba.njit(function, **options)
     with contextlib.suppress(*_NO_CACHE):
         compiled._cache = _KernelCache(function)
-    return compiled
-
-
-def _compile_helper(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile a function without an entry from Python.
-
-    A call from there would end the process, so it is made to raise a `TypeError` instead.
-    """
-    compiled = _compile(function, no_cpython_wrapper=True, **options)
-    if is_jitted(compiled):
+    if "no_cpython_wrapper" in options:
         with contextlib.suppress(TypeError):  # without it only the message is lost
-            kind: Any = type(compiled)
-            compiled.__class__ = _helper_class(kind)
+            dispatcher: Any = type(compiled)
+            compiled.__class__ = _helper_class(dispatcher)
     return compiled
 
 

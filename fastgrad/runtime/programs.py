@@ -311,11 +311,7 @@ def call_pointer(function, arguments):
 
 
 def _counter(call):
-    """Return a pointer to an element of a 2-D array."""
-    context, builder, kind = call.context, call.builder, call.kinds["counters"]
-    array = context.make_array(kind)(context, builder, call.values["counters"])
-    indices = [call.whole("row"), call.whole("column")]
-    return cgutils.get_item_pointer(context, builder, kind, array, indices)
+    return call.item("counters", "row", "column")
 
 
 @emitted(lambda call: call.builder.load_atomic(_counter(call), "acquire", 8), types.int64)
@@ -421,7 +417,10 @@ def run_stages(thread_address, kernels, ends, first, repeats, progress):
         How far each chunk is. Cleared first.
     """
     chunks = progress.shape[0]
-    progress[:] = 0
+    for chunk in range(chunks):
+        progress[chunk, STARTED] = 0
+        progress[chunk, FINISHED] = 0
+        progress[chunk, FAILED] = 0
     if chunks == 1:  # nobody to wake, and nothing of the threading layer
         call_pointer(thread_address, (0, kernels, ends, first, repeats, progress))
     else:

@@ -16,7 +16,6 @@ are not compiled.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -247,35 +246,25 @@ class _Emitter:
         ``counts`` says how many vectors passes take: `_ROW_VECTORS` or `_TILE_VECTORS`.
         """
         width = self.times(self.whole("width"), self.size)
-        widest, *shorter = vector_sizes(self.size)
-        with self.if_filled(widest, width) as (last, fills, too_short):
-            with fills:
-                begin = _ZERO
-                for count, end in self.pass_ends(counts, width):
-                    self.one_pass(begin, end, count, widest, last, products)
-                    begin = end
-            with too_short:
-                self.short_row(shorter, width, products)
+        self.row(vector_sizes(self.size), width, counts, products)
 
-    def short_row(self, sizes, width, products):
-        """Write the only pass over a row that does not fill two vectors of any of these sizes."""
+    def row(self, sizes, width, counts, products):
+        """Write the passes over a row with vectors of the first of these sizes that it fills."""
         if not sizes:
             self.one_pass(_ZERO, width, 1, self.size, None, products)
             return
         size, *shorter = sizes
-        with self.if_filled(size, width) as (last, fills, too_short):
-            with fills:
-                self.one_pass(_ZERO, _constant(1), 2, size, last, products)
-            with too_short:
-                self.short_row(shorter, width, products)
-
-    @contextlib.contextmanager
-    def if_filled(self, size, width):
-        """Branch on whether a row fills a vector; also give where its last vector begins."""
         last = self.add(width, -size)
         fills = self.builder.icmp_signed(">=", last, _ZERO)
         with self.builder.if_else(fills) as (then, otherwise):
-            yield last, then, otherwise
+            with then:
+                begin, short = _ZERO, [(2, _constant(1))]
+                ends = self.pass_ends(counts, width) if size == VECTOR_BYTES else short
+                for count, end in ends:
+                    self.one_pass(begin, end, count, size, last, products)
+                    begin = end
+            with otherwise:
+                self.row(shorter, width, counts, products)
 
     def pass_ends(self, counts, width):
         """Return numbers of vectors, each with the column where the passes with so many end.
