@@ -329,7 +329,7 @@ def test_scaling_writes_its_files(scripts, tmp_path):
 
 @pytest.mark.skipif(not COMPILED, reason="nothing is compiled")
 @pytest.mark.parametrize(
-    ("name", "options"), [("affine_sparse", ()), ("softmax_rows", ("--call", "functions"))]
+    ("name", "options"), [("affine_sparse", ()), ("softmax", ("--call", "functions"))]
 )
 def test_the_code_and_the_time_of_a_kernel(name, options):
     command = [sys.executable, str(FOLDER / "kernel.py"), name, "--dtype", "float32", *options]

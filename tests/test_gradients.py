@@ -588,8 +588,10 @@ class TestAccuracy:
         f, gradient = FUNCTIONS[name]
         for seed in range(20):
             x = np.random.default_rng(seed).uniform(-2, 2, 10)
-            found, error = numerical_gradient(f, x, h, order=order, error=True)
-            np.testing.assert_array_equal(found, numerical_gradient(f, x, h, order=order))
+            # A pause of the machine may decide for all points at once, whose rounding is another.
+            found, error = numerical_gradient(f, x, h, order=order, error=True, batched=False)
+            alone = numerical_gradient(f, x, h, order=order, batched=False)
+            np.testing.assert_array_equal(found, alone)
             assert (np.abs(found - gradient(x)) <= error).all()
 
     @pytest.mark.parametrize("order", [2, 4, 6])

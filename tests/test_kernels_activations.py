@@ -8,13 +8,13 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from fastgrad.kernels import activations
+from fastgrad.runtime.programs import run
 
 
 def maps():
-    parallel = activations.activate_parallel
     return {
-        "serial": activations.activate,
-        "parallel": lambda *args: parallel(*args, 3),
+        "serial": lambda *arguments: activations.activate(*arguments, 0, 1),
+        "parallel": lambda *arguments: run(activations.activate, 3, *arguments),
     }
 
 
@@ -63,11 +63,11 @@ def test_relu_and_its_derivative(how, x):
 def test_special_values(dtype):
     x = np.array([np.nan, np.inf, -np.inf, 0.0, -0.0, 1e5, -1e5], dtype)
     out = np.empty_like(x)
-    activations.activate(activations.SIGMOID, x, out)
+    activations.activate(activations.SIGMOID, x, out, 0, 1)
     np.testing.assert_array_equal(out, np.array([np.nan, 1, 0, 0.5, 0.5, 1, 0], dtype))
-    activations.activate(activations.SIGMOID_GRAD, x, out)
+    activations.activate(activations.SIGMOID_GRAD, x, out, 0, 1)
     np.testing.assert_array_equal(out, np.array([np.nan, 0, 0, 0.25, 0.25, 0, 0], dtype))
-    activations.activate(activations.RELU, x, out)
+    activations.activate(activations.RELU, x, out, 0, 1)
     np.testing.assert_array_equal(out, np.array([np.nan, np.inf, 0, 0, 0, 1e5, 0], dtype))
 
 

@@ -7,28 +7,23 @@ from hypothesis import strategies as st
 from reference import from_python
 
 from fastgrad.kernels import affine
+from fastgrad.runtime.programs import run
+
+
+def ways(kernel):
+    """Return ways to run a kernel, whose results are its last arguments."""
+    return {
+        "serial": lambda *arrays: kernel(*arrays, 0, 1),
+        "parallel": lambda *arrays: run(kernel, 3, *arrays),
+    }
 
 
 def forward_passes():
-    """Return ways to compute the affine map, into an array that is the last argument."""
-
-    def serial(x, *arrays):
-        affine.affine_forward(affine.forward_pointer(x.dtype), x, *arrays)
-
-    def parallel(x, *arrays):
-        affine.affine_forward_parallel(affine.forward_pointer(x.dtype), x, *arrays, 3)
-
-    return {"serial": serial, "parallel": parallel}
+    return ways(affine.affine_forward)
 
 
 def backward_passes():
-    def serial(dout, *arrays):
-        affine.affine_backward(affine.backward_pointer(dout.dtype), dout, *arrays)
-
-    def parallel(dout, *arrays):
-        affine.affine_backward_parallel(affine.backward_pointer(dout.dtype), dout, *arrays, 3)
-
-    return {"serial": serial, "parallel": parallel}
+    return ways(affine.affine_backward)
 
 
 def tolerances(dtype, terms):

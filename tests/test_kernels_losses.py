@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from reference import from_python
 
 from fastgrad.kernels import losses
+from fastgrad.runtime.programs import run
 
 BATCHES = {
     "n": st.integers(1, 9),
@@ -42,9 +43,11 @@ def softmax(a):
 @given(**BATCHES)
 def test_softmax(how, n, classes, seed, dtype, kind):
     a, *_ = batch(n, classes, seed, dtype, kind)
-    kernel = losses.softmax_rows if how == "serial" else losses.softmax_parallel
     y = np.full(a.shape, np.nan, dtype)
-    kernel(a, y, *((0, n) if how == "serial" else (3,)))
+    if how == "serial":
+        losses.softmax(a, y, 0, 1)
+    else:
+        run(losses.softmax, 3, a, y)
     np.testing.assert_allclose(y, softmax(a), rtol=1e-14 if dtype == "d" else 2e-6)
 
 
@@ -131,7 +134,7 @@ def test_nan_goes_on_as_in_numpy(position):
     a = np.array([[0.5, -1.0, 2.0], [0.0, 0.0, 0.0]])
     a[0, position] = np.nan
     y = np.empty_like(a)
-    losses.softmax_rows(a, y, 0, 2)
+    losses.softmax(a, y, 0, 1)
     assert np.isnan(y[0]).all()
     np.testing.assert_allclose(y[1], 1 / 3)
     no_labels, soft = np.empty(0, np.int64), np.zeros((2, 3))

@@ -1,5 +1,6 @@
 """The micro-kernels against their plain twins: every width, every dtype, and nothing beside it."""
 
+import inspect
 from types import SimpleNamespace
 
 import numba
@@ -88,7 +89,9 @@ def test_masked_axpy(kernels, dtype, factors):
             # Longer rows than are computed: as arrays with padding have them.
             rows, out = draw((66, width + 3), dtype, rng), draw((4, width + 2), dtype, rng)
             want = out.copy()
-            simd._plain_masked_axpy(bits, begin, x.astype(dtype), column, rows, width, want, 2)
+            inspect.unwrap(simd.masked_axpy)(
+                bits, begin, x.astype(dtype), column, rows, width, want, 2
+            )
             kernels.masked_axpy(bits, begin, x, column, rows, width, out, 2)
             close(out, want, dtype, 64 * (256 if factors == "B" else 1))
 
@@ -110,7 +113,7 @@ def test_masked_gemv(kernels, dtype):
             got = np.full((2, 3, width + 2), 7, dtype), np.full((3, 200), 7, dtype)
             want = tuple(array.copy() for array in got)
             where = sample, own, chunk, begin, end, values, 5, rows, width
-            simd._plain_masked_gemv(marks, *where, want[0], 2, want[1], 8)
+            inspect.unwrap(simd.masked_gemv)(marks, *where, want[0], 2, want[1], 8)
             kernels.masked_gemv(marks, *where, got[0], 2, got[1], 8)
             close(got[0], want[0], dtype, 192)
             np.testing.assert_array_equal(got[1], want[1])
@@ -129,7 +132,7 @@ def test_register_tile(kernels, dtype, factors):
             for begin, end in [(0, 5), (3, 4), (2, 2)]:
                 out, want = before[:n_rows].copy(), before[:n_rows].copy()
                 rest = first, n_rows, b, begin, end, width
-                simd._plain_add_tile(a.astype(dtype), *rest, want)
+                inspect.unwrap(simd.add_tile)(a.astype(dtype), *rest, want)
                 kernels.add_tile(a, *rest, out)
                 close(out, want, dtype, 5 * (256 if factors == "B" else 1))
 
@@ -145,7 +148,7 @@ def test_bits_of_what_is_not_zero(kind):
             tiny = np.finfo(kind).smallest_subnormal
             x[1, 3:11] = 0.0, -0.0, np.nan, -np.nan, np.inf, tiny, 0, -1
         for first in (0, 3, 64, 67):
-            want = simd._plain_nonzero_bits(x, 1, first)
+            want = inspect.unwrap(simd.nonzero_bits)(x, 1, first)
             assert int(call_nonzero_bits(x, 1, first)) == int(want)
             assert int(want) == sum(1 << i for i in range(64) if x[1, first + i] != 0)
 
@@ -154,8 +157,12 @@ def test_places_and_counts_of_bits():
     rng = np.random.default_rng(0)
     for bits in [1, 2**63, 2**64 - 1, 2**32, *(int(draw_bits(rng, 0.1)) | 16 for _ in range(50))]:
         lowest, count = call_on_bits(np.uint64(bits))
-        assert lowest == simd._plain_lowest_bit(np.uint64(bits)) == f"{bits:b}"[::-1].index("1")
-        assert count == simd._plain_count_bits(np.uint64(bits)) == f"{bits:b}".count("1")
+        assert (
+            lowest
+            == inspect.unwrap(simd.lowest_bit)(np.uint64(bits))
+            == f"{bits:b}"[::-1].index("1")
+        )
+        assert count == inspect.unwrap(simd.count_bits)(np.uint64(bits)) == f"{bits:b}".count("1")
     assert call_on_bits(np.uint64(0))[1] == 0
 
 

@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 from reference import SETTINGS, step
 
 from fastgrad.kernels import updates
+from fastgrad.runtime.programs import run
 
 RULES = {kind: getattr(updates, kind.lower()) for kind in SETTINGS}
 
 
 def in_parallel(rule, p, *arguments):
-    updates.update_parallel(updates.pointer(rule, p.dtype), p, *arguments, 3)
+    run(updates.update, 3, updates.pointer(rule, p.dtype), p, *arguments)
 
 
 #: Ways to run a step, each called alike.

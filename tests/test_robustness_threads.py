@@ -204,12 +204,12 @@ def test_thread_counts_agree_to_rounding(method):
 LAUNCHES = """
 import os, statistics, subprocess, sys, time
 import numpy as np
-from fastgrad.runtime import threads
+from fastgrad.runtime.programs import run
 from fastgrad.kernels import activations
 
 a, x, out = np.ones((300, 300)), np.ones(64), np.empty(64)
-arguments = activations.activate_parallel, activations.SIGMOID, x, out, 2
-threads.launch(*arguments)
+arguments = activations.activate, 2, activations.SIGMOID, x, out
+run(*arguments)
 busy = [subprocess.Popen([sys.executable, "-c", "while True: pass"])
         for _ in range((os.cpu_count() or 2) - 1)]
 try:
@@ -217,7 +217,7 @@ try:
     for _ in range(300):
         a @ a
         since = time.perf_counter()
-        threads.launch(*arguments)
+        run(*arguments)
         times.append(time.perf_counter() - since)
 finally:
     for process in busy:

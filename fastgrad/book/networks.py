@@ -513,12 +513,11 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             for n in range(1, len(self._sizes))
         ])  # fmt: skip
         n_layers, width = len(at), max(self._sizes[1:])
-        kept = np.ones((n_layers - 1, width, len(xs)))
         activities = np.zeros((2, n_layers, width, len(xs)))
         net = central_difference_layers.Layers(
-            flat, at, np.array(self._sizes), True, self._activation == "relu",
-            compiled_layers.EPSILON, self._delta, kept, np.ascontiguousarray(soft.T),
-            np.ascontiguousarray(xs.T, self._dtype), *activities,
+            flat, at, np.array(self._sizes), self._activation == "relu", compiled_layers.EPSILON,
+            self._delta, np.ascontiguousarray(soft.T), np.ascontiguousarray(xs.T, self._dtype),
+            *activities,
         )  # fmt: skip
         chunks = threads.chunks(flat.size, 1)
         scratch = np.zeros((chunks, 3, max(width, 2), len(xs)))

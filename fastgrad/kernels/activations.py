@@ -1,18 +1,17 @@
 r"""Activation functions: values, derivatives, and changes when an input moves by any amount.
 
-Each formula stands once, as a function of a scalar; `activate` and `activate_parallel` map one over
-a 1-D array. The derivatives of the sigmoid use e = exp(-|x|), which never overflows:
-σ(x) = 1 / (1 + e) for x >= 0 and e / (1 + e) below, and σ'(x) = e / (1 + e)², which keeps its
-digits where 1 - σ(x) loses them.
+Each formula stands once, as a function of a scalar; `activate` maps one over a 1-D array. The
+derivatives of the sigmoid use e = exp(-|x|), which never overflows: σ(x) = 1 / (1 + e) for x >= 0
+and e / (1 + e) below, and σ'(x) = e / (1 + e)², which keeps its digits where 1 - σ(x) loses them.
 """
 
 from __future__ import annotations
 
 import numpy as np
-from numba import prange
 
 from fastgrad.kernels.elementary import exp, expm1, like
-from fastgrad.runtime.compile import helper, kernel, parallel_kernel
+from fastgrad.runtime.compile import helper, kernel
+from fastgrad.runtime.programs import chunk_range
 
 SIGMOID, SIGMOID_GRAD, RELU, RELU_GRAD = range(4)
 #: Those that a network can have, by name.
@@ -48,8 +47,8 @@ def relu_grad(x):
 
 
 @kernel
-def activate(which, x, out):
-    """Map an activation function or its derivative over a stretch of numbers.
+def activate(which, x, out, chunk, chunks):
+    """Map an activation function or its derivative over a chunk of some numbers.
 
     Parameters
     ----------
@@ -58,28 +57,19 @@ def activate(which, x, out):
     x : ndarray, shape (M,)
     out : ndarray of x's dtype, shape (M,)
         Out.
+    chunk, chunks : int
     """
-    if which == SIGMOID:
-        for i in range(x.size):
+    begin, end = chunk_range(x.size, chunk, chunks)
+    x, out = x[begin:end], out[begin:end]
+    for i in range(x.size):
+        if which == SIGMOID:
             out[i] = sigmoid(x[i])
-    elif which == SIGMOID_GRAD:
-        for i in range(x.size):
+        elif which == SIGMOID_GRAD:
             out[i] = sigmoid_and_slope(x[i])[1]
-    elif which == RELU:
-        for i in range(x.size):
+        elif which == RELU:
             out[i] = relu(x[i])
-    else:
-        for i in range(x.size):
+        else:
             out[i] = relu_grad(x[i])
-
-
-@parallel_kernel
-def activate_parallel(which, x, out, chunks):
-    """Map an activation function as `activate` does, on `chunks` threads."""
-    for chunk in prange(chunks):
-        first = chunk * x.size // chunks
-        last = (chunk + 1) * x.size // chunks
-        activate(which, x[first:last], out[first:last])
 
 
 @helper

@@ -12,21 +12,10 @@ factor. All three products of an affine layer have this form:
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
-from numba import prange, types
 
-from fastgrad.runtime.compile import (
-    address,
-    allocating_helper,
-    array_type,
-    helper,
-    kernel,
-    parallel_kernel,
-)
-from fastgrad.runtime.programs import call_pointer, chunk_range
+from fastgrad.runtime.compile import allocating_helper, helper, kernel
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import TILE_ROWS, add_tile
 
 #: Terms of all sums that are added at most before the next ones: so many rows of the right factor
@@ -53,25 +42,24 @@ def affine_rows(x, W, b, out, first, last):
         Out. Contiguous along rows.
     first, last : int
     """
-    n_terms, n_units = W.shape[0], b.size
+    n_terms = W.shape[0]
     for n in range(first, last):
-        for j in range(n_units):
+        for j in range(b.size):
             out[n, j] = b[j]
     terms = n_terms // (n_terms // TERMS + 1) + 1
     for begin in range(0, n_terms, terms):
         end = min(begin + terms, n_terms)
         for n in range(first, last, TILE_ROWS):
-            add_tile(x, n, last, W, begin, end, n_units, out)
+            add_tile(x, n, last, W, begin, end, b.size, out)
 
 
 @helper
 def weight_rows(x, dout, width, dW, first, last):
     """Compute rows first .. last - 1 of ``dW = x.T @ dout``, of so many columns."""
-    n_samples = dout.shape[0]
-    by_entry = x.T
     for i in range(first, last):
         for j in range(width):
             dW[i, j] = 0
+    n_samples, by_entry = dout.shape[0], x.T
     terms = n_samples // (n_samples // TERMS + 1) + 1
     for begin in range(0, n_samples, terms):
         end = min(begin + terms, n_samples)
@@ -102,82 +90,29 @@ def input_columns(dout, W, dx, first, last):
         affine_rows(dout, panel, zeros[:width], dx[:, left : left + width], 0, n_samples)
 
 
-@helper
-def forward_chunk(x, W, b, out, chunk, chunks):
-    """Compute a chunk of what `affine_forward` does, by samples."""
+@kernel
+def affine_forward(x, W, b, out, chunk, chunks):
+    """Compute a chunk of ``out = x @ W + b``, by samples; see `affine_rows`."""
     first, last = chunk_range(x.shape[0], chunk, chunks)
     affine_rows(x, W, b, out, first, last)
 
 
-@helper
-def backward_chunk(dout, x, W, dx, dW, db, chunk, chunks):
-    """Compute a chunk of what `affine_backward` does, by pixels, which no other thread needs."""
-    first, last = chunk_range(x.shape[1], chunk, chunks)
-    input_columns(dout, W, dx, first, last)
-    weight_rows(x, dout, db.size, dW, first, last)
-    if chunk == 0:
-        sum_rows(dout, db)
-
-
 @kernel
-def affine_forward(body, x, W, b, out):
-    """Compute the affine map ``out = x @ W + b``.
+def affine_backward(dout, x, W, dx, dW, db, chunk, chunks):
+    """Compute a chunk of the gradients of the affine map, by pixels, which no other chunk needs.
 
     Parameters
     ----------
-    body : int
-        From `forward_pointer`. What is called through a pointer is compiled only once, for this
-        kernel and the parallel one: see `fastgrad.runtime.programs`.
-    x : ndarray, shape (N, D)
-    W : ndarray of x's dtype, shape (D, H)
-    b : ndarray of x's dtype, shape (H,)
-    out : ndarray of x's dtype, shape (N, H)
-        Out.
-    """
-    call_pointer(body, (x, W, b, out, 0, 1))
-
-
-@parallel_kernel
-def affine_forward_parallel(body, x, W, b, out, chunks):
-    """Compute the affine map as `affine_forward` does, on `chunks` threads."""
-    for chunk in prange(chunks):
-        call_pointer(body, (x, W, b, out, chunk, chunks))
-
-
-@functools.cache
-def forward_pointer(dtype: Any) -> Any:
-    """Return the address of `forward_chunk` for arrays of a dtype."""
-    matrix, vector = array_type(dtype, 2), array_type(dtype, 1)
-    return address(forward_chunk, (matrix, matrix, vector, matrix, types.int64, types.int64))
-
-
-@kernel
-def affine_backward(body, dout, x, W, dx, dW, db):
-    """Compute the gradients of the affine map.
-
-    Parameters
-    ----------
-    body : int
-        From `backward_pointer`.
     dout : ndarray, shape (N, H)
         Gradient of the loss with respect to the map's result.
     x : ndarray of dout's dtype, shape (N, D)
     W : ndarray of dout's dtype, shape (D, H)
     dx, dW, db : ndarray of dout's dtype, shapes (N, D), (D, H) and (H,)
         Out: the gradients with respect to x, W and b.
+    chunk, chunks : int
     """
-    call_pointer(body, (dout, x, W, dx, dW, db, 0, 1))
-
-
-@parallel_kernel
-def affine_backward_parallel(body, dout, x, W, dx, dW, db, chunks):
-    """Compute the gradients as `affine_backward` does, on `chunks` threads."""
-    for chunk in prange(chunks):
-        call_pointer(body, (dout, x, W, dx, dW, db, chunk, chunks))
-
-
-@functools.cache
-def backward_pointer(dtype: Any) -> Any:
-    """Return the address of `backward_chunk` for arrays of a dtype."""
-    matrix, vector = array_type(dtype, 2), array_type(dtype, 1)
-    return address(backward_chunk, (*[matrix] * 5, vector, types.int64, types.int64))
+    first, last = chunk_range(x.shape[1], chunk, chunks)
+    input_columns(dout, W, dx, first, last)
+    weight_rows(x, dout, db.size, dW, first, last)
+    if chunk == 0:
+        sum_rows(dout, db)

@@ -1,10 +1,10 @@
-r"""Central differences of a network whose hidden layers may have batch normalisation and dropout.
+r"""Central differences of a network whose hidden layers have batch normalisation.
 
-A hidden layer is affine, batch normalisation, activation, dropout; the last one is affine, followed
-by softmax and cross entropy. A perturbation of W[i, j], b[j], gamma[j] or beta[j] changes the
+A hidden layer is affine, batch normalisation, activation; the last one is affine, followed by
+softmax and cross entropy. A perturbation of W[i, j], b[j], gamma[j] or beta[j] changes the
 outputs of unit j alone, over the whole batch (its mean and variance change, and with them every
 sample), and by them the inputs of the layer above, by :math:`\Delta z_n W_{jk}`. From there on
-everything is evaluated anew; what lies below is not. Where :math:`\Delta z` is 0 for all samples,
+everything is evaluated again; what lies below is not. Where :math:`\Delta z` is 0 for all samples,
 the loss is what it was.
 
 Activities are kept as (units, N), so that a unit's are contiguous. `Layers` describes a network.
@@ -32,28 +32,25 @@ class Layers(NamedTuple):
         Where W, b, gamma and beta of each layer begin in it.
     sizes : ndarray of int64, shape (L + 1,)
         Units of each layer, the input first.
-    normalized, rectified : bool
-        Whether there is batch normalisation; whether hidden units are ReLU, not sigmoid.
+    rectified : bool
+        Whether hidden units are ReLU, not sigmoid.
     epsilon, delta : float
         Added to a variance, and to a probability under the logarithm.
-    kept : ndarray, shape (L - 1, H, N)
-        1 where dropout keeps an output, else 0. H is the size of the largest layer but the input.
     soft : ndarray, shape (C, N)
         Targets.
     x : ndarray, shape (D, N)
         Samples.
     a, z : ndarray, shape (L, H, N)
-        Affine outputs of each layer, and what its units make of them.
+        Affine outputs of each layer, and what its units make of them. H is the size of the largest
+        layer but the input.
     """
 
     params: Any
     at: Any
     sizes: Any
-    normalized: Any
     rectified: Any
     epsilon: Any
     delta: Any
-    kept: Any
     soft: Any
     x: Any
     a: Any
@@ -61,25 +58,20 @@ class Layers(NamedTuple):
 
 
 @helper
-def unit_outputs(net, layer, gamma, beta, unit, a, z):
+def unit_outputs(net, gamma, beta, a, z):
     """Compute a hidden unit's outputs z over the batch from its affine outputs a."""
     n_samples = a.size
-    if net.normalized:
-        mean = 0.0
-        for n in range(n_samples):
-            mean += a[n]
-        mean /= n_samples
-        variance = 0.0
-        for n in range(n_samples):
-            variance += (a[n] - mean) ** 2
-        scale = gamma / math.sqrt(variance / n_samples + net.epsilon)
-        for n in range(n_samples):
-            z[n] = (a[n] - mean) * scale + beta
-    else:
-        for n in range(n_samples):
-            z[n] = a[n]
+    mean = 0.0
     for n in range(n_samples):
-        z[n] = (relu(z[n]) if net.rectified else sigmoid(z[n])) * net.kept[layer, unit, n]
+        mean += a[n]
+    mean /= n_samples
+    variance = 0.0
+    for n in range(n_samples):
+        variance += (a[n] - mean) ** 2
+    scale = gamma / math.sqrt(variance / n_samples + net.epsilon)
+    for n in range(n_samples):
+        normalized = (a[n] - mean) * scale + beta
+        z[n] = relu(normalized) if net.rectified else sigmoid(normalized)
 
 
 @helper
@@ -87,7 +79,7 @@ def all_outputs(net, layer, a, z):
     """Compute all hidden units' outputs of a layer."""
     gamma, beta = net.at[layer, 2], net.at[layer, 3]
     for j in range(net.sizes[layer + 1]):
-        unit_outputs(net, layer, net.params[gamma + j], net.params[beta + j], j, a[j], z[j])
+        unit_outputs(net, net.params[gamma + j], net.params[beta + j], a[j], z[j])
 
 
 @helper
@@ -181,22 +173,18 @@ def unit_slopes(net, layer, unit, h, loss, scratch, grads):
                 input_ = inputs[i, n] if i < n_inputs else 1.0
                 moved[n] = net.a[layer, unit, n] + side * h * input_
             if hidden:
-                unit_outputs(
-                    net, layer, net.params[gamma + unit], net.params[beta + unit], unit, moved,
-                    outputs,
-                )  # fmt: skip
+                scale, shift = net.params[gamma + unit], net.params[beta + unit]
+                unit_outputs(net, scale, shift, moved, outputs)
             new = outputs if hidden else moved
             grads[place] += side * loss_from(net, layer, unit, new, loss, scratch)
         grads[place] /= 2 * h
-    if not (hidden and net.normalized):
-        return
-    for which in range(2):
+    for which in range(2 if hidden else 0):
         place = (gamma if which == 0 else beta) + unit
         grads[place] = 0.0
         for side in (1, -1):
             scale = net.params[gamma + unit] + (side * h if which == 0 else 0.0)
             shift = net.params[beta + unit] + (side * h if which == 1 else 0.0)
-            unit_outputs(net, layer, scale, shift, unit, net.a[layer, unit], outputs)
+            unit_outputs(net, scale, shift, net.a[layer, unit], outputs)
             grads[place] += side * loss_from(net, layer, unit, outputs, loss, scratch)
         grads[place] /= 2 * h
 

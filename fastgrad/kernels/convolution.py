@@ -11,20 +11,43 @@ image from where they were packed.
 
 ReLU and max pooling directly behind a convolution can be a part of it: the full-size result then
 stays in the cache.
+
+A chunk is a part of the samples, and, where these are few, of the filters too. The arguments:
+
+x : ndarray, shape (N, C, H, W)
+W : ndarray of x's dtype, shape (F, C, FH, FW)
+b : ndarray of x's dtype, shape (F,)
+stride, pad : int
+    Of the filters.
+rectify : int
+    1 if a ReLU follows, else 0.
+pool : ndarray of int64, shape (3,)
+    Height, width and stride of the windows of a max pooling without padding that follows; height
+    0 for none.
+out : ndarray of x's dtype, shape (N, F, OH, OW)
+    Out of the forward pass. Backward it may be empty if no ReLU follows, or pooling does.
+arg_max : ndarray of int32, shape of out, or (0, 0, 0, 0) without pooling
+    Out of the forward pass: where in the plane of the convolution an entry of `out` comes from;
+    `NOWHERE` if the ReLU is flat there.
+filter_parts : int
+    Into how many parts the filters are divided.
+dout : ndarray, shape of out
+    Gradient of the loss with respect to `out`.
+dx : ndarray of x's dtype, shape (filter parts, N, C, H, W), or (filter parts, 0, ..)
+    Out: gradient with respect to x, to be added up over the first axis. Not computed if empty.
+dW : ndarray of x's dtype, shape (sample parts, F, C, FH, FW)
+db : ndarray of x's dtype, shape (sample parts, F)
+    In: zeros. Out: gradients with respect to W and b, to be added up over the first axis.
 """
 
 from __future__ import annotations
 
-import functools
-from typing import Any
-
 import numpy as np
-from numba import prange, types
 
 from fastgrad.kernels.elementary import like
 from fastgrad.kernels.pooling import NOWHERE, pool_plane
-from fastgrad.runtime.compile import address, allocating_helper, array_type, helper, parallel_kernel
-from fastgrad.runtime.programs import call_pointer, chunk_range
+from fastgrad.runtime.compile import allocating_helper, helper
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.runtime.simd import TILE_ROWS, VECTOR_BYTES, add_tile
 
 #: Vectors of a row of the right factor that are multiplied at a time. At the end of a row it is all
@@ -62,29 +85,33 @@ def padded_size(size, itemsize):
 
 
 @helper
-def pad_image(image, pad, padded):
-    """Copy an image, shape (C, H, W), into the middle of one of zeros."""
-    channels, height, width = image.shape
-    for c in range(channels):
-        for y in range(height):
-            for x in range(width):
-                padded[c, y + pad, x + pad] = image[c, y, x]
+def chunk_of(n_samples, n_filters, filter_parts, chunk, chunks):
+    """Return where a chunk's samples begin and end, and where its filters do."""
+    part, parts = chunk // filter_parts, chunks // filter_parts
+    begin, end = chunk_range(n_samples, part, parts)
+    first, last = chunk_range(n_filters, chunk % filter_parts, filter_parts)
+    return begin, end, first, last
 
 
 @helper
-def unpad_image(padded, pad, image):
-    """Copy an image out of the middle of a padded one, and leave that full of zeros."""
+def copy_image(image, padded, pad, pads):
+    """Copy an image, shape (C, H, W), into the middle of a padded one if `pads`, else out of it."""
     channels, height, width = image.shape
     for c in range(channels):
         for y in range(height):
-            for x in range(width):
-                image[c, y, x] = padded[c, y + pad, x + pad]
-    padded[:] = 0
+            if pads:
+                for x in range(width):
+                    padded[c, y + pad, x + pad] = image[c, y, x]
+            else:
+                for x in range(width):
+                    image[c, y, x] = padded[c, y + pad, x + pad]
 
 
 @helper
-def pack_columns(image, filter_h, filter_w, stride, width, columns):
+def copy_columns(image, filter_h, filter_w, stride, width, columns, packs):
     """Write what each weight of a filter meets at every position into a row of `columns`.
+
+    Or, if not `packs`, add these rows to where they came from.
 
     Parameters
     ----------
@@ -94,7 +121,7 @@ def pack_columns(image, filter_h, filter_w, stride, width, columns):
     width : int
         Positions in a row of the result.
     columns : ndarray of image's dtype, shape (C * filter_h * filter_w, at least positions)
-        Out.
+    packs : bool
     """
     channels = image.shape[0]
     height = output_size(image.shape[1], filter_h, stride, 0)
@@ -103,23 +130,32 @@ def pack_columns(image, filter_h, filter_w, stride, width, columns):
             for j in range(filter_w):
                 row = columns[(c * filter_h + i) * filter_w + j]
                 for y in range(height):
-                    source = image[c, y * stride + i, j:]
-                    target = row[y * width : (y + 1) * width]
-                    if stride == 1:
-                        for x in range(width):
-                            target[x] = source[x]
+                    met = image[c, y * stride + i, j:]
+                    positions = row[y * width : (y + 1) * width]
+                    if packs:
+                        if stride == 1:
+                            for x in range(width):
+                                positions[x] = met[x]
+                        else:
+                            for x in range(width):
+                                positions[x] = met[x * stride]
                     else:
-                        for x in range(width):
-                            target[x] = source[x * stride]
+                        if stride == 1:
+                            for x in range(width):
+                                met[x] += positions[x]
+                        else:
+                            for x in range(width):
+                                met[x * stride] += positions[x]
 
 
 @allocating_helper
-def forward_part(x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index):
-    """Compute `convolution_forward` for a part of the samples and of the filters."""
+def convolution_forward(
+    x, W, b, stride, pad, rectify, pool, out, arg_max, filter_parts, chunk, chunks
+):
+    """Compute a convolution, and ReLU and max pooling of it if asked for."""
     n_samples, channels, height, width = x.shape
-    begin, end = chunk_range(n_samples, index // parts[1], parts[0])
-    first, last = chunk_range(W.shape[0], index % parts[1], parts[1])
-    _, _, filter_h, filter_w = W.shape
+    n_filters, _, filter_h, filter_w = W.shape
+    begin, end, first, last = chunk_of(n_samples, n_filters, filter_parts, chunk, chunks)
     out_h = output_size(height, filter_h, stride, pad)
     out_w = output_size(width, filter_w, stride, pad)
     n_terms, n_positions = channels * filter_h * filter_w, out_h * out_w
@@ -130,73 +166,26 @@ def forward_part(x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index
     planes = np.empty((last - first, pitch), x.dtype)
     zero = like(0.0, b[0])
     for n in range(begin, end):
-        pad_image(x[n], pad, image)
-        pack_columns(image, filter_h, filter_w, stride, out_w, columns)
+        copy_image(x[n], image, pad, True)
+        copy_columns(image, filter_h, filter_w, stride, out_w, columns, True)
         for f in range(first, last):
             planes[f - first] = b[f]
         add_product(weights, columns, planes)
         for f in range(first, last):
-            plane = planes[f - first, :n_positions]
+            plane, target = planes[f - first, :n_positions], out[n, f].reshape(-1)
             if pool[0] > 0:
-                target, places = out[n, f].reshape(-1), arg_max[n, f].reshape(-1)
+                places = arg_max[n, f].reshape(-1)
                 pool_plane(plane, out_w, pool, out.shape[3], target, places)
-                if rectify:
-                    for q in range(target.size):
-                        value, place = target[q], places[q]
-                        places[q] = NOWHERE if value <= zero else place
-                        target[q] = zero if value <= zero else value
+                for q in range(target.size if rectify else 0):
+                    value, place = target[q], places[q]
+                    places[q] = NOWHERE if value <= zero else place
+                    target[q] = zero if value <= zero else value
+            elif rectify:
+                for p in range(n_positions):
+                    target[p] = zero if plane[p] <= zero else plane[p]
             else:
-                target = out[n, f].reshape(-1)
-                if rectify:
-                    for p in range(n_positions):
-                        target[p] = zero if plane[p] <= zero else plane[p]
-                else:
-                    for p in range(n_positions):
-                        target[p] = plane[p]
-
-
-@parallel_kernel
-def convolution_forward(body, x, W, b, stride, pad, rectify, pool, out, arg_max, parts):
-    """Compute a convolution, and ReLU and max pooling of it if asked for.
-
-    Parameters
-    ----------
-    body : int
-        From `forward_pointer`. What is called through a pointer is compiled only once.
-    x : ndarray, shape (N, C, H, W)
-    W : ndarray of x's dtype, shape (F, C, FH, FW)
-    b : ndarray of x's dtype, shape (F,)
-    stride, pad : int
-        Of the filters.
-    rectify : int
-        1 if a ReLU follows, else 0.
-    pool : ndarray of int64, shape (3,)
-        Height, width and stride of the windows of a max pooling without padding that follows;
-        height 0 for none.
-    out : ndarray of x's dtype, shape (N, F, OH, OW)
-        Out.
-    arg_max : ndarray of int32, shape of out, or (0, 0, 0, 0) without pooling
-        Out: where, in the plane of the convolution, the entry of `out` comes from; `NOWHERE` if
-        the ReLU is flat there.
-    parts : ndarray of int64, shape (2,)
-        Into how many parts the samples and the filters are divided, each for a thread.
-    """
-    if parts[0] * parts[1] == 1:  # nobody to wake
-        call_pointer(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, 0))
-    else:
-        for index in prange(parts[0] * parts[1]):
-            call_pointer(body, (x, W, b, stride, pad, rectify, pool, out, arg_max, parts, index))
-
-
-@functools.cache
-def forward_pointer(dtype: Any) -> Any:
-    """Return the address of `forward_part` for arrays of a dtype."""
-    integer, biases, images = types.int64, array_type(dtype, 1), array_type(dtype, 4)
-    whole, places = array_type(np.int64, 1), array_type(np.int32, 4)
-    return address(
-        forward_part,
-        (images, images, biases, *[integer] * 3, whole, images, places, whole, integer),
-    )
+                for p in range(n_positions):
+                    target[p] = plane[p]
 
 
 @helper
@@ -226,35 +215,16 @@ def spread_gradient(dout, out, arg_max, rectify, plane):
             plane[q] = dout[q]
 
 
-@helper
-def add_columns(columns, filter_h, filter_w, stride, width, image):
-    """Add what `pack_columns` would have taken from an image to where it would have taken it."""
-    channels = image.shape[0]
-    height = output_size(image.shape[1], filter_h, stride, 0)
-    for c in range(channels):
-        for i in range(filter_h):
-            for j in range(filter_w):
-                row = columns[(c * filter_h + i) * filter_w + j]
-                for y in range(height):
-                    source = row[y * width : (y + 1) * width]
-                    target = image[c, y * stride + i, j:]
-                    if stride == 1:
-                        for x in range(width):
-                            target[x] += source[x]
-                    else:
-                        for x in range(width):
-                            target[x * stride] += source[x]
-
-
 @allocating_helper
-def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, index):
-    """Compute `convolution_backward` for a part of the samples and of the filters."""
+def convolution_backward(
+    dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, filter_parts, chunk, chunks
+):
+    """Compute the gradients of a convolution, with what follows it."""
     n_samples, channels, height, width = x.shape
-    sample_part, filter_part = index // parts[1], index % parts[1]
-    begin, end = chunk_range(n_samples, sample_part, parts[0])
-    first, last = chunk_range(W.shape[0], filter_part, parts[1])
+    all_filters, _, filter_h, filter_w = W.shape
+    begin, end, first, last = chunk_of(n_samples, all_filters, filter_parts, chunk, chunks)
+    filter_part, sample_part = chunk % filter_parts, chunk // filter_parts
     n_filters = last - first
-    _, _, filter_h, filter_w = W.shape
     out_h = output_size(height, filter_h, stride, pad)
     out_w = output_size(width, filter_w, stride, pad)
     n_terms, n_positions = channels * filter_h * filter_w, out_h * out_w
@@ -272,8 +242,8 @@ def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, pa
             weights[k, f] = flat[f, k]
     no_out, no_arg_max = out.reshape(-1)[:0], arg_max.reshape(-1)[:0]
     for n in range(begin, end):
-        pad_image(x[n], pad, image)
-        pack_columns(image, filter_h, filter_w, stride, out_w, columns)
+        copy_image(x[n], image, pad, True)
+        copy_columns(image, filter_h, filter_w, stride, out_w, columns, True)
         for f in range(n_filters):
             before = out[n, first + f].reshape(-1) if out.size > 0 else no_out
             places = arg_max[n, first + f].reshape(-1) if arg_max.size > 0 else no_arg_max
@@ -288,52 +258,9 @@ def backward_part(dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, pa
         if dx.size > 0:
             columns[:] = 0
             add_product(weights, planes, columns)
-            add_columns(columns, filter_h, filter_w, stride, out_w, dimage)
-            unpad_image(dimage, pad, dx[filter_part, n])
+            dimage[:] = 0
+            copy_columns(dimage, filter_h, filter_w, stride, out_w, columns, False)
+            copy_image(dx[filter_part, n], dimage, pad, False)
     for f in range(n_filters):
         for k in range(n_terms):
             dflat[f * n_terms + k] = sums[k, f]
-
-
-@parallel_kernel
-def convolution_backward(body, dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts):
-    """Compute the gradients of a convolution, with what follows it as `convolution_forward` has it.
-
-    Parameters
-    ----------
-    body : int
-        From `backward_pointer`.
-    dout : ndarray, shape of out
-        Gradient of the loss with respect to `out`.
-    x : ndarray of dout's dtype, shape (N, C, H, W)
-    W : ndarray of dout's dtype, shape (F, C, FH, FW)
-    stride, pad, rectify : int
-    out, arg_max : ndarray
-        As `convolution_forward` left them; `out` may be empty if no ReLU follows, or pooling does.
-    dx : ndarray of dout's dtype, shape (filter parts, N, C, H, W), or (filter parts, 0, ..)
-        Out: gradient with respect to x, to be added up over the first axis. Not computed if empty.
-    dW : ndarray of dout's dtype, shape (sample parts, F, C, FH, FW)
-    db : ndarray of dout's dtype, shape (sample parts, F)
-        In: zeros. Out: gradients with respect to W and b, to be added up over the first axis.
-    parts : ndarray of int64, shape (2,)
-        Into how many parts the samples and the filters are divided, each for a thread.
-    """
-    if parts[0] * parts[1] == 1:
-        call_pointer(body, (dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, 0))
-    else:
-        for index in prange(parts[0] * parts[1]):
-            call_pointer(
-                body, (dout, x, W, stride, pad, rectify, out, arg_max, dx, dW, db, parts, index)
-            )
-
-
-@functools.cache
-def backward_pointer(dtype: Any) -> Any:
-    """Return the address of `backward_part` for arrays of a dtype."""
-    integer, sums = types.int64, array_type(dtype, 2)
-    images, stacks = array_type(dtype, 4), array_type(dtype, 5)
-    whole, places = array_type(np.int64, 1), array_type(np.int32, 4)
-    return address(
-        backward_part,
-        (*[images] * 3, *[integer] * 3, images, places, stacks, stacks, sums, whole, integer),
-    )

@@ -27,106 +27,6 @@ _LN2_HEAD_32, _LN2_TAIL_32 = np.float32(0.693359375), np.float32(-2.12194440e-4)
 _ROUND, _ROUND_32 = np.float64(1.5 * 2**52), np.float32(1.5 * 2**23)
 
 
-@exact_helper
-def _reduce64(x):
-    """Return exp(r) - 1 and the two factors of 2**k, which reach down to subnormal results."""
-    shifted = x * _LOG2_E + _ROUND
-    k = shifted - _ROUND
-    r = (x - k * _LN2_HEAD) - k * _LN2_TAIL
-    # Taylor; the first term left out, r**14 / 14!, is below 5e-18. In pairs (G. Estrin's scheme)
-    # instead of one term after the other, each of which would wait for the one before.
-    r2 = r * r
-    r4 = r2 * r2
-    p = (1 / 2 + r * (1 / 6)) + r2 * (1 / 24 + r * (1 / 120))
-    p4 = (1 / 720 + r * (1 / 5040)) + r2 * (1 / 40320 + r * (1 / 362880))
-    p8 = (1 / 3628800 + r * (1 / 39916800)) + r2 * (1 / 479001600 + r * (1 / 6227020800))
-    p = r + r2 * (p + r4 * (p4 + r4 * p8))
-    n = np.float64(shifted).view(np.int64) - np.float64(_ROUND).view(np.int64)
-    half = n >> 1
-    low = np.int64((half + 1023) << 52).view(np.float64)
-    high = np.int64((n - half + 1023) << 52).view(np.float64)
-    return p, low, high
-
-
-@exact_helper
-def _reduce32(x):
-    """Do as `_reduce64` does, in float32."""
-    shifted = x * _LOG2_E_32 + _ROUND_32
-    k = shifted - _ROUND_32
-    r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
-    # The first term left out, r**8 / 8!, is below 6e-9.
-    one, r2 = np.float32(1), r * r
-    p = one / np.float32(2) + r * (one / np.float32(6))
-    p += r2 * (one / np.float32(24) + r * (one / np.float32(120)))
-    p += (r2 * r2) * (one / np.float32(720) + r * (one / np.float32(5040)))
-    p = r + r2 * p
-    n = np.float32(shifted).view(np.int32) - np.float32(_ROUND_32).view(np.int32)
-    half = n >> np.int32(1)
-    low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
-    high = np.int32((n - half + np.int32(127)) << np.int32(23)).view(np.float32)
-    return p, low, high
-
-
-# The arguments are clamped to where the result is 0, -1 or infinite anyway; the comparisons are
-# written so that a NaN passes.
-
-
-@exact_helper
-def _exp64(x):
-    x = -746.0 if x < -746.0 else x
-    x = 710.0 if x > 710.0 else x
-    p, low, high = _reduce64(x)
-    return (p + 1.0) * low * high
-
-
-@exact_helper
-def _exp32(x):
-    x = np.float32(-104.0) if x < np.float32(-104.0) else x
-    x = np.float32(89.0) if x > np.float32(89.0) else x
-    p, low, high = _reduce32(x)
-    return (p + np.float32(1.0)) * low * high
-
-
-@exact_helper
-def _expm1_64(x):
-    x = -50.0 if x < -50.0 else x
-    x = 710.0 if x > 710.0 else x
-    p, low, high = _reduce64(x)
-    return (p * low + (low - 1.0 / high)) * high
-
-
-@exact_helper
-def _expm1_32(x):
-    x = np.float32(-20.0) if x < np.float32(-20.0) else x
-    x = np.float32(89.0) if x > np.float32(89.0) else x
-    p, low, high = _reduce32(x)
-    return (p * low + (low - np.float32(1.0) / high)) * high
-
-
-@exact_helper
-def relative_to(a, b, c):
-    """Compute a - (b - c) in this order: with huge b and c, (a + c) - b would lose a."""
-    return a - (b - c)
-
-
-def exp(x):
-    """Compute exp(x) of a float32 or float64 scalar, in its own precision.
-
-    Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
-    and infinities as in NumPy. For compiled code.
-    """
-    return _exp32(x) if isinstance(x, np.float32) else _exp64(np.float64(x))
-
-
-def expm1(x):
-    """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
-
-    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy. For
-    compiled code.
-    """
-    return _expm1_32(x) if isinstance(x, np.float32) else _expm1_64(np.float64(x))
-
-
 def like(constant, x):
     """Return `constant` in the precision of the scalar `x`.
 
@@ -136,21 +36,82 @@ def like(constant, x):
     return np.float32(constant) if isinstance(x, np.float32) else np.float64(constant)
 
 
-@overload(exp)
-def _compile_exp(x):
-    return (lambda x: _exp32(x)) if x == types.float32 else (lambda x: _exp64(x))
-
-
-@overload(expm1)
-def _compile_expm1(x):
-    return (lambda x: _expm1_32(x)) if x == types.float32 else (lambda x: _expm1_64(x))
-
-
 @overload(like)
 def _compile_like(constant, x):
     if x == types.float32:
         return lambda constant, x: np.float32(constant)
     return lambda constant, x: np.float64(constant)
+
+
+@exact_helper
+def _reduce(x, least, least32):
+    """Return exp(r) - 1, the two factors of 2**k, which reach to subnormal results, and 1.
+
+    In the precision of x, which is clamped to where the result is 0, -1 or infinite anyway; the
+    comparisons are written so that a NaN passes.
+    """
+    if isinstance(x, np.float32):
+        one, lowest, highest = np.float32(1), np.float32(least32), np.float32(89)
+        x = lowest if x < lowest else x
+        x = highest if x > highest else x
+        shifted = x * _LOG2_E_32 + _ROUND_32
+        k = shifted - _ROUND_32
+        r = (x - k * _LN2_HEAD_32) - k * _LN2_TAIL_32
+        # Taylor; the first term left out, r**8 / 8!, is below 6e-9. In pairs (G. Estrin's scheme)
+        # instead of one term after the other, each of which would wait for the one before.
+        r2 = r * r
+        p = one / np.float32(2) + r * (one / np.float32(6))
+        p += r2 * (one / np.float32(24) + r * (one / np.float32(120)))
+        p += (r2 * r2) * (one / np.float32(720) + r * (one / np.float32(5040)))
+        n = np.float32(shifted).view(np.int32) - np.float32(_ROUND_32).view(np.int32)
+        half = n >> np.int32(1)
+        low = np.int32((half + np.int32(127)) << np.int32(23)).view(np.float32)
+        high = np.int32((n - half + np.int32(127)) << np.int32(23)).view(np.float32)
+        return r + r2 * p, low, high, one
+    x = np.float64(x)
+    x = least if x < least else x
+    x = 710.0 if x > 710.0 else x
+    shifted = x * _LOG2_E + _ROUND
+    k = shifted - _ROUND
+    r = (x - k * _LN2_HEAD) - k * _LN2_TAIL
+    r2 = r * r
+    r4 = r2 * r2
+    # The first term left out, r**14 / 14!, is below 5e-18.
+    p = (1 / 2 + r * (1 / 6)) + r2 * (1 / 24 + r * (1 / 120))
+    p4 = (1 / 720 + r * (1 / 5040)) + r2 * (1 / 40320 + r * (1 / 362880))
+    p8 = (1 / 3628800 + r * (1 / 39916800)) + r2 * (1 / 479001600 + r * (1 / 6227020800))
+    n = np.float64(shifted).view(np.int64) - np.float64(_ROUND).view(np.int64)
+    half = n >> 1
+    low = np.int64((half + 1023) << 52).view(np.float64)
+    high = np.int64((n - half + 1023) << 52).view(np.float64)
+    return r + r2 * (p + r4 * (p4 + r4 * p8)), low, high, 1.0
+
+
+@exact_helper
+def exp(x):
+    """Compute exp(x) of a float32 or float64 scalar, in its own precision.
+
+    Off by at most 2 units in the last place over the whole range, subnormal results included; NaN
+    and infinities as in NumPy.
+    """
+    p, low, high, one = _reduce(x, -746.0, -104.0)
+    return (p + one) * low * high
+
+
+@exact_helper
+def expm1(x):
+    """Compute exp(x) - 1 of a float32 or float64 scalar, in its own precision.
+
+    Off by at most 2 units in the last place, for x near 0 too; NaN and infinities as in NumPy.
+    """
+    p, low, high, one = _reduce(x, -50.0, -20.0)
+    return (p * low + (low - one / high)) * high
+
+
+@exact_helper
+def relative_to(a, b, c):
+    """Compute a - (b - c) in this order: with huge b and c, (a + c) - b would lose a."""
+    return a - (b - c)
 
 
 @helper

@@ -97,9 +97,8 @@ def affine_sparse(args, chunk, chunks, iteration):
 @chunk_kernel
 def affine_dense(args, chunk, chunks, iteration):
     """Compute ``out = x @ W + b`` for a chunk of the samples."""
-    x, W, b, out = args.x, args.W, args.b, args.out
-    begin, end = chunk_range(x.shape[0], chunk, chunks)
-    affine_rows(x, W, b, out, begin, end)
+    begin, end = chunk_range(args.x.shape[0], chunk, chunks)
+    affine_rows(args.x, args.W, args.b, args.out, begin, end)
 
 
 @chunk_kernel

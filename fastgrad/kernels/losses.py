@@ -20,13 +20,13 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from numba import prange
 
 from fastgrad.kernels.elementary import exp, like, relative_to
-from fastgrad.runtime.compile import helper, kernel, parallel_kernel
+from fastgrad.runtime.compile import helper, kernel
+from fastgrad.runtime.programs import chunk_range
 
 
-@kernel
+@helper
 def softmax_rows(a, y, first, last):
     """Compute the softmax of rows first .. last - 1.
 
@@ -57,11 +57,11 @@ def softmax_rows(a, y, first, last):
             y[n, k] /= total
 
 
-@parallel_kernel
-def softmax_parallel(a, y, chunks):
-    """Compute the softmax of every row, on `chunks` threads."""
-    for chunk in prange(chunks):
-        softmax_rows(a, y, chunk * a.shape[0] // chunks, (chunk + 1) * a.shape[0] // chunks)
+@kernel
+def softmax(a, y, chunk, chunks):
+    """Compute the softmax of a chunk of the rows."""
+    first, last = chunk_range(a.shape[0], chunk, chunks)
+    softmax_rows(a, y, first, last)
 
 
 @helper
@@ -86,33 +86,26 @@ def cross_entropy_sum(a, y, labels, soft, delta, first, last):
     float
         Added up in float64; 0 without targets.
     """
-    n_classes = y.shape[1]
+    n_classes, is_labelled = y.shape[1], labels.size > 0
+    n_targets = 1 if is_labelled else n_classes if soft.shape[0] > 0 else 0
     total = 0.0
-    if delta == 0:
-        for n in range(first, last):
+    for n in range(first, last):
+        m, shift = 0, y.dtype.type(0)
+        if delta == 0:
             # log(softmax(a))_k = a_k - a_m + log(y_m) for every m; the largest y_m is at least 1/C.
-            m = 0
             for k in range(1, n_classes):
                 if a[n, k] > a[n, m]:
                     m = k
             shift = np.log(y[n, m])
-            if labels.size > 0:
-                total += relative_to(-shift, a[n, labels[n]], a[n, m])
-            elif soft.shape[0] > 0:
-                for k in range(n_classes):
-                    if soft[n, k] != 0 or math.isnan(shift):
-                        total += soft[n, k] * relative_to(-shift, a[n, k], a[n, m])
-    elif labels.size > 0:
-        for n in range(first, last):
-            p = y[n, labels[n]]
-            total -= np.log(p + like(delta, p))
-    elif soft.shape[0] > 0:
-        for n in range(first, last):
-            for k in range(n_classes):
-                p = y[n, k]
-                # 0 log(p) is 0 for the p of a softmax. NaN and its like go on as in NumPy.
-                if soft[n, k] != 0 or not 0 <= p < math.inf:
-                    total -= soft[n, k] * np.log(p + like(delta, p))
+        for item in range(n_targets):
+            k = labels[n] if is_labelled else item
+            target, p = y.dtype.type(1) if is_labelled else soft[n, k], y[n, k]
+            if delta == 0:
+                if target != 0 or math.isnan(shift):
+                    total += target * relative_to(-shift, a[n, k], a[n, m])
+            # 0 log(p) is 0 for the p of a softmax. NaN and its like go on as in NumPy.
+            elif target != 0 or not 0 <= p < math.inf:
+                total -= target * np.log(p + like(delta, p))
     return total
 
 

@@ -6,9 +6,8 @@ remembered by its place in the plane, so the way back is one addition for each w
 
 from __future__ import annotations
 
-from numba import prange
-
-from fastgrad.runtime.compile import helper, parallel_kernel
+from fastgrad.runtime.compile import helper
+from fastgrad.runtime.programs import chunk_range
 
 #: What `arg_max` holds for a window whose largest entry gets no gradient.
 NOWHERE = -1
@@ -16,8 +15,12 @@ NOWHERE = -1
 
 @helper
 def larger_of(value, place, largest, largest_place):
-    """Return the larger of two entries and where it stands; the second one if they are equal."""
-    return (value, place) if value > largest else (largest, largest_place)
+    """Return the larger of two entries and where it stands; the second one if they are equal.
+
+    A NaN counts as the largest.
+    """
+    is_larger = not value <= largest and largest == largest
+    return (value, place) if is_larger else (largest, largest_place)
 
 
 @helper
@@ -43,11 +46,9 @@ def pool_plane(plane, width, window, columns, out, arg_max):
         for x in range(columns):
             corner = y * stride * width + x * stride
             largest, place = plane[corner], corner
-            total = largest - largest
             if window_h == window_w == 2:  # the usual one, for a quarter of the time
                 a, b = plane[corner], plane[corner + 1]
                 c, d = plane[corner + width], plane[corner + width + 1]
-                total = a + b + c + d
                 b, below = larger_of(b, corner + 1, a, corner)
                 d, place = larger_of(d, corner + width + 1, c, corner + width)
                 largest, place = larger_of(d, place, b, below)
@@ -55,19 +56,13 @@ def pool_plane(plane, width, window, columns, out, arg_max):
                 for i in range(window_h):
                     for j in range(window_w):
                         here = corner + i * width + j
-                        total += plane[here]
                         largest, place = larger_of(plane[here], here, largest, place)
-            if total != total:  # no comparison finds a NaN
-                for i in range(window_h * window_w - 1, -1, -1):
-                    here = corner + i // window_w * width + i % window_w
-                    if plane[here] != plane[here]:
-                        largest, place = plane[here], here
             out[y * columns + x], arg_max[y * columns + x] = largest, place
 
 
-@parallel_kernel
-def max_pooling_forward(planes, width, window, columns, out, arg_max, chunks):
-    """Take the largest entries of planes, as `pool_plane` does, a chunk of planes for each thread.
+@helper
+def max_pooling_forward(planes, width, window, columns, out, arg_max, chunk, chunks):
+    """Take the largest entries of a chunk of the planes, as `pool_plane` does.
 
     Parameters
     ----------
@@ -76,15 +71,15 @@ def max_pooling_forward(planes, width, window, columns, out, arg_max, chunks):
         As for `pool_plane`; `window` an ndarray of int64.
     out, arg_max : ndarray, shape (M, OH * columns)
         Out.
-    chunks : int
+    chunk, chunks : int
     """
-    for chunk in prange(chunks):
-        for m in range(chunk * len(planes) // chunks, (chunk + 1) * len(planes) // chunks):
-            pool_plane(planes[m], width, window, columns, out[m], arg_max[m])
+    begin, end = chunk_range(planes.shape[0], chunk, chunks)
+    for m in range(begin, end):
+        pool_plane(planes[m], width, window, columns, out[m], arg_max[m])
 
 
-@parallel_kernel
-def max_pooling_backward(dout, arg_max, dplanes, chunks):
+@helper
+def max_pooling_backward(dout, arg_max, dplanes, chunk, chunks):
     """Add the gradient by each largest entry to where it came from.
 
     Parameters
@@ -94,10 +89,10 @@ def max_pooling_backward(dout, arg_max, dplanes, chunks):
         As `max_pooling_forward` left it, or `NOWHERE`.
     dplanes : ndarray of dout's dtype, shape (M, P)
         In: zeros. Out: the gradient by the planes.
-    chunks : int
+    chunk, chunks : int
     """
-    for chunk in prange(chunks):
-        for m in range(chunk * len(dout) // chunks, (chunk + 1) * len(dout) // chunks):
-            for q in range(dout.shape[1]):
-                if arg_max[m, q] != NOWHERE:
-                    dplanes[m, arg_max[m, q]] += dout[m, q]
+    begin, end = chunk_range(dout.shape[0], chunk, chunks)
+    for m in range(begin, end):
+        for q in range(dout.shape[1]):
+            if arg_max[m, q] != NOWHERE:
+                dplanes[m, arg_max[m, q]] += dout[m, q]

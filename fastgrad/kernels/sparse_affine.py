@@ -6,17 +6,16 @@ another dtype than the weights: an entry is converted where it is used.
 
 from __future__ import annotations
 
-from numba import prange
-
-from fastgrad.runtime.compile import parallel_kernel
+from fastgrad.runtime.compile import helper
+from fastgrad.runtime.programs import chunk_range
 
 #: The fraction of non-zero entries below which this kernel beats the dense product.
 SPARSE_BELOW = 0.3
 
 
-@parallel_kernel
-def sparse_affine_forward(x, W, b, out, chunks):
-    """Compute ``out = x @ W + b``, a chunk of the samples on each thread.
+@helper
+def sparse_affine_forward(x, W, b, out, chunk, chunks):
+    """Compute ``out = x @ W + b`` for a chunk of the samples.
 
     Parameters
     ----------
@@ -25,14 +24,14 @@ def sparse_affine_forward(x, W, b, out, chunks):
     b : ndarray, shape (H,)
     out : ndarray of the dtype of W and b, shape (N, H)
         Out.
-    chunks : int
+    chunk, chunks : int
     """
-    for chunk in prange(chunks):
-        for n in range(chunk * x.shape[0] // chunks, (chunk + 1) * x.shape[0] // chunks):
-            for j in range(b.size):
-                out[n, j] = b[j]
-            for i in range(x.shape[1]):
-                if x[n, i] != 0:
-                    factor = W.dtype.type(x[n, i])
-                    for j in range(b.size):
-                        out[n, j] += factor * W[i, j]
+    begin, end = chunk_range(x.shape[0], chunk, chunks)
+    for n in range(begin, end):
+        for j in range(b.size):
+            out[n, j] = b[j]
+        for i in range(x.shape[1]):
+            if x[n, i] != 0:
+                factor = W.dtype.type(x[n, i])
+                for j in range(b.size):
+                    out[n, j] += factor * W[i, j]

@@ -32,10 +32,10 @@ from __future__ import annotations
 import functools
 import math
 
-from numba import prange, types
+from numba import types
 
-from fastgrad.runtime.compile import address, array_type, kernel, parallel_kernel
-from fastgrad.runtime.programs import call_pointer
+from fastgrad.runtime.compile import address, array_type, helper, kernel
+from fastgrad.runtime.programs import call_pointer, chunk_range
 
 #: Keeps the division by a root defined at the start; the book's number.
 EPSILON = 1e-7
@@ -118,9 +118,8 @@ def pointer(rule, dtype):
     return address(rule, (*[array_type(dtype, 1)] * 4, *[types.float64] * 3))
 
 
-@parallel_kernel
-def update_parallel(rule, p, g, first, second, lr, a, b, chunks):
-    """Update by a rule, given by its `pointer`, on `chunks` threads."""
-    for chunk in prange(chunks):
-        i, k = chunk * p.size // chunks, (chunk + 1) * p.size // chunks
-        call_pointer(rule, (p[i:k], g[i:k], first[i:k], second[i:k], lr, a, b))
+@helper
+def update(rule, p, g, first, second, lr, a, b, chunk, chunks):
+    """Update a chunk of the parameters by a rule, given by its `pointer`."""
+    i, k = chunk_range(p.size, chunk, chunks)
+    call_pointer(rule, (p[i:k], g[i:k], first[i:k], second[i:k], lr, a, b))

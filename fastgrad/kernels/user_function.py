@@ -5,7 +5,7 @@ address only. Between the two stands an *evaluator*, compiled once for each comb
 types, that turns addresses back into arrays and calls the function. A new function of known types
 therefore costs no compilation here at all.
 
-An exception inside ``prange`` would vanish, so the evaluator hands back a status instead, and the
+An exception on another thread would vanish, so the evaluator hands back a status instead, and the
 caller evaluates the failing point once more from Python.
 """
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import prange, types
-from numba.extending import intrinsic
+from numba import types
 
-from fastgrad.runtime.compile import c_callable, cgutils, emit_call, kernel, parallel_kernel
+from fastgrad.runtime.compile import c_callable, cgutils, emit_call, emitted, helper, kernel
+from fastgrad.runtime.programs import chunk_range
 from fastgrad.validation import IntArray
 
 #: What an evaluator returns.
@@ -29,10 +29,11 @@ DONE, RAISED, NOT_ONE_NUMBER = 0, 1, 2
 _EVALUATOR = types.int32(types.voidptr, types.CPointer(types.float64))
 
 
-@parallel_kernel
+@helper
 def evaluate_perturbed(
-    evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant
-):
+    evaluator, blocks, copies, places, points, values, failed, start, stop, tolerant, thread,
+    threads,
+):  # fmt: skip
     """Evaluate a function with one number of its argument replaced at a time.
 
     Parameters
@@ -57,24 +58,22 @@ def evaluate_perturbed(
         work.
     start, stop : int
         Which columns to do.
-    tolerant : bool
+    tolerant : int
         Whether an exception counts as the value NaN instead.
+    thread, threads : int
     """
-    threads = copies.shape[0]
-    for thread in prange(threads):
-        begin = start + (stop - start) * thread // threads
-        end = start + (stop - start) * (thread + 1) // threads
-        for i in range(begin, end):
-            kept = copies[thread, places[i]]
-            for k in range(points.shape[0]):
-                if failed[thread] < 0:
-                    copies[thread, places[i]] = points[k, i]
-                    status = _call(evaluator, blocks, thread, values, k, i)
-                    if status == RAISED and tolerant:
-                        values[k, i] = np.nan
-                    elif status != DONE:
-                        failed[thread] = i * points.shape[0] + k
-            copies[thread, places[i]] = kept
+    first, last = chunk_range(stop - start, thread, threads)
+    for i in range(start + first, start + last):
+        kept = copies[thread, places[i]]
+        for k in range(points.shape[0]):
+            if failed[thread] < 0:
+                copies[thread, places[i]] = points[k, i]
+                status = _call(evaluator, blocks, thread, 0, values, k, i)
+                if status == RAISED and tolerant:
+                    values[k, i] = np.nan
+                elif status != DONE:
+                    failed[thread] = i * points.shape[0] + k
+        copies[thread, places[i]] = kept
 
 
 def pack(address: int, x: Any, args: tuple[Any, ...]) -> IntArray:
@@ -119,77 +118,59 @@ def evaluator(x: types.Type, args: types.BaseTuple, result: types.Type) -> Any:
     load = _loader(types.Tuple([types.int64, x, args]))
     call = _caller((x, *args.types), result)
 
-    def number(block, value):
+    is_array = isinstance(result, types.Array)
+
+    def evaluate(block, value):
         address, x, further = load(block)
         raised, answer = call(address, (x, *further))
         if raised:
             return RAISED
-        value[0] = answer
+        if is_array:
+            if answer.size != 1:
+                return NOT_ONE_NUMBER
+            value[0] = answer.flat[0]
+        else:
+            value[0] = answer
         return DONE
 
-    def array(block, value):
-        address, x, further = load(block)
-        raised, answer = call(address, (x, *further))
-        if raised:
-            return RAISED
-        if answer.size != 1:
-            return NOT_ONE_NUMBER
-        value[0] = answer.flat[0]
-        return DONE
-
-    return c_callable(_EVALUATOR)(array if isinstance(result, types.Array) else number)
+    return c_callable(_EVALUATOR)(evaluate)
 
 
 # What follows writes LLVM instructions, because Numba has no way to say it: a call through an
 # address, and a tuple of arrays that outlives the call that it was an argument of.
 
 
-@intrinsic
-def _call(typingctx, evaluator, blocks, thread, values, k, i):
-    """Call the evaluator on row `thread` of `blocks`, with the result in ``values[k, i]``."""
+def _emit_call(call):
+    block = call.builder.bitcast(call.item("blocks", "thread", "word"), cgutils.voidptr_t)
+    value = call.item("values", "k", "i")
+    kind = ir.FunctionType(ir.IntType(32), [block.type, value.type])
+    function = call.builder.inttoptr(call.values["evaluator"], kind.as_pointer())
+    return call.builder.call(function, [block, value])
 
-    def generate(context, builder, signature, arguments):
-        evaluator, blocks, thread, values, k, i = arguments
-        bytes_ = ir.IntType(8).as_pointer()
-        function_type = ir.FunctionType(ir.IntType(32), [bytes_, ir.DoubleType().as_pointer()])
 
-        def pointer(position, array, *indices):
-            type_ = signature.args[position]
-            proxy = context.make_array(type_)(context, builder, array)
-            return cgutils.get_item_pointer(context, builder, type_, proxy, indices)
+@emitted(_emit_call, types.int32)
+def _call(evaluator, blocks, thread, word, values, k, i):
+    """Call the evaluator on what `blocks` holds from a word on; the result goes to ``values``."""
 
-        zero = context.get_constant(types.intp, 0)
-        return builder.call(
-            builder.inttoptr(evaluator, function_type.as_pointer()),
-            [
-                builder.bitcast(pointer(1, blocks, thread, zero), bytes_),
-                pointer(3, values, k, i),
-            ],
-        )
 
-    return types.int32(evaluator, blocks, thread, values, k, i), generate
+def _emit_store(call):
+    kind = call.kinds["value"]
+    model = call.context.data_model_manager[kind]
+    value = _borrowed(call.context, call.builder, kind, call.values["value"])
+    place = call.item("block", "word")
+    target = call.builder.bitcast(place, model.get_data_type().as_pointer())
+    call.builder.store(model.as_data(call.builder, value), target, align=8)
+
+
+@emitted(_emit_store)
+def _store(block, word, value):
+    """Store a value as it lies in memory, its arrays as borrowed ones."""
 
 
 @kernel
 def _pack(block, value):
     """Write `value` into `block`."""
-    _store(block, value)
-
-
-@intrinsic
-def _store(typingctx, block, value):
-    """Store a value as it lies in memory, its arrays as borrowed ones."""
-
-    def generate(context, builder, signature, arguments):
-        block_type, value_type = signature.args
-        model = context.data_model_manager[value_type]
-        data = context.make_array(block_type)(context, builder, arguments[0]).data
-        value = _borrowed(context, builder, value_type, arguments[1])
-        target = builder.bitcast(data, model.get_data_type().as_pointer())
-        builder.store(model.as_data(builder, value), target, align=8)
-        return context.get_dummy_value()
-
-    return types.void(block, value), generate
+    _store(block, 0, value)
 
 
 def _borrowed(context: Any, builder: Any, type_: types.Type, value: Any) -> Any:
@@ -209,28 +190,23 @@ def _borrowed(context: Any, builder: Any, type_: types.Type, value: Any) -> Any:
 def _loader(type_: types.Type) -> Any:
     """Return an intrinsic that reads what `_store` wrote at an address, as one type."""
 
-    @intrinsic
-    def load(typingctx, address):
-        def generate(context, builder, signature, arguments):
-            model = context.data_model_manager[type_]
-            source = builder.bitcast(arguments[0], model.get_data_type().as_pointer())
-            return model.from_data(builder, builder.load(source, align=8))
+    def emit(call):
+        model = call.context.data_model_manager[type_]
+        source = call.builder.bitcast(call.values["place"], model.get_data_type().as_pointer())
+        return model.from_data(call.builder, call.builder.load(source, align=8))
 
-        return type_(address), generate
-
-    return load
+    return emitted(emit, type_)(lambda place: None)
 
 
 def _caller(argument_types: tuple[types.Type, ...], result_type: types.Type) -> Any:
     """Return an intrinsic that calls a function by its address: (whether it raised, result)."""
+    both = types.Tuple([types.boolean, result_type])
 
-    @intrinsic
-    def call(typingctx, address, arguments):
-        def generate(context, builder, signature, values):
-            place, given = values[0], cgutils.unpack_tuple(builder, values[1])
-            status, result = emit_call(context, builder, place, argument_types, given, result_type)
-            return context.make_tuple(builder, signature.return_type, [status.is_error, result])
+    def emit(call):
+        given = cgutils.unpack_tuple(call.builder, call.values["arguments"])
+        status, result = emit_call(
+            call.context, call.builder, call.values["place"], argument_types, given, result_type
+        )
+        return call.context.make_tuple(call.builder, both, [status.is_error, result])
 
-        return types.Tuple([types.boolean, result_type])(address, arguments), generate
-
-    return call
+    return emitted(emit, both)(lambda place, arguments: None)

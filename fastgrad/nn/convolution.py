@@ -16,6 +16,7 @@ from fastgrad.kernels import convolution as kernels
 from fastgrad.kernels import pooling
 from fastgrad.nn.layers import Layer
 from fastgrad.runtime import threads
+from fastgrad.runtime.programs import run
 from fastgrad.validation import FloatArray, real_array, require_shape, whole_number
 
 __all__ = [
@@ -187,15 +188,15 @@ def max_pooling_forward(
     padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
     out = np.empty((n * channels, rows * columns), x.dtype)
     arg_max = np.empty(out.shape, np.int32)
-    threads.launch(
+    run(
         pooling.max_pooling_forward,
+        threads.chunks(out.size, _PARALLEL_WINDOWS),
         padded.reshape(n * channels, padded[0, 0].size if x.size else 0),
         padded.shape[3],
         np.array([pool_h, pool_w, stride]),
         columns,
         out,
         arg_max,
-        threads.chunks(out.size, _PARALLEL_WINDOWS),
     )
     if pad:
         row, column = np.divmod(arg_max, np.int32(padded.shape[3]))
@@ -490,20 +491,11 @@ def forward(
         rows, columns = ((np.array([rows, columns]) - window[:2]) // window[2] + 1).tolist()
     out = np.empty((len(x), len(W), rows, columns), x.dtype)
     arg_max = np.empty(out.shape, np.int32) if window[0] else _NOWHERE
-    threads.launch(
-        kernels.convolution_forward,
-        kernels.forward_pointer(x.dtype.char),
-        x,
-        W,
-        b,
-        stride,
-        pad,
-        int(rectify),
-        window,
-        out,
-        arg_max,
-        _parts(len(x), len(W), work),
-    )
+    samples, filters = _parts(len(x), len(W), work)
+    run(
+        kernels.convolution_forward, samples * filters, x, W, b, stride, pad, int(rectify),
+        window, out, arg_max, filters,
+    )  # fmt: skip
     return out, arg_max
 
 
@@ -521,34 +513,22 @@ def backward(
 ) -> tuple[FloatArray | None, FloatArray, FloatArray]:
     """Compute the gradients of `forward`; that by the images only if asked for, else None."""
     rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "W")
-    parts = _parts(len(x), len(W), len(x) * rows * columns * W.size)
-    n_samples, n_filters = parts.tolist()
-    dx = np.empty((n_filters, len(x) if by_images else 0, *x.shape[1:]), x.dtype)
-    dW, db = np.zeros((n_samples, *W.shape), x.dtype), np.zeros((n_samples, len(W)), x.dtype)
-    threads.launch(
-        kernels.convolution_backward,
-        kernels.backward_pointer(x.dtype.char),
-        dout,
-        x,
-        W,
-        stride,
-        pad,
-        int(rectify),
-        np.empty((0, 0, 0, 0), x.dtype) if out is None else out,
-        arg_max,
-        dx,
-        dW,
-        db,
-        parts,
-    )
+    samples, filters = _parts(len(x), len(W), len(x) * rows * columns * W.size)
+    dx = np.empty((filters, len(x) if by_images else 0, *x.shape[1:]), x.dtype)
+    dW, db = np.zeros((samples, *W.shape), x.dtype), np.zeros((samples, len(W)), x.dtype)
+    before = np.empty((0, 0, 0, 0), x.dtype) if out is None else out
+    run(
+        kernels.convolution_backward, samples * filters, dout, x, W, stride, pad, int(rectify),
+        before, arg_max, dx, dW, db, filters,
+    )  # fmt: skip
     return _sum(dx) if by_images else None, _sum(dW), _sum(db)
 
 
-def _parts(n_samples: int, n_filters: int, work: float) -> NDArray[np.int64]:
+def _parts(n_samples: int, n_filters: int, work: float) -> tuple[int, int]:
     """Return into how many parts the samples are divided, and, if they are few, the filters."""
     chunks = threads.chunks(work, _PARALLEL_WORK)
     samples = max(1, min(n_samples, chunks))
-    return np.array([samples, max(1, min(n_filters, chunks // samples))])
+    return samples, max(1, min(n_filters, chunks // samples))
 
 
 def _sum(parts: FloatArray) -> FloatArray:
@@ -560,12 +540,12 @@ def _sum(parts: FloatArray) -> FloatArray:
 def _unpool(dout: FloatArray, arg_max: NDArray[np.int32], shape: tuple[int, ...]) -> FloatArray:
     dx = np.zeros(shape, dout.dtype)
     n_planes, n_windows = shape[0] * shape[1], dout.shape[2] * dout.shape[3]
-    threads.launch(
+    run(
         pooling.max_pooling_backward,
+        threads.chunks(dout.size, _PARALLEL_WINDOWS),
         dout.reshape(n_planes, n_windows),
         arg_max.reshape(n_planes, n_windows),
         dx.reshape(n_planes, shape[2] * shape[3]),
-        threads.chunks(dout.size, _PARALLEL_WINDOWS),
     )
     return dx
 

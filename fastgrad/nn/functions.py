@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from fastgrad.kernels import activations, affine, losses, sparse_affine
 from fastgrad.runtime import threads
+from fastgrad.runtime.programs import run
 from fastgrad.validation import (
     ZERO,
     FloatArray,
@@ -381,11 +382,10 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
         return product if x.ndim > 1 else product[0]
     out = np.empty((rows.shape[0], n_outputs), x.dtype)
     chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
-    body = affine.forward_pointer(x.dtype.char)
     if chunks == 1:
-        affine.affine_forward(body, rows, W, b, out)
+        affine.affine_forward(rows, W, b, out, 0, 1)
     else:
-        threads.launch(affine.affine_forward_parallel, body, rows, W, b, out, chunks)
+        run(affine.affine_forward, chunks, rows, W, b, out)
     return out if x.ndim > 1 else out[0]
 
 
@@ -437,11 +437,10 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     dout = dout.reshape(rows.shape[0], n_outputs)
     dx, dW, db = np.empty_like(rows), np.empty_like(W), np.empty(n_outputs, W.dtype)
     chunks = threads.chunks(dout.size * W.shape[0], affine.PARALLEL_WORK)
-    body = affine.backward_pointer(x.dtype.char)
     if chunks == 1:
-        affine.affine_backward(body, dout, rows, W, dx, dW, db)
+        affine.affine_backward(dout, rows, W, dx, dW, db, 0, 1)
     else:
-        threads.launch(affine.affine_backward_parallel, body, dout, rows, W, dx, dW, db, chunks)
+        run(affine.affine_backward, chunks, dout, rows, W, dx, dW, db)
     return dx.reshape(x.shape), dW, db
 
 
@@ -539,11 +538,9 @@ def _activation(which: int, x: Any) -> Any:
     out = np.empty(array.shape, array.dtype)
     chunks = threads.chunks(array.size, _PARALLEL_VALUES)
     if chunks == 1:
-        activations.activate(which, array.reshape(-1), out.reshape(-1))
+        activations.activate(which, array.reshape(-1), out.reshape(-1), 0, 1)
     else:
-        threads.launch(
-            activations.activate_parallel, which, array.reshape(-1), out.reshape(-1), chunks
-        )
+        run(activations.activate, chunks, which, array.reshape(-1), out.reshape(-1))
     return _scalar_or_array(out)
 
 
@@ -551,9 +548,9 @@ def _softmax_into(a: FloatArray, y: FloatArray) -> None:
     """Compute the softmax of the rows of a 2-D array with at least one column."""
     chunks = threads.chunks(a.size, _PARALLEL_VALUES)
     if chunks == 1:
-        losses.softmax_rows(a, y, 0, a.shape[0])
+        losses.softmax(a, y, 0, 1)
     else:
-        threads.launch(losses.softmax_parallel, a, y, chunks)
+        run(losses.softmax, chunks, a, y)
 
 
 def _softmax_cross_entropy(
@@ -581,7 +578,7 @@ def _is_sparse(x: FloatArray, W: FloatArray) -> bool:
 def _sparse_affine_forward(x: FloatArray, W: FloatArray, b: FloatArray) -> FloatArray:
     out = np.empty((x.shape[0], W.shape[1]), W.dtype)
     chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
-    threads.launch(sparse_affine.sparse_affine_forward, x, W, b, out, chunks)
+    run(sparse_affine.sparse_affine_forward, chunks, x, W, b, out)
     return out
 
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from fastgrad.kernels import updates
 from fastgrad.runtime import threads
+from fastgrad.runtime.programs import run
 from fastgrad.validation import FLOAT_DTYPES, FloatArray, real_array, real_number
 
 __all__ = ["SGD", "AdaGrad", "Adam", "Momentum", "Nesterov", "RMSprop"]
@@ -191,9 +192,7 @@ def _apply(rule: Any, step: _Step, lr: float, a: float, b: float) -> None:
         rule(parameter, gradient, *state, lr, a, b)
     else:
         pointer = updates.pointer(rule, array.dtype)
-        threads.launch(
-            updates.update_parallel, pointer, parameter, gradient, *state, lr, a, b, chunks
-        )
+        run(updates.update, chunks, pointer, parameter, gradient, *state, lr, a, b)
     if not in_place:
         array[...] = parameter.reshape(array.shape, order=order)
 

@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 
 from fastgrad.kernels import user_function
 from fastgrad.numdiff.trees import Leaf, Tree, rebuild
-from fastgrad.runtime import threads
 from fastgrad.runtime.compile import code_address, users_overload
+from fastgrad.runtime.programs import run
 from fastgrad.validation import FloatArray, IntArray
 
 Function = Callable[..., Any]
@@ -604,9 +604,10 @@ def _evaluate_compiled(
         start, stop, size = 0, min(count, len(places)), len(places)
         while start < size:
             began = time.perf_counter()
-            threads.launch(
-                user_function.evaluate_perturbed, compiled.evaluator.address, blocks,
-                copies.rows.view(dtype), places, moved, found, failed, start, stop, task.tolerant,
+            run(
+                user_function.evaluate_perturbed, count, compiled.evaluator.address, blocks,
+                copies.rows.view(dtype), places, moved, found, failed, start, stop,
+                int(task.tolerant),
             )  # fmt: skip
             if failed.max() >= 0:
                 i, k = divmod(int(failed[failed >= 0].min()), len(points))

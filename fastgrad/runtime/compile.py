@@ -56,6 +56,8 @@ PRIVATE_NAMES = {
     "pointers": (
         "numba.core:cgutils",
         "numba.core.typing.templates:AttributeTemplate",
+        "numba:types.ExternalFunction",
+        "numba.np.arrayobj:populate_array",
         "numba.core.codegen:JITCodeLibrary.get_pointer_to_function",
         "numba.core.funcdesc:FunctionDescriptor.llvm_func_name",
         "numba.core.callconv:CPUCallConv.get_function_type",
@@ -75,13 +77,14 @@ def private_name(text: str) -> Any:
         return None
 
 
-# The files that write LLVM instructions use the first two.
-cgutils, AttributeTemplate, *_methods = map(private_name, PRIVATE_NAMES["pointers"])
+# The files that write LLVM instructions use the first four.
+_pointers = [private_name(name) for name in PRIVATE_NAMES["pointers"]]
+cgutils, AttributeTemplate, ExternalFunction, populate_array = _pointers[:4]
 _cache_names = [private_name(name) for name in PRIVATE_NAMES["cache"]]
 _FunctionCache, _IndexDataCacheFile, _, _start_runtime = _cache_names
 
 #: Whether kernels are compiled; otherwise they are plain Python functions.
-COMPILED = None not in (cgutils, AttributeTemplate, *_methods) and not numba.config.DISABLE_JIT
+COMPILED = None not in _pointers and not numba.config.DISABLE_JIT
 
 
 def kernel(function: Callable[..., Any]) -> Any:
@@ -104,7 +107,7 @@ def chunk_kernel(function: Callable[..., Any]) -> Any:
 
 def helper(function: Callable[..., Any]) -> Any:
     """Compile a serial function that only kernels call."""
-    return _compile_helper(function)
+    return _compile(function, no_cpython_wrapper=True)
 
 
 def exact_helper(function: Callable[..., Any]) -> Any:
@@ -112,12 +115,12 @@ def exact_helper(function: Callable[..., Any]) -> Any:
 
     The compiler may fuse a multiplication and an addition, but not change the order of operations.
     """
-    return _compile_helper(function, fastmath=EXACT_FASTMATH)
+    return _compile(function, no_cpython_wrapper=True, fastmath=EXACT_FASTMATH)
 
 
 def allocating_helper(function: Callable[..., Any]) -> Any:
     """Compile a helper that creates arrays, as an assignment of an array to a slice also may."""
-    return _compile_helper(function, counts_references=True)
+    return _compile(function, no_cpython_wrapper=True, counts_references=True)
 
 
 def c_callable(signature: Any) -> Callable[[Callable[..., Any]], Any]:
@@ -148,40 +151,48 @@ class Call(NamedTuple):
         """Return an integer argument as 64 bits."""
         return self.context.cast(self.builder, self.values[name], self.kinds[name], types.int64)
 
+    def item(self, name: str, *indices: str) -> Any:
+        """Return a pointer to an array's element, at integer arguments."""
+        kind, places = self.kinds[name], [self.whole(index) for index in indices]
+        array = self.context.make_array(kind)(self.context, self.builder, self.values[name])
+        return cgutils.get_item_pointer(self.context, self.builder, kind, array, places)
 
-def emitted(plain: Callable[..., Any], emit: Callable[[Call], Any], result: Any = None) -> Any:
-    """Return an intrinsic made of LLVM instructions, or its plain twin where nothing is compiled.
+
+def emitted(emit: Callable[[Call], Any], result: Any = None) -> Callable[..., Any]:
+    """Return a decorator: it replaces a plain function by LLVM instructions for the same.
 
     Kernels call the intrinsic itself. With ``numba.extending.overload`` it would be wrapped in a
-    function of its own, which takes a tenth of a second more to compile.
+    function of its own, which takes a tenth of a second more to compile. Where nothing is compiled
+    the plain function runs.
 
     Parameters
     ----------
-    plain : callable
-        Says what is computed, and names the parameters.
     emit : callable
         Writes the instructions, and returns the resulting LLVM value.
     result : Numba type, optional
         Of the result, if there is one.
     """
-    if not COMPILED:
-        return plain
-    names = inspect.signature(plain).parameters
 
-    def typed(typing_context: Any, *kinds: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
-            by_name = (dict(zip(names, each, strict=True)) for each in (signature.args, arguments))
-            value = emit(Call(context, builder, *by_name))
-            return context.get_dummy_value() if result is None else value
+    def decorate(plain: Callable[..., Any]) -> Any:
+        if not COMPILED:
+            return plain
+        names = inspect.signature(plain).parameters
 
-        return (result or types.void)(*kinds), generate
+        @functools.wraps(plain)
+        def typed(typing_context: Any, *kinds: Any) -> Any:
+            def generate(context: Any, builder: Any, signature: Any, values: Any) -> Any:
+                by_name = (dict(zip(names, each, strict=True)) for each in (signature.args, values))
+                value = emit(Call(context, builder, *by_name))
+                return context.get_dummy_value() if result is None else value
 
-    # Numba reads the parameters from the signature.
-    first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
-    vars(typed)["__signature__"] = inspect.Signature([first, *names.values()])
-    typed.__name__ = typed.__qualname__ = plain.__name__.removeprefix("_plain_")
-    typed.__doc__ = plain.__doc__
-    return intrinsic(typed)
+            return (result or types.void)(*kinds), generate
+
+        # Numba reads the parameters from the signature.
+        first = inspect.Parameter("typing_context", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        vars(typed)["__signature__"] = inspect.Signature([first, *names.values()])
+        return intrinsic(typed)
+
+    return decorate
 
 
 def address(function: Any, signature: tuple[Any, ...]) -> Any:
@@ -250,7 +261,11 @@ _NO_CACHE = (RuntimeError, OSError, AttributeError, TypeError)
 def _compile(
     function: Callable[..., Any], *, counts_references: bool = False, **options: Any
 ) -> Any:
-    """Compile a function with the options that all kernels share and with some of its own."""
+    """Compile a function with the options that all kernels share and with some of its own.
+
+    Without an entry from Python a call from there would end the process, so it is made to raise a
+    `TypeError` instead.
+    """
     if not COMPILED:
         return function
     if None not in map(private_name, PRIVATE_NAMES["counting"]):
@@ -263,22 +278,13 @@ def _compile(
         "no_cfunc_wrapper": True,  # nobody calls through it
         **options,
     }
-    compiled = numba.njit(function, **options)
+    compiled: Any = numba.njit(function, **options)
     with contextlib.suppress(*_NO_CACHE):
         compiled._cache = _KernelCache(function)
-    return compiled
-
-
-def _compile_helper(function: Callable[..., Any], **options: Any) -> Any:
-    """Compile a function without an entry from Python.
-
-    A call from there would end the process, so it is made to raise a `TypeError` instead.
-    """
-    compiled = _compile(function, no_cpython_wrapper=True, **options)
-    if is_jitted(compiled):
+    if "no_cpython_wrapper" in options:
         with contextlib.suppress(TypeError):  # without it only the message is lost
-            kind: Any = type(compiled)
-            compiled.__class__ = _helper_class(kind)
+            dispatcher: Any = type(compiled)
+            compiled.__class__ = _helper_class(dispatcher)
     return compiled
 
 

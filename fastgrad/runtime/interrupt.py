@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-__all__ = ["Deferred", "hold", "kept", "raise_if_asked", "release"]
+__all__ = ["Deferred", "hold", "kept", "release"]
 
 
 class _Request:
@@ -44,12 +44,6 @@ def release() -> None:
         if _Request.waiting:
             _Request.waiting = False
             raise KeyboardInterrupt
-
-
-def raise_if_asked() -> None:
-    """Raise `KeyboardInterrupt` if Ctrl-C was pressed, and somebody swallowed the exception."""
-    if _Request.asked:
-        raise KeyboardInterrupt
 
 
 def _note_and_raise(number: int, frame: FrameType | None) -> None:
@@ -83,8 +77,8 @@ def kept(*, may_be_caught: bool = False) -> Iterator[None]:
     signal.signal(signal.SIGINT, _note_and_raise)
     try:
         yield
-        if not may_be_caught:
-            raise_if_asked()
+        if not may_be_caught and _Request.asked:  # somebody has swallowed the exception
+            raise KeyboardInterrupt
     except Exception:
         if not may_be_caught and _Request.asked:
             raise KeyboardInterrupt from None

@@ -23,7 +23,9 @@ without compilation a plain object.
 from __future__ import annotations
 
 import functools
+import itertools
 import platform
+import sys
 import zlib
 from collections.abc import Mapping, Sequence
 from ctypes import addressof, c_char
@@ -39,6 +41,7 @@ from fastgrad.runtime import threads
 from fastgrad.runtime.compile import (
     COMPILED,
     AttributeTemplate,
+    ExternalFunction,
     address,
     array_type,
     cgutils,
@@ -46,6 +49,7 @@ from fastgrad.runtime.compile import (
     emitted,
     helper,
     parallel_kernel,
+    populate_array,
 )
 from fastgrad.runtime.simd import LINE_BYTES
 
@@ -99,7 +103,7 @@ class Program:
         bound = [each for stage in stages for each in stage]
         self.names = names
         self.kernels = np.zeros((len(bound), 2), np.int64 if COMPILED else object)
-        self.ends = np.cumsum([len(stage) for stage in stages])
+        self.ends = np.array(list(itertools.accumulate(map(len, stages))), np.int64)
         self.progress = np.zeros((chunks, ROW), np.int64)
         self.places: dict[str, list[Any]] = {}
         words: list[int] = []
@@ -107,8 +111,8 @@ class Program:
             read = {own: renamed.get(own, own) for own in attributes(kernel)}
             args = {own: names[name] for own, name in read.items() if name in names}
             if COMPILED:
-                kinds = {own: _kind(value) for own, value in args.items()}
-                row[:] = _kernel_address(kernel, ArgumentsType(kinds)), len(words)
+                layouts = tuple([(own, _layout(value)) for own, value in args.items()])
+                row[:] = _kernel_address(kernel, layouts), len(words)
             else:
                 row[:] = kernel, SimpleNamespace(**args)
             for own, value in args.items():
@@ -157,26 +161,41 @@ class Program:
             If a kernel raised an exception, which only the check of bounds can make it do.
         """
         ends = self.ends if stages is None else self.ends[:stages]
-        if threads.launch(
-            run_stages, _thread_address(), self.kernels, ends, first, repeats, self.progress,
-            threads.YIELD,
-        ):  # fmt: skip
+        thread = _thread_address()
+        if threads.launch(run_stages, thread, self.kernels, ends, first, repeats, self.progress):
             raise RuntimeError(
                 "a compiled kernel raised an exception; NUMBA_DISABLE_JIT=1 shows which one"
             )
 
 
+def run(kernel: Any, chunks: int, *arguments: Any) -> None:
+    """Run a kernel of ``(*arguments, chunk, chunks)`` once for every chunk of its work.
+
+    Its arrays are C-contiguous, its numbers of Python's types int and float.
+    """
+    place = _body_address(kernel, tuple([_layout(value) for value in arguments]))
+    threads.launch(run_chunks, place, chunks, *arguments)
+
+
+@functools.cache
 def attributes(kernel: Any) -> tuple[str, ...]:
     """Return the names of the attributes that a kernel reads, those of ``args`` among them."""
     names: tuple[str, ...] = getattr(kernel, "py_func", kernel).__code__.co_names
     return names
 
 
-def _kind(value: Any) -> Any:
-    """Return the Numba type of an argument."""
+def _layout(value: Any) -> tuple[Any, int]:
+    """Return the dtype and the number of axes of an argument."""
     if isinstance(value, np.ndarray):
-        return array_type(value.dtype, value.ndim)
-    return types.float64 if isinstance(value, float) else types.int64
+        return value.dtype.char, value.ndim
+    return "d" if isinstance(value, float) else "q", 0
+
+
+def _kind(layout: tuple[Any, int]) -> Any:
+    """Return the Numba type of an argument."""
+    dtype, n_axes = layout
+    numbers = {"d": types.float64, "q": types.int64}
+    return array_type(dtype, n_axes) if n_axes else numbers[dtype]
 
 
 def _words(value: Any) -> list[int]:
@@ -187,14 +206,20 @@ def _words(value: Any) -> list[int]:
 
 
 @functools.cache
-def _kernel_address(kernel: Any, kind: ArgumentsType) -> Any:
-    return address(kernel, (kind, types.int64, types.int64, types.int64))
+def _kernel_address(kernel: Any, layouts: tuple[tuple[str, tuple[Any, int]], ...]) -> Any:
+    kinds = {name: _kind(layout) for name, layout in layouts}
+    return address(kernel, (ArgumentsType(kinds), *[types.int64] * 3))
+
+
+@functools.cache
+def _body_address(kernel: Any, layouts: tuple[tuple[Any, int], ...]) -> Any:
+    return address(kernel, (*map(_kind, layouts), types.int64, types.int64))
 
 
 @functools.cache
 def _thread_address() -> Any:
     number, vector, matrix = types.int64, array_type(np.int64, 1), array_type(np.int64, 2)
-    return address(run_thread, (number, matrix, vector, number, number, matrix, number))
+    return address(run_thread, (number, matrix, vector, number, number, matrix))
 
 
 # What follows writes LLVM instructions, because Numba has no way to say it: attributes of memory at
@@ -249,25 +274,29 @@ if COMPILED:
 
         if not isinstance(kind, types.Array):
             return load(first, context.get_value_type(kind))
-        # As Numba lays an array out, without an owner: nobody counts references to it.
         array = context.make_array(kind)(context, builder)
-        size = context.get_abi_sizeof(context.get_data_type(kind.dtype))
+        itemsize = ir.Constant(integer, context.get_abi_sizeof(context.get_data_type(kind.dtype)))
         shape = [load(first + 1 + axis, integer) for axis in range(kind.ndim)]
-        strides = [ir.Constant(integer, size)]
+        strides = [itemsize]
         for length in reversed(shape[1:]):
             strides.insert(0, builder.mul(strides[0], length))
-        n_items = functools.reduce(builder.mul, shape)
-        array.meminfo = cgutils.get_null_value(array.meminfo.type)
-        array.parent = cgutils.get_null_value(array.parent.type)
-        array.nitems = n_items
-        array.itemsize = ir.Constant(integer, size)
-        array.data = load(first, array.data.type)
-        array.shape = cgutils.pack_array(builder, shape)
-        array.strides = cgutils.pack_array(builder, strides)
-        return array._getvalue()
+        data = load(first, array.data.type)
+        # Without an owner: nobody counts references to it.
+        return populate_array(array, data, shape, strides, itemsize, meminfo=None)._getvalue()
 
 
-def _plain_call(function, arguments):
+def _emit_call(call):
+    context, builder, given = call.context, call.builder, call.kinds["arguments"].types
+    taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
+    values = cgutils.unpack_tuple(builder, call.values["arguments"])
+    values = [context.cast(builder, *three) for three in zip(values, given, taken, strict=True)]
+    place = call.values["function"]
+    status, _ = emit_call(context, builder, place, taken, values, types.none)
+    return status.is_error
+
+
+@emitted(_emit_call, types.boolean)
+def call_pointer(function, arguments):
     """Call a kernel by its address; return whether it raised an exception.
 
     Parameters
@@ -281,48 +310,20 @@ def _plain_call(function, arguments):
     return False
 
 
-def _emit_call(call):
-    context, builder, given = call.context, call.builder, call.kinds["arguments"].types
-    taken = tuple(types.int64 if isinstance(kind, types.Integer) else kind for kind in given)
-    values = cgutils.unpack_tuple(builder, call.values["arguments"])
-    values = [context.cast(builder, *three) for three in zip(values, given, taken, strict=True)]
-    place = call.values["function"]
-    status, _ = emit_call(context, builder, place, taken, values, types.none)
-    return status.is_error
+def _counter(call):
+    return call.item("counters", "row", "column")
 
 
-def _plain_load(counters, row, column):
+@emitted(lambda call: call.builder.load_atomic(_counter(call), "acquire", 8), types.int64)
+def load(counters, row, column):
     """Return a counter, and have everything visible that was written before it was stored."""
     return counters[row, column]
 
 
-def _plain_store(counters, row, column, value):
+@emitted(lambda call: call.builder.store_atomic(call.whole("value"), _counter(call), "release", 8))
+def store(counters, row, column, value):
     """Store a counter, after everything that was written before."""
     counters[row, column] = value
-
-
-def _plain_compare_and_swap(counters, row, column, expected, value):
-    """Replace a counter if it is as expected; return whether it was."""
-    if counters[row, column] != expected:
-        return False
-    counters[row, column] = value
-    return True
-
-
-def _counter(call):
-    """Return a pointer to an element of a 2-D array."""
-    context, builder, kind = call.context, call.builder, call.kinds["counters"]
-    array = context.make_array(kind)(context, builder, call.values["counters"])
-    indices = [call.whole("row"), call.whole("column")]
-    return cgutils.get_item_pointer(context, builder, kind, array, indices)
-
-
-def _emit_load(call):
-    return call.builder.load_atomic(_counter(call), "acquire", 8)
-
-
-def _emit_store(call):
-    call.builder.store_atomic(call.whole("value"), _counter(call), "release", 8)
 
 
 def _emit_compare_and_swap(call):
@@ -331,36 +332,37 @@ def _emit_compare_and_swap(call):
     return call.builder.extract_value(result, 1)
 
 
-def _plain_pause():
-    """Wait for some 20 nanoseconds, and leave the core's resources to its other thread."""
+@emitted(_emit_compare_and_swap, types.boolean)
+def compare_and_swap(counters, row, column, expected, value):
+    """Replace a counter if it is as expected; return whether it was."""
+    if counters[row, column] != expected:
+        return False
+    counters[row, column] = value
+    return True
 
 
 def _emit_pause(call):
-    machine, declare = platform.machine().lower(), call.builder.module.declare_intrinsic
+    machine, number = platform.machine().lower(), ir.IntType(32)
     if machine in ("x86_64", "amd64"):
-        nothing = ir.FunctionType(ir.VoidType(), [])
-        call.builder.call(declare("llvm.x86.sse2.pause", (), nothing), [])
+        name, kinds, values = "llvm.x86.sse2.pause", [], []
     elif machine in ("aarch64", "arm64"):
-        hint = ir.FunctionType(ir.VoidType(), [ir.IntType(32)])
-        number = ir.Constant(ir.IntType(32), 1)  # "yield"
-        call.builder.call(declare("llvm.aarch64.hint", (), hint), [number])
+        name, kinds, values = "llvm.aarch64.hint", [number], [number(1)]  # "yield"
+    else:
+        return
+    kind = ir.FunctionType(ir.VoidType(), kinds)
+    call.builder.call(cgutils.get_or_insert_function(call.builder.module, kind, name), values)
 
 
-def _plain_call_system(function):
-    """Call a function of the operating system by its address, without arguments."""
+@emitted(_emit_pause)
+def pause():
+    """Wait for some 20 nanoseconds, and leave the core's resources to its other thread."""
 
 
-def _emit_call_system(call):
-    kind = ir.FunctionType(ir.IntType(32), []).as_pointer()
-    call.builder.call(call.builder.inttoptr(call.values["function"], kind), [])
-
-
-call_pointer = emitted(_plain_call, _emit_call, types.boolean)
-load = emitted(_plain_load, _emit_load, types.int64)
-store = emitted(_plain_store, _emit_store)
-compare_and_swap = emitted(_plain_compare_and_swap, _emit_compare_and_swap, types.boolean)
-pause = emitted(_plain_pause, _emit_pause)
-call_system = emitted(_plain_call_system, _emit_call_system)
+#: Offers the core to other threads: a function of the operating system, called by its symbol.
+yield_core: Any = lambda: None  # noqa: E731
+if COMPILED:
+    _name = "SwitchToThread" if sys.platform == "win32" else "sched_yield"
+    yield_core = ExternalFunction(_name, types.int32())
 
 
 @helper
@@ -373,7 +375,7 @@ def chunk_range(size, chunk, chunks):
 
 
 @helper
-def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
+def run_thread(thread, kernels, ends, first, repeats, progress):
     """Run a thread's own chunk of every stage, and chunks of others that nobody begins."""
     chunks = progress.shape[0]
     for count in range(repeats * ends.size):
@@ -395,12 +397,12 @@ def run_thread(thread, kernels, ends, first, repeats, progress, yield_core):
                     store(progress, chunk, FINISHED, count + 1)
                 spins += 1
                 if spins % YIELD_AFTER == 0:
-                    call_system(yield_core)
+                    yield_core()
                 pause()
 
 
 @parallel_kernel
-def run_stages(thread_address, kernels, ends, first, repeats, progress, yield_core):
+def run_stages(thread_address, kernels, ends, first, repeats, progress):
     """Run the stages of a program on all threads; return how many chunks saw an exception.
 
     Parameters
@@ -413,9 +415,6 @@ def run_stages(thread_address, kernels, ends, first, repeats, progress, yield_co
         See `Program.launch`.
     progress : ndarray of int64, shape (chunks, ROW)
         How far each chunk is. Cleared first.
-    yield_core : int
-        The address of a function that offers the core to other threads,
-        `fastgrad.runtime.threads.YIELD`.
     """
     chunks = progress.shape[0]
     for chunk in range(chunks):
@@ -423,13 +422,18 @@ def run_stages(thread_address, kernels, ends, first, repeats, progress, yield_co
         progress[chunk, FINISHED] = 0
         progress[chunk, FAILED] = 0
     if chunks == 1:  # nobody to wake, and nothing of the threading layer
-        call_pointer(thread_address, (0, kernels, ends, first, repeats, progress, yield_core))
+        call_pointer(thread_address, (0, kernels, ends, first, repeats, progress))
     else:
         for thread in prange(chunks):
-            call_pointer(
-                thread_address, (thread, kernels, ends, first, repeats, progress, yield_core)
-            )
+            call_pointer(thread_address, (thread, kernels, ends, first, repeats, progress))
     failed = 0
     for chunk in range(chunks):
         failed += progress[chunk, FAILED]
     return failed
+
+
+@parallel_kernel
+def run_chunks(body, chunks, *arguments):
+    """Call a body by its address for every chunk of its work."""
+    for chunk in prange(chunks):
+        call_pointer(body, (*arguments, chunk, chunks))

@@ -16,7 +16,6 @@ are not compiled.
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any, NamedTuple
 
 import llvmlite.binding
@@ -50,8 +49,8 @@ _ROW_VECTORS = (13, 12, 7, 4, 2, 1)
 #: would, were no faster.
 PASS_BYTES = _ROW_VECTORS[0] * VECTOR_BYTES
 #: Vectors of a tile: twelve accumulators keep the multipliers busy while each waits for its last
-#: sum. Two, or one, where three do not divide the row.
-_TILE_VECTORS = 3
+#: sum.
+_TILE_VECTORS = (3, 2, 1)
 _INTEGER = ir.IntType(64)
 _ZERO = ir.Constant(_INTEGER, 0)
 
@@ -72,229 +71,6 @@ def vector_sizes(itemsize):
     """
     sizes = (VECTOR_BYTES, VECTOR_BYTES // 2, VECTOR_BYTES // 4)
     return [size for size in sizes if size > itemsize]
-
-
-# ---------------------------------------------------------------------------- what is computed
-
-
-def _plain_nonzero_bits(x, n, first):
-    """Return 64 bits, of which bit i says whether x[n, first + i] differs from zero.
-
-    Parameters
-    ----------
-    x : ndarray, 2-D
-        With at least 64 columns from ``first`` on.
-    n, first : int
-
-    Returns
-    -------
-    uint64
-    """
-    return np.uint64(sum(1 << i for i in range(64) if x[n, first + i] != 0))
-
-
-def _plain_lowest_bit(bits):
-    """Return the place of the lowest bit that is set, by the instruction ctz.
-
-    Parameters
-    ----------
-    bits : uint64
-        Not 0.
-
-    Returns
-    -------
-    int
-    """
-    return (int(bits) & -int(bits)).bit_length() - 1
-
-
-def _plain_count_bits(bits):
-    """Return how many bits are set, by the instruction popcount.
-
-    Parameters
-    ----------
-    bits : uint64
-
-    Returns
-    -------
-    int
-    """
-    return int(bits).bit_count()
-
-
-def _plain_prefetch(array, row, begin, end):
-    """Fetch entries begin .. end - 1 of a row from memory, for use a little later.
-
-    Parameters
-    ----------
-    array : ndarray, 2-D
-    row, begin, end : int
-    """
-
-
-def _plain_masked_axpy(bits, begin, factors, column, rows, width, out, row):
-    """Masked AXPY: out[row] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
-
-    Parameters
-    ----------
-    bits : uint64
-    begin : int
-    factors : ndarray, 2-D
-        Of any real dtype and layout.
-    column : int
-    rows, out : ndarray, 2-D
-        C-contiguous.
-    width : int
-        How many columns of ``rows`` and ``out`` to compute.
-    row : int
-    """
-    for n in _places(bits, begin):
-        out[row, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
-
-
-def _plain_masked_gemv(
-    bits, sample, own, chunk, begin, end, data, first, rows, width, out, n, copy, shift
-):
-    """Masked GEMV: out[chunk, n] = x @ rows over the entries of a sample x that a chunk owns.
-
-    Parameters
-    ----------
-    bits, own : ndarray of uint64, 2-D
-        Entry i counts if it is set in bits[sample] and in own[chunk]: bit i % 64 of number i // 64.
-    sample, chunk : int
-    begin, end : int
-        Which numbers of bits[sample] and own[chunk] to read.
-    data : ndarray, 1-D
-        The entries that count are data[first], data[first + 1], ..
-    first : int
-    rows : ndarray, 2-D
-    width : int
-        How many columns of ``rows`` and ``out`` to compute.
-    out : ndarray, 3-D
-    n : int
-    copy : ndarray, 2-D
-        Out: entry i that counts is written to copy[n, shift + i].
-    shift : int
-    """
-    places = [
-        i for k in range(begin, end) for i in _places(bits[sample, k] & own[chunk, k], 64 * k)
-    ]
-    entries = data[first : first + len(places)]
-    copy[n, [shift + i for i in places]] = entries
-    out[chunk, n, :width] = entries @ rows[places, :width]
-
-
-def _places(bits, begin):
-    return [begin + i for i in range(64) if int(bits) >> i & 1]
-
-
-def _plain_add_tile(a, first, last, b, begin, end, width, out):
-    """Register tiles: add a[r, begin:end] @ b[begin:end] to out[r] for four rows r.
-
-    Parameters
-    ----------
-    a : ndarray, 2-D
-        Of any real dtype and layout.
-    first, last : int
-        The rows r are `TILE_ROWS` ones from ``first`` on, as far as they are below ``last``.
-    b, out : ndarray, 2-D
-        Contiguous along rows.
-    begin, end : int
-        The terms of the sums.
-    width : int
-        How many columns of ``b`` and ``out`` to compute.
-    """
-    rows = slice(first, min(first + TILE_ROWS, last))
-    out[rows, :width] += a[rows, begin:end].astype(out.dtype) @ b[begin:end, :width]
-
-
-# -------------------------------------------------------------------------- how it is computed
-
-
-def _emit_nonzero_bits(emit):
-    place, _ = emit.address("x", "n", "first")
-    kind = emit.kinds["x"].dtype
-    number = emit.context.get_data_type(kind)
-    entries = emit.load(place, ir.VectorType(number, 64), kind.bitwidth // 8)
-    if isinstance(kind, types.Integer):
-        differ = emit.builder.icmp_unsigned("!=", entries, ir.Constant(entries.type, [0] * 64))
-    else:
-        differ = emit.builder.fcmp_unordered("!=", entries, ir.Constant(entries.type, [0.0] * 64))
-    return emit.builder.bitcast(differ, _INTEGER)
-
-
-def _emit_lowest_bit(emit):
-    return emit.lowest_bit(emit.values["bits"])
-
-
-def _emit_count_bits(emit):
-    return emit.builder.ctpop(emit.values["bits"])
-
-
-def _emit_prefetch(emit):
-    first, last = (emit.address("array", "row", name)[0] for name in ("begin", "end"))
-    number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
-    function = cgutils.get_or_insert_function(
-        emit.builder.module,
-        ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
-        "llvm.prefetch.p0",
-    )
-    hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
-
-    def fetch(place, _):
-        emit.builder.call(function, [emit.builder.inttoptr(place, pointer), *hints])
-        return []
-
-    emit.loop(first, last, LINE_BYTES, [], fetch)
-
-
-def _emit_masked_axpy(emit):
-    factors, (stride, _) = emit.address("factors", "begin", "column")
-
-    def factor(_, index, count):
-        return emit.number_at(emit.moved(factors, index, stride), "factors")
-
-    loop = emit.over_bits(emit.values["bits"])
-    lines = emit.lines("rows", "begin")
-    target, _ = emit.address("out", "row")
-    emit.passes(_ROW_VECTORS, _Products(loop, factor, lines, [target], adding=True))
-
-
-def _emit_masked_gemv(emit):
-    words, _ = emit.address("bits", "sample")
-    owned, _ = emit.address("own", "chunk")
-    entries, _ = emit.address("data", "first")
-    copies, _ = emit.address("copy", "n", "shift")
-
-    def word(number):
-        places = (emit.moved(place, number, 8) for place in (words, owned))
-        return emit.builder.and_(*(emit.load(place, _INTEGER, 8) for place in places))
-
-    def factor(_, index, count):
-        entry = emit.number_at(emit.moved(entries, count, emit.size), "data")
-        emit.store(entry, emit.moved(copies, index, emit.size))
-        return entry
-
-    loop = emit.over_words(emit.whole("begin"), emit.whole("end"), word)
-    target, _ = emit.address("out", "chunk", "n")
-    emit.passes(_ROW_VECTORS, _Products(loop, factor, emit.lines("rows"), [target], adding=False))
-
-
-def _emit_add_tile(emit):
-    bottom = emit.add(emit.whole("last"), -1)
-    # Rows below the last are that row once more.
-    rows = [emit.least(emit.add(emit.whole("first"), r), bottom) for r in range(TILE_ROWS)]
-    places, strides = zip(*[emit.address("a", row) for row in rows], strict=True)
-    term_bytes = strides[0][1]
-    if emit.kinds["a"].layout == "C":
-        term_bytes = emit.kinds["a"].dtype.bitwidth // 8
-
-    def factor(row, index, _):
-        return emit.number_at(emit.moved(places[row], index, term_bytes), "a")
-
-    loop = emit.counted(emit.whole("begin"), emit.whole("end"))
-    targets = [emit.address("out", row)[0] for row in rows]
-    emit.passes(_TILE_VECTORS, _Products(loop, factor, emit.lines("b"), targets, adding=True))
 
 
 class _Products(NamedTuple):
@@ -470,35 +246,25 @@ class _Emitter:
         ``counts`` says how many vectors passes take: `_ROW_VECTORS` or `_TILE_VECTORS`.
         """
         width = self.times(self.whole("width"), self.size)
-        widest, *shorter = vector_sizes(self.size)
-        with self.if_filled(widest, width) as (last, fills, too_short):
-            with fills:
-                begin = _ZERO
-                for count, end in self.pass_ends(counts, width):
-                    self.one_pass(begin, end, count, widest, last, products)
-                    begin = end
-            with too_short:
-                self.short_row(shorter, width, products)
+        self.row(vector_sizes(self.size), width, counts, products)
 
-    def short_row(self, sizes, width, products):
-        """Write the only pass over a row that does not fill two vectors of any of these sizes."""
+    def row(self, sizes, width, counts, products):
+        """Write the passes over a row with vectors of the first of these sizes that it fills."""
         if not sizes:
             self.one_pass(_ZERO, width, 1, self.size, None, products)
             return
         size, *shorter = sizes
-        with self.if_filled(size, width) as (last, fills, too_short):
-            with fills:
-                self.one_pass(_ZERO, _constant(1), 2, size, last, products)
-            with too_short:
-                self.short_row(shorter, width, products)
-
-    @contextlib.contextmanager
-    def if_filled(self, size, width):
-        """Branch on whether a row fills a vector; also give where its last vector begins."""
         last = self.add(width, -size)
         fills = self.builder.icmp_signed(">=", last, _ZERO)
         with self.builder.if_else(fills) as (then, otherwise):
-            yield last, then, otherwise
+            with then:
+                begin, short = _ZERO, [(2, _constant(1))]
+                ends = self.pass_ends(counts, width) if size == VECTOR_BYTES else short
+                for count, end in ends:
+                    self.one_pass(begin, end, count, size, last, products)
+                    begin = end
+            with otherwise:
+                self.row(shorter, width, counts, products)
 
     def pass_ends(self, counts, width):
         """Return numbers of vectors, each with the column where the passes with so many end.
@@ -508,18 +274,15 @@ class _Emitter:
         """
         builder = self.builder
         rest = builder.udiv(self.add(width, VECTOR_BYTES - 1), _constant(VECTOR_BYTES))
-        if counts == _TILE_VECTORS:  # 1 = 1, 2 = 2, 3 = 3, 4 = 2 + 2, 5 = 2 + 3, 6 = 3 + 3
-            missing = builder.urem(self.times(rest, 2), _constant(3))
-            is_one = builder.icmp_signed("==", rest, _constant(1))
-            twos = builder.select(is_one, _ZERO, self.times(missing, 2))
-            ones = builder.select(is_one, rest, _ZERO)
-            vectors = [(3, builder.sub(rest, self.add(ones, twos))), (2, twos), (1, ones)]
-        else:  # as many passes with the first number as fit, and so on
-            vectors = []
-            for count in counts:
-                whole = self.times(builder.udiv(rest, _constant(count)), count)
-                rest = builder.sub(rest, whole)
-                vectors.append((count, whole))
+        vectors = []
+        for count in counts:  # as many passes with the first number as fit, and so on
+            whole = self.times(builder.udiv(rest, _constant(count)), count)
+            if count == 3:  # but 4 = 2 + 2, since one vector keeps the multipliers waiting
+                is_one_left = builder.icmp_signed("==", self.add(whole, 1), rest)
+                fewer = builder.select(is_one_left, self.add(whole, -3), whole)
+                whole = builder.select(builder.icmp_signed(">", whole, _ZERO), fewer, whole)
+            rest = builder.sub(rest, whole)
+            vectors.append((count, whole))
         end, ends = _ZERO, []
         for count, number in reversed(vectors):
             end = self.moved(end, number, VECTOR_BYTES)
@@ -583,15 +346,222 @@ def _constant(number):
     return ir.Constant(_INTEGER, number) if isinstance(number, int) else number
 
 
-def _micro_kernel(plain, emit, result=None):
-    """Return a micro-kernel: an intrinsic with the parameters of its plain twin."""
-    return emitted(plain, lambda call: emit(_Emitter(call)), result)
+def _micro_kernel(emit, result=None):
+    """Return a decorator that replaces a plain function by a micro-kernel."""
+    return emitted(lambda call: emit(_Emitter(call)), result)
 
 
-nonzero_bits = _micro_kernel(_plain_nonzero_bits, _emit_nonzero_bits, types.uint64)
-lowest_bit = _micro_kernel(_plain_lowest_bit, _emit_lowest_bit, types.intp)
-count_bits = _micro_kernel(_plain_count_bits, _emit_count_bits, types.intp)
-prefetch = _micro_kernel(_plain_prefetch, _emit_prefetch)
-masked_axpy = _micro_kernel(_plain_masked_axpy, _emit_masked_axpy)
-masked_gemv = _micro_kernel(_plain_masked_gemv, _emit_masked_gemv)
-add_tile = _micro_kernel(_plain_add_tile, _emit_add_tile)
+def _emit_nonzero_bits(emit):
+    place, _ = emit.address("x", "n", "first")
+    kind = emit.kinds["x"].dtype
+    number = emit.context.get_data_type(kind)
+    entries = emit.load(place, ir.VectorType(number, 64), kind.bitwidth // 8)
+    if isinstance(kind, types.Integer):
+        differ = emit.builder.icmp_unsigned("!=", entries, ir.Constant(entries.type, [0] * 64))
+    else:
+        differ = emit.builder.fcmp_unordered("!=", entries, ir.Constant(entries.type, [0.0] * 64))
+    return emit.builder.bitcast(differ, _INTEGER)
+
+
+@_micro_kernel(_emit_nonzero_bits, types.uint64)
+def nonzero_bits(x, n, first):
+    """Return 64 bits, of which bit i says whether x[n, first + i] differs from zero.
+
+    Parameters
+    ----------
+    x : ndarray, 2-D
+        With at least 64 columns from ``first`` on.
+    n, first : int
+
+    Returns
+    -------
+    uint64
+    """
+    return np.uint64(sum(1 << i for i in range(64) if x[n, first + i] != 0))
+
+
+@_micro_kernel(lambda emit: emit.lowest_bit(emit.values["bits"]), types.intp)
+def lowest_bit(bits):
+    """Return the place of the lowest bit that is set, by the instruction ctz.
+
+    Parameters
+    ----------
+    bits : uint64
+        Not 0.
+
+    Returns
+    -------
+    int
+    """
+    return (int(bits) & -int(bits)).bit_length() - 1
+
+
+@_micro_kernel(lambda emit: emit.builder.ctpop(emit.values["bits"]), types.intp)
+def count_bits(bits):
+    """Return how many bits are set, by the instruction popcount.
+
+    Parameters
+    ----------
+    bits : uint64
+
+    Returns
+    -------
+    int
+    """
+    return int(bits).bit_count()
+
+
+def _emit_prefetch(emit):
+    first, last = (emit.address("array", "row", name)[0] for name in ("begin", "end"))
+    number, pointer = ir.IntType(32), ir.IntType(8).as_pointer()
+    function = cgutils.get_or_insert_function(
+        emit.builder.module,
+        ir.FunctionType(ir.VoidType(), [pointer, number, number, number]),
+        "llvm.prefetch.p0",
+    )
+    hints = [ir.Constant(number, hint) for hint in (0, 3, 1)]  # to read, often, data
+
+    def fetch(place, _):
+        emit.builder.call(function, [emit.builder.inttoptr(place, pointer), *hints])
+        return []
+
+    emit.loop(first, last, LINE_BYTES, [], fetch)
+
+
+@_micro_kernel(_emit_prefetch)
+def prefetch(array, row, begin, end):
+    """Fetch entries begin .. end - 1 of a row from memory, for use a little later.
+
+    Parameters
+    ----------
+    array : ndarray, 2-D
+    row, begin, end : int
+    """
+
+
+def _emit_masked_axpy(emit):
+    factors, (stride, _) = emit.address("factors", "begin", "column")
+
+    def factor(_, index, count):
+        return emit.number_at(emit.moved(factors, index, stride), "factors")
+
+    loop = emit.over_bits(emit.values["bits"])
+    lines = emit.lines("rows", "begin")
+    target, _ = emit.address("out", "row")
+    emit.passes(_ROW_VECTORS, _Products(loop, factor, lines, [target], adding=True))
+
+
+@_micro_kernel(_emit_masked_axpy)
+def masked_axpy(bits, begin, factors, column, rows, width, out, row):
+    """Masked AXPY: out[row] += factors[n, column] * rows[n] for n = begin + i, every bit i set.
+
+    Parameters
+    ----------
+    bits : uint64
+    begin : int
+    factors : ndarray, 2-D
+        Of any real dtype and layout.
+    column : int
+    rows, out : ndarray, 2-D
+        C-contiguous.
+    width : int
+        How many columns of ``rows`` and ``out`` to compute.
+    row : int
+    """
+    for n in _places(bits, begin):
+        out[row, :width] += out.dtype.type(factors[n, column]) * rows[n, :width]
+
+
+def _emit_masked_gemv(emit):
+    words, _ = emit.address("bits", "sample")
+    owned, _ = emit.address("own", "chunk")
+    entries, _ = emit.address("data", "first")
+    copies, _ = emit.address("copy", "n", "shift")
+
+    def word(number):
+        places = (emit.moved(place, number, 8) for place in (words, owned))
+        return emit.builder.and_(*(emit.load(place, _INTEGER, 8) for place in places))
+
+    def factor(_, index, count):
+        entry = emit.number_at(emit.moved(entries, count, emit.size), "data")
+        emit.store(entry, emit.moved(copies, index, emit.size))
+        return entry
+
+    loop = emit.over_words(emit.whole("begin"), emit.whole("end"), word)
+    target, _ = emit.address("out", "chunk", "n")
+    emit.passes(_ROW_VECTORS, _Products(loop, factor, emit.lines("rows"), [target], adding=False))
+
+
+@_micro_kernel(_emit_masked_gemv)
+def masked_gemv(
+    bits, sample, own, chunk, begin, end, data, first, rows, width, out, n, copy, shift
+):
+    """Masked GEMV: out[chunk, n] = x @ rows over the entries of a sample x that a chunk owns.
+
+    Parameters
+    ----------
+    bits, own : ndarray of uint64, 2-D
+        Entry i counts if it is set in bits[sample] and in own[chunk]: bit i % 64 of number i // 64.
+    sample, chunk : int
+    begin, end : int
+        Which numbers of bits[sample] and own[chunk] to read.
+    data : ndarray, 1-D
+        The entries that count are data[first], data[first + 1], ..
+    first : int
+    rows : ndarray, 2-D
+    width : int
+        How many columns of ``rows`` and ``out`` to compute.
+    out : ndarray, 3-D
+    n : int
+    copy : ndarray, 2-D
+        Out: entry i that counts is written to copy[n, shift + i].
+    shift : int
+    """
+    places = [
+        i for k in range(begin, end) for i in _places(bits[sample, k] & own[chunk, k], 64 * k)
+    ]
+    entries = data[first : first + len(places)]
+    copy[n, [shift + i for i in places]] = entries
+    out[chunk, n, :width] = entries @ rows[places, :width]
+
+
+def _places(bits, begin):
+    return [begin + i for i in range(64) if int(bits) >> i & 1]
+
+
+def _emit_add_tile(emit):
+    bottom = emit.add(emit.whole("last"), -1)
+    # Rows below the last are that row once more.
+    rows = [emit.least(emit.add(emit.whole("first"), r), bottom) for r in range(TILE_ROWS)]
+    places, strides = zip(*[emit.address("a", row) for row in rows], strict=True)
+    term_bytes = strides[0][1]
+    if emit.kinds["a"].layout == "C":
+        term_bytes = emit.kinds["a"].dtype.bitwidth // 8
+
+    def factor(row, index, _):
+        return emit.number_at(emit.moved(places[row], index, term_bytes), "a")
+
+    loop = emit.counted(emit.whole("begin"), emit.whole("end"))
+    targets = [emit.address("out", row)[0] for row in rows]
+    emit.passes(_TILE_VECTORS, _Products(loop, factor, emit.lines("b"), targets, adding=True))
+
+
+@_micro_kernel(_emit_add_tile)
+def add_tile(a, first, last, b, begin, end, width, out):
+    """Register tiles: add a[r, begin:end] @ b[begin:end] to out[r] for four rows r.
+
+    Parameters
+    ----------
+    a : ndarray, 2-D
+        Of any real dtype and layout.
+    first, last : int
+        The rows r are `TILE_ROWS` ones from ``first`` on, as far as they are below ``last``.
+    b, out : ndarray, 2-D
+        Contiguous along rows.
+    begin, end : int
+        The terms of the sums.
+    width : int
+        How many columns of ``b`` and ``out`` to compute.
+    """
+    rows = slice(first, min(first + TILE_ROWS, last))
+    out[rows, :width] += a[rows, begin:end].astype(out.dtype) @ b[begin:end, :width]

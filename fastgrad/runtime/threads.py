@@ -5,9 +5,7 @@ oneTBB is preferred, see `fastgrad.runtime.tbb`.
 
 from __future__ import annotations
 
-import ctypes
 import os
-import sys
 import threading
 from typing import Any
 
@@ -16,18 +14,6 @@ import numba
 #: workqueue aborts the process when two Python threads launch at once.
 _workqueue_lock = threading.RLock()
 
-
-def _yield_core() -> int:
-    """Return the address of the system's function that offers the core to other threads."""
-    if sys.platform == "win32":
-        function = ctypes.WinDLL("kernel32").SwitchToThread
-    else:
-        function = ctypes.CDLL(None).sched_yield
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
-
-
-#: Called, by its address, by compiled code that waits for another thread.
-YIELD = _yield_core()
 
 _layer: str | None = None
 _forked_after_launch = False
