@@ -111,7 +111,8 @@ def test_options_of_compiling_have_one_place(path):
 #: What is not promised by its owner, by the modules that may use it.
 PRIVATE_ATTRIBUTES = {
     "runtime.compile": {
-        "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path", "_load_overload",
+        "_cache", "_cache_path", "_can_compile", "_compiler", "_impl", "_index_path",
+        "_load_overload",
     },
     "kernels.user_function": {"_getvalue"},
     "runtime.programs": {"_getvalue"},
