@@ -514,8 +514,8 @@ def has_own(network: object, *names: str) -> bool:
 
     All others were written in this package, and know how to do without one another.
     """
-    return any(
-        name in vars(network)
-        or not str(getattr(type(network), name).__module__).startswith("fastgrad.")
-        for name in names
-    )
+    own, owner = vars(network), type(network)
+    for name in names:  # a generator for `any` would take twice the time
+        if name in own or not str(getattr(owner, name).__module__).startswith("fastgrad."):
+            return True
+    return False
