@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from fastgrad.kernels.activations import ACTIVATIONS
 from fastgrad.networks.engine import Engine
-from fastgrad.networks.fit import Advancing, compiled_run
+from fastgrad.networks.fit import COMPILED_RUNS, Run, TrainingSet
 from fastgrad.networks.network import Network, has_own
 from fastgrad.networks.workspace import aligned, parameter_shapes
 from fastgrad.nn import functions
@@ -103,13 +102,7 @@ class FullyConnected(Network):
     def engine(
         self, delta: float | None = None, params: Mapping[str, FloatArray] | None = None
     ) -> Engine:
-        """Return an engine for a ``with``, of another delta or other parameters if there are any.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `params` does not fit.
-        """
+        """Return an engine for a ``with``, with another delta or other parameters; for `fit`."""
         params = params or self.checked_params()
         delta = self._delta if delta is None else delta
         idle = self._idle.setdefault((delta, self._decay), [])
@@ -269,20 +262,15 @@ class FullyConnected(Network):
         xs, labels, soft = self.checked_batch(x, t)
         return xs, labels if labels.size else soft
 
-    @contextmanager
     def _begin_run(
         self, optimizer: Optimizer, method: str, data: tuple[Any, Any], batch_size: int
-    ) -> Iterator[Advancing]:
+    ) -> Run:
         if self._has_own_methods():
-            with super()._begin_run(optimizer, method, data, batch_size) as run:
-                yield run
-            return
-        batch = self.checked_batch(*data)
-        with (
-            self.engine() as engine,
-            compiled_run(engine, optimizer, method, self, *batch, batch_size) as compiled,
-        ):
-            yield compiled
+            return super()._begin_run(optimizer, method, data, batch_size)
+        x, labels, soft = self.checked_batch(*data)
+        # Kernels index with the labels, and a callback may write into the user's.
+        training_set = TrainingSet(x, labels.copy(), soft.copy(), batch_size)
+        return COMPILED_RUNS[method](self.engine(), optimizer, self, training_set)
 
     def _checked_arrays(self) -> dict[str, FloatArray]:
         return self.checked_params()
