@@ -442,11 +442,11 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
-    def engine(self, *args: Any, **options: Any) -> Engine:
+    def engine(self) -> Engine:
         """Return an engine of the plain network, which this one must be."""
-        if self._extended and not options:
+        if self._extended:
             raise ValueError("The network must be without batch normalisation and dropout.")
-        return super().engine(*args, **options)
+        return super().engine()
 
     def _names(self) -> list[str]:
         numbers = range(1, len(self._sizes))

@@ -248,16 +248,16 @@ class Run:
     ----------
     network : Network
     optimizer : Optimizer
-    method : str
-        The method that gives the gradient.
-    data : tuple of ndarray
+    data : tuple
         Samples and targets.
+    method : str, optional
+        The method that gives the gradient.
     """
 
     def __init__(
-        self, network: Any, optimizer: Optimizer, method: str, data: tuple[Any, Any]
+        self, network: Any, optimizer: Optimizer, data: Any, method: str = "gradient"
     ) -> None:
-        self.network, self.optimizer, self.method, self.data = network, optimizer, method, data
+        self.network, self.optimizer, self.data, self.method = network, optimizer, data, method
         self._done = np.zeros(1, np.int64)
 
     @property
@@ -306,13 +306,8 @@ class _CompiledRun(Run):
     def __init__(
         self, engine: Engine, optimizer: Optimizer, network: Any, data: TrainingSet
     ) -> None:
-        self.engine, self.optimizer, self.network, self.training_set = (
-            engine,
-            optimizer,
-            network,
-            data,
-        )
-        self._done = np.zeros(1, np.int64)
+        super().__init__(network, optimizer, data)
+        self.engine = engine
         self._updates_before = getattr(optimizer, "iter", 0)
         #: How many iterations the user's parameters have seen.
         self._written = 0
@@ -362,7 +357,7 @@ class _NumericalRun(_CompiledRun):
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         nothing = np.empty(0, self.engine.dtype)
         for i, batch in enumerate(batches):
-            x, labels, soft, _ = self.training_set
+            x, labels, soft, _ = self.data
             labels, soft = (each[batch] if len(each) else each for each in (labels, soft))
             losses[i], found = self.engine.central_difference(x[batch], labels, soft, 1e-4)
             rates = self.optimizer.next_step()
@@ -408,11 +403,7 @@ class _GradientRun(_CompiledRun):
     """Training by backpropagation: see `fastgrad.kernels.train`."""
 
     def _copy(self) -> None:
-        engine, optimizer, (x, labels, soft, batch_size) = (
-            self.engine,
-            self.optimizer,
-            self.training_set,
-        )
+        engine, optimizer, (x, labels, soft, batch_size) = self.engine, self.optimizer, self.data
         dtype, sizes, chunks = engine.dtype, engine.sizes, numba.get_num_threads()
         sparse = sparse_samples(x, chunks, dtype) if np.isfinite(self.params["W1"]).all() else None
         space = Workspace(engine.net, batch_size, chunks, dtype)

@@ -99,12 +99,12 @@ class FullyConnected(Network):
         """The dtype in which the network computes."""
         return self._dtype
 
-    def engine(
-        self, delta: float | None = None, params: Mapping[str, FloatArray] | None = None
-    ) -> Engine:
-        """Return an engine for a ``with``, with another delta or other parameters; for `fit`."""
-        params = params or self.checked_params()
-        delta = self._delta if delta is None else delta
+    def engine(self) -> Engine:
+        """Return an engine that reads the parameters, for a ``with``; for `fit`."""
+        return self._engine(self._delta, self.checked_params())
+
+    def _engine(self, delta: float, params: Mapping[str, FloatArray]) -> Engine:
+        """Return an engine with another delta, or other parameters of the same shapes."""
         idle = self._idle.setdefault((delta, self._decay), [])
         try:
             engine = idle.pop()
@@ -142,7 +142,7 @@ class FullyConnected(Network):
         xs, single = samples(x, "x", self._sizes[0], self._dtype)
         result = np.empty((len(xs), self._sizes[-1]), self._dtype)
         first = 0
-        with self.engine(params=params) as engine:
+        with self._engine(self._delta, params or self.checked_params()) as engine:
             for block in _blocks(xs, *no_targets(self._sizes[-1], self._dtype)):
                 space = engine.forward(*block)
                 found = space.probabilities if self._predicts_probabilities else space.logits
@@ -175,7 +175,8 @@ class FullyConnected(Network):
     def _gradient(self, x: Any, t: Any, delta: float | None = None) -> dict[str, FloatArray]:
         """Compute the gradient, of the loss with another delta if one is given."""
         xs, labels, soft = self.checked_batch(x, t)
-        with self.engine(delta) as engine:
+        delta = self._delta if delta is None else delta
+        with self._engine(delta, self.checked_params()) as engine:
             return self._mean_over_blocks(engine.gradient, xs, labels, soft)
 
     def _mean_over_blocks(

@@ -476,7 +476,7 @@ class Network:
         self, optimizer: Optimizer, method: str, data: tuple[Any, Any], batch_size: int
     ) -> Run:
         """Return the training run that `fit` advances."""
-        return Run(self, optimizer, method, data)
+        return Run(self, optimizer, data, method)
 
     def _loss_and_gradient(self, method: str, x: Any, t: Any) -> tuple[float, dict[str, Any]]:
         """Return what an iteration of training needs, by the methods of these names."""
