@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -21,39 +22,35 @@ from fastgrad.validation import FloatArray, real_array, whole_number
 __all__ = ["BookDeepConvNet", "BookSimpleConvNet", "DeepConvNet", "SimpleConvNet"]
 
 
-class _Parameter:
-    """An attribute of a layer that is a network's parameter, also after that is replaced."""
+def _parameter(kind: str) -> Any:
+    """Return an attribute of a layer that is a network's parameter, also after it is replaced."""
 
-    def __init__(self, prefix: str) -> None:
-        self._prefix = prefix
+    def read(layer: Any) -> Any:
+        return layer._network.params[f"{kind}{layer._number}"]
 
-    def __get__(self, layer: Any, owner: type | None = None) -> Any:
-        return layer._network.params[self._prefix + layer._number]
+    def replace(layer: Any, value: Any) -> None:
+        layer._network.params[f"{kind}{layer._number}"] = value
 
-    def __set__(self, layer: Any, value: Any) -> None:
-        layer._network.params[self._prefix + layer._number] = value
-
-
-class _BoundAffine(layers.Affine):
-    """An affine layer whose W and b are a network's parameters."""
-
-    W = _Parameter("W")
-    b = _Parameter("b")
-
-    def __init__(self, network: Any, number: int) -> None:
-        self._network, self._number = network, str(number)
-        super().__init__(self.W, self.b)
+    return property(read, replace)
 
 
-class _BoundConvolution(convolution.Convolution):
-    """A convolution whose W and b are a network's parameters."""
+class _Bound:
+    """A layer whose W and b are a network's parameters with a number."""
 
-    W = _Parameter("W")
-    b = _Parameter("b")
+    W = _parameter("W")
+    b = _parameter("b")
 
-    def __init__(self, network: Any, number: int, param: Mapping[str, int]) -> None:
-        self._network, self._number = network, str(number)
-        super().__init__(self.W, self.b, param["stride"], param["pad"])
+    def __init__(self, network: Any, number: int, *arguments: int) -> None:
+        self._network, self._number = network, number
+        super().__init__(self.W, self.b, *arguments)  # type: ignore[call-arg]
+
+
+class _BoundAffine(_Bound, layers.Affine):
+    """An affine layer of a network's parameters."""
+
+
+class _BoundConvolution(_Bound, convolution.Convolution):
+    """A convolution with a network's parameters."""
 
 
 class _ConvolutionStage:
@@ -120,16 +117,64 @@ class _ConvolutionalNet(Network):
 
     #: The arguments of the constructor.
     _arguments: dict[str, Any]
+    #: After how many convolutions a pooling follows, and what must be left for it.
+    _pool_every: ClassVar[int] = 1
+    _least: ClassVar[str] = "2 x 2 pixels for the pooling"
     #: Whether there are dropout layers, and so a training pass of its own.
     _drops: ClassVar[bool] = False
+    #: The layer of the loss.
+    _loss_layer: ClassVar[Any] = layers.SoftmaxWithLoss
 
-    def _finish(self, arrays: Iterable[FloatArray]) -> None:
-        """Set weights, and biases of zeros, from the first layer to the last."""
+    def _draw(
+        self, image_shape: Any, given: Mapping[str, Any], sizes: Sequence[int], std: float | None
+    ) -> list[Any]:
+        """Draw `params` as the book does, and return the layers up to the last pooling.
+
+        Parameters
+        ----------
+        image_shape : tuple of int
+        given : dict of dict
+            Numbers of the convolutions, by the names of the arguments.
+        sizes : sequence of int
+            Units of the affine layers.
+        std : float, optional
+            Standard deviation of the weights; by default √(2 / fan-in).
+        """
+        params = {name: _convolution_param(param, name) for name, param in given.items()}
+        images = _image_shape(image_shape)
+        self._arguments = {"input_dim": images, **params}
+        self._arguments |= {"hidden_size": sizes[0], "output_size": sizes[1]}
+        channels, *sides = images
+        shapes: list[tuple[int, ...]] = []
+        for number, (name, param) in enumerate(params.items(), 1):
+            filter_size, reach = param["filter_size"], 2 * param["pad"] - param["filter_size"]
+            shapes.append((param["filter_num"], channels, filter_size, filter_size))
+            channels, pooling = param["filter_num"], 1 if number % self._pool_every else 2
+            sides = [((side + reach) // param["stride"] + 1) // pooling for side in sides]
+            if min(sides) < 1:
+                raise ValueError(f"`{name}` must leave {self._least}. Got {param}.")
+        shapes += itertools.pairwise((channels * sides[0] * sides[1], *sizes))
         self.params = {}
-        for number, W in enumerate(arrays, 1):
-            self.params[f"W{number}"] = W
-            self.params[f"b{number}"] = np.zeros(W.shape[0] if W.ndim == 4 else W.shape[1])
-        self.last_layer = layers.SoftmaxWithLoss()
+        for number, shape in enumerate(shapes, 1):
+            fan_in = np.prod(shape[1:]) if len(shape) == 4 else shape[0]
+            scale = np.sqrt(2 / fan_in) if std is None else std
+            self.params[f"W{number}"] = scale * np.random.randn(*shape)  # noqa: NPY002
+            self.params[f"b{number}"] = np.zeros(shape[0] if len(shape) == 4 else shape[1])
+        self.last_layer = self._loss_layer()
+        found: list[Any] = []
+        for number, param in enumerate(params.values(), 1):
+            found += [self._convolution(number, param["stride"], param["pad"]), layers.Relu()]
+            if number % self._pool_every == 0:
+                found.append(convolution.Pooling(2, 2, 2))
+        return found
+
+    def _convolution(self, number: int, stride: int, pad: int) -> Any:
+        """Return a convolution of the parameters with a number."""
+        return _BoundConvolution(self, number, stride, pad)
+
+    def _affine(self, number: int) -> Any:
+        """Return an affine layer of the parameters with a number."""
+        return _BoundAffine(self, number)
 
     def __repr__(self) -> str:
         """Return the kinds of the layers and the number of parameters, in a line."""
@@ -187,15 +232,24 @@ class _ConvolutionalNet(Network):
 
         return loss
 
+    def _by_layers(self, x: Any, t: Any, *steps: float) -> list[list[dict[str, Any]]]:
+        """Return the central differences, and where kinks are within it, for each of some steps."""
+        passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
+        return [
+            [
+                dict(zip(self.params, arrays, strict=True))
+                for arrays in zip(*passed.central_differences(h), strict=True)
+            ]
+            for h in steps
+        ]
+
     def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
         if not layer_differences.knows(self._parts()[0]):
             return None
-        passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
+        ((slopes, _),) = self._by_layers(x, t, h)
         return {
-            name: slopes.astype(np.result_type(np.asarray(array).dtype, np.float32))
-            for (name, array), (slopes, _) in zip(
-                self.params.items(), passed.central_differences(h), strict=True
-            )
+            name: slopes[name].astype(np.result_type(np.asarray(array).dtype, np.float32))
+            for name, array in self.params.items()
         }
 
     def _differences_and_kinks(
@@ -206,11 +260,8 @@ class _ConvolutionalNet(Network):
         if has_own(self, "predict", "loss"):
             raise ValueError("`predict` and `loss` must be the book's for `check_gradient`.")
         with random_state_kept():  # so that `gradient` drops the same entries
-            passed = layer_differences.LayerDifferences(self._parts()[0], x, t)
-        once, kinks = zip(*passed.central_differences(h), strict=True)
-        twice, _ = zip(*passed.central_differences(2 * h), strict=True)
-        found = [dict(zip(self.params, each, strict=True)) for each in (once, twice, kinks)]
-        return found[0], found[1], found[2]
+            (once, kinks), (twice, _) = self._by_layers(x, t, h, 2 * h)
+        return once, twice, kinks
 
     def _check_by_losses(self, x: Any, t: Any, h: Any, options: dict[str, Any]) -> GradientCheck:
         with random_state_kept():
@@ -309,16 +360,6 @@ def _convolution_param(value: Any, name: str) -> dict[str, int]:
     return {key: whole_number(value[key], f"{name}[{key!r}]", minimum=least[key]) for key in least}
 
 
-def _convolution_size(size: int, param: Mapping[str, int]) -> int:
-    """Return the height or width of what a convolution makes of images."""
-    return (size + 2 * param["pad"] - param["filter_size"]) // param["stride"] + 1
-
-
-def _randn(scale: float, *shape: int) -> FloatArray:
-    """Return normal deviates from NumPy's global legacy generator, as the book draws them."""
-    return scale * np.random.randn(*shape)  # noqa: NPY002
-
-
 class SimpleConvNet(_ConvolutionalNet):
     """Chapter 7's network: convolution, ReLU, pooling, affine, ReLU, affine, softmax.
 
@@ -372,34 +413,12 @@ class SimpleConvNet(_ConvolutionalNet):
         output_size: int = 10,
         weight_init_std: float = 0.01,
     ) -> None:
-        param = _convolution_param(
-            conv_param or {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}, "conv_param"
-        )
-        self._arguments = {
-            "input_dim": _image_shape(input_dim),
-            "conv_param": param,
-            "hidden_size": hidden_size,
-            "output_size": output_size,
-        }
-        channels, *size = _image_shape(input_dim)
-        number, side = param["filter_num"], param["filter_size"]
-        sides = [_convolution_size(length, param) // 2 for length in size]
-        if min(sides) < 1:
-            raise ValueError(f"`conv_param` must leave 2 x 2 pixels for the pooling. Got {param}.")
-        shapes = [
-            (number, channels, side, side),
-            (number * sides[0] * sides[1], hidden_size),
-            (hidden_size, output_size),
-        ]
-        self._finish([_randn(weight_init_std, *shape) for shape in shapes])
-        self.layers = OrderedDict(
-            Conv1=_BoundConvolution(self, 1, param),
-            Relu1=layers.Relu(),
-            Pool1=convolution.Pooling(2, 2, 2),
-            Affine1=_BoundAffine(self, 2),
-            Relu2=layers.Relu(),
-            Affine2=_BoundAffine(self, 3),
-        )
+        default = {"filter_num": 30, "filter_size": 5, "pad": 0, "stride": 1}
+        given, sizes = {"conv_param": conv_param or default}, (hidden_size, output_size)
+        found = self._draw(input_dim, given, sizes, weight_init_std)
+        found += [self._affine(2), layers.Relu(), self._affine(3)]
+        names = ("Conv1", "Relu1", "Pool1", "Affine1", "Relu2", "Affine2")
+        self.layers = OrderedDict(zip(names, found, strict=True))
 
 
 _CONV_PARAMS = tuple(
@@ -453,7 +472,7 @@ class DeepConvNet(_ConvolutionalNet):
 
     layers: list[Any]
 
-    _drops = True
+    _pool_every, _least, _drops = 2, "a pixel", True
 
     def __init__(
         self,
@@ -468,50 +487,27 @@ class DeepConvNet(_ConvolutionalNet):
         output_size: int = 10,
     ) -> None:
         given = conv_param_1, conv_param_2, conv_param_3, conv_param_4, conv_param_5, conv_param_6
-        conv_params = [
-            _convolution_param(param, f"conv_param_{number}")
-            for number, param in enumerate(given, 1)
+        params = {f"conv_param_{number}": param for number, param in enumerate(given, 1)}
+        self.layers = [
+            *self._draw(input_dim, params, (hidden_size, output_size), None),
+            *(self._affine(7), layers.Relu(), layers.Dropout(0.5)),
+            *(self._affine(8), layers.Dropout(0.5)),
         ]
-        self._arguments = {
-            "input_dim": _image_shape(input_dim),
-            **{f"conv_param_{number}": param for number, param in enumerate(conv_params, 1)},
-            "hidden_size": hidden_size,
-            "output_size": output_size,
-        }
-        channels, *sides = _image_shape(input_dim)
-        shapes: list[tuple[int, ...]] = []
-        for number, param in enumerate(conv_params, 1):
-            shapes.append(
-                (param["filter_num"], channels, param["filter_size"], param["filter_size"])
-            )
-            channels = param["filter_num"]
-            sides = [_convolution_size(length, param) // (2 - number % 2) for length in sides]
-            if min(sides) < 1:
-                raise ValueError(f"`conv_param_{number}` must leave a pixel. Got {dict(param)}.")
-        shapes += [(channels * sides[0] * sides[1], hidden_size), (hidden_size, output_size)]
-        fan_ins = [np.prod(s[1:]) if len(s) == 4 else s[0] for s in shapes]
-        self._finish([_randn(np.sqrt(2 / n), *s) for n, s in zip(fan_ins, shapes, strict=True)])
-        self.layers = []
-        for number, param in enumerate(conv_params, 1):
-            self.layers.append(_BoundConvolution(self, number, param))
-            self.layers.append(layers.Relu())
-            if number % 2 == 0:
-                self.layers.append(convolution.Pooling(2, 2, 2))
-        self.layers += [_BoundAffine(self, 7), layers.Relu(), layers.Dropout(0.5)]
-        self.layers += [_BoundAffine(self, 8), layers.Dropout(0.5)]
 
 
 class _AsInTheBook(_ConvolutionalNet):
     """What the networks above do otherwise in the book, as its modules hand them on."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.last_layer = SoftmaxWithLoss()
-        # The book's layers hold the arrays themselves: what is put in their place has no effect.
-        if isinstance(self.layers, dict):
-            self.layers.update((name, _unbound(layer)) for name, layer in self.layers.items())
-        else:
-            self.layers = [_unbound(layer) for layer in self.layers]
+    _loss_layer = SoftmaxWithLoss
+
+    # The book's layers hold the arrays themselves: what is put in their place has no effect.
+
+    def _convolution(self, number: int, stride: int, pad: int) -> Any:
+        W, b = self.params[f"W{number}"], self.params[f"b{number}"]
+        return convolution.Convolution(W, b, stride, pad)
+
+    def _affine(self, number: int) -> Any:
+        return layers.Affine(self.params[f"W{number}"], self.params[f"b{number}"])
 
     def accuracy(self, x: Any, t: Any, batch_size: int = 100) -> Any:
         """Return the share of images whose class is found, those beyond full batches left out."""
@@ -527,13 +523,6 @@ class _AsInTheBook(_ConvolutionalNet):
         super().load_params(file_name)
         for layer, kind, name in self._held_by_layers():
             setattr(layer, kind, self.params[name])
-
-
-def _unbound(layer: Any) -> Any:
-    """Return a layer that holds its parameters itself."""
-    if isinstance(layer, _BoundConvolution):
-        return convolution.Convolution(layer.W, layer.b, layer.stride, layer.pad)
-    return layers.Affine(layer.W, layer.b) if isinstance(layer, _BoundAffine) else layer
 
 
 class BookSimpleConvNet(_AsInTheBook, SimpleConvNet):

@@ -20,6 +20,7 @@ from fastgrad.book import layers
 from fastgrad.book.functions import cross_entropy_error, sigmoid, sigmoid_grad, softmax
 from fastgrad.kernels import central_difference_layers
 from fastgrad.networks import fully_connected
+from fastgrad.networks.engine import Engine
 from fastgrad.networks.network import Network, has_own
 from fastgrad.nn import layers as compiled_layers
 from fastgrad.runtime import threads
@@ -441,8 +442,8 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         if self.use_dropout:
             self._layers[f"Dropout{number}"] = layers.Dropout(self._ratio)
 
-    def engine(self) -> Any:
-        """Lend an engine, as for the plain network, which it must be."""
+    def engine(self) -> Engine:
+        """Return an engine of the plain network, which this one must be."""
         if self._extended:
             raise ValueError("The network must be without batch normalisation and dropout.")
         return super().engine()

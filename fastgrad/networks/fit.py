@@ -7,9 +7,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, Protocol, Self
+from typing import Any, NamedTuple, Self
 
 import numba
 import numpy as np
@@ -35,10 +35,8 @@ from fastgrad.validation import (
     whole_number,
 )
 
-__all__ = ["History", "LayerRun", "compiled_run", "fit", "random_state_kept"]
+__all__ = ["COMPILED_RUNS", "History", "Run", "TrainingSet", "fit", "random_state_kept"]
 
-#: What `fit` may compute a gradient by: the names of a network's methods.
-METHODS = ("gradient", "numerical_gradient")
 #: Seconds that one stretch of compiled iterations should take: Ctrl-C waits for its end.
 _STRETCH_SECONDS = 0.1
 
@@ -115,17 +113,6 @@ class History:
         return figure
 
 
-class Trainable(Protocol):
-    """What a run needs of a network; see `fastgrad.networks.network.Network`."""
-
-    params: dict[str, Any]
-
-    @property
-    def dtype(self) -> np.dtype[Any]: ...
-
-    def checked_params(self) -> dict[str, FloatArray]: ...
-
-
 def chosen_optimizer(optimizer: Any, learning_rate: Any, default: Optimizer) -> Optimizer:
     """Return the optimizer of a run: the one given, or the default with a learning rate.
 
@@ -150,29 +137,10 @@ def chosen_optimizer(optimizer: Any, learning_rate: Any, default: Optimizer) -> 
     return optimizer
 
 
-def pair(validation: Any) -> tuple[Any, Any]:
-    """Return validation data, checked to be a pair."""
-    if not isinstance(validation, tuple | list) or len(validation) != 2:
-        raise TypeError(f"`validation` must be a pair (x_test, t_test). Got {validation!r}.")
-    return validation[0], validation[1]
-
-
-class Advancing(Protocol):
-    """A training run, as `fit` sees it."""
-
-    @property
-    def done(self) -> int: ...
-
-    def advance(self, batches: IntArray, losses: FloatArray) -> None: ...
-
-    def write_back(self) -> None: ...
-
-
 def fit(
     network: Any,
     x: ArrayLike,
     t: ArrayLike,
-    *,
     iterations: int,
     batch_size: int,
     learning_rate: float | None,
@@ -182,37 +150,21 @@ def fit(
     progress: bool,
     rng: Any,
     callback: Callable[[int, float], object] | None,
-    default: Optimizer,
-    check: Callable[[Any, Any], tuple[Any, Any]],
-    begin_run: Callable[[Optimizer, str, tuple[Any, Any], int], AbstractContextManager[Advancing]],
-    compile_ahead: bool,
 ) -> History:
     """Run the training loop of all networks: batches, progress, accuracies, callback and Ctrl-C.
 
-    Parameters
-    ----------
-    network : Network
-    x, t, iterations, .., callback
-        As for `fastgrad.TwoLayerNet.fit`.
-    default : Optimizer
-        Where none is given.
-    check : callable
-        Returns samples and targets as arrays, or raises.
-    begin_run : callable
-        Returns a context manager of the run that is to be advanced.
-    compile_ahead : bool
-        Whether to train a copy of the network a little before a progress bar is shown, so that the
-        bar's pace is that of training.
-
-    Returns
-    -------
-    History
+    Arguments are those of `fastgrad.TwoLayerNet.fit`. Before a progress bar is shown, a copy of the
+    network is trained a little, so that the bar's pace is that of training.
     """
+    network._require_trainable(method)
     size = whole_number(batch_size, "batch_size", minimum=1)
-    one_of(method, "method", METHODS)
-    optimizer = chosen_optimizer(optimizer, learning_rate, default)
-    data = check(x, t)
-    tests = None if validation is None else check(*pair(validation))
+    one_of(method, "method", tuple(COMPILED_RUNS))
+    optimizer = chosen_optimizer(optimizer, learning_rate, network._default_optimizer())
+    data, tests = network._training_data(x, t), None
+    if validation is not None:
+        if not isinstance(validation, tuple | list) or len(validation) != 2:
+            raise TypeError(f"`validation` must be a pair (x_test, t_test). Got {validation!r}.")
+        tests = network._training_data(*validation)
     count = whole_number(iterations, "iterations", minimum=0)
     flag(progress, "progress")
     if callback is not None and not callable(callback):
@@ -220,7 +172,7 @@ def fit(
     draw = batch_source(rng)
     from tqdm.auto import tqdm
 
-    if progress and compile_ahead:
+    if progress and not network._has_own_methods():
         copied, its_optimizer = copy.deepcopy((network, optimizer))
         few = 2 if method == "numerical_gradient" else 100
         batch = data[0][:few], data[1][:few]
@@ -247,7 +199,7 @@ def fit(
         compile_time.Watch() as compiling,
         Deferred() as interrupt,
         tqdm(total=count, disable=not progress, unit="it", dynamic_ncols=True) as bar,
-        begin_run(optimizer, method, data, size) as run,
+        network._begin_run(optimizer, method, data, size) as run,
     ):
         finite = True
         while run.done < count and not interrupt.asked:
@@ -289,41 +241,47 @@ def fit(
     return History(reached, np.array(epochs), in_training, in_test, seconds, interrupt.asked)
 
 
-class LayerRun:
-    """Training by a network's own methods, for networks that are not compiled as a whole.
+class Run:
+    """A training run by a network's own methods, which update its parameters where they are.
 
     Parameters
     ----------
     network : Network
-        Its `params` are updated.
     optimizer : Optimizer
-    compute : callable
-        Returns the loss of a batch (x, t), and its gradient.
-    x, t : ndarray
+    data : tuple
+        Samples and targets.
+    method : str, optional
+        The method that gives the gradient.
     """
 
     def __init__(
-        self,
-        network: Any,
-        optimizer: Optimizer,
-        compute: Callable[[Any, Any], tuple[float, dict[str, FloatArray]]],
-        x: Any,
-        t: Any,
+        self, network: Any, optimizer: Optimizer, data: Any, method: str = "gradient"
     ) -> None:
-        self.network, self.optimizer, self.compute = network, optimizer, compute
-        self.data = x, t
-        self.done = 0
+        self.network, self.optimizer, self.data, self.method = network, optimizer, data, method
+        self._done = np.zeros(1, np.int64)
+
+    @property
+    def done(self) -> int:
+        """The number of iterations behind."""
+        return int(self._done[0])
 
     def advance(self, batches: IntArray, losses: FloatArray) -> None:
         """Run one iteration for every row of `batches`, and count it."""
         x, t = self.data
         for i, batch in enumerate(batches):
-            losses[i], grads = self.compute(x[batch], t[batch])
+            losses[i], grads = self.network._loss_and_gradient(self.method, x[batch], t[batch])
             self.optimizer.update(self.network.params, grads)
-            self.done += 1
+            self._done[0] += 1
 
     def write_back(self) -> None:
-        """Do nothing: the parameters are the network's own."""
+        """Make the user's parameters and optimizer state those of the run."""
+
+    def __enter__(self) -> Self:
+        """Return the run itself."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """End the run."""
 
 
 class TrainingSet(NamedTuple):
@@ -338,18 +296,18 @@ class TrainingSet(NamedTuple):
     batch_size: int
 
 
-class _Run:
-    """A training run: copies of the parameters and of the optimizer state, and their updates."""
+class _CompiledRun(Run):
+    """A run by an engine, with copies of the parameters and of the optimizer state."""
 
     #: What was reached: the parameters, and the optimizer's state for each of them, by its name.
     params: dict[str, FloatArray]
     states: dict[str, dict[str, FloatArray]]
 
     def __init__(
-        self, engine: Engine, optimizer: Optimizer, network: Trainable, data: TrainingSet
+        self, engine: Engine, optimizer: Optimizer, network: Any, data: TrainingSet
     ) -> None:
-        self.engine, self.optimizer, self.network, self.data = engine, optimizer, network, data
-        self._done = np.zeros(1, np.int64)
+        super().__init__(network, optimizer, data)
+        self.engine = engine
         self._updates_before = getattr(optimizer, "iter", 0)
         #: How many iterations the user's parameters have seen.
         self._written = 0
@@ -363,15 +321,6 @@ class _Run:
     def _copy(self) -> None:
         """Put copies in the place of the user's parameters and optimizer state."""
         raise NotImplementedError
-
-    def advance(self, batches: IntArray, losses: FloatArray) -> None:
-        """Run one iteration for every row of `batches`, and count it."""
-        raise NotImplementedError
-
-    @property
-    def done(self) -> int:
-        """The number of iterations behind."""
-        return int(self._done[0])
 
     def write_back(self) -> None:
         """Make the user's parameters and optimizer state those of the run."""
@@ -389,18 +338,16 @@ class _Run:
                 state[key][...] = array
         self._written = self.done
 
-    def __enter__(self) -> Self:
-        return self
-
     def __exit__(self, *exception: object) -> None:
         """Write back what was reached, also when an exception ends the run."""
         if exception[0] is not None and hasattr(self.optimizer, "iter"):
             self.optimizer.iter = self._updates_before + self.done  # not those that were not made
         if self.done > self._written:  # else a callback may have put other parameters in place
             self.write_back()
+        self.engine.__exit__(*exception)
 
 
-class _NumericalRun(_Run):
+class _NumericalRun(_CompiledRun):
     """Training by central differences."""
 
     def _copy(self) -> None:
@@ -452,7 +399,7 @@ def sparse_samples(x: Any, chunks: int, dtype: np.dtype[Any]) -> dict[str, Any] 
     return {**names, "bounds": bounds}
 
 
-class _GradientRun(_Run):
+class _GradientRun(_CompiledRun):
     """Training by backpropagation: see `fastgrad.kernels.train`."""
 
     def _copy(self) -> None:
@@ -542,20 +489,8 @@ def _updated(k: int) -> dict[str, str]:
     return {**layer(k), **state, "squares": f"squares{k}"}
 
 
-def compiled_run(
-    engine: Engine,
-    optimizer: Optimizer,
-    method: str,
-    network: Trainable,
-    x: Any,
-    labels: IntArray,
-    soft: FloatArray,
-    batch_size: int,
-) -> AbstractContextManager[Advancing]:
-    """Return a training run of a fully connected network by an engine of its own."""
-    data = TrainingSet(x, labels.copy(), soft.copy(), batch_size)
-    run_class = _GradientRun if method == "gradient" else _NumericalRun
-    return run_class(engine, optimizer, network, data)
+#: The runs of a fully connected network by an engine of its own, by their methods.
+COMPILED_RUNS = {"gradient": _GradientRun, "numerical_gradient": _NumericalRun}
 
 
 def _writeable(array: Any, shape: tuple[int, ...], dtype: np.dtype[Any]) -> FloatArray:

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
@@ -18,7 +17,7 @@ from numpy.typing import DTypeLike
 
 from fastgrad.kernels.activations import ACTIVATIONS
 from fastgrad.networks.engine import Engine
-from fastgrad.networks.fit import Advancing, compiled_run
+from fastgrad.networks.fit import COMPILED_RUNS, Run, TrainingSet
 from fastgrad.networks.network import Network, has_own
 from fastgrad.networks.workspace import aligned, parameter_shapes
 from fastgrad.nn import functions
@@ -100,9 +99,18 @@ class FullyConnected(Network):
         """The dtype in which the network computes."""
         return self._dtype
 
-    def engine(self) -> AbstractContextManager[Engine]:
-        """Lend an engine that reads the parameters; for `fastgrad.networks.fit`."""
-        return _Lent(self, self._delta)
+    def engine(self) -> Engine:
+        """Return an engine that reads the parameters, for a ``with``; for `fit`."""
+        return self._engine(self._delta, self.checked_params())
+
+    def _engine(self, delta: float, params: Mapping[str, FloatArray]) -> Engine:
+        """Return an engine with another delta, or other parameters of the same shapes."""
+        idle = self._idle.setdefault((delta, self._decay), [])
+        try:
+            engine = idle.pop()
+        except IndexError:
+            engine = Engine(self._sizes, self._activation, delta, self._dtype, self._decay, idle)
+        return engine.load(params)
 
     def checked_params(self) -> dict[str, FloatArray]:
         """Return the parameters as canonical arrays; for `fit`.
@@ -134,7 +142,7 @@ class FullyConnected(Network):
         xs, single = samples(x, "x", self._sizes[0], self._dtype)
         result = np.empty((len(xs), self._sizes[-1]), self._dtype)
         first = 0
-        with _Lent(self, self._delta, params) as engine:
+        with self._engine(self._delta, params or self.checked_params()) as engine:
             for block in _blocks(xs, *no_targets(self._sizes[-1], self._dtype)):
                 space = engine.forward(*block)
                 found = space.probabilities if self._predicts_probabilities else space.logits
@@ -167,7 +175,8 @@ class FullyConnected(Network):
     def _gradient(self, x: Any, t: Any, delta: float | None = None) -> dict[str, FloatArray]:
         """Compute the gradient, of the loss with another delta if one is given."""
         xs, labels, soft = self.checked_batch(x, t)
-        with _Lent(self, self._delta if delta is None else delta) as engine:
+        delta = self._delta if delta is None else delta
+        with self._engine(delta, self.checked_params()) as engine:
             return self._mean_over_blocks(engine.gradient, xs, labels, soft)
 
     def _mean_over_blocks(
@@ -254,20 +263,15 @@ class FullyConnected(Network):
         xs, labels, soft = self.checked_batch(x, t)
         return xs, labels if labels.size else soft
 
-    @contextmanager
     def _begin_run(
         self, optimizer: Optimizer, method: str, data: tuple[Any, Any], batch_size: int
-    ) -> Iterator[Advancing]:
+    ) -> Run:
         if self._has_own_methods():
-            with super()._begin_run(optimizer, method, data, batch_size) as run:
-                yield run
-            return
-        batch = self.checked_batch(*data)
-        with (
-            self.engine() as engine,
-            compiled_run(engine, optimizer, method, self, *batch, batch_size) as compiled,
-        ):
-            yield compiled
+            return super()._begin_run(optimizer, method, data, batch_size)
+        x, labels, soft = self.checked_batch(*data)
+        # Kernels index with the labels, and a callback may write into the user's.
+        training_set = TrainingSet(x, labels.copy(), soft.copy(), batch_size)
+        return COMPILED_RUNS[method](self.engine(), optimizer, self, training_set)
 
     def _checked_arrays(self) -> dict[str, FloatArray]:
         return self.checked_params()
@@ -307,34 +311,6 @@ class FullyConnected(Network):
 
     def _finish(self) -> None:
         """Complete a network that has its parameters; for subclasses."""
-
-
-class _Lent:
-    """An engine for the time of a ``with``. One that an error left in an unknown state is lost.
-
-    A generator would take 2 of 130 microseconds.
-    """
-
-    def __init__(
-        self, network: FullyConnected, delta: float, params: dict[str, FloatArray] | None = None
-    ) -> None:
-        self._network, self._key, self._params = network, (delta, network._decay), params
-
-    def __enter__(self) -> Engine:
-        network, (delta, decay) = self._network, self._key
-        params = self._params or network.checked_params()
-        self._idle = network._idle.setdefault(self._key, [])
-        try:
-            self._engine = self._idle.pop()
-        except IndexError:
-            self._engine = Engine(network._sizes, network._activation, delta, network._dtype, decay)
-        self._engine.load(params)
-        return self._engine
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is None:
-            self._engine.release()
-            self._idle.append(self._engine)
 
 
 class TwoLayerNet(FullyConnected):
@@ -517,11 +493,9 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
 
 def _blocks(
     xs: FloatArray, labels: IntArray, soft: FloatArray
-) -> Iterator[tuple[FloatArray, IntArray, FloatArray]]:
+) -> list[tuple[FloatArray, IntArray, FloatArray]]:
     """Cut samples and targets into blocks of a size whose scratch stays in the cache."""
     if len(xs) <= _BLOCK:
-        yield xs, labels, soft  # three slices take a microsecond
-        return
-    for first in range(0, len(xs), _BLOCK):
-        block = slice(first, first + _BLOCK)
-        yield xs[block], labels[block], soft[block]
+        return [(xs, labels, soft)]  # three slices take a microsecond
+    blocks = (slice(first, first + _BLOCK) for first in range(0, len(xs), _BLOCK))
+    return [(xs[block], labels[block], soft[block]) for block in blocks]
