@@ -246,7 +246,7 @@ class _Evaluation:
             return np.tile(base, (batch.count, 1))
         if result.dtype.kind not in "biuf":
             raise NotCarried("f does not return real numbers")
-        result._widen()
+        result._widen(range(result.ndim))
         values: FloatArray = result._values.reshape(-1, batch.count).T.astype(np.float64)
         return values
 
