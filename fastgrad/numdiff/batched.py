@@ -9,12 +9,12 @@ agree, raises `NotCarried`, and everything is as it was: the loop is then the wa
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import time
 import types
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
-from fastgrad.numdiff.reach import attributes_of, names_in
+from fastgrad.numdiff.reach import children
 from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.rewriting import Rewriting
@@ -32,7 +32,6 @@ from fastgrad.validation import FloatArray, IntArray
 __all__ = ["NotCarried", "evaluate"]
 
 Array = NDArray[Any]
-_Put = Callable[[Any], None]
 
 #: Bytes of all arrays of one evaluation: what is aimed at, and what is the limit.
 _WANTED, _LIMIT = 24 << 20, 32 << 20
@@ -104,6 +103,9 @@ def evaluate(
     """
     if array.dtype not in (np.float32, np.float64):
         raise NotCarried("the array must be of float32 or float64")
+    # From here on they are counted row by row.
+    numbers_at = np.arange(array.size).reshape(array.shape).transpose(memory_order(array))
+    entries = numbers_at.ravel()[entries]
     reading = read(f, root, *args)
     last = 0
     if reading.records and not leaves_records:
@@ -148,8 +150,6 @@ class _Evaluation:
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
         self.rng = np.random.default_rng(0)
-        self.axes = memory_order(array)
-        self.live = array.transpose(self.axes).flat
 
     def values(
         self, places: _Places, entries: IntArray, points: FloatArray, *, insist: bool
@@ -158,7 +158,7 @@ class _Evaluation:
         # The C library keeps freed memory for the next arrays up to twice the largest block freed.
         # Otherwise every large array comes from the system anew, which takes a fifth of the time.
         np.empty(_KEPT, np.uint8)
-        indices = self._indices(entries)
+        rows = entries // math.prod(self.array.shape[-1:])
         values = np.empty((*points.shape, self.value.size))
         k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
         start, count = 0, k
@@ -166,23 +166,22 @@ class _Evaluation:
             count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
         original = self.array.tobytes()
         while start < size:
-            stop = _stop(indices, start, max(1, count // k), k)
+            stop = min(start + max(1, count // k), size)
+            others = np.flatnonzero(rows[start:stop] != rows[start])
+            if len(others) and others[0] * k >= _ROW:
+                stop = start + int(others[0])
             part = slice(start, stop)
             batch.begin((stop - start) * k)
             began = time.perf_counter()
             try:
-                found = self._run(
-                    places, batch, [index[part] for index in indices], points[:, part]
-                )
+                found = self._run(places, batch, entries[part], points[:, part])
             except TooLarge:
                 if stop - start == 1:
                     raise
                 count = max(1, batch.count // 4)
                 continue
             took = (time.perf_counter() - began) / batch.count
-            found = self._by_loop_if_not_finite(found, entries[part], points[:, part])
-            self._compare(found, entries[part], points[:, part])
-            values[:, part] = found
+            values[:, part] = self._compared(found, entries[part], points[:, part])
             # The first batch computes besides what it has in common with all others.
             is_slow = took > self.seconds * (1 if start else _ROW)
             if is_slow and not insist:
@@ -194,17 +193,12 @@ class _Evaluation:
             raise NotCarried("f changes `x`")
         return values[:, :size]
 
-    def _indices(self, entries: IntArray) -> list[IntArray]:
-        """Return the index along each axis of entries that are counted in memory order."""
-        shape = self.array.transpose(self.axes).shape
-        found = np.unravel_index(entries, shape) if shape else ()
-        return [found[self.axes.index(a)] for a in range(self.array.ndim)]
-
     def _run(
-        self, places: _Places, batch: Batch, indices: list[IntArray], points: FloatArray
+        self, places: _Places, batch: Batch, entries: IntArray, points: FloatArray
     ) -> FloatArray:
         """Evaluate f once for all points of a batch."""
         k = len(points)
+        indices = np.unravel_index(entries, self.array.shape) if self.array.ndim else ()
         support = tuple(
             index[:1, None] if (index == index[0]).all() else np.repeat(index, k)[None, :]
             for index in indices
@@ -231,7 +225,7 @@ class _Evaluation:
         finally:
             self.records.put_back()
         batch.begin(batch.count)
-        return self._run(places, batch, indices, points)
+        return self._run(places, batch, entries, points)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
@@ -271,41 +265,38 @@ class _Evaluation:
         rounding: Array = np.max(np.abs(np.diff(values, 2, axis=0)), axis=0)
         return rounding
 
-    def _by_loop_if_not_finite(
-        self, found: FloatArray, entries: IntArray, points: FloatArray
-    ) -> FloatArray:
-        """Evaluate f itself where it is not finite: differences do not carry infinities."""
-        rows, columns = np.nonzero(~np.isfinite(found).all(axis=-1))
-        if len(rows) > max(4, found[..., 0].size // 16):
-            raise NotCarried("f is infinite or not a number at many points")
-        found = found.copy()
-        for row, column in zip(rows, columns, strict=True):
-            found[row, column] = self._looped_at(int(entries[column]), points[row, column])
-        return found
+    def _compared(self, found: FloatArray, entries: IntArray, points: FloatArray) -> FloatArray:
+        """Return the values after some have been compared with f's own, or replaced by them.
 
-    def _compare(self, found: FloatArray, entries: IntArray, points: FloatArray) -> None:
-        """Compare values with those of f itself: where f changes most, and elsewhere.
-
-        Later batches are compared as long as that takes little of the time.
+        They are compared where f changes most, and elsewhere; in later batches as long as that
+        takes little of the time. Where a value is not finite, f itself is evaluated: differences do
+        not carry infinities.
         """
-        change = np.abs(found - self.value).max(axis=-1).reshape(-1)
-        chosen = [int(np.argmax(change)), int(self.rng.integers(change.size))]
-        if not self.compared:
-            chosen += [0, change.size - 1]
-        elif self.comparing > _COMPARING * (time.perf_counter() - self.began):
-            return
-        self.compared = self.compared or bool(change.any())
+        values = found.reshape(-1, self.value.size)
+
+        def looped(number: int) -> Array:
+            row, column = divmod(number, len(entries))
+            return self._looped_at(int(entries[column]), points[row, column])
+
+        lost = np.flatnonzero(~np.isfinite(values).all(axis=-1)).tolist()
+        if len(lost) > max(4, len(values) // 16):
+            raise NotCarried("f is infinite or not a number at many points")
+        for number in lost:
+            values[number] = looped(number)
+        change = np.abs(values - self.value).max(axis=-1)
+        chosen = {int(np.argmax(change)), int(self.rng.integers(change.size))}
         began = time.perf_counter()
-        for flat in set(chosen):
-            row, column = divmod(flat, len(entries))
-            value = self._looped_at(int(entries[column]), points[row, column])
-            if not self._agrees(found[row, column], value):
-                raise NotCarried(
-                    "the value at a point does not agree with the one that was carried"
-                )
+        if not self.compared:
+            chosen |= {0, change.size - 1}
+        elif self.comparing > _COMPARING * (began - self.began):
+            chosen = set()
+        self.compared = self.compared or bool(change.any())
+        if not all(self._agrees(values[number], looped(number)) for number in chosen):
+            raise NotCarried("the value at a point does not agree with the one that was carried")
         took = time.perf_counter() - began
         self.comparing += took
-        self.seconds = min(self.seconds, took / len(set(chosen)))
+        self.seconds = min(self.seconds, took / len(chosen)) if chosen else self.seconds
+        return values.reshape(found.shape)
 
     def forgets_records(self, entries: IntArray, points: FloatArray) -> bool:
         """Return whether f's records depend on no more than its evaluations at these points."""
@@ -317,24 +308,12 @@ class _Evaluation:
 
     def _looped_at(self, entry: int, point: float) -> Array:
         """Evaluate f itself at one point."""
-        kept = self.live[entry]
+        kept = self.array.flat[entry]
         try:
-            self.live[entry] = point
+            self.array.flat[entry] = point
             return self.looped()
         finally:
-            self.live[entry] = kept
-
-
-def _stop(places: list[IntArray], start: int, count: int, values: int) -> int:
-    """Return where a batch ends: with the row, if that is long enough."""
-    stop = start + count
-    if len(places) > 1:
-        leading = np.stack([place[start : stop + 1] for place in places[:-1]])
-        other = (leading != leading[:, :1]).any(axis=0).nonzero()[0]
-        if len(other) and other[0] * values >= _ROW:
-            return start + int(other[0])
-    size = len(places[0]) if places else 1
-    return min(stop, size)
+            self.array.flat[entry] = kept
 
 
 def _number(value: Any) -> FloatArray:
@@ -371,23 +350,22 @@ class _Places:
     ) -> None:
         self._array = array
         self._call = [f, root, args]
-        objects = [self._call, *reached]
-        functions = [o for o in objects if isinstance(o, types.FunctionType)]
+        functions = [o for o in (f, *reached) if isinstance(o, types.FunctionType)]
         self.rewriting = Rewriting(functions)
-        names = set().union(*(names_in(function.__code__) for function in functions))
-        self._stored = [
-            (container, container.copy()) for o in objects for container in _containers(o)
-        ]
-        self._slots: list[tuple[_Put, Any]] = []
-        for value in objects:
-            if isinstance(value, np.ndarray) and value.dtype.hasobject:
-                raise NotCarried("f can reach an array of objects")
-            for child, put in _children(value, names):
-                if self._replaced(child, None) is child:
+        self._stored: list[tuple[Any, Any]] = [
+            (store, store.copy())
+            for o in reached if not isinstance(o, types.ModuleType)
+            for store in (o, getattr(o, "__dict__", None)) if isinstance(store, dict | list)
+        ]  # fmt: skip
+        self._slots: list[tuple[Callable[[Any], None], Any]] = []
+        for value in (self._call, *reached):
+            for _, child, put in children(value):
+                # A tuple is replaced as a whole, in what holds it.
+                if isinstance(value, tuple) or self._replaced(child, None) is child:
                     continue
                 if put is None:
                     raise NotCarried("f finds the array where it cannot be replaced")
-                self._slots.append((put, child))
+                self._slots.append((functools.partial(*put), child))
         if not self._slots:
             raise NotCarried("f does not find the array where it could be replaced")
 
@@ -424,50 +402,6 @@ class _Places:
                 container.update(content)
             else:
                 container[:] = content
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    """Yield the dicts and lists that an object is or has, in which the function may store."""
-    if isinstance(value, dict | list):
-        yield value
-    if not isinstance(value, types.FunctionType | types.ModuleType | type):
-        attributes = getattr(value, "__dict__", None)
-        if attributes:
-            yield attributes
-
-
-def _children(value: Any, names: set[str]) -> Iterator[tuple[Any, _Put | None]]:
-    """Yield what an object holds, and how to put something else there; None if that cannot be."""
-    space: Any = {}
-    if isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # not bound yet
-                yield cell.cell_contents, functools.partial(setattr, cell, "cell_contents")
-        yield value.__defaults__, functools.partial(setattr, value, "__defaults__")
-        yield from _children(value.__kwdefaults__, names)
-        space = value.__globals__
-    elif isinstance(value, types.ModuleType):
-        space = vars(value)
-    elif isinstance(value, type):
-        for base in value.__mro__:
-            if "__module__" in vars(base):  # it is written in Python
-                for name, child in vars(base).items():
-                    yield child, functools.partial(setattr, base, name)
-    elif isinstance(value, types.MethodType | types.BuiltinFunctionType):
-        yield value.__self__, None
-    elif isinstance(value, functools.partial):
-        yield (*value.args, *value.keywords.values()), None
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield child, functools.partial(operator.setitem, value, key)
-    elif isinstance(value, list | deque):
-        for i, child in enumerate(value):
-            yield child, functools.partial(operator.setitem, value, i)
-    for name in names & space.keys():
-        yield space[name], functools.partial(operator.setitem, space, name)
-    if not isinstance(value, types.FunctionType | types.ModuleType | type):
-        for name, child in attributes_of(value).items():
-            yield child, functools.partial(object.__setattr__, value, name)
 
 
 class _Stale(NDArrayOperatorsMixin):
