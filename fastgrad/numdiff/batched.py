@@ -103,9 +103,6 @@ def evaluate(
     """
     if array.dtype not in (np.float32, np.float64):
         raise NotCarried("the array must be of float32 or float64")
-    # From here on they are counted row by row.
-    numbers_at = np.arange(array.size).reshape(array.shape).transpose(memory_order(array))
-    entries = numbers_at.ravel()[entries]
     reading = read(f, root, *args)
     last = 0
     if reading.records and not leaves_records:
@@ -115,21 +112,23 @@ def evaluate(
     read_value = numbers or _number
     with Records(reading) as records:
         evaluation = _Evaluation(
-            array, read_value, lambda: read_value((alone or f)(root, *args)), records
+            array, entries, points, read_value, lambda: read_value((alone or f)(root, *args))
         )
-        if last and not evaluation.forgets_records(entries[-last:], points[:, -last:]):
+        size = (len(entries) - last) * len(points)
+        if last and not records.are_forgotten(
+            [functools.partial(evaluation.looped_at, i) for i in range(size, points.size)]
+        ):
             raise NotCarried(reading.obstacle)
-        places = _Places(f, root, args, array, reading.objects)
-        count = len(entries) - last
+        places = _Places([f, root, args], array, reading.objects, records)
         try:
-            values = evaluation.values(places, entries[:count], points[:, :count], insist=insist)
+            values = evaluation.values(places, size, insist=insist)
             return values if numbers else values[..., 0]
         finally:
             places.restore()
 
 
 class _Evaluation:
-    """A function, and the array whose entries are perturbed.
+    """A function, and the points at which it is evaluated, one entry of the array after the other.
 
     `looped` evaluates the function as it is, and `numbers` reads what it returns.
     """
@@ -137,11 +136,17 @@ class _Evaluation:
     def __init__(
         self,
         array: Array,
+        entries: IntArray,
+        points: FloatArray,
         numbers: Callable[[Any], FloatArray],
         looped: Callable[[], FloatArray],
-        records: Records,
     ) -> None:
-        self.array, self.numbers, self.looped, self.records = array, numbers, looped, records
+        self.array, self.numbers, self.looped = array, numbers, looped
+        # In memory order they were counted; now row by row, and once for each point.
+        counted = np.arange(array.size).reshape(array.shape).transpose(memory_order(array))
+        self.each = len(points)
+        self.entries = np.repeat(counted.ravel()[entries], self.each)
+        self.points = points.T.reshape(-1)
         self.began = time.perf_counter()
         self.value = looped()
         self.seconds = self.comparing = time.perf_counter() - self.began
@@ -151,67 +156,60 @@ class _Evaluation:
         self.compared = False
         self.rng = np.random.default_rng(0)
 
-    def values(
-        self, places: _Places, entries: IntArray, points: FloatArray, *, insist: bool
-    ) -> FloatArray:
-        """Evaluate f at all points, in batches."""
+    def values(self, places: _Places, size: int, *, insist: bool) -> FloatArray:
+        """Evaluate f at so many points, in batches."""
         # The C library keeps freed memory for the next arrays up to twice the largest block freed.
         # Otherwise every large array comes from the system anew, which takes a fifth of the time.
         np.empty(_KEPT, np.uint8)
-        rows = entries // math.prod(self.array.shape[-1:])
-        values = np.empty((*points.shape, self.value.size))
-        k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
-        start, count = 0, k
+        rows = self.entries // math.prod(self.array.shape[-1:])
+        values = np.empty((size, self.value.size))
+        batch = Batch(_LIMIT)
+        start, count = 0, self.each
         if insist:
             count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
         original = self.array.tobytes()
         while start < size:
-            stop = min(start + max(1, count // k), size)
+            stop = min(start + max(self.each, count - count % self.each), size)
             others = np.flatnonzero(rows[start:stop] != rows[start])
-            if len(others) and others[0] * k >= _ROW:
+            if len(others) and others[0] >= _ROW:
                 stop = start + int(others[0])
-            part = slice(start, stop)
-            batch.begin((stop - start) * k)
+            batch.begin(stop - start)
             began = time.perf_counter()
             try:
-                found = self._run(places, batch, entries[part], points[:, part])
+                values[start:stop] = self._run(places, batch, slice(start, stop))
             except TooLarge:
-                if stop - start == 1:
+                if batch.count == self.each:
                     raise
-                count = max(1, batch.count // 4)
+                count = batch.count // 4
                 continue
             took = (time.perf_counter() - began) / batch.count
-            values[:, part] = self._compared(found, entries[part], points[:, part])
+            self._compare(values, start, stop)
             # The first batch computes besides what it has in common with all others.
             is_slow = took > self.seconds * (1 if start else _ROW)
             if is_slow and not insist:
                 size = stop
             start, batch.is_first = stop, False
             fitting = _WANTED * batch.count // max(1, batch.nbytes)
-            count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
+            count = min(_MOST, _GROWTH * batch.count, fitting)
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")
-        return values[:, :size]
+        return values[:size].reshape(-1, self.each, self.value.size).swapaxes(0, 1)
 
-    def _run(
-        self, places: _Places, batch: Batch, entries: IntArray, points: FloatArray
-    ) -> FloatArray:
+    def _run(self, places: _Places, batch: Batch, part: slice) -> FloatArray:
         """Evaluate f once for all points of a batch."""
-        k = len(points)
-        indices = np.unravel_index(entries, self.array.shape) if self.array.ndim else ()
+        shape = self.array.shape
         support = tuple(
-            index[:1, None] if (index == index[0]).all() else np.repeat(index, k)[None, :]
-            for index in indices
+            index[:1, None] if (index == index[0]).all() else index[None, :]
+            for index in (np.unravel_index(self.entries[part], shape) if shape else ())
         )
-        values = np.ascontiguousarray(points.T).reshape(-1).astype(self.array.dtype)
-        stand_in = BatchedArray(
-            self.array, values.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
-        )
+        values = self.points[part].astype(self.array.dtype).reshape(*(1,) * len(shape), -1)
+        stand_in = BatchedArray(self.array, values, support, batch, is_fixed=True)
         try:
             with places.taken_by(stand_in, batch) as (f, root, args), np.errstate(**_quiet()):
                 result = f(root, *args)
             if batch.refusal is not None:
                 raise batch.refusal
+            return self._values(batch, result)
         except TooLarge:
             raise
         except Exception as error:
@@ -220,12 +218,8 @@ class _Evaluation:
                     raise
                 what = f"{type(error).__name__}: {error}".rstrip(".")
                 raise NotCarried(what) from error
-        else:
-            return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
-        finally:
-            self.records.put_back()
         batch.begin(batch.count)
-        return self._run(places, batch, entries, points)
+        return self._run(places, batch, part)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
@@ -237,11 +231,11 @@ class _Evaluation:
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
         if is_constant:
-            return np.tile(base, (batch.count, 1))
+            return base
         if result.dtype.kind not in "biuf":
             raise NotCarried("f does not return real numbers")
         result._widen(range(result.ndim))
-        values: FloatArray = result._values.reshape(-1, batch.count).T.astype(np.float64)
+        values: FloatArray = result._values.reshape(-1, batch.count).T
         return values
 
     def _agrees(self, one: Array, other: Array) -> bool:
@@ -265,52 +259,40 @@ class _Evaluation:
         rounding: Array = np.max(np.abs(np.diff(values, 2, axis=0)), axis=0)
         return rounding
 
-    def _compared(self, found: FloatArray, entries: IntArray, points: FloatArray) -> FloatArray:
-        """Return the values after some have been compared with f's own, or replaced by them.
+    def _compare(self, values: FloatArray, start: int, stop: int) -> None:
+        """Compare values of a batch with those of f itself: where f changes most, and elsewhere.
 
-        They are compared where f changes most, and elsewhere; in later batches as long as that
-        takes little of the time. Where a value is not finite, f itself is evaluated: differences do
-        not carry infinities.
+        Later batches are compared as long as that takes little of the time. Where a value is not
+        finite, that of f itself takes its place: differences do not carry infinities.
         """
-        values = found.reshape(-1, self.value.size)
-
-        def looped(number: int) -> Array:
-            row, column = divmod(number, len(entries))
-            return self._looped_at(int(entries[column]), points[row, column])
-
-        lost = np.flatnonzero(~np.isfinite(values).all(axis=-1)).tolist()
-        if len(lost) > max(4, len(values) // 16):
+        lost = np.flatnonzero(~np.isfinite(values[start:stop]).all(axis=-1))
+        if len(lost) > max(4, (stop - start) // 16):
             raise NotCarried("f is infinite or not a number at many points")
-        for number in lost:
-            values[number] = looped(number)
-        change = np.abs(values - self.value).max(axis=-1)
+        for number in (start + lost).tolist():
+            values[number] = self.looped_at(number)
+        change = np.abs(values[start:stop] - self.value).max(axis=-1)
         chosen = {int(np.argmax(change)), int(self.rng.integers(change.size))}
         began = time.perf_counter()
         if not self.compared:
             chosen |= {0, change.size - 1}
         elif self.comparing > _COMPARING * (began - self.began):
-            chosen = set()
+            return
         self.compared = self.compared or bool(change.any())
-        if not all(self._agrees(values[number], looped(number)) for number in chosen):
-            raise NotCarried("the value at a point does not agree with the one that was carried")
+        for number in chosen:
+            if not self._agrees(values[start + number], self.looped_at(start + number)):
+                raise NotCarried(
+                    "the value at a point does not agree with the one that was carried"
+                )
         took = time.perf_counter() - began
         self.comparing += took
-        self.seconds = min(self.seconds, took / len(chosen)) if chosen else self.seconds
-        return values.reshape(found.shape)
+        self.seconds = min(self.seconds, took / len(chosen))
 
-    def forgets_records(self, entries: IntArray, points: FloatArray) -> bool:
-        """Return whether f's records depend on no more than its evaluations at these points."""
-        return self.records.are_forgotten([
-            functools.partial(self._looped_at, entry, point)
-            for entry, column in zip(entries.tolist(), points.T, strict=True)
-            for point in column
-        ])  # fmt: skip
-
-    def _looped_at(self, entry: int, point: float) -> Array:
-        """Evaluate f itself at one point."""
+    def looped_at(self, number: int) -> FloatArray:
+        """Evaluate f itself at one of the points."""
+        entry = int(self.entries[number])
         kept = self.array.flat[entry]
         try:
-            self.array.flat[entry] = point
+            self.array.flat[entry] = self.points[number]
             return self.looped()
         finally:
             self.array.flat[entry] = kept
@@ -346,11 +328,10 @@ class _Places:
     """
 
     def __init__(
-        self, f: Any, root: Any, args: tuple[Any, ...], array: Array, reached: Sequence[Any]
+        self, call: list[Any], array: Array, reached: Sequence[Any], records: Records
     ) -> None:
-        self._array = array
-        self._call = [f, root, args]
-        functions = [o for o in (f, *reached) if isinstance(o, types.FunctionType)]
+        self._call, self._array, self._records = call, array, records
+        functions = [o for o in reached if isinstance(o, types.FunctionType)]
         self.rewriting = Rewriting(functions)
         self._stored: list[tuple[Any, Any]] = [
             (store, store.copy())
@@ -358,7 +339,7 @@ class _Places:
             for store in (o, getattr(o, "__dict__", None)) if isinstance(store, dict | list)
         ]  # fmt: skip
         self._slots: list[tuple[Callable[[Any], None], Any]] = []
-        for value in (self._call, *reached):
+        for value in (call, *reached):
             for _, child, put in children(value):
                 # A tuple is replaced as a whole, in what holds it.
                 if isinstance(value, tuple) or self._replaced(child, None) is child:
@@ -392,6 +373,7 @@ class _Places:
         finally:
             for put, child in self._slots:
                 put(child)
+            self._records.put_back()
 
     def restore(self) -> None:
         """Undo what the function has stored."""
