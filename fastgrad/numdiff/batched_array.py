@@ -217,20 +217,22 @@ class BatchedArray(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
         name = f"`np.{ufunc.__name__}`"
-        carried: Any = functools.partial(elementwise, ufunc)
-        if method == "reduce" and ufunc in _REDUCTIONS:
+        (out,) = kwargs.pop("out", (None,))
+        # a += b of a plain a: Python binds the name to what is returned.
+        is_bound = out is inputs[0]
+        if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
+            carried = getattr(ufunc, method)
+        elif method == "reduce" and ufunc in _REDUCTIONS:
             carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
         elif method != "__call__":
             raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
         elif ufunc is np.matmul:
             carried = matmul
-        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"out", "dtype", "casting"}:
+        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"dtype", "casting"}:
             raise self._batch.refuse(f"{name} cannot be carried in this form")
-        (out,) = kwargs.pop("out", (None,))
-        if not any(isinstance(x, BatchedArray) for x in inputs):
-            carried = getattr(ufunc, method)
-        # a += b of a plain a: Python binds the name to what is returned.
-        return self._written(carried(*inputs, **kwargs), out, name, is_bound=out is inputs[0])
+        else:
+            carried, inputs = elementwise, (ufunc, *inputs)
+        return self._written(carried(*inputs, **kwargs), out, name, is_bound=is_bound)
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -468,8 +470,11 @@ def _in_box(index: Array, axis: int, ndim: int) -> Array:
 
 def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
+    changed: list[BatchedArray] = [array for array in arrays if _is_changed(array)]
+    if len(changed) == 1 and changed[0].shape == shape:
+        return changed[0]._support
     result: Support = (_NONE,) * len(shape)
-    for array in filter(_is_changed, arrays):
+    for array in changed:
         sizes = (1,) * (len(shape) - array.ndim) + array.shape
         each = zip(result, _aligned(array._support, len(shape)), sizes, shape, strict=True)
         result = tuple(
@@ -499,6 +504,8 @@ def at(array: Array, support: Support) -> Array:
 
 def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     """Return the values of an array in a larger box; further axes come first."""
+    if support is array._support:
+        return array._values
     extra = (1,) * (ndim - array.ndim)
     own, sizes = _aligned(array._support, ndim), extra + array.shape
     base = array._base.reshape(sizes)
@@ -830,10 +837,12 @@ def _product(a: Any, b: Any) -> Any:
     if not (_is_changed(a) or _is_changed(b)):
         return base
     # The product with a change of b is the transpose of one that begins with it.
-    changed, plain, order = (a, b, (0, 1, 2)) if _is_changed(a) else (b.T, a.T, (1, 0, 2))
-    is_whole = changed._support[1] is None
+    changed, order = (a, (0, 1, 2)) if _is_changed(a) else (b, (1, 0, 2))
+    plain = _base_of(b) if changed is a else _base_of(a).T
+    support = tuple(changed._support[a] for a in order[:2])
+    is_whole = support[1] is None
     values = changed._values if is_whole else _change(changed, base, "a product")
-    values, support = _multiplied(values, changed._support, _base_of(plain), batch)
+    values, support = _multiplied(values.transpose(order), support, plain, batch)
     values, support = values.transpose(order), tuple(support[a] for a in order[:2])
     if not is_whole:
         values += at(base, support)
