@@ -9,12 +9,12 @@ agree, raises `NotCarried`, and everything is as it was: the loop is then the wa
 from __future__ import annotations
 
 import functools
+import math
 import operator
 import time
 import types
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from numpy.lib.mixins import NDArrayOperatorsMixin
 from numpy.typing import NDArray
 
 from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried, TooLarge
-from fastgrad.numdiff.reach import attributes_of, names_in
+from fastgrad.numdiff.reach import children
 from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.rewriting import Rewriting
@@ -32,7 +32,6 @@ from fastgrad.validation import FloatArray, IntArray
 __all__ = ["NotCarried", "evaluate"]
 
 Array = NDArray[Any]
-_Put = Callable[[Any], None]
 
 #: Bytes of all arrays of one evaluation: what is aimed at, and what is the limit.
 _WANTED, _LIMIT = 24 << 20, 32 << 20
@@ -113,21 +112,23 @@ def evaluate(
     read_value = numbers or _number
     with Records(reading) as records:
         evaluation = _Evaluation(
-            array, read_value, lambda: read_value((alone or f)(root, *args)), records
+            array, entries, points, read_value, lambda: read_value((alone or f)(root, *args))
         )
-        if last and not evaluation.forgets_records(entries[-last:], points[:, -last:]):
+        size = (len(entries) - last) * len(points)
+        if last and not records.are_forgotten(
+            [functools.partial(evaluation.looped_at, i) for i in range(size, points.size)]
+        ):
             raise NotCarried(reading.obstacle)
-        places = _Places(f, root, args, array, reading.objects)
-        count = len(entries) - last
+        places = _Places([f, root, args], array, reading.objects, records)
         try:
-            values = evaluation.values(places, entries[:count], points[:, :count], insist=insist)
+            values = evaluation.values(places, size, insist=insist)
             return values if numbers else values[..., 0]
         finally:
             places.restore()
 
 
 class _Evaluation:
-    """A function, and the array whose entries are perturbed.
+    """A function, and the points at which it is evaluated, one entry of the array after the other.
 
     `looped` evaluates the function as it is, and `numbers` reads what it returns.
     """
@@ -135,11 +136,17 @@ class _Evaluation:
     def __init__(
         self,
         array: Array,
+        entries: IntArray,
+        points: FloatArray,
         numbers: Callable[[Any], FloatArray],
         looped: Callable[[], FloatArray],
-        records: Records,
     ) -> None:
-        self.array, self.numbers, self.looped, self.records = array, numbers, looped, records
+        self.array, self.numbers, self.looped = array, numbers, looped
+        # In memory order they were counted; now row by row, and once for each point.
+        counted = np.arange(array.size).reshape(array.shape).transpose(memory_order(array))
+        self.each = len(points)
+        self.entries = np.repeat(counted.ravel()[entries], self.each)
+        self.points = points.T.reshape(-1)
         self.began = time.perf_counter()
         self.value = looped()
         self.seconds = self.comparing = time.perf_counter() - self.began
@@ -148,76 +155,61 @@ class _Evaluation:
         self.eps = float(np.finfo(array.dtype).eps)
         self.compared = False
         self.rng = np.random.default_rng(0)
-        self.axes = memory_order(array)
-        self.live = array.transpose(self.axes).flat
 
-    def values(
-        self, places: _Places, entries: IntArray, points: FloatArray, *, insist: bool
-    ) -> FloatArray:
-        """Evaluate f at all points, in batches."""
+    def values(self, places: _Places, size: int, *, insist: bool) -> FloatArray:
+        """Evaluate f at so many points, in batches."""
         # The C library keeps freed memory for the next arrays up to twice the largest block freed.
         # Otherwise every large array comes from the system anew, which takes a fifth of the time.
         np.empty(_KEPT, np.uint8)
-        indices = self._indices(entries)
-        values = np.empty((*points.shape, self.value.size))
-        k, size, batch = max(1, len(points)), len(entries), Batch(_LIMIT)
-        start, count = 0, k
+        rows = self.entries // math.prod(self.array.shape[-1:])
+        values = np.empty((size, self.value.size))
+        batch = Batch(_LIMIT)
+        start, count = 0, self.each
         if insist:
             count = max(_ROW, min(_MOST, int(_WANTED * _SECONDS_A_BYTE / self.seconds)))
         original = self.array.tobytes()
         while start < size:
-            stop = _stop(indices, start, max(1, count // k), k)
-            part = slice(start, stop)
-            batch.begin((stop - start) * k)
+            stop = min(start + max(self.each, count - count % self.each), size)
+            others = np.flatnonzero(rows[start:stop] != rows[start])
+            if len(others) and others[0] >= _ROW:
+                stop = start + int(others[0])
+            batch.begin(stop - start)
             began = time.perf_counter()
             try:
-                found = self._run(
-                    places, batch, [index[part] for index in indices], points[:, part]
-                )
+                values[start:stop] = self._run(places, batch, slice(start, stop))
             except TooLarge:
-                if stop - start == 1:
+                if batch.count == self.each:
                     raise
-                count = max(1, batch.count // 4)
+                count = batch.count // 4
                 continue
             took = (time.perf_counter() - began) / batch.count
-            found = self._by_loop_if_not_finite(found, entries[part], points[:, part])
-            self._compare(found, entries[part], points[:, part])
-            values[:, part] = found
+            self._compare(values, start, stop)
             # The first batch computes besides what it has in common with all others.
             is_slow = took > self.seconds * (1 if start else _ROW)
             if is_slow and not insist:
                 size = stop
             start, batch.is_first = stop, False
             fitting = _WANTED * batch.count // max(1, batch.nbytes)
-            count = max(1, min(_MOST, _GROWTH * batch.count, fitting))
+            count = min(_MOST, _GROWTH * batch.count, fitting)
         if self.array.tobytes() != original:
             raise NotCarried("f changes `x`")
-        return values[:, :size]
+        return values[:size].reshape(-1, self.each, self.value.size).swapaxes(0, 1)
 
-    def _indices(self, entries: IntArray) -> list[IntArray]:
-        """Return the index along each axis of entries that are counted in memory order."""
-        shape = self.array.transpose(self.axes).shape
-        found = np.unravel_index(entries, shape) if shape else ()
-        return [found[self.axes.index(a)] for a in range(self.array.ndim)]
-
-    def _run(
-        self, places: _Places, batch: Batch, indices: list[IntArray], points: FloatArray
-    ) -> FloatArray:
+    def _run(self, places: _Places, batch: Batch, part: slice) -> FloatArray:
         """Evaluate f once for all points of a batch."""
-        k = len(points)
+        shape = self.array.shape
         support = tuple(
-            index[:1, None] if (index == index[0]).all() else np.repeat(index, k)[None, :]
-            for index in indices
+            index[:1, None] if (index == index[0]).all() else index[None, :]
+            for index in (np.unravel_index(self.entries[part], shape) if shape else ())
         )
-        values = np.ascontiguousarray(points.T).reshape(-1).astype(self.array.dtype)
-        stand_in = BatchedArray(
-            self.array, values.reshape(*(1,) * self.array.ndim, -1), support, batch, is_fixed=True
-        )
+        values = self.points[part].astype(self.array.dtype).reshape(*(1,) * len(shape), -1)
+        stand_in = BatchedArray(self.array, values, support, batch, is_fixed=True)
         try:
             with places.taken_by(stand_in, batch) as (f, root, args), np.errstate(**_quiet()):
                 result = f(root, *args)
             if batch.refusal is not None:
                 raise batch.refusal
+            return self._values(batch, result)
         except TooLarge:
             raise
         except Exception as error:
@@ -226,12 +218,8 @@ class _Evaluation:
                     raise
                 what = f"{type(error).__name__}: {error}".rstrip(".")
                 raise NotCarried(what) from error
-        else:
-            return self._values(batch, result).reshape(-1, k, self.value.size).swapaxes(0, 1)
-        finally:
-            self.records.put_back()
         batch.begin(batch.count)
-        return self._run(places, batch, indices, points)
+        return self._run(places, batch, part)
 
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
@@ -243,11 +231,11 @@ class _Evaluation:
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
         if is_constant:
-            return np.tile(base, (batch.count, 1))
+            return base
         if result.dtype.kind not in "biuf":
             raise NotCarried("f does not return real numbers")
-        result._widen()
-        values: FloatArray = result._values.reshape(-1, batch.count).T.astype(np.float64)
+        result._widen(range(result.ndim))
+        values: FloatArray = result._values.reshape(-1, batch.count).T
         return values
 
     def _agrees(self, one: Array, other: Array) -> bool:
@@ -271,70 +259,43 @@ class _Evaluation:
         rounding: Array = np.max(np.abs(np.diff(values, 2, axis=0)), axis=0)
         return rounding
 
-    def _by_loop_if_not_finite(
-        self, found: FloatArray, entries: IntArray, points: FloatArray
-    ) -> FloatArray:
-        """Evaluate f itself where it is not finite: differences do not carry infinities."""
-        rows, columns = np.nonzero(~np.isfinite(found).all(axis=-1))
-        if len(rows) > max(4, found[..., 0].size // 16):
-            raise NotCarried("f is infinite or not a number at many points")
-        found = found.copy()
-        for row, column in zip(rows, columns, strict=True):
-            found[row, column] = self._looped_at(int(entries[column]), points[row, column])
-        return found
+    def _compare(self, values: FloatArray, start: int, stop: int) -> None:
+        """Compare values of a batch with those of f itself: where f changes most, and elsewhere.
 
-    def _compare(self, found: FloatArray, entries: IntArray, points: FloatArray) -> None:
-        """Compare values with those of f itself: where f changes most, and elsewhere.
-
-        Later batches are compared as long as that takes little of the time.
+        Later batches are compared as long as that takes little of the time. Where a value is not
+        finite, that of f itself takes its place: differences do not carry infinities.
         """
-        change = np.abs(found - self.value).max(axis=-1).reshape(-1)
-        chosen = [int(np.argmax(change)), int(self.rng.integers(change.size))]
+        lost = np.flatnonzero(~np.isfinite(values[start:stop]).all(axis=-1))
+        if len(lost) > max(4, (stop - start) // 16):
+            raise NotCarried("f is infinite or not a number at many points")
+        for number in (start + lost).tolist():
+            values[number] = self.looped_at(number)
+        change = np.abs(values[start:stop] - self.value).max(axis=-1)
+        chosen = {int(np.argmax(change)), int(self.rng.integers(change.size))}
+        began = time.perf_counter()
         if not self.compared:
-            chosen += [0, change.size - 1]
-        elif self.comparing > _COMPARING * (time.perf_counter() - self.began):
+            chosen |= {0, change.size - 1}
+        elif self.comparing > _COMPARING * (began - self.began):
             return
         self.compared = self.compared or bool(change.any())
-        began = time.perf_counter()
-        for flat in set(chosen):
-            row, column = divmod(flat, len(entries))
-            value = self._looped_at(int(entries[column]), points[row, column])
-            if not self._agrees(found[row, column], value):
+        for number in chosen:
+            if not self._agrees(values[start + number], self.looped_at(start + number)):
                 raise NotCarried(
                     "the value at a point does not agree with the one that was carried"
                 )
         took = time.perf_counter() - began
         self.comparing += took
-        self.seconds = min(self.seconds, took / len(set(chosen)))
+        self.seconds = min(self.seconds, took / len(chosen))
 
-    def forgets_records(self, entries: IntArray, points: FloatArray) -> bool:
-        """Return whether f's records depend on no more than its evaluations at these points."""
-        return self.records.are_forgotten([
-            functools.partial(self._looped_at, entry, point)
-            for entry, column in zip(entries.tolist(), points.T, strict=True)
-            for point in column
-        ])  # fmt: skip
-
-    def _looped_at(self, entry: int, point: float) -> Array:
-        """Evaluate f itself at one point."""
-        kept = self.live[entry]
+    def looped_at(self, number: int) -> FloatArray:
+        """Evaluate f itself at one of the points."""
+        entry = int(self.entries[number])
+        kept = self.array.flat[entry]
         try:
-            self.live[entry] = point
+            self.array.flat[entry] = self.points[number]
             return self.looped()
         finally:
-            self.live[entry] = kept
-
-
-def _stop(places: list[IntArray], start: int, count: int, values: int) -> int:
-    """Return where a batch ends: with the row, if that is long enough."""
-    stop = start + count
-    if len(places) > 1:
-        leading = np.stack([place[start : stop + 1] for place in places[:-1]])
-        other = (leading != leading[:, :1]).any(axis=0).nonzero()[0]
-        if len(other) and other[0] * values >= _ROW:
-            return start + int(other[0])
-    size = len(places[0]) if places else 1
-    return min(stop, size)
+            self.array.flat[entry] = kept
 
 
 def _number(value: Any) -> FloatArray:
@@ -367,27 +328,25 @@ class _Places:
     """
 
     def __init__(
-        self, f: Any, root: Any, args: tuple[Any, ...], array: Array, reached: Sequence[Any]
+        self, call: list[Any], array: Array, reached: Sequence[Any], records: Records
     ) -> None:
-        self._array = array
-        self._call = [f, root, args]
-        objects = [self._call, *reached]
-        functions = [o for o in objects if isinstance(o, types.FunctionType)]
+        self._call, self._array, self._records = call, array, records
+        functions = [o for o in reached if isinstance(o, types.FunctionType)]
         self.rewriting = Rewriting(functions)
-        names = set().union(*(names_in(function.__code__) for function in functions))
-        self._stored = [
-            (container, container.copy()) for o in objects for container in _containers(o)
-        ]
-        self._slots: list[tuple[_Put, Any]] = []
-        for value in objects:
-            if isinstance(value, np.ndarray) and value.dtype.hasobject:
-                raise NotCarried("f can reach an array of objects")
-            for child, put in _children(value, names):
-                if self._replaced(child, None) is child:
+        self._stored: list[tuple[Any, Any]] = [
+            (store, store.copy())
+            for o in reached if not isinstance(o, types.ModuleType)
+            for store in (o, getattr(o, "__dict__", None)) if isinstance(store, dict | list)
+        ]  # fmt: skip
+        self._slots: list[tuple[Callable[[Any], None], Any]] = []
+        for value in (call, *reached):
+            for _, child, put in children(value):
+                # A tuple is replaced as a whole, in what holds it.
+                if isinstance(value, tuple) or self._replaced(child, None) is child:
                     continue
                 if put is None:
                     raise NotCarried("f finds the array where it cannot be replaced")
-                self._slots.append((put, child))
+                self._slots.append((functools.partial(*put), child))
         if not self._slots:
             raise NotCarried("f does not find the array where it could be replaced")
 
@@ -414,6 +373,7 @@ class _Places:
         finally:
             for put, child in self._slots:
                 put(child)
+            self._records.put_back()
 
     def restore(self) -> None:
         """Undo what the function has stored."""
@@ -424,50 +384,6 @@ class _Places:
                 container.update(content)
             else:
                 container[:] = content
-
-
-def _containers(value: Any) -> Iterator[Any]:
-    """Yield the dicts and lists that an object is or has, in which the function may store."""
-    if isinstance(value, dict | list):
-        yield value
-    if not isinstance(value, types.FunctionType | types.ModuleType | type):
-        attributes = getattr(value, "__dict__", None)
-        if attributes:
-            yield attributes
-
-
-def _children(value: Any, names: set[str]) -> Iterator[tuple[Any, _Put | None]]:
-    """Yield what an object holds, and how to put something else there; None if that cannot be."""
-    space: Any = {}
-    if isinstance(value, types.FunctionType):
-        for cell in value.__closure__ or ():
-            with suppress(ValueError):  # not bound yet
-                yield cell.cell_contents, functools.partial(setattr, cell, "cell_contents")
-        yield value.__defaults__, functools.partial(setattr, value, "__defaults__")
-        yield from _children(value.__kwdefaults__, names)
-        space = value.__globals__
-    elif isinstance(value, types.ModuleType):
-        space = vars(value)
-    elif isinstance(value, type):
-        for base in value.__mro__:
-            if "__module__" in vars(base):  # it is written in Python
-                for name, child in vars(base).items():
-                    yield child, functools.partial(setattr, base, name)
-    elif isinstance(value, types.MethodType | types.BuiltinFunctionType):
-        yield value.__self__, None
-    elif isinstance(value, functools.partial):
-        yield (*value.args, *value.keywords.values()), None
-    elif isinstance(value, dict):
-        for key, child in value.items():
-            yield child, functools.partial(operator.setitem, value, key)
-    elif isinstance(value, list | deque):
-        for i, child in enumerate(value):
-            yield child, functools.partial(operator.setitem, value, i)
-    for name in names & space.keys():
-        yield space[name], functools.partial(operator.setitem, space, name)
-    if not isinstance(value, types.FunctionType | types.ModuleType | type):
-        for name, child in attributes_of(value).items():
-            yield child, functools.partial(object.__setattr__, value, name)
 
 
 class _Stale(NDArrayOperatorsMixin):

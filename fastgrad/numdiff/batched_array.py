@@ -19,7 +19,11 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+import re
+import types
+from bisect import bisect_right
+from collections.abc import Callable, Container, Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -37,6 +41,9 @@ _KEPT = 16 << 20
 
 #: The indices of a box that is empty.
 _NONE = np.empty((0, 1), np.intp)
+
+#: What an index of no arrays consists of.
+_BASIC = int, np.integer, slice, types.EllipsisType, types.NoneType
 
 
 class NotCarried(Exception):  # noqa: N818 - it is a reason to go another way, not an error
@@ -210,21 +217,22 @@ class BatchedArray(NDArrayOperatorsMixin):
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
         name = f"`np.{ufunc.__name__}`"
-        out = kwargs.pop("out", (None,))[0]
+        (out,) = kwargs.pop("out", (None,))
+        # a += b of a plain a: Python binds the name to what is returned.
+        is_bound = out is inputs[0]
         if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
-            result = getattr(ufunc, method)(*inputs, **kwargs)
+            carried = getattr(ufunc, method)
         elif method == "reduce" and ufunc in _REDUCTIONS:
-            result = _REDUCTIONS[ufunc](*inputs, **{"axis": 0, **kwargs})
+            carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
         elif method != "__call__":
             raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
         elif ufunc is np.matmul:
-            result = matmul(*inputs, **kwargs)
-        elif ufunc.signature is not None or ufunc.nout != 1 or set(kwargs) - {"dtype", "casting"}:
+            carried = matmul
+        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"dtype", "casting"}:
             raise self._batch.refuse(f"{name} cannot be carried in this form")
         else:
-            result = elementwise(ufunc, inputs, kwargs)
-        # a += b of a plain a: Python binds the name to what is returned.
-        return self._written(result, out, name, is_bound=out is inputs[0])
+            carried, inputs = elementwise, (ufunc, *inputs)
+        return self._written(carried(*inputs, **kwargs), out, name, is_bound=is_bound)
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -239,8 +247,7 @@ class BatchedArray(NDArrayOperatorsMixin):
             if all(map(operator.is_, plain, args)):
                 raise self._batch.refuse(refusal)
             return function(*plain, **kwargs)
-        is_only_out = not any(isinstance(x, BatchedArray | list | tuple) for x in args)
-        if out is not None and is_only_out:
+        if out is not None and not any(isinstance(x, BatchedArray | list | tuple) for x in args):
             carried = function
         try:
             result = carried(*args, **kwargs)
@@ -281,10 +288,9 @@ class BatchedArray(NDArrayOperatorsMixin):
         self._is_shared = True
         return wrapped(base, values, support, self._batch)
 
-    def _widen(self, *axes: int) -> None:
-        """Make the box cover the given axes, or all: what is asked for once is so again."""
-        chosen = axes or range(self.ndim)
-        support = tuple(None if a in chosen else index for a, index in enumerate(self._support))
+    def _widen(self, axes: Container[int]) -> None:
+        """Make the box cover the given axes: what is asked for once is so again."""
+        support = tuple(None if a in axes else index for a, index in enumerate(self._support))
         self._values, self._support = within(self, support, self.ndim), support
 
     # ------------------------------------------------------------------------ indexing
@@ -294,25 +300,23 @@ class BatchedArray(NDArrayOperatorsMixin):
         key = _plain_key(key)
         base = self._base[key]
         self._is_shared = True
-        parts = _basic_parts(key, self.shape)
-        if parts is None:
-            return picked(self, _numbers(self.shape)[key], base)
-        axes = iter(zip(self._support, self.shape, strict=True))
+        parts = _basic_parts(key, self.ndim)
         into: list[Any] = []
         support: list[Any] = []
-        for part in parts:
+        axes = zip(self._support, self.shape, strict=True)
+        for part in parts or ():
             index, size = (None, 0) if part is None else next(axes)
-            if index is None or part == slice(None):
-                into.append(part)
-            else:
-                index, is_inside = _within_slice(index, part, size)
+            if index is not None:
+                index, is_inside = _within_part(index, part, size)
                 if not is_inside.any():
                     return base
                 if not is_inside.all() or (np.diff(index, axis=0) < 0).any():
-                    return picked(self, _numbers(self.shape)[key], base)
-                into.append(slice(None) if isinstance(part, slice) else 0)
+                    parts = None
+            into.append(part if index is None else slice(None) if isinstance(part, slice) else 0)
             if part is None or isinstance(part, slice):
                 support.append(index)
+        if parts is None:
+            return picked(self, _numbers(self.shape)[key], base)
         return self._view(base, self._values[(*into, slice(None))], tuple(support))
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -333,25 +337,28 @@ class BatchedArray(NDArrayOperatorsMixin):
         if not _is_changed(self) and not _is_changed(value):
             return
         shape = self._base[key].shape
-        target: list[Any] = [None] * self.ndim
-        of_value: list[Any] = [None] * len(shape)
-        into = _basic_parts(key, self.shape)
+        support: list[Any] = [None] * self.ndim
+        of_value: list[Any] = []
+        into = _basic_parts(key, self.ndim)
         if into is None or None in into:
-            into = [*key] if isinstance(key, tuple) else [key]
-            into += [] if any(part is Ellipsis for part in into) else [...]
+            into = [*key] if any(part is Ellipsis for part in key) else [*key, ...]
+            of_value = [None] * len(shape)
         else:
             kept = [a for a, part in enumerate(into) if isinstance(part, slice)]
-            for i, (a, index) in enumerate(zip(kept, common_support([value], shape), strict=True)):
+            for a, index in zip(kept, common_support([value], shape), strict=True):
                 mine = self._support[a] if _is_changed(self) else _NONE
-                start, _, step = into[a].indices(self.shape[a])
-                if into[a] == slice(None):
-                    target[a] = of_value[i] = _union(mine, index)
-                elif mine is _NONE and index is not None and step > 0:
-                    target[a], of_value[i] = start + step * index, index
-            into = [part if index is None else slice(None)
-                    for index, part in zip(target, into, strict=True)]  # fmt: skip
+                places = range(self.shape[a])[into[a]]
+                if len(places) == self.shape[a] and places.step > 0:
+                    index = support[a] = _union(mine, index)
+                elif mine is _NONE and index is not None and places.step > 0:
+                    support[a] = places.start + places.step * index
+                else:
+                    index = None
+                of_value.append(index)
+                if support[a] is not None:
+                    into[a] = slice(None)
         # The base already has the new values: they are written over below.
-        self._values, self._support = within(self, tuple(target), self.ndim), tuple(target)
+        self._values, self._support = within(self, tuple(support), self.ndim), tuple(support)
         self._values[(*into, slice(None))] = _operand(
             value, tuple(of_value), len(shape), self._batch
         )
@@ -463,8 +470,11 @@ def _in_box(index: Array, axis: int, ndim: int) -> Array:
 
 def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
+    changed: list[BatchedArray] = [array for array in arrays if _is_changed(array)]
+    if len(changed) == 1 and changed[0].shape == shape:
+        return changed[0]._support
     result: Support = (_NONE,) * len(shape)
-    for array in filter(_is_changed, arrays):
+    for array in changed:
         sizes = (1,) * (len(shape) - array.ndim) + array.shape
         each = zip(result, _aligned(array._support, len(shape)), sizes, shape, strict=True)
         result = tuple(
@@ -494,6 +504,8 @@ def at(array: Array, support: Support) -> Array:
 
 def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     """Return the values of an array in a larger box; further axes come first."""
+    if support is array._support:
+        return array._values
     extra = (1,) * (ndim - array.ndim)
     own, sizes = _aligned(array._support, ndim), extra + array.shape
     base = array._base.reshape(sizes)
@@ -541,21 +553,14 @@ def _base_of(array: Any) -> Any:
     return array._base if isinstance(array, BatchedArray) else array
 
 
-def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) -> Any:
+def elementwise(function: Any, *inputs: Any, **kwargs: Any) -> Any:
     """Evaluate a function of single entries within the smallest box that changes."""
     batch = _batch_of(inputs)
-    base = batch.at_x(function, inputs, **kwargs)
-    array, *others = (x for x in inputs if isinstance(x, BatchedArray))
-    if not others and _is_changed(array) and all(x is array or np.ndim(x) == 0 for x in inputs):
-        batch.spend(array._values.nbytes)
-        values = function(*(array._values if x is array else x for x in inputs), **kwargs)
-        return wrapped(base, values, array._support, batch)
-    base = np.asarray(base)
+    base = np.asarray(batch.at_x(function, inputs, **kwargs))
     support = common_support(inputs, base.shape)
     if any(index is _NONE for index in support):
         return base[()]
-    box = _lengths(base.shape, support)
-    batch.spend(math.prod(box) * batch.count * base.itemsize)
+    batch.spend(math.prod(_lengths(base.shape, support)) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
     return wrapped(base, values, support, batch)
 
@@ -563,40 +568,29 @@ def elementwise(function: Any, inputs: Sequence[Any], kwargs: dict[str, Any]) ->
 # ------------------------------------------------------------------------------------ indexing
 
 
-def _plain_key(key: Any) -> Any:
+def _plain_key(key: Any) -> tuple[Any, ...]:
     """Return an index without arrays at all points, which must agree."""
-    refusal = "an index depends on `x`"
-    if isinstance(key, tuple):
-        return tuple(p._agreed(refusal) if isinstance(p, BatchedArray) else p for p in key)
-    return key._agreed(refusal) if isinstance(key, BatchedArray) else key
+    return tuple(
+        part._agreed("an index depends on `x`") if isinstance(part, BatchedArray) else part
+        for part in (key if isinstance(key, tuple) else (key,))
+    )
 
 
-def _basic_parts(key: Any, shape: tuple[int, ...]) -> list[Any] | None:
+def _basic_parts(key: tuple[Any, ...], ndim: int) -> list[Any] | None:
     """Return an index for each axis, new ones in between; None if some are arrays."""
-    parts = list(key) if isinstance(key, tuple) else [key]
-    for part in parts:
-        is_number = isinstance(part, int | np.integer) and not isinstance(part, bool)
-        if not (part is None or part is Ellipsis or is_number or isinstance(part, slice)):
-            return None
-    used = sum(part is not None and part is not Ellipsis for part in parts)
-    rest = parts.index(Ellipsis) if Ellipsis in parts else len(parts)
-    parts[rest : rest + 1] = [slice(None)] * (len(shape) - used)
-    sizes = iter(shape)
-    for i, part in enumerate(parts):
-        size = 0 if part is None else next(sizes)
-        if isinstance(part, slice) and part.indices(size) == (0, size, 1):
-            parts[i] = slice(None)
-    return parts
+    if not all(isinstance(part, _BASIC) and not isinstance(part, bool) for part in key):
+        return None
+    used = sum(part is not None and part is not Ellipsis for part in key)
+    rest = key.index(Ellipsis) if Ellipsis in key else len(key)
+    return [*key[:rest], *[slice(None)] * (ndim - used), *key[rest + 1 :]]
 
 
-def _within_slice(index: Array, part: Any, size: int) -> tuple[Array, Array]:
+def _within_part(index: Array, part: Any, size: int) -> tuple[Array, Array]:
     """Return where the indices of a box are within a slice or a number, and which are in it."""
-    if not isinstance(part, slice):
-        part = slice(part % size, part % size + 1)
-    start, stop, step = part.indices(size)
-    inner, rest = np.divmod(index - start, step)
-    is_inside = (rest == 0) & (inner >= 0) & (inner < len(range(start, stop, step)))
-    return inner, is_inside
+    one = part if isinstance(part, slice) else slice(part, part + 1 or None)
+    places = range(size)[one]
+    inner, rest = np.divmod(index - places.start, places.step)
+    return inner, (rest == 0) & (inner >= 0) & (inner < len(places))
 
 
 def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
@@ -604,26 +598,23 @@ def _reshaped_support(array: BatchedArray, shape: tuple[int, ...]) -> Support:
     if not _is_changed(array):
         return (_NONE,) * len(shape)
     support: list[Any] = [None] * len(shape)
-    old, new = 0, 0
-    while old < array.ndim or new < len(shape):
-        # The next axes, old and new, of which there are as many entries.
-        first_old, first_new, entries, wanted = old, new, 1, 1
-        while entries != wanted or (old, new) == (first_old, first_new):
-            if new == len(shape) or (old < array.ndim and entries <= wanted):
-                entries *= array.shape[old]
-                old += 1
-            else:
-                wanted *= shape[new]
-                new += 1
-        olds = range(first_old, old)
-        if all(array._support[a] is None for a in olds):
+    ends = [list(accumulate(lengths, operator.mul)) for lengths in (array.shape, shape)]
+    olds = news = range(0)
+    # Axes, old and new, of which there are as many entries.
+    for end in sorted(set(ends[0]).intersection(ends[1])):
+        olds, news = (
+            range(axes.stop, bisect_right(of_axes, end))
+            for axes, of_axes in zip((olds, news), ends, strict=True)
+        )
+        indices = array._support[olds.start : olds.stop]
+        if all(index is None for index in indices):
             continue
-        flat = _flat_index(array._support[first_old:old], array.shape[first_old:old])
-        indices = _split_index(flat, shape[first_new:new])
-        if indices is None:
-            array._widen(*olds)
+        flat = _flat_index(indices, array.shape[olds.start : olds.stop])
+        split = _split_index(flat, shape[news.start : news.stop])
+        if split is None:
+            array._widen(olds)
         else:
-            support[first_new:new] = indices
+            support[news.start : news.stop] = split
     return tuple(support)
 
 
@@ -645,21 +636,16 @@ def _columns(flat: Array) -> tuple[Array, Array]:
 
 def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
     """Return the box of ascending indices when one axis becomes several; None if they are none."""
-    if len(shape) < 2:
-        return (flat,) * len(shape)
     flat, of_point = _columns(flat)
-    parts = np.unravel_index(flat, shape)
-    counts = [np.count_nonzero(np.bincount(part[:, 0])) for part in parts]
-    if math.prod(counts) != len(flat):
+    # What a box's first point has along an axis tells which of its rows begin another index.
+    rows = [part[np.unique(part[:, 0], return_index=True)[1]]
+            for part in np.unravel_index(flat, shape)]  # fmt: skip
+    merged = _flat_index(tuple(rows), shape)
+    if merged.shape != flat.shape or (merged != flat).any():
         return None
-    support = []
-    for a, part in enumerate(parts):
-        mesh = np.moveaxis(part.reshape(*counts, -1), a, 0)
-        index = mesh.reshape(counts[a], -1, part.shape[1])[:, 0]
-        if (mesh != index.reshape(counts[a], *(1,) * (len(shape) - 1), -1)).any():
-            return None
-        support.append(index[:, :1] if (index == index[:, :1]).all() else index[:, of_point])
-    return tuple(support)
+    return tuple(
+        index[:, :1] if (index == index[:, :1]).all() else index[:, of_point] for index in rows
+    )
 
 
 # ------------------------------------------------------------------------------------ moving
@@ -717,10 +703,8 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     """Return an array of the entries of these numbers, and of those of the base for 0."""
     if not _is_changed(array):
         return base
-    of_points = [a for a, index in enumerate(array._support)
-                 if index is not None and index.shape[1] > 1]  # fmt: skip
-    if of_points:
-        array._widen(*of_points)
+    array._widen([a for a, index in enumerate(array._support)
+                  if index is not None and index.shape[1] > 1])  # fmt: skip
     batch, count = array._batch, array._batch.count
     flat = _flat_index(array._support, array.shape)[:, 0]
     source = np.zeros(array.size + 1, np.intp)
@@ -747,30 +731,40 @@ def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
 # ------------------------------------------------------------------------------------ reductions
 
 
-def _axes(axis: Any, ndim: int) -> tuple[int, ...]:
-    return tuple(range(ndim)) if axis is None else normalize_axis_tuple(axis, ndim)
+def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
+    """Return what stands for a function along one axis, or some, of which it needs all entries.
 
+    A sum needs only those that change: it is the old sum plus their changes.
+    """
+    is_along_one = function in (np.argmax, np.argmin, np.cumsum, np.cumprod, np.sort, np.argsort)
 
-def _support_of_reduced(array: BatchedArray, axes: tuple[int, ...], keepdims: Any) -> Support:
-    """Return the box after axes of an array, of which it covered all, have been reduced."""
-    return tuple(
-        None if a in axes else index
-        for a, index in enumerate(array._support) if keepdims or a not in axes
-    )  # fmt: skip
+    def along(array: Any, axis: Any = default, dtype: Any = None, **kwargs: Any) -> Any:
+        if dtype is not None:
+            kwargs["dtype"] = dtype
+        if any(isinstance(value, np.ndarray | BatchedArray) for value in kwargs.values()):
+            raise TypeError("a keyword is an array")
+        if axis is None and is_along_one:
+            array, axis = array.reshape(-1), 0
+        axes = range(array.ndim) if axis is None else normalize_axis_tuple(axis, array.ndim)
+        argument = axes[0] if len(axes) == 1 else tuple(axes)
+        base = array._batch.at_x(function, (array,), axis=argument, **kwargs)
+        if not _is_changed(array):
+            return base
+        keepdims = np.ndim(base) == array.ndim
+        support = tuple(
+            None if a in axes else index
+            for a, index in enumerate(array._support) if keepdims or a not in axes
+        )  # fmt: skip
+        if function is np.sum and any(array._support[a] is not None for a in axes):
+            change = _change(array, base, "a sum")
+            values = change.sum(argument, keepdims=keepdims) + at(base, support)
+        else:
+            array._widen(axes)
+            values = function(array._values, axis=argument, **kwargs)
+        array._batch.spend(values.nbytes)
+        return wrapped(base, values, support, array._batch)
 
-
-def total(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
-    """Add entries: the old sum plus what changed."""
-    axes = _axes(axis, array.ndim)
-    base = array._batch.at_x(np.sum, (array, axes), dtype=dtype, keepdims=keepdims)
-    if not _is_changed(array):
-        return base
-    support = _support_of_reduced(array, axes, keepdims)
-    if all(array._support[a] is None for a in axes):
-        values = array._values.sum(axes, dtype=dtype, keepdims=keepdims)
-    else:
-        values = _change(array, base, "a sum").sum(axes, keepdims=keepdims) + at(base, support)
-    return wrapped(base, values, support, array._batch)
+    return along
 
 
 def _change(array: BatchedArray, result: Any, what: str) -> Array:
@@ -785,8 +779,8 @@ def _change(array: BatchedArray, result: Any, what: str) -> Array:
 
 def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = False) -> Any:
     """Return means."""
-    result = total(array, axis, dtype, keepdims=keepdims)
-    return result / result.dtype.type(array.size // result.size)
+    result = np.sum(array, axis, dtype, keepdims=keepdims)
+    return result / (array.size // result.size)
 
 
 def variance(
@@ -795,31 +789,7 @@ def variance(
     """Return variances."""
     centered = array - mean(array, axis, dtype, keepdims=True)
     result = np.sum(centered * centered, axis, keepdims=keepdims)
-    return result / result.dtype.type(array.size // result.size - ddof)
-
-
-def _along(function: Any, default: int | None = None) -> Callable[..., Any]:
-    """Return what stands for a function along one axis, or some, of which it needs all entries."""
-    is_along_one = function in (np.argmax, np.argmin, np.cumsum, np.cumprod, np.sort, np.argsort)
-
-    def along(array: Any, axis: Any = default, **kwargs: Any) -> Any:
-        if any(hasattr(value, "ndim") for value in kwargs.values()):
-            raise TypeError("a keyword is an array")
-        if axis is None and is_along_one:
-            array, axis = array.reshape(-1), 0
-        axes = _axes(axis, array.ndim)
-        argument = axes[0] if len(axes) == 1 else axes
-        base = array._batch.at_x(function, (array,), axis=argument, **kwargs)
-        if not _is_changed(array):
-            return base
-        if axes:
-            array._widen(*axes)
-        values = function(array._values, axis=argument, **kwargs)
-        array._batch.spend(values.nbytes)
-        support = _support_of_reduced(array, axes, np.ndim(base) == array.ndim)
-        return wrapped(base, values, support, array._batch)
-
-    return along
+    return result / (array.size // result.size - ddof)
 
 
 # ------------------------------------------------------------------------------------ products
@@ -837,29 +807,24 @@ def dot(a: Any, b: Any) -> Any:
 def matmul(a: Any, b: Any) -> Any:
     """Return ``a @ b``."""
     a, b = (x if isinstance(x, BatchedArray) else np.asarray(x) for x in (a, b))
-    if b.ndim > 2 or (a.ndim > 2 and b.ndim == 0):
+    if b.ndim > 2:
         return _stacked_matmul(a, b)
     if a.ndim == b.ndim == 2:
         return _product(a, b)
-    rows = a.shape[:-1]
-    columns = b.shape[1:]
-    left = a.reshape(-1, a.shape[-1])
-    right = b.reshape(b.shape[0], -1)
-    product = _product(left, right)
-    return product.reshape(*rows, *columns) if rows + columns else product.reshape(())[()]
+    shape = a.shape[:-1] + b.shape[1:]
+    product = _product(a.reshape(-1, a.shape[-1]), b.reshape(len(b), -1)).reshape(shape)
+    return product if shape else product[()]
 
 
 def _stacked_matmul(a: Any, b: Any) -> Any:
     """Multiply stacks of matrices, each at all points."""
-    if a.ndim == 1 or b.ndim == 1:
-        raise _batch_of((a, b)).refuse("a product of a stack and a vector cannot be carried")
     batch = _batch_of((a, b))
+    if a.ndim == 1 or b.ndim == 1:
+        raise batch.refuse("a product of a stack and a vector cannot be carried")
     base = _base_of(a) @ _base_of(b)
-    stacks = [
-        np.moveaxis(_operand(x, (None,) * base.ndim, base.ndim, batch), -1, 0) for x in (a, b)
-    ]
     batch.spend(base.nbytes * batch.count)
-    values = np.ascontiguousarray(np.moveaxis(stacks[0] @ stacks[1], 0, -1))
+    stacks = (_operand(x, (None,) * x.ndim, x.ndim, batch) for x in (a, b))
+    values = np.ascontiguousarray(np.matmul(*stacks, axes=[(-3, -2)] * 3))
     return wrapped(base, values, (None,) * base.ndim, batch)
 
 
@@ -869,17 +834,16 @@ def _product(a: Any, b: Any) -> Any:
         return _stacked_matmul(a, b)
     batch = _batch_of((a, b))
     base = batch.at_x(np.matmul, (a, b))
-    if _is_changed(a):
-        is_whole = a._support[1] is None
-        values = a._values if is_whole else _change(a, base, "a product")
-        values, support = _multiplied(values, a._support, _base_of(b), batch)
-    elif _is_changed(b):
-        is_whole = b._support[0] is None
-        values = b._values if is_whole else _change(b, base, "a product")
-        values, support = _multiplied(values.swapaxes(0, 1), b._support[::-1], _base_of(a).T, batch)
-        values, support = values.swapaxes(0, 1), support[::-1]
-    else:
+    if not (_is_changed(a) or _is_changed(b)):
         return base
+    # The product with a change of b is the transpose of one that begins with it.
+    changed, order = (a, (0, 1, 2)) if _is_changed(a) else (b, (1, 0, 2))
+    plain = _base_of(b) if changed is a else _base_of(a).T
+    support = tuple(changed._support[a] for a in order[:2])
+    is_whole = support[1] is None
+    values = changed._values if is_whole else _change(changed, base, "a product")
+    values, support = _multiplied(values.transpose(order), support, plain, batch)
+    values, support = values.transpose(order), tuple(support[a] for a in order[:2])
     if not is_whole:
         values += at(base, support)
     return wrapped(base, values, support, batch)
@@ -909,49 +873,24 @@ def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Arr
     return values, (rows, None)
 
 
-# ------------------------------------------------------------------------------------ functions
-
-
-def where(condition: Any, *choices: Any) -> Any:
-    """Return ``np.where``."""
-    if not choices:
-        return np.where(condition._agreed("a condition"))
-    return elementwise(np.where, (condition, *choices), {})
-
-
-def clip(a: Any, a_min: Any = None, a_max: Any = None, **bounds: Any) -> Any:
-    """Return ``np.clip``."""
-    low, high = bounds.pop("min", a_min), bounds.pop("max", a_max)
-    return elementwise(np.clip, (a, low, high), bounds)
-
-
 def einsum(subscripts: str, *operands: Any, **kwargs: Any) -> Any:
-    """Return ``np.einsum`` of letters, with one more for the points."""
+    """Return ``np.einsum`` of letters, with the points in front."""
     batch = _batch_of(operands)
     if not isinstance(subscripts, str) or "." in subscripts or set(kwargs) - {"optimize"}:
         raise batch.refuse("`np.einsum` cannot be carried in this form")
-    subscripts = subscripts.replace(" ", "")
-    inputs, arrow, output = subscripts.partition("->")
-    letters = inputs.split(",")
-    if not arrow:
-        output = "".join(sorted(x for x in set(inputs) - {","} if inputs.count(x) == 1))
-    hidden = next(x for x in "zyxwvutsrqponmlkjihgfedcba" if x not in subscripts)
-    base = np.einsum(subscripts, *map(_base_of, operands), **kwargs)
-    batch.spend(np.asarray(base).nbytes * batch.count)
-    changed = [_is_changed(x) for x in operands]
-    for x in operands:
-        if isinstance(x, BatchedArray):
-            x._widen()
-    terms = ",".join(
-        part + hidden * is_changed for part, is_changed in zip(letters, changed, strict=True)
-    )
+    base = np.asarray(np.einsum(subscripts, *map(_base_of, operands), **kwargs))
+    if not any(map(_is_changed, operands)):
+        return base[()]
+    batch.spend(base.nbytes * batch.count)
+    for x in filter(_is_changed, operands):
+        x._widen(range(x.ndim))
     values = np.einsum(
-        f"{terms}->{output}{hidden}",
-        *(x._values if is_changed else _base_of(x)
-          for x, is_changed in zip(operands, changed, strict=True)),
+        re.sub("^|,|->", r"\g<0>...", subscripts),
+        *(np.moveaxis(x._values, -1, 0) if _is_changed(x) else _base_of(x) for x in operands),
         optimize=True,
-    )  # fmt: skip
-    return wrapped(base, np.ascontiguousarray(values), (None,) * np.ndim(base), batch)
+    )
+    values = np.ascontiguousarray(np.moveaxis(values, 0, -1))
+    return wrapped(base, values, (None,) * base.ndim, batch)
 
 
 def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
@@ -962,6 +901,22 @@ def tensordot(a: Any, b: Any, axes: Any = 2) -> Any:
     for i, j in zip(*(np.ravel(x) for x in pairs), strict=True):
         letters[n + j % m] = letters[i % n]
     return einsum("".join(letters[:n]) + "," + "".join(letters[n:]), a, b)
+
+
+# ------------------------------------------------------------------------------------ functions
+
+
+def where(condition: Any, *choices: Any) -> Any:
+    """Return ``np.where``."""
+    if not choices:
+        return np.where(condition._agreed("a condition"))
+    return elementwise(np.where, condition, *choices)
+
+
+def clip(a: Any, a_min: Any = None, a_max: Any = None, **bounds: Any) -> Any:
+    """Return ``np.clip``."""
+    low, high = bounds.pop("min", a_min), bounds.pop("max", a_max)
+    return elementwise(np.clip, a, low, high, **bounds)
 
 
 def norm(x: Any, ord: Any = None, axis: Any = None, keepdims: bool = False) -> Any:
@@ -980,6 +935,10 @@ def _like(function: Any) -> Callable[..., Any]:
     return lambda a, *args, **kwargs: unchanged(function(a._base, *args, **kwargs), a._batch)
 
 
+def _entrywise(function: Any) -> Callable[..., Any]:
+    return functools.partial(elementwise, function)
+
+
 def _permuted(function: Any) -> Callable[..., Any]:
     return lambda a, *args: a.transpose(_order(function, a.ndim, *args))
 
@@ -990,7 +949,7 @@ def _reshaped(function: Any) -> Callable[..., Any]:
 
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.dot: dot, np.sum: total, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
+    np.dot: dot, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
     np.einsum: einsum, np.pad: pad, np.tensordot: tensordot, np.linalg.norm: norm,
     np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
     np.average: lambda a, axis=None: mean(a, axis),
@@ -999,41 +958,39 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
         ~np.isnan(a), *args, **kwargs
     ),
     np.trace: lambda a, *args: np.sum(np.diagonal(a, *args), axis=-1),
+    np.diff: lambda a, n=1, axis=-1, **kwargs: _along(np.diff)(a, axis, n=n, **kwargs),
     np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
     np.inner: lambda a, b: matmul(a, b) if np.ndim(b) == 1 else matmul(a, b.T),
     np.vdot: lambda a, b: matmul(np.ravel(a), np.ravel(b)),
     np.reshape: lambda a, shape, order="C": a.reshape(shape, order=order),
     np.ravel: lambda a, order="C": a.reshape(-1, order=order),
     np.copy: lambda a, **_: a.copy(),
-    np.round: lambda a, decimals=0: elementwise(np.round, (a,), {"decimals": decimals}),
-    np.nan_to_num: lambda a, **kwargs: elementwise(np.nan_to_num, (a,), kwargs),
     np.append: lambda a, values, axis=None: np.concatenate(
         [np.ravel(a), np.ravel(values)] if axis is None else [a, values], axis or 0
     ),
-    **{function: _of_bases(function)
-       for function in (np.shape, np.ndim, np.size, np.iscomplexobj, np.isrealobj, np.result_type)},
-    **{function: _like(function)
-       for function in (np.zeros_like, np.ones_like, np.empty_like, np.full_like)},
-    **{function: _permuted(function) for function in (np.transpose, np.swapaxes, np.moveaxis)},
-    **{function: _reshaped(function)
-       for function in (np.squeeze, np.expand_dims, np.atleast_1d, np.atleast_2d)},
-    **{function: moved(function)
-       for function in (np.roll, np.flip, np.fliplr, np.flipud, np.rot90, np.take,
-                        np.repeat, np.tile, np.broadcast_to, np.delete, np.diag, np.diagonal,
-                        np.tril, np.triu, np.split, np.array_split, np.hsplit, np.vsplit)},
-    **{function: joined(function)
-       for function in (np.concatenate, np.stack, np.vstack, np.hstack, np.column_stack)},
-    **{function: _along(function)
-       for function in (np.max, np.min, np.prod, np.any, np.all, np.argmax, np.argmin, np.ptp,
-                        np.median, np.nanmax, np.nanmin, np.count_nonzero, np.cumsum, np.cumprod)},
-    **{function: _along(function, -1) for function in (np.sort, np.argsort, np.diff)},
 }  # fmt: skip
+
+#: Functions of NumPy by kind: what makes that which stands for one of them.
+_KINDS: dict[Callable[[Any], Callable[..., Any]], str] = {
+    _of_bases: "shape ndim size iscomplexobj isrealobj result_type",
+    _like: "zeros_like ones_like empty_like full_like",
+    _entrywise: "round nan_to_num",
+    _along: """sum max min prod any all argmax argmin ptp median nanmax nanmin count_nonzero
+               cumsum cumprod""",
+    functools.partial(_along, default=-1): "sort argsort",
+    _permuted: "transpose swapaxes moveaxis",
+    _reshaped: "squeeze expand_dims atleast_1d atleast_2d",
+    moved: """roll flip fliplr flipud rot90 take repeat tile broadcast_to delete diag diagonal
+              tril triu split array_split hsplit vsplit""",
+    joined: "concatenate stack vstack hstack column_stack",
+}
+for _kind, _names in _KINDS.items():
+    for _function in operator.attrgetter(*_names.split())(np):
+        FUNCTIONS[_function] = _kind(_function)
 
 #: Ufuncs whose reduction is a function of NumPy.
 _REDUCTIONS = {
-    ufunc: FUNCTIONS[function]
-    for ufunc, function in {
-        np.add: np.sum, np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
-        np.logical_or: np.any, np.logical_and: np.all,
-    }.items()
+    np.add: FUNCTIONS[np.sum], np.maximum: FUNCTIONS[np.max], np.minimum: FUNCTIONS[np.min],
+    np.multiply: FUNCTIONS[np.prod], np.logical_or: FUNCTIONS[np.any],
+    np.logical_and: FUNCTIONS[np.all],
 }  # fmt: skip

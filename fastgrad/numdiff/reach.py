@@ -8,15 +8,19 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import operator
 import sys
 import types
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 
-__all__ = ["PLAIN", "Reach", "attributes_of", "is_of", "is_open", "names_in"]
+__all__ = ["PLAIN", "Reach", "attributes_of", "children", "is_of", "is_open", "names_in"]
+
+#: What `children` yields.
+Child = tuple[Any, Any, Any]
 
 #: Objects that are looked at.
 _MOST = 20_000
@@ -68,44 +72,65 @@ class Reach:
             if number < len(self.objects):
                 self.fingerprint.append(number)
                 continue
-            identity, details, parts = _taken_apart(value, cls)
+            identity, found = _identity(value, cls), list(children(value))
             self.objects.append(value)
             self.kept.append(identity)
-            self.fingerprint += id(identity), details, len(parts)
-            queue.extend(parts)
+            self.fingerprint += id(identity), tuple(name for name, _, _ in found)
+            queue.extend(child for _, child, _ in found)
             if len(self.objects) > _MOST:
                 self.obstacle = "it can reach more objects than can be looked at"
 
 
-def _taken_apart(value: Any, cls: type) -> tuple[Any, Any, Sequence[Any]]:
-    """Return what to know an object by, details that can be compared, and what it leads to."""
+def _identity(value: Any, cls: Any) -> Any:
+    """Return what to know an object by: its code, itself, or its class."""
     if cls is types.FunctionType:
-        return value.__code__, None, list(_named(value)) if is_open(value) else []
-    if cls in _LEAD_TO:
-        return cls, None, [getattr(value, name) for name in _LEAD_TO[cls]]
-    if isinstance(value, type):
-        members = [member for base in value.__mro__ if is_open(base)
-                   for member in vars(base).items() if member[0] not in _NO_MEMBERS]  # fmt: skip
-        return value, tuple(name for name, _ in members), [member for _, member in members]
-    is_container, is_known, is_the_readers, _ = _layout(cls)
-    if not (is_container or is_known):  # a module, or a function of a library's
-        return value if callable(value) or cls is types.ModuleType else cls, None, ()
-    details: list[Any] = []
-    parts: list[Any] = []
-    if is_container:
-        contents = [*value, *value.values()] if isinstance(value, dict) else list(value)
-        kinds = set(map(type, contents))
-        if kinds <= PLAIN and kinds.isdisjoint({bool, type(None)}):  # which flags can be
-            details.append(frozenset(map(id, kinds)))
-        else:
-            parts += contents
-    if is_known:
-        attributes = attributes_of(value)
-        details += attributes
-        parts += attributes.values()
+        return value.__code__
+    is_looked_into = cls in _LEAD_TO or any(_layout(cls)[:2])
+    is_itself = isinstance(value, type | types.ModuleType)
+    return value if is_itself or (callable(value) and not is_looked_into) else cls
+
+
+def children(value: Any) -> Iterator[Child]:
+    """Yield what an object leads to: a name, the child, and what puts another in its place.
+
+    That is a function and all of its arguments but the last; None if it cannot be.
+    """
+    cls: Any = type(value)
+    if cls is types.FunctionType:
+        if is_open(value):
+            yield from _named(value)
+    elif cls is types.BuiltinFunctionType:
+        yield "", value.__self__, None
+    elif cls in _LEAD_TO:
+        for name in _LEAD_TO[cls]:
+            yield name, getattr(value, name), None
+    elif isinstance(value, type):
+        for base in filter(is_open, value.__mro__):
+            for name, member in vars(base).items():
+                if name not in _NO_MEMBERS:
+                    yield name, member, (setattr, base, name)
+    else:
+        is_container, is_known, is_the_readers, _ = _layout(cls)
+        if is_container:
+            yield from _contents(value)
+        if is_known:
+            for name, child in attributes_of(value).items():
+                yield name, child, (object.__setattr__, value, name)
         if is_the_readers:
-            parts.append(cls)
-    return cls, tuple(details), parts
+            yield "", cls, None
+
+
+def _contents(container: Any) -> Iterator[Child]:
+    """Yield what a container holds; of plain values only their types, but which flags can be."""
+    is_dict = isinstance(container, dict)
+    kinds = {*map(type, container), *(map(type, container.values()) if is_dict else ())}
+    if kinds <= PLAIN and kinds.isdisjoint({bool, type(None)}):
+        yield frozenset(map(id, kinds)), None, None
+        return
+    for key, child in container.items() if is_dict else enumerate(container):
+        if is_dict:
+            yield "", key, None
+        yield "", child, (operator.setitem, container, key)
 
 
 @functools.lru_cache(1024)
@@ -172,13 +197,13 @@ def names_in(code: types.CodeType) -> Any:
     return dict.fromkeys(itertools.chain(own[0], *inner, *own[1:])).keys()
 
 
-def _named(function: types.FunctionType) -> Iterator[Any]:
+def _named(function: types.FunctionType) -> Iterator[Child]:
     """Yield what a function's code names: its closure, its defaults, globals."""
     for cell in function.__closure__ or ():
         with contextlib.suppress(ValueError):  # not bound yet
-            yield cell.cell_contents
-    yield from function.__defaults__ or ()
-    yield from (function.__kwdefaults__ or {}).values()
+            yield "", cell.cell_contents, (setattr, cell, "cell_contents")
+    yield "", function.__defaults__, (setattr, function, "__defaults__")
+    yield "", function.__kwdefaults__, None
     names = names_in(function.__code__)
     spaces, seen = [function.__globals__], set()
     for space in spaces:  # and `np.linalg.norm`, with its parts
@@ -187,4 +212,4 @@ def _named(function: types.FunctionType) -> Iterator[Any]:
             if isinstance(value, types.ModuleType) and value not in seen:
                 seen.add(value)
                 spaces.append(vars(value))
-            yield value
+            yield "", value, (operator.setitem, space, name)
