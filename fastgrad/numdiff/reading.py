@@ -21,12 +21,11 @@ import dataclasses
 import functools
 import inspect
 import math
-import operator
 import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -97,22 +96,24 @@ class _Value(NamedTuple):
         return self.each()[0] if len(self.objects) == 1 else _UNKNOWN
 
     def unknown(self) -> _Value:
-        """Return the value of which it is not known which object it is."""
+        """Return the same without the objects."""
         return self._replace(objects=_ANY)
+
+    def view(self) -> _Value:
+        """Return what is known of a view of an array, or of an item of a container."""
+        return _Value(_ANY, self.fresh and self.flat, self.flat)
 
     def item(self, number: int = 0, count: int = -1) -> _Value:
         """Return what is known of an item, or of one of so many; that of an array is a view."""
         found: list[_Value] = []
         for one in self.each():
-            items = _items(one) or [_Value(_ANY, self.fresh and self.flat, self.flat)]
+            items = _items(one) or [self.view()]
             found += [items[number]] if len(items) == count else items
         return _joined(*found)
 
 
 def _items(container: Any) -> list[_Value] | None:
-    """Return what is known of the items that one goes over; None if they are not known."""
-    if isinstance(container, _Row):
-        return container.values
+    """Return what is known of the items of a container; None if they are not known."""
     is_known = type(container) in _PLACES and len(container) <= _MEMORY
     return [_of(value) for value in container] if is_known else None
 
@@ -148,11 +149,6 @@ def _made(value: Any) -> _Value:
     return _Value({id(value): value}, fresh=True, flat=False)
 
 
-def _row(values: Iterable[Any]) -> _Value:
-    """Return the value of values, or of known objects, in a row."""
-    return _made(_Row([*map(_of, values)]))
-
-
 class _Args(NamedTuple):
     """The arguments of a call; unknown ones besides if any is starred."""
 
@@ -177,12 +173,6 @@ class _Method(NamedTuple):
 
     name: str
     receiver: _Value
-
-
-class _Row(NamedTuple):
-    """Values in a row that are known: of a dict, or beyond the named parameters of a function."""
-
-    values: list[_Value]
 
 
 class _Partial(NamedTuple):
@@ -379,9 +369,19 @@ class _Reader:
         self._holders = [v for v in objects if not isinstance(v, type | types.FunctionType)]
         self._holders += map(_Instance, self._classes)
 
-    def read(self, f: Any, given: _Args) -> None:
+    def obstacle(self, f: Any, args: _Args) -> str:
+        """Return the first obstacle in a call of f; an empty text if there is none."""
+        try:
+            self._read(f, args)
+        except _Obstacle as found:
+            return str(found)
+        except RecursionError:
+            return "it is nested too deeply to be read"
+        return ""
+
+    def _read(self, f: Any, args: _Args) -> None:
         """Read f and, as any operator may call them, the special methods within reach."""
-        self.apply(f, given)
+        self.apply(f, args)
         for cls in self._classes:
             for name, method in inspect.getmembers_static(cls):
                 if not (name.startswith("__") and isinstance(method, types.FunctionType)):
@@ -464,8 +464,8 @@ class _Reader:
         if id(f) in _NUMPYS or _is_compiled(f):
             return self._numpys(f, args)
         if id(f) in _ITERATORS:
-            is_new = all(v.fresh and v.flat for v in args.positional or args.all())
-            return _Value(_ANY, fresh=is_new, flat=is_new)
+            found = _joined(*(args.positional or args.all())).view()
+            return found._replace(flat=found.fresh)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
         if id(f) in _COPY and len(args.all()) == 1 and args.all()[0].flat:
@@ -483,38 +483,33 @@ class _Reader:
 
     def _enter(self, f: Any, args: _Args) -> _Value:
         """Read the body of a function of the reader's."""
-        values: dict[str, _Value] = {}
-        if isinstance(f, _Local):
-            node, frame = f.node, _Frame(f.frame.function, f.frame)
-        else:
-            node, frame = tree_of(f.__code__), _Frame(f)
-            if node is None:
-                self._stop(f"calls {f.__qualname__}, whose source is not to be had")
+        is_local = isinstance(f, _Local)
+        node = f.node if is_local else tree_of(f.__code__)
+        if node is None:
+            self._stop(f"calls {f.__qualname__}, whose source is not to be had")
+        if len(self._frames) > 40:
+            self._stop("calls itself")
+        frame = _Frame(f.frame.function, f.frame) if is_local else _Frame(f)
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-        if not (args.starred or isinstance(f, _Local)):
-            defaults = dict(zip(reversed(names), reversed(f.__defaults__ or ()), strict=False))
-            values = {k: _of(v) for k, v in (defaults | (f.__kwdefaults__ or {})).items()}
-        values.update(zip(names, args.positional, strict=False))
-        values.update(args.keywords)
+        known: dict[str, Any] = {}
+        if not (args.starred or is_local):
+            known.update(zip(reversed(names), reversed(f.__defaults__ or ()), strict=False))
+            known.update(f.__kwdefaults__ or {})
+        known.update(zip(names, args.positional, strict=False))
+        known.update(args.keywords)
         for name in (*names, *(a.arg for a in node.args.kwonlyargs)):
-            self._state[frame, name] = values.get(name, _OUTSIDE)
+            self._state[frame, name] = _of(known[name]) if name in known else _OUTSIDE
         for rest in filter(None, (node.args.vararg, node.args.kwarg)):
             self._state[frame, rest.arg] = _CONTAINER
         if node.args.vararg is not None and not args.starred:
-            self._state[frame, node.args.vararg.arg] = _row(args.positional[len(names) :])
-        if len(self._frames) > 40:
-            self._stop("calls itself")
-        self._frames.append(frame)
-        frame.line = node.lineno
+            self._state[frame, node.args.vararg.arg] = _made(tuple(args.positional[len(names) :]))
         before = dict(self._state)
-        if isinstance(node, ast.Lambda):
-            frame.returned.append(self._value(node.body))
-        else:
-            self._statements(node.body)
-            if self._state is not None:
-                frame.returned.append(_of(None))
-            # Nothing comes to what follows where all paths raise.
-            self._state = functools.reduce(_either, frame.exits, self._state) or before
+        self._frames.append(frame)
+        is_lambda = isinstance(node, ast.Lambda)
+        end = ast.Return(node.body if is_lambda else None, lineno=node.lineno)
+        self._statements([end] if is_lambda else [*node.body, end])
+        # Nothing comes to what follows where all paths raise.
+        self._state = functools.reduce(_either, frame.exits, None) or before
         self._frames.pop()
         return _joined(*frame.returned) if frame.returned else _NUMBER
 
@@ -547,7 +542,7 @@ class _Reader:
         ):
             self._stop(f"writes into an argument of {self._callee}")
         if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
-            return _Value(_ANY, all(v.fresh and v.flat for v in args.all()), flat=True)
+            return _joined(*args.all()).view()._replace(flat=True)
         return _NUMBER
 
     def _method(self, method: _Method, args: _Args) -> _Value:
@@ -566,16 +561,14 @@ class _Reader:
             known = receiver.only()
             if type(known) not in _DICTS or len(known) > _MEMORY:
                 return _OUTSIDE
-            if name == "values":
-                return _row(known.values())
-            return _row(map(_row, known.items())) if name == "items" else _OUTSIDE
+            return _OUTSIDE if name == "get" else _made(tuple(getattr(known, name)()))
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
         if id(function) in _NUMPYS and name != "split":
             self._numpys(function, args._replace(positional=[receiver, *args.positional]))
         if name in _VIEWS or "copy" in args.keywords:
-            return _Value(_ANY, receiver.fresh and receiver.flat, receiver.flat)
+            return receiver.view()
         return _NUMBER
 
     def _iterate(self, *values: _Value) -> None:
@@ -612,7 +605,7 @@ class _Reader:
     def _built_in(self, value: _Value, name: str) -> _Value:
         """Return an attribute of an array, a number, or a container."""
         if name in _VIEW_ATTRIBUTES:
-            return _Value(_ANY, value.fresh, value.flat)
+            return value.view()
         if name in _METHODS:
             return _made(_Method(name, value))
         return _NUMBER if name in _ATTRIBUTES else _OUTSIDE
@@ -887,13 +880,13 @@ class _Reader:
                 return found
             frame = frame.parent
         code = function.__code__
-        if name in code.co_freevars:
-            with contextlib.suppress(ValueError):
-                return _of(function.__closure__[code.co_freevars.index(name)].cell_contents)
-        elif name not in code.co_varnames and name not in code.co_cellvars:
-            for space in (function.__globals__, vars(builtins)):
-                if name in space:
-                    return _of(space[name])
+        if name not in (*code.co_varnames, *code.co_cellvars):
+            cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
+            with contextlib.suppress(ValueError):  # not bound yet
+                cells = {name: cells[name].cell_contents} if name in cells else {}
+                for space in (cells, function.__globals__, vars(builtins)):
+                    if name in space:
+                        return _of(space[name])
         return _OUTSIDE  # it is an error, unless it is set on another path
 
     def _call(self, node: ast.Call) -> _Value:
@@ -936,13 +929,9 @@ class _Reader:
         self._iterate(holder)
         known = holder.only()
         key = node.slice
-        if isinstance(key, ast.Constant):
-            place: Any = key.value
+        if isinstance(key, ast.Constant) and type(known) in _PLACES:
             with contextlib.suppress(KeyError, IndexError, TypeError):
-                if isinstance(known, _Row):
-                    return known.values[operator.index(place)]
-                if type(known) in _PLACES:
-                    return _of(known[place])
+                return _of(known[key.value])
         if type(known) in _DICTS and 0 < len(known) <= _MEMORY:
             return _joined(*map(_of, known.values()))
         is_one = isinstance(key, ast.Name | ast.BinOp | ast.UnaryOp)
@@ -951,7 +940,7 @@ class _Reader:
 
 # ------------------------------------------------------------------------------------- the front
 
-_known: OrderedDict[Any, tuple[Reading, list[Any]]] = OrderedDict()
+_known: dict[Any, tuple[Reading, list[Any]]] = {}
 
 
 def read(f: Any, *args: Any) -> Reading:
@@ -987,31 +976,18 @@ def read(f: Any, *args: Any) -> Reading:
     with contextlib.suppress(KeyError):
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
-    obstacle = _obstacle(lambda: reader.read(f, _Args([], {}).after(*args)))
+    obstacle = reader.obstacle(f, _Args([], {}).after(*args))
     records = []
     if not obstacle and reader.records:
-        numbers = {id(value): number for number, value in enumerate(reach.objects)}
-        records = [(numbers.get(holder, -1), name) for holder, name, _ in reader.records]
         obstacle = reader.records[0][2]
-        if any(number < 0 for number, _ in records):
-            records = []
+        numbers = {id(value): number for number, value in enumerate(reach.objects)}
+        if all(holder in numbers for holder, *_ in reader.records):
+            records = [(numbers[holder], name) for holder, name, _ in reader.records]
     reading = Reading(obstacle, bool(reader.writes), records=records)
+    if len(_known) >= _MEMORY:
+        _known.clear()
     _known[key] = reading, reach.kept
-    while len(_known) > _MEMORY:
-        with contextlib.suppress(KeyError):  # another thread may have emptied it
-            _known.popitem(last=False)
     return reading._replace(objects=reach.objects)
-
-
-def _obstacle(reads: Callable[[], Any]) -> str:
-    """Return the obstacle that a reader meets, if any."""
-    try:
-        reads()
-    except _Obstacle as found:
-        return str(found)
-    except RecursionError:
-        return "it is nested too deeply to be read"
-    return ""
 
 
 def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, x: int) -> str:
@@ -1043,9 +1019,8 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
     if reach.obstacle:
         return reach.obstacle
-    values = [_of(value) for value in args]
-    values[f], values[x] = _of(np.sum), _NUMBER
-    given = _Args(values, {name: _of(value) for name, value in keywords.items()})
+    values = list(args)
+    values[f], values[x] = np.sum, _NUMBER
     reader = _Reader(reach)
-    found = _obstacle(lambda: reader.read(loop, given))
+    found = reader.obstacle(loop, _Args([], {}).after(*values, **keywords))
     return found or next(iter(reader.writes.values()), "")
