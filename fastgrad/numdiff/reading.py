@@ -160,7 +160,7 @@ class _Args(NamedTuple):
         """Return the values of all arguments."""
         return [*self.positional, *self.keywords.values()]
 
-    def after(self, *first: Any, **keywords: Any) -> _Args:
+    def after(self, /, *first: Any, **keywords: Any) -> _Args:
         """Return them after others, which may be values or known objects."""
         known = {name: _of(value) for name, value in keywords.items()}
         return self._replace(
@@ -210,11 +210,8 @@ def _either(one: Any, other: Any) -> Any:
     """Join what is known on two paths; a name may be missing on one of them."""
     if one is None or other is None:
         return other if one is None else one
-    found = {key: _joined(one[key], other[key]) for key in one.keys() & other.keys()}
-    for key in one.keys() ^ other.keys():
-        if isinstance(key[0], _Frame):
-            found[key] = one[key] if key in one else other[key]
-    return found
+    names = {key: v for key, v in (one | other).items() if isinstance(key[0], _Frame)}
+    return names | {key: _joined(one[key], other[key]) for key in one.keys() & other.keys()}
 
 
 # ------------------------------------------------------------------------------ what is harmless
@@ -330,6 +327,11 @@ def _bound(member: Any, holder: Any, cls: type) -> Any:
     return member
 
 
+def _is_whole(parts: Sequence[ast.expr]) -> bool:
+    """Return whether each part of a display or a target stands for one item."""
+    return not any(isinstance(part, ast.Starred) for part in parts)
+
+
 def _class_of(holder: Any) -> type:
     return holder.cls if isinstance(holder, _Instance) else type(holder)
 
@@ -423,11 +425,8 @@ class _Reader:
             before, self._jumps = self._state, []
             self._paths(lambda: None, turn)
             self._state = functools.reduce(_either, self._jumps, self._state)
-            known = [
-                {k: v for k, v in state.items() if type(k[0]) is int or k[0] in self._frames}
-                for state in (before, self._state)
-            ]
-            if known[0] == known[1]:
+            in_use = [k for k in self._state if type(k[0]) is int or k[0] in self._frames]
+            if all(self._state[k] == before.get(k) for k in in_use):
                 self._jumps = outer
                 return
         self._stop("has a loop that is not understood")
@@ -453,12 +452,11 @@ class _Reader:
         if f is functools.partial and args.positional and not args.starred:
             return _made(_Partial(args.positional[0], args.positional[1:], args.keywords))
         self._iterate(*args.positional)
-        if "key" in args.keywords:
-            for key in args.keywords["key"].each():
-                if key is _UNKNOWN:
-                    self._stop(f"calls {self._callee} with an unknown key")
-                if key is not None:
-                    self.apply(key, _Args([_OUTSIDE], {}))
+        for key in args.keywords.get("key", _of(None)).each():
+            if key is _UNKNOWN:
+                self._stop(f"calls {self._callee} with an unknown key")
+            if key is not None:
+                self.apply(key, _Args([_OUTSIDE], {}))
         if isinstance(f, _Method):
             return self._method(f, args)
         if id(f) in _NUMPYS or _is_compiled(f):
@@ -531,15 +529,10 @@ class _Reader:
         out, most = args.keywords.get("out", _NUMBER), _inputs(f)
         changes = len(args.positional) > most or (args.starred and most < 99)
         if f is np.pad:  # which may call back
-            given = [one for v in args.all()[2:] for one in v.each() or [_NOTHING]]
-            changes = changes or not all(type(one) in PLAIN for one in given)
-        elif f is np.nan_to_num:
-            changes = changes or len(args.all()) > 1
-        if (
-            changes
-            or not (out.fresh and out.flat)
-            or args.keywords.keys() & {"**", "overwrite_input"}
-        ):
+            changes |= not all(type(one) in PLAIN for v in args.all()[2:] for one in v.each())
+        changes |= f is np.nan_to_num and len(args.all()) > 1
+        changes |= not args.keywords.keys().isdisjoint({"**", "overwrite_input"})
+        if changes or not (out.fresh and out.flat):
             self._stop(f"writes into an argument of {self._callee}")
         if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
             return _joined(*args.all()).view()._replace(flat=True)
@@ -709,11 +702,10 @@ class _Reader:
             case ast.Break() | ast.Continue():
                 self._jumps.append(self._state)
                 self._state = None
-            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=parts)) if len(
-                targets
-            ) == len(parts):
-                for target, value in zip(targets, [self._value(n) for n in parts], strict=True):
-                    self._assign(target, value)
+            case ast.Assign(targets=[ast.Tuple() as names], value=ast.Tuple(elts=parts)) if (
+                _is_whole(parts)
+            ):
+                self._assign(names, _made(tuple(map(self._value, parts))))
             case ast.Assign(value=source) | ast.AnnAssign(value=ast.expr() as source):
                 value = self._value(source)
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -755,29 +747,28 @@ class _Reader:
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Read an import of NumPy or of `math`, which both are there already."""
         for alias in node.names:
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            root = module.partition(".")[0]
+            name = alias.asname or alias.name.partition(".")[0]
+            value = sys.modules.get(root if name == root else module)
             if isinstance(node, ast.ImportFrom):
-                value = getattr(sys.modules.get(node.module or ""), alias.name, None)
-                root = (node.module or "").partition(".")[0]
-            else:
-                root = alias.name.partition(".")[0]
-                value = sys.modules.get(alias.name if alias.asname else root)
+                value = getattr(sys.modules.get(module), alias.name, None)
             if value is None or root not in ("numpy", "math"):
                 self._stop("has an import statement")
-            self._state[self._frames[-1], alias.asname or alias.name.partition(".")[0]] = _of(value)
+            self._state[self._frames[-1], name] = _of(value)
 
     def _augment(self, target: Any, value: ast.expr) -> None:
         """Read ``target += value``."""
         self._value(value)
-        if isinstance(target, ast.Name):
-            before = self._name(target.id)
-            if not before.fresh:
-                self._stop(f"changes {target.id} in place")
-            self._state[self._frames[-1], target.id] = before.unknown()
-            return
-        holder = self._value(target.value)
-        if isinstance(target, ast.Attribute) or not (holder.fresh and holder.flat):
-            self._stop(f"changes {ast.unparse(target)}")
-        self._parts(target)
+        place = target if isinstance(target, ast.Name) else target.value
+        before = self._value(place)
+        if isinstance(target, ast.Name) and before.fresh:
+            self._assign(target, before.unknown())
+        elif isinstance(target, ast.Subscript) and before.fresh and before.flat:
+            self._parts(target)
+        else:
+            in_place = " in place" if isinstance(target, ast.Name) else ""
+            self._stop(f"changes {ast.unparse(target)}{in_place}")
 
     def _assign(self, target: ast.expr, value: _Value) -> None:
         match target:
@@ -785,9 +776,8 @@ class _Reader:
                 self._state[self._frames[-1], target.id] = value
             case ast.Tuple() | ast.List():
                 self._iterate(value)
-                is_whole = not any(isinstance(part, ast.Starred) for part in target.elts)
+                count = len(target.elts) if _is_whole(target.elts) else -1
                 for number, part in enumerate(target.elts):
-                    count = len(target.elts) if is_whole else -1
                     self._assign(part, value.item(number, count))
             case ast.Starred():
                 self._assign(target.value, _CONTAINER)
