@@ -21,12 +21,11 @@ import dataclasses
 import functools
 import inspect
 import math
-import operator
 import reprlib
 import sys
 import types
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -76,68 +75,78 @@ class _Value(NamedTuple):
 
     Attributes
     ----------
-    objects : dict or None
-        The objects that it can be, by their ids; None if that is not known.
+    objects : dict
+        The objects that it can be, by their ids; `_UNKNOWN` alone if it can be any.
     fresh : bool
         Whether it was made inside, or cannot be changed.
     flat : bool
         Whether it is an array or number: no container, whose items may be from outside.
     """
 
-    objects: dict[int, Any] | None
+    objects: dict[int, Any]
     fresh: bool
     flat: bool
 
     def each(self) -> list[Any]:
-        """Return the objects that it can be, if that is known."""
-        return list((self.objects or {}).values())
+        """Return the objects that it can be."""
+        return list(self.objects.values())
 
-    def item(self) -> _Value:
-        """Return what is known of an item; that of an array is a view."""
-        items = [_items(one) for one in self.each()]
-        if items and all(items):
-            return _joined(*(value for some in items for value in some))
-        return _Value(None, self.fresh and self.flat, self.flat)
+    def only(self) -> Any:
+        """Return the one object that it can be; `_UNKNOWN` if there are several."""
+        return self.each()[0] if len(self.objects) == 1 else _UNKNOWN
 
-    def part(self, number: int, count: int) -> _Value:
-        """Return what is known of one of so many items."""
-        items = [_items(one) for one in self.each()]
-        if items and all(len(some) == count for some in items):
-            return _joined(*(some[number] for some in items))
-        return self.item()
+    def unknown(self) -> _Value:
+        """Return the same without the objects."""
+        return self._replace(objects=_ANY)
+
+    def view(self) -> _Value:
+        """Return what is known of a view of an array, or of an item of a container."""
+        return _Value(_ANY, self.fresh and self.flat, self.flat)
+
+    def item(self, number: int = 0, count: int = -1) -> _Value:
+        """Return what is known of an item, or of one of so many; that of an array is a view."""
+        found: list[_Value] = []
+        for one in self.each():
+            items = _items(one) or [self.view()]
+            found += [items[number]] if len(items) == count else items
+        return _joined(*found)
 
 
-def _items(container: Any) -> list[_Value]:
-    """Return what is known of the items that one goes over; nothing if they are not known."""
-    if isinstance(container, _Row):
-        return container.values
+def _items(container: Any) -> list[_Value] | None:
+    """Return what is known of the items of a container; None if they are not known."""
     is_known = type(container) in _PLACES and len(container) <= _MEMORY
-    return [_of(value) for value in container] if is_known else []
+    return [_of(value) for value in container] if is_known else None
 
 
 def _joined(*values: _Value) -> _Value:
     """Return what is known of a value that is one of several."""
-    objects = {key: one for v in values for key, one in (v.objects or {}).items()}
-    is_known = all(v.objects is not None for v in values) and len(objects) <= _MEMORY
+    objects = {key: one for v in values for key, one in v.objects.items()}
+    is_known = id(_UNKNOWN) not in objects and len(objects) <= _MEMORY
     return _Value(
-        objects if is_known else None, all(v.fresh for v in values), all(v.flat for v in values)
+        objects if is_known else _ANY,
+        fresh=all(v.fresh for v in values),
+        flat=all(v.flat for v in values),
     )
 
 
-_NUMBER = _Value(None, fresh=True, flat=True)
-_CONTAINER = _Value(None, fresh=True, flat=False)
-_OUTSIDE = _Value(None, fresh=False, flat=False)
+_UNKNOWN: Any = object()
+_ANY = {id(_UNKNOWN): _UNKNOWN}
+_NUMBER = _Value(_ANY, fresh=True, flat=True)
+_CONTAINER = _Value(_ANY, fresh=True, flat=False)
+_OUTSIDE = _Value(_ANY, fresh=False, flat=False)
 
 
 def _of(value: Any) -> _Value:
-    """Return the value of a known object from outside."""
+    """Return the value of a known object from outside; one that is a value already is kept."""
     is_plain = type(value) in PLAIN
+    if isinstance(value, _Value):
+        return value
     return _Value({id(value): value}, is_plain, is_plain or type(value) is np.ndarray)
 
 
-def _made(value: Any, fresh: bool = False) -> _Value:
-    """Return the value of an object that stands for one of the evaluation's."""
-    return _Value({id(value): value}, fresh, flat=False)
+def _made(value: Any) -> _Value:
+    """Return the value of an object that stands for one that the evaluation makes."""
+    return _Value({id(value): value}, fresh=True, flat=False)
 
 
 class _Args(NamedTuple):
@@ -151,9 +160,12 @@ class _Args(NamedTuple):
         """Return the values of all arguments."""
         return [*self.positional, *self.keywords.values()]
 
-    def after(self, *first: Any) -> _Args:
-        """Return them after known objects."""
-        return self._replace(positional=[*map(_of, first), *self.positional])
+    def after(self, /, *first: Any, **keywords: Any) -> _Args:
+        """Return them after others, which may be values or known objects."""
+        known = {name: _of(value) for name, value in keywords.items()}
+        return self._replace(
+            positional=[*map(_of, first), *self.positional], keywords=known | self.keywords
+        )
 
 
 class _Method(NamedTuple):
@@ -163,16 +175,12 @@ class _Method(NamedTuple):
     receiver: _Value
 
 
-class _Row(NamedTuple):
-    """Values in a row that are known: of a dict, or beyond the named parameters of a function."""
-
-    values: list[_Value]
-
-
 class _Partial(NamedTuple):
-    """What the evaluation makes by `functools.partial`, by the arguments of that."""
+    """What the evaluation makes by `functools.partial`."""
 
-    args: _Args
+    func: _Value
+    args: list[_Value]
+    keywords: dict[str, _Value]
 
 
 class _Instance(NamedTuple):
@@ -202,11 +210,8 @@ def _either(one: Any, other: Any) -> Any:
     """Join what is known on two paths; a name may be missing on one of them."""
     if one is None or other is None:
         return other if one is None else one
-    found = {key: _joined(one[key], other[key]) for key in one.keys() & other.keys()}
-    for key in one.keys() ^ other.keys():
-        if isinstance(key[0], _Frame):
-            found[key] = one[key] if key in one else other[key]
-    return found
+    names = {key: v for key, v in (one | other).items() if isinstance(key[0], _Frame)}
+    return names | {key: _joined(one[key], other[key]) for key in one.keys() & other.keys()}
 
 
 # ------------------------------------------------------------------------------ what is harmless
@@ -314,6 +319,19 @@ def _is_usual(value: Any) -> bool:
     return not hasattr(cls, "__next__") and (is_open(cls) or not hasattr(cls, "__iter__"))
 
 
+def _bound(member: Any, holder: Any, cls: type) -> Any:
+    """Return a method as it is got from an object or a class; other members as they are."""
+    match member:
+        case types.FunctionType() | staticmethod() | classmethod(__func__=types.FunctionType()):
+            return member.__get__(holder, cls)
+    return member
+
+
+def _is_whole(parts: Sequence[ast.expr]) -> bool:
+    """Return whether each part of a display or a target stands for one item."""
+    return not any(isinstance(part, ast.Starred) for part in parts)
+
+
 def _class_of(holder: Any) -> type:
     return holder.cls if isinstance(holder, _Instance) else type(holder)
 
@@ -353,9 +371,19 @@ class _Reader:
         self._holders = [v for v in objects if not isinstance(v, type | types.FunctionType)]
         self._holders += map(_Instance, self._classes)
 
-    def read(self, f: Any, given: _Args) -> None:
+    def obstacle(self, f: Any, args: _Args) -> str:
+        """Return the first obstacle in a call of f; an empty text if there is none."""
+        try:
+            self._read(f, args)
+        except _Obstacle as found:
+            return str(found)
+        except RecursionError:
+            return "it is nested too deeply to be read"
+        return ""
+
+    def _read(self, f: Any, args: _Args) -> None:
         """Read f and, as any operator may call them, the special methods within reach."""
-        self.apply(f, given)
+        self.apply(f, args)
         for cls in self._classes:
             for name, method in inspect.getmembers_static(cls):
                 if not (name.startswith("__") and isinstance(method, types.FunctionType)):
@@ -397,11 +425,8 @@ class _Reader:
             before, self._jumps = self._state, []
             self._paths(lambda: None, turn)
             self._state = functools.reduce(_either, self._jumps, self._state)
-            known = [
-                {k: v for k, v in state.items() if type(k[0]) is int or k[0] in self._frames}
-                for state in (before, self._state)
-            ]
-            if known[0] == known[1]:
+            in_use = [k for k in self._state if type(k[0]) is int or k[0] in self._frames]
+            if all(self._state[k] == before.get(k) for k in in_use):
                 self._jumps = outer
                 return
         self._stop("has a loop that is not understood")
@@ -409,18 +434,14 @@ class _Reader:
     # --- calls
 
     def apply(self, f: Any, args: _Args) -> _Value:
-        """Read a call of a known object."""
+        """Read a call of an object, or of one of several."""
+        if isinstance(f, _Value):
+            calls = [functools.partial(self.apply, one, args) for one in f.each()]
+            return _joined(*self._paths(*calls))
         if isinstance(f, types.MethodType):
             return self.apply(f.__func__, args.after(f.__self__))
-        if isinstance(f, functools.partial):
-            keywords = {k: _of(v) for k, v in f.keywords.items()} | args.keywords
-            return self.apply(f.func, args._replace(keywords=keywords).after(*f.args))
-        if isinstance(f, _Partial):
-            args = args._replace(
-                positional=[*f.args.positional[1:], *args.positional],
-                keywords=f.args.keywords | args.keywords,
-            )
-            return self._any_of(f.args.positional[0], args)
+        if isinstance(f, functools.partial | _Partial):
+            return self.apply(f.func, args.after(*f.args, **f.keywords))
         if isinstance(f, _Local) or (isinstance(f, types.FunctionType) and is_open(f)):
             return self._enter(f, args)
         call = inspect.getattr_static(type(f), "__call__", None)
@@ -429,21 +450,20 @@ class _Reader:
         if isinstance(f, type) and is_open(f):
             return self._make(f, args)
         if f is functools.partial and args.positional and not args.starred:
-            return _made(_Partial(args))
+            return _made(_Partial(args.positional[0], args.positional[1:], args.keywords))
         self._iterate(*args.positional)
-        if "key" in args.keywords:
-            if args.keywords["key"].objects is None:
+        for key in args.keywords.get("key", _of(None)).each():
+            if key is _UNKNOWN:
                 self._stop(f"calls {self._callee} with an unknown key")
-            for key in args.keywords["key"].each():
-                if key is not None:
-                    self.apply(key, _Args([_OUTSIDE], {}))
+            if key is not None:
+                self.apply(key, _Args([_OUTSIDE], {}))
         if isinstance(f, _Method):
             return self._method(f, args)
         if id(f) in _NUMPYS or _is_compiled(f):
             return self._numpys(f, args)
         if id(f) in _ITERATORS:
-            is_new = all(v.fresh and v.flat for v in args.positional or args.all())
-            return _Value(None, fresh=is_new, flat=is_new)
+            found = _joined(*(args.positional or args.all())).view()
+            return found._replace(flat=found.fresh)
         if id(f) in _CHOOSE:
             return _joined(_NUMBER, *args.all(), *(v.item() for v in args.all()))
         if id(f) in _COPY and len(args.all()) == 1 and args.all()[0].flat:
@@ -456,43 +476,38 @@ class _Reader:
             return _OUTSIDE
         if isinstance(f, types.FunctionType) and f.__module__ in _OWN_FUNCTIONS:
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
-            return _Value(None, fresh, flat=True)
+            return _Value(_ANY, fresh, flat=True)
         self._stop(f"calls {self._callee}")
 
     def _enter(self, f: Any, args: _Args) -> _Value:
         """Read the body of a function of the reader's."""
-        values: dict[str, _Value] = {}
-        if isinstance(f, _Local):
-            node, frame = f.node, _Frame(f.frame.function, f.frame)
-        else:
-            node, frame = tree_of(f.__code__), _Frame(f)
-            if node is None:
-                self._stop(f"calls {f.__qualname__}, whose source is not to be had")
+        is_local = isinstance(f, _Local)
+        node = f.node if is_local else tree_of(f.__code__)
+        if node is None:
+            self._stop(f"calls {f.__qualname__}, whose source is not to be had")
+        if len(self._frames) > 40:
+            self._stop("calls itself")
+        frame = _Frame(f.frame.function, f.frame) if is_local else _Frame(f)
         names = [a.arg for a in (*node.args.posonlyargs, *node.args.args)]
-        if not (args.starred or isinstance(f, _Local)):
-            defaults = dict(zip(reversed(names), reversed(f.__defaults__ or ()), strict=False))
-            values = {k: _of(v) for k, v in (defaults | (f.__kwdefaults__ or {})).items()}
-        values.update(zip(names, args.positional, strict=False))
-        values.update(args.keywords)
+        known: dict[str, Any] = {}
+        if not (args.starred or is_local):
+            known.update(zip(reversed(names), reversed(f.__defaults__ or ()), strict=False))
+            known.update(f.__kwdefaults__ or {})
+        known.update(zip(names, args.positional, strict=False))
+        known.update(args.keywords)
         for name in (*names, *(a.arg for a in node.args.kwonlyargs)):
-            self._state[frame, name] = values.get(name, _OUTSIDE)
+            self._state[frame, name] = _of(known[name]) if name in known else _OUTSIDE
         for rest in filter(None, (node.args.vararg, node.args.kwarg)):
             self._state[frame, rest.arg] = _CONTAINER
         if node.args.vararg is not None and not args.starred:
-            self._state[frame, node.args.vararg.arg] = self._row(args.positional[len(names) :])
-        if len(self._frames) > 40:
-            self._stop("calls itself")
-        self._frames.append(frame)
-        frame.line = node.lineno
+            self._state[frame, node.args.vararg.arg] = _made(tuple(args.positional[len(names) :]))
         before = dict(self._state)
-        if isinstance(node, ast.Lambda):
-            frame.returned.append(self._value(node.body))
-        else:
-            self._statements(node.body)
-            if self._state is not None:
-                frame.returned.append(_of(None))
-            # Nothing comes to what follows where all paths raise.
-            self._state = functools.reduce(_either, frame.exits, self._state) or before
+        self._frames.append(frame)
+        is_lambda = isinstance(node, ast.Lambda)
+        end = ast.Return(node.body if is_lambda else None, lineno=node.lineno)
+        self._statements([end] if is_lambda else [*node.body, end])
+        # Nothing comes to what follows where all paths raise.
+        self._state = functools.reduce(_either, frame.exits, None) or before
         self._frames.pop()
         return _joined(*frame.returned) if frame.returned else _NUMBER
 
@@ -501,16 +516,11 @@ class _Reader:
         if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not object.__new__:
             self._stop(f"makes a {cls.__name__}")
         self._made.append(_Instance(cls))  # its id is to remain its own
-        made = _made(self._made[-1], fresh=True)
+        made = _made(self._made[-1])
         init = inspect.getattr_static(cls, "__init__")
         if isinstance(init, types.FunctionType):
-            self._enter(init, args._replace(positional=[made, *args.positional]))
+            self._enter(init, args.after(made))
         return made
-
-    def _row(self, values: Iterable[_Value]) -> _Value:
-        """Return the value of a row of values."""
-        self._made.append(_Row(list(values)))  # its id is to remain its own
-        return _made(self._made[-1], fresh=True)
 
     def _numpys(self, f: Any, args: _Args) -> _Value:
         """Read a call of a function of NumPy, or of the method of that name."""
@@ -519,18 +529,13 @@ class _Reader:
         out, most = args.keywords.get("out", _NUMBER), _inputs(f)
         changes = len(args.positional) > most or (args.starred and most < 99)
         if f is np.pad:  # which may call back
-            given = [one for v in args.all()[2:] for one in v.each() or [_NOTHING]]
-            changes = changes or not all(type(one) in PLAIN for one in given)
-        elif f is np.nan_to_num:
-            changes = changes or len(args.all()) > 1
-        if (
-            changes
-            or not (out.fresh and out.flat)
-            or args.keywords.keys() & {"**", "overwrite_input"}
-        ):
+            changes |= not all(type(one) in PLAIN for v in args.all()[2:] for one in v.each())
+        changes |= f is np.nan_to_num and len(args.all()) > 1
+        changes |= not args.keywords.keys().isdisjoint({"**", "overwrite_input"})
+        if changes or not (out.fresh and out.flat):
             self._stop(f"writes into an argument of {self._callee}")
         if (f.__name__ in _VIEWS and not isinstance(f, np.ufunc)) or "copy" in args.keywords:
-            return _Value(None, all(v.fresh and v.flat for v in args.all()), flat=True)
+            return _joined(*args.all()).view()._replace(flat=True)
         return _NUMBER
 
     def _method(self, method: _Method, args: _Args) -> _Value:
@@ -546,30 +551,27 @@ class _Reader:
                 self._stop(f"{verb} {changed}")
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
-            known = receiver.each()
-            if len(known) != 1 or type(known[0]) not in _DICTS or len(known[0]) > _MEMORY:
+            known = receiver.only()
+            if type(known) not in _DICTS or len(known) > _MEMORY:
                 return _OUTSIDE
-            if name == "values":
-                return self._row(map(_of, known[0].values()))
-            pairs = [self._row(map(_of, pair)) for pair in known[0].items()]
-            return self._row(pairs) if name == "items" else _OUTSIDE
+            return _OUTSIDE if name == "get" else _made(tuple(getattr(known, name)()))
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
         if id(function) in _NUMPYS and name != "split":
             self._numpys(function, args._replace(positional=[receiver, *args.positional]))
         if name in _VIEWS or "copy" in args.keywords:
-            return _Value(None, receiver.fresh and receiver.flat, receiver.flat)
+            return receiver.view()
         return _NUMBER
 
     def _iterate(self, *values: _Value) -> None:
         """Stop at what changes when it is iterated over."""
         for value in values:
-            if value.objects is None and not (value.fresh or value.flat) and self._unusual:
-                self._stop(f"may take items from a {self._unusual[0]}")
             for one in value.each():
-                if not _is_usual(one):
+                if one is not _UNKNOWN and not _is_usual(one):
                     self._stop(f"takes items from a {type(one).__name__}")
+                if one is _UNKNOWN and not (value.fresh or value.flat) and self._unusual:
+                    self._stop(f"may take items from a {self._unusual[0]}")
 
     # --- attributes
 
@@ -578,10 +580,10 @@ class _Reader:
             return _OUTSIDE
         if name.startswith("__") and name.endswith("__"):
             self._stop(f"uses {name}")
-        if value.objects is not None:
-            return _joined(*(self._attribute_of(one, value, name) for one in value.each()))
-        if value.flat:
-            return self._built_in(value, name)
+        return _joined(*(self._attribute_of(one, value, name) for one in value.each()))
+
+    def _attribute_of_any(self, value: _Value, name: str) -> _Value:
+        """Return an attribute of an object that is not known."""
         self._read_first.add((None, name))
         found, is_method = [], False
         for holder in self._holders:
@@ -596,14 +598,18 @@ class _Reader:
     def _built_in(self, value: _Value, name: str) -> _Value:
         """Return an attribute of an array, a number, or a container."""
         if name in _VIEW_ATTRIBUTES:
-            return _Value(None, value.fresh, value.flat)
+            return value.view()
         if name in _METHODS:
             return _made(_Method(name, value))
         return _NUMBER if name in _ATTRIBUTES else _OUTSIDE
 
     def _attribute_of(self, holder: Any, value: _Value, name: str) -> _Value:
-        """Return an attribute of a known object."""
+        """Return an attribute of an object."""
         cls = _class_of(holder)
+        if value.flat or cls in PLAIN or cls in _USUAL:
+            return self._built_in(value, name)
+        if holder is _UNKNOWN:
+            return self._attribute_of_any(value, name)
         if isinstance(holder, types.ModuleType):
             found = vars(holder).get(name, _NOTHING)
             if holder.__name__.partition(".")[0] in ("numpy", "math") and found is not _NOTHING:
@@ -611,17 +617,13 @@ class _Reader:
             # Of a module that something holds, what is in it is not looked at beforehand.
             if id(found) in self._reached:
                 return _NUMBER if type(found) in PLAIN else _of(found)
-        elif cls in PLAIN or cls in _USUAL:
-            return self._built_in(value, name)
         elif isinstance(holder, np.ufunc):
             if name in ("reduce", "outer", "accumulate") and _is_compiled(holder):
                 return _of(np.sum)
         elif isinstance(holder, type):
             member = inspect.getattr_static(holder, name, _NOTHING)
-            if isinstance(member, staticmethod | classmethod):
-                member = member.__get__(None, holder)
             if is_open(holder) and member is not _NOTHING:
-                return _of(member)
+                return _of(_bound(member, None, holder))
         elif cls.__name__ in _OWN_CLASSES and is_of(cls, "fastgrad"):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
@@ -643,25 +645,20 @@ class _Reader:
         member = inspect.getattr_static(cls, name, _NOTHING)
         if name in attributes and (type(member) is _SLOT or not hasattr(type(member), "__set__")):
             return _of(attributes[name])
-        if isinstance(member, types.FunctionType):
-            return _made(functools.partial(member, holder))
-        if isinstance(member, classmethod):
-            return _made(functools.partial(member.__func__, cls))
-        if isinstance(member, staticmethod):
-            return _of(member.__func__)
         if isinstance(member, property) and isinstance(member.fget, types.FunctionType):
-            return self._enter(member.fget, _Args([_made(holder)], {}))
+            return self._enter(member.fget, _Args([_of(holder)], {}))
         if member is _NOTHING or isinstance(member, types.MethodDescriptorType):
             # Of a container. Else it is an error, unless it is set on the way.
-            return self._built_in(_made(holder, is_made), name)
-        if hasattr(type(member), "__get__"):
+            return self._built_in(_made(holder) if is_made else _of(holder), name)
+        bound = _bound(member, holder, cls)
+        if bound is member and hasattr(type(member), "__get__"):
             self._stop(f"uses {name} of a {cls.__name__}")
-        return _of(member)
+        return _of(bound)
 
     def _store(self, target: ast.Attribute, stored: _Value) -> None:
         """Read the assignment of a value to an attribute."""
         holders = self._value(target.value)
-        for holder in holders.each() or (None,):
+        for holder in holders.each():
             cls = _class_of(holder)
             member = inspect.getattr_static(cls, target.attr, None)
             is_known = is_open(cls) or cls is types.SimpleNamespace
@@ -673,7 +670,7 @@ class _Reader:
                 self._stop(f"changes {ast.unparse(target)}")
             key = id(holder), target.attr
             self.writes.setdefault(key, self._place())
-            if len(holders.each()) == 1:
+            if len(holders.objects) == 1:
                 self._state[key] = stored
 
     # --- statements
@@ -705,11 +702,10 @@ class _Reader:
             case ast.Break() | ast.Continue():
                 self._jumps.append(self._state)
                 self._state = None
-            case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=parts)) if len(
-                targets
-            ) == len(parts):
-                for target, value in zip(targets, [self._value(n) for n in parts], strict=True):
-                    self._assign(target, value)
+            case ast.Assign(targets=[ast.Tuple() as names], value=ast.Tuple(elts=parts)) if (
+                _is_whole(parts)
+            ):
+                self._assign(names, _made(tuple(map(self._value, parts))))
             case ast.Assign(value=source) | ast.AnnAssign(value=ast.expr() as source):
                 value = self._value(source)
                 for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
@@ -717,7 +713,7 @@ class _Reader:
             case ast.AugAssign():
                 self._augment(node.target, node.value)
             case ast.FunctionDef(decorator_list=[]):
-                self._state[frame, node.name] = _made(_Local(node, frame), fresh=True)
+                self._state[frame, node.name] = _made(_Local(node, frame))
             case ast.If():
                 truth = self._truth(node.test)
                 bodies = [
@@ -745,36 +741,34 @@ class _Reader:
         if isinstance(test, ast.UnaryOp) and isinstance(test.op, ast.Not):
             truth = self._truth(test.operand)
             return None if truth is None else not truth
-        known = self._value(test).each()
-        is_flag = len(known) == 1 and type(known[0]) in (bool, type(None))
-        return bool(known[0]) if is_flag else None
+        known = self._value(test).only()
+        return bool(known) if type(known) in (bool, type(None)) else None
 
     def _import(self, node: ast.Import | ast.ImportFrom) -> None:
         """Read an import of NumPy or of `math`, which both are there already."""
         for alias in node.names:
+            module = (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
+            root = module.partition(".")[0]
+            name = alias.asname or alias.name.partition(".")[0]
+            value = sys.modules.get(root if name == root else module)
             if isinstance(node, ast.ImportFrom):
-                value = getattr(sys.modules.get(node.module or ""), alias.name, None)
-                root = (node.module or "").partition(".")[0]
-            else:
-                root = alias.name.partition(".")[0]
-                value = sys.modules.get(alias.name if alias.asname else root)
+                value = getattr(sys.modules.get(module), alias.name, None)
             if value is None or root not in ("numpy", "math"):
                 self._stop("has an import statement")
-            self._state[self._frames[-1], alias.asname or alias.name.partition(".")[0]] = _of(value)
+            self._state[self._frames[-1], name] = _of(value)
 
     def _augment(self, target: Any, value: ast.expr) -> None:
         """Read ``target += value``."""
         self._value(value)
-        if isinstance(target, ast.Name):
-            before = self._name(target.id)
-            if not before.fresh:
-                self._stop(f"changes {target.id} in place")
-            self._state[self._frames[-1], target.id] = before._replace(objects=None)
-            return
-        holder = self._value(target.value)
-        if isinstance(target, ast.Attribute) or not (holder.fresh and holder.flat):
-            self._stop(f"changes {ast.unparse(target)}")
-        self._parts(target)
+        place = target if isinstance(target, ast.Name) else target.value
+        before = self._value(place)
+        if isinstance(target, ast.Name) and before.fresh:
+            self._assign(target, before.unknown())
+        elif isinstance(target, ast.Subscript) and before.fresh and before.flat:
+            self._parts(target)
+        else:
+            in_place = " in place" if isinstance(target, ast.Name) else ""
+            self._stop(f"changes {ast.unparse(target)}{in_place}")
 
     def _assign(self, target: ast.expr, value: _Value) -> None:
         match target:
@@ -782,10 +776,9 @@ class _Reader:
                 self._state[self._frames[-1], target.id] = value
             case ast.Tuple() | ast.List():
                 self._iterate(value)
-                is_whole = not any(isinstance(part, ast.Starred) for part in target.elts)
+                count = len(target.elts) if _is_whole(target.elts) else -1
                 for number, part in enumerate(target.elts):
-                    count = len(target.elts) if is_whole else -1
-                    self._assign(part, value.part(number, count))
+                    self._assign(part, value.item(number, count))
             case ast.Starred():
                 self._assign(target.value, _CONTAINER)
             case ast.Attribute():
@@ -834,7 +827,7 @@ class _Reader:
             case ast.ListComp() | ast.SetComp() | ast.DictComp():
                 return self._comprehension(node)
             case ast.Lambda():
-                return _made(_Local(node, self._frames[-1]), fresh=True)
+                return _made(_Local(node, self._frames[-1]))
         self._stop(f"has an expression of the kind {type(node).__name__}")
 
     def _parts(self, node: ast.AST) -> None:
@@ -877,28 +870,26 @@ class _Reader:
                 return found
             frame = frame.parent
         code = function.__code__
-        if name in code.co_freevars:
-            with contextlib.suppress(ValueError):
-                return _of(function.__closure__[code.co_freevars.index(name)].cell_contents)
-        elif name not in code.co_varnames and name not in code.co_cellvars:
-            for space in (function.__globals__, vars(builtins)):
-                if name in space:
-                    return _of(space[name])
+        if name not in (*code.co_varnames, *code.co_cellvars):
+            cells = dict(zip(code.co_freevars, function.__closure__ or (), strict=False))
+            with contextlib.suppress(ValueError):  # not bound yet
+                cells = {name: cells[name].cell_contents} if name in cells else {}
+                for space in (cells, function.__globals__, vars(builtins)):
+                    if name in space:
+                        return _of(space[name])
         return _OUTSIDE  # it is an error, unless it is set on another path
 
     def _call(self, node: ast.Call) -> _Value:
         f = self._value(node.func)
         args, starred = [], any(k.arg is None for k in node.keywords)
-        is_eager = f.objects is not None and _EAGER.keys() >= f.objects.keys()
+        is_eager = _EAGER.keys() >= f.objects.keys()
         for arg in node.args:
             if isinstance(arg, ast.Starred):
                 value = self._value(arg.value)
                 self._iterate(value)
-                rest = value.each() if not starred else []
-                if len(rest) == 1 and isinstance(rest[0], _Row):
-                    args += rest[0].values
-                else:
-                    starred = True
+                rest = _items(value.only()) if not starred else None
+                starred = rest is None
+                args += rest or []
             elif isinstance(arg, ast.GeneratorExp) and is_eager:
                 args.append(self._comprehension(arg))  # whose items are taken before all else
             else:
@@ -906,51 +897,40 @@ class _Reader:
         keywords = {k.arg or "**": self._value(k.value) for k in node.keywords}
         self._frames[-1].line = node.lineno
         self._callee = ast.unparse(node.func)
-        return self._any_of(f, _Args(args, keywords, starred))
-
-    def _any_of(self, f: _Value, args: _Args) -> _Value:
-        """Read a call of one of several objects."""
-        if f.objects is None:
-            self._stop(f"calls {self._callee}")
-        calls = [functools.partial(self.apply, one, args) for one in f.each()]
-        return _joined(*self._paths(*calls))
+        return self.apply(f, _Args(args, keywords, starred))
 
     def _super(self, name: str) -> _Value:
         """Return a method of the classes above that of the function that is being read."""
-        cls = self._name("__class__").each()
+        cls = self._name("__class__").only()
         first = self._frames[-1].function.__code__.co_varnames[0]
         found = []
         for holder in self._name(first).each():
             order = _class_of(holder).__mro__
-            classes = order[order.index(cls[0]) + 1 :] if cls and cls[0] in order else ()
-            member = next((vars(c)[name] for c in classes if name in vars(c)), None)
+            above = order[order.index(cls) + 1 :] if cls in order else ()
+            member = next((vars(c)[name] for c in above if name in vars(c)), None)
             if not isinstance(member, types.FunctionType):
                 self._stop(f"uses super().{name}")
-            found.append(_made(functools.partial(member, holder)))
-        return _joined(*found) if found else _OUTSIDE
+            found.append(_of(types.MethodType(member, holder)))
+        return _joined(*found)
 
     def _subscript(self, node: ast.Subscript) -> _Value:
         holder = self._value(node.value)
         self._value(node.slice)
         self._iterate(holder)
-        known: list[Any] = holder.each()
+        known = holder.only()
         key = node.slice
-        if len(known) == 1 and isinstance(key, ast.Constant):
-            place: Any = key.value
+        if isinstance(key, ast.Constant) and type(known) in _PLACES:
             with contextlib.suppress(KeyError, IndexError, TypeError):
-                if isinstance(known[0], _Row):
-                    return known[0].values[operator.index(place)]
-                if type(known[0]) in _PLACES:
-                    return _of(known[0][place])
-        if len(known) == 1 and type(known[0]) in _DICTS and 0 < len(known[0]) <= _MEMORY:
-            return _joined(*map(_of, known[0].values()))
+                return _of(known[key.value])
+        if type(known) in _DICTS and 0 < len(known) <= _MEMORY:
+            return _joined(*map(_of, known.values()))
         is_one = isinstance(key, ast.Name | ast.BinOp | ast.UnaryOp)
-        return holder.item() if is_one else holder._replace(objects=None).item()
+        return holder.item() if is_one else holder.unknown().item()
 
 
 # ------------------------------------------------------------------------------------- the front
 
-_known: OrderedDict[Any, tuple[Reading, list[Any]]] = OrderedDict()
+_known: dict[Any, tuple[Reading, list[Any]]] = {}
 
 
 def read(f: Any, *args: Any) -> Reading:
@@ -986,31 +966,18 @@ def read(f: Any, *args: Any) -> Reading:
     with contextlib.suppress(KeyError):
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
-    obstacle = _obstacle(lambda: reader.read(f, _Args([], {}).after(*args)))
+    obstacle = reader.obstacle(f, _Args([], {}).after(*args))
     records = []
     if not obstacle and reader.records:
-        numbers = {id(value): number for number, value in enumerate(reach.objects)}
-        records = [(numbers.get(holder, -1), name) for holder, name, _ in reader.records]
         obstacle = reader.records[0][2]
-        if any(number < 0 for number, _ in records):
-            records = []
+        numbers = {id(value): number for number, value in enumerate(reach.objects)}
+        if all(holder in numbers for holder, *_ in reader.records):
+            records = [(numbers[holder], name) for holder, name, _ in reader.records]
     reading = Reading(obstacle, bool(reader.writes), records=records)
+    if len(_known) >= _MEMORY:
+        _known.clear()
     _known[key] = reading, reach.kept
-    while len(_known) > _MEMORY:
-        with contextlib.suppress(KeyError):  # another thread may have emptied it
-            _known.popitem(last=False)
     return reading._replace(objects=reach.objects)
-
-
-def _obstacle(reads: Callable[[], Any]) -> str:
-    """Return the obstacle that a reader meets, if any."""
-    try:
-        reads()
-    except _Obstacle as found:
-        return str(found)
-    except RecursionError:
-        return "it is nested too deeply to be read"
-    return ""
 
 
 def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, x: int) -> str:
@@ -1042,9 +1009,8 @@ def read_loop(loop: Any, args: Sequence[Any], keywords: dict[str, Any], f: int, 
     reach = Reach(loop, [a for i, a in enumerate(args) if i != f])
     if reach.obstacle:
         return reach.obstacle
-    values = [_of(value) for value in args]
-    values[f], values[x] = _of(np.sum), _NUMBER
-    given = _Args(values, {name: _of(value) for name, value in keywords.items()})
+    values = list(args)
+    values[f], values[x] = np.sum, _NUMBER
     reader = _Reader(reach)
-    found = _obstacle(lambda: reader.read(loop, given))
+    found = reader.obstacle(loop, _Args([], {}).after(*values, **keywords))
     return found or next(iter(reader.writes.values()), "")
