@@ -86,37 +86,45 @@ _HYPOTHESES = tuple(
 )
 
 
-class _Batch(NamedTuple):
-    """Arrays of the reader's that may be samples and targets, in the two forms of a hypothesis."""
+#: An array in the place of the perturbed one, and the value of the function there.
+_Point = tuple[FloatArray, float]
 
+
+class _Trial(NamedTuple):
+    """Arrays of the reader's that may be a network's parameters, and a batch.
+
+    Attributes
+    ----------
+    arrays : tuple of ndarray
+        W1, b1, W2, b2, ..
+    position : int
+        Which of them is perturbed.
+    x, t : array_like
+        Samples and targets.
+    labels : array_like or None
+        The targets turned into labels, if they are no labels.
+    size : int
+        Samples.
+    """
+
+    arrays: tuple[FloatArray, ...]
+    position: int
     x: Any
     t: Any
     labels: Any
     size: int
 
-
-class _Point(NamedTuple):
-    """Values of the perturbed array, and that of the function there."""
-
-    array: FloatArray
-    value: float
-
-
-class _Trial(NamedTuple):
-    """Parameters W1, b1, W2, b2, .., which of them is perturbed, and a batch."""
-
-    arrays: tuple[FloatArray, ...]
-    position: int
-    batch: _Batch
-
-    def at(self, point: _Point) -> _Trial:
-        """Return it with the values of a point."""
-        before, after = self.arrays[: self.position], self.arrays[self.position + 1 :]
-        return self._replace(arrays=(*before, point.array, *after))
-
     def sizes(self) -> list[int]:
         """Return the numbers of units in each layer."""
         return [self.arrays[0].shape[0], *(b.size for b in self.arrays[1::2])]
+
+    def targets(self, hypothesis: Hypothesis) -> Any:
+        """Return the targets as a hypothesis takes them."""
+        return self.labels if hypothesis.largest else self.t
+
+    def scale(self, hypothesis: Hypothesis) -> int:
+        """Return how many times the mean over the batch the loss is."""
+        return self.size if hypothesis.summed else 1
 
 
 class Recognition:
@@ -182,23 +190,24 @@ class Recognition:
         points = self._moved(f, x, h)
         seconds = (time.perf_counter() - began) / len(points)
         trials = [
-            _Trial(arrays, next(i for i, array in enumerate(arrays) if array is x), batch)
+            _Trial(arrays, next(i for i, array in enumerate(arrays) if array is x), *batch)
             for arrays in chains
             for batch in itertools.islice(_batches(reached, arrays), _PAIRS)
         ]
+        keys = [(code, *map(np.shape, trial.arrays)) for trial in trials]
+        for key, trial in zip(keys, trials, strict=True):
+            known = self._hypotheses.get(key)
+            if known and self._agrees(known, points, trial):
+                return *self._slopes_of(known, trial, h), seconds
         self._left = min(_MOST, max(_LEAST, x.size))
-        for find in (self._known, self._searched):
-            if find == self._searched:
-                points.insert(0, _Point(x.copy(), one_number(f(x)) if value is None else value))
-            for trial in trials:
-                key = code, *map(np.shape, trial.arrays)
-                best = find(key, points, trial)
-                if best is not None:
-                    self._hypotheses[key] = best
-                    if len(self._hypotheses) > _MEMORY:
-                        self._hypotheses.popitem(last=False)
-                    sizes = "-".join(map(str, trial.sizes()))
-                    return self._slopes_of(best, trial, h), f"{sizes} ({best})", seconds
+        value = one_number(f(x)) if value is None else value
+        for key, trial in zip(keys, trials, strict=True):
+            found = self._searched(value, points, trial)
+            if found:
+                self._hypotheses[key] = found
+                if len(self._hypotheses) > _MEMORY:
+                    self._hypotheses.popitem(last=False)
+                return *self._slopes_of(found, trial, h), seconds
         self._vain[code, x.shape] += 1
         raise NotRecognised
 
@@ -214,51 +223,45 @@ class Recognition:
         try:
             for array in (before + moves, before - moves):
                 x[...] = array
-                points.append(_Point(array, one_number(f(x))))
+                points.append((array, one_number(f(x))))
                 if not _equal(x, array):
                     raise NotRecognised("it changes the array that is nudged")
         finally:
             x[...] = before
         return points
 
-    def _known(self, key: Any, points: Sequence[_Point], trial: _Trial) -> Hypothesis | None:
-        """Return the hypothesis that did last time, if it predicts all values."""
-        known = self._hypotheses.get(key)
-        return known if known and self._agrees(known, points, trial) else None
-
-    def _searched(self, _: Any, points: Sequence[_Point], trial: _Trial) -> Hypothesis | None:
-        """Return a hypothesis that predicts all values, of which the first is that at x."""
+    def _searched(self, value: float, points: Sequence[_Point], trial: _Trial) -> Hypothesis | None:
+        """Return a hypothesis that predicts the value at x, and those at points."""
         # No `np.vdot`: the threads of its BLAS would keep spinning beside ours.
         weights = sum(float(np.sum(W * W)) for W in trial.arrays[::2])
-        first = points[0].value
         for hypothesis in _HYPOTHESES:
             if self._left <= 0:
                 return None
             self._left -= 1
-            scale = trial.batch.size if hypothesis.summed else 1
             # A penalty is what the loss is above that of the network without one.
-            excess = first - self._predicted(hypothesis, trial)
+            excess = value - self._predicted(hypothesis, trial)
             if not np.isfinite(excess):
                 continue
-            if abs(excess) > _ROUNDING * (abs(first) + scale):
+            if abs(excess) > _ROUNDING * (abs(value) + trial.scale(hypothesis)):
                 if excess < 0 or weights == 0 or hypothesis.summed:
                     continue
                 hypothesis = hypothesis._replace(decay=2 * excess / weights)
-            if self._agrees(hypothesis, points[1:], trial):
+            if self._agrees(hypothesis, points, trial):
                 return hypothesis
         return None
 
     def _agrees(self, hypothesis: Hypothesis, points: Sequence[_Point], trial: _Trial) -> bool:
         """Return whether a hypothesis predicts the values at points to rounding."""
-        scale = trial.batch.size if hypothesis.summed else 1
-        errors = [abs(self._predicted(hypothesis, trial.at(p)) - p.value) for p in points]
         return all(
-            error <= _ROUNDING * (abs(point.value) + scale)
-            for error, point in zip(errors, points, strict=True)
+            abs(self._predicted(hypothesis, trial, array) - value)
+            <= _ROUNDING * (abs(value) + trial.scale(hypothesis))
+            for array, value in points
         )
 
-    def _network(self, hypothesis: Hypothesis, trial: _Trial) -> MultiLayerNet:
-        """Return the compiled network of a hypothesis, with these parameters."""
+    def _network(
+        self, hypothesis: Hypothesis, trial: _Trial, array: FloatArray | None = None
+    ) -> MultiLayerNet:
+        """Return the compiled network of a hypothesis, perhaps with another perturbed array."""
         key = hypothesis.activation, hypothesis.delta, hypothesis.decay, *trial.sizes()
         if key not in self._compiled:
             first, *hidden, last = trial.sizes()
@@ -268,36 +271,40 @@ class Recognition:
             )  # fmt: skip
             if len(self._compiled) > 2 * len(_HYPOTHESES):
                 self._compiled.popitem(last=False)
+        arrays = list(trial.arrays)
+        if array is not None:
+            arrays[trial.position] = array
         net = self._compiled[key]
-        names = [f"{kind}{n}" for n in range(1, len(trial.sizes())) for kind in "Wb"]
-        net.params = dict(zip(names, trial.arrays, strict=True))
+        net.params = dict(zip(net.params, arrays, strict=True))
         return net
 
-    def _predicted(self, hypothesis: Hypothesis, trial: _Trial) -> float:
+    def _predicted(
+        self, hypothesis: Hypothesis, trial: _Trial, array: FloatArray | None = None
+    ) -> float:
         """Return the loss that a hypothesis predicts; NaN if it cannot be."""
-        t = trial.batch.labels if hypothesis.largest else trial.batch.t
+        t = trial.targets(hypothesis)
         if t is None:
             return np.nan
         try:
-            loss = self._network(hypothesis, trial).loss(trial.batch.x, t)
+            loss = self._network(hypothesis, trial, array).loss(trial.x, t)
         except (TypeError, ValueError):  # labels that are none
             return np.nan
-        return float(loss * trial.batch.size if hypothesis.summed else loss)
+        return float(loss * trial.scale(hypothesis))
 
-    def _slopes_of(self, hypothesis: Hypothesis, trial: _Trial, h: float) -> FloatArray:
-        """Return the central differences by a parameter; computed for all of them at once."""
-        batch = trial.batch
-        t = batch.labels if hypothesis.largest else batch.t
-        state = (*trial.arrays, batch.x, t, h, *hypothesis)
+    def _slopes_of(self, hypothesis: Hypothesis, trial: _Trial, h: float) -> tuple[FloatArray, str]:
+        """Return the central differences, computed for all parameters at once, and what it is."""
+        t = trial.targets(hypothesis)
+        state = (*trial.arrays, trial.x, t, h, *hypothesis)
         same = len(state) == len(self._state) and all(map(_equal, state, self._state))
         if not same or trial.position not in self._slopes:
-            grads = self._network(hypothesis, trial).numerical_gradient(batch.x, t, h)
-            scale = batch.size if hypothesis.summed else 1
+            grads = self._network(hypothesis, trial).numerical_gradient(trial.x, t, h)
+            scale = trial.scale(hypothesis)
             self._slopes = dict(enumerate(scale * grad for grad in grads.values()))
             self._state = tuple(
                 part.copy() if isinstance(part, np.ndarray) else part for part in state
             )
-        return self._slopes.pop(trial.position)
+        sizes = "-".join(map(str, trial.sizes()))
+        return self._slopes.pop(trial.position), f"{sizes} ({hypothesis})"
 
 
 # ------------------------------------------------------------------------- what f is made of
@@ -357,8 +364,8 @@ def _is_parameter(value: Any) -> TypeGuard[FloatArray]:
     return type(value) is np.ndarray and value.dtype == np.float64 and value.size > 0
 
 
-def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[_Batch]:
-    """Yield pairs of arrays that can be samples and targets, the nearest first."""
+def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[tuple[Any, ...]]:
+    """Yield samples, targets, labels and size of what can be a batch, the nearest first."""
     width, classes = arrays[0].shape[0], arrays[-1].shape[0]
     own = set(map(id, arrays))
     data = [
@@ -382,7 +389,7 @@ def _batches(reached: Sequence[Any], arrays: Sequence[FloatArray]) -> Iterator[_
             shape = np.shape(t)
             if t is not x and shape in forms:
                 many = shape[-1:] == (classes,) and (single or len(shape) == 2)
-                yield _Batch(rows, t, np.argmax(t, axis=-1) if many else None, size)
+                yield rows, t, np.argmax(t, axis=-1) if many else None, size
 
 
 def _equal(one: Any, other: Any) -> bool:

@@ -39,6 +39,8 @@ from fastgrad.validation import (
 
 __all__ = ["FullyConnected", "MultiLayerNet", "TwoLayerNet"]
 
+#: Samples, and their labels and soft targets, one of which is empty.
+Batch = tuple[FloatArray, IntArray, FloatArray]
 #: Samples that a pass over a large set takes at a time.
 _BLOCK = 1000
 
@@ -132,7 +134,7 @@ class FullyConnected(Network):
             found[name] = array
         return found
 
-    def checked_batch(self, x: Any, t: Any) -> tuple[FloatArray, IntArray, FloatArray]:
+    def checked_batch(self, x: Any, t: Any) -> Batch:
         """Return samples, labels and soft targets as the engine wants them; for `fit`."""
         xs, _ = samples(x, "x", self._sizes[0], self._dtype)
         return (xs, *targets(t, "t", len(xs), self._sizes[-1], self._dtype))
@@ -143,7 +145,7 @@ class FullyConnected(Network):
         result = np.empty((len(xs), self._sizes[-1]), self._dtype)
         first = 0
         with self._engine(self._delta, params or self.checked_params()) as engine:
-            for block in _blocks(xs, *no_targets(self._sizes[-1], self._dtype)):
+            for block in _blocks((xs, *no_targets(self._sizes[-1], self._dtype))):
                 space = engine.forward(*block)
                 found = space.probabilities if self._predicts_probabilities else space.logits
                 result[first : first + len(found)] = found
@@ -153,11 +155,11 @@ class FullyConnected(Network):
     def _loss(self, x: Any, t: Any) -> float:
         if has_own(self, "predict"):
             return super()._loss(x, t)
-        xs, labels, soft = self.checked_batch(x, t)
+        batch = self.checked_batch(x, t)
         total = 0.0
         with self.engine() as engine:
-            for block in _blocks(xs, labels, soft):
-                total += engine.loss(*block) * (len(block[0]) / len(xs))
+            for block in _blocks(batch):
+                total += engine.loss(*block) * (len(block[0]) / len(batch[0]))
         return np.float64(total)
 
     def _loss_of(self, scores: Any, t: Any) -> Any:
@@ -174,33 +176,29 @@ class FullyConnected(Network):
 
     def _gradient(self, x: Any, t: Any, delta: float | None = None) -> dict[str, FloatArray]:
         """Compute the gradient, of the loss with another delta if one is given."""
-        xs, labels, soft = self.checked_batch(x, t)
+        batch = self.checked_batch(x, t)
         delta = self._delta if delta is None else delta
         with self._engine(delta, self.checked_params()) as engine:
-            return self._mean_over_blocks(engine.gradient, xs, labels, soft)
+            return self._mean_over_blocks(engine.gradient, batch)
 
     def _mean_over_blocks(
-        self,
-        compute: Callable[..., tuple[float, dict[str, FloatArray]]],
-        xs: FloatArray,
-        labels: IntArray,
-        soft: FloatArray,
+        self, compute: Callable[..., tuple[float, dict[str, FloatArray]]], batch: Batch
     ) -> dict[str, FloatArray]:
         """Return the gradient over all samples, from those over blocks of them."""
-        if len(xs) <= _BLOCK:
-            return compute(xs, labels, soft)[1]
+        blocks = _blocks(batch)
+        if len(blocks) == 1:
+            return compute(*batch)[1]
         total = {name: np.zeros(shape, self._dtype) for name, shape in self._shapes.items()}
-        for block in _blocks(xs, labels, soft):
-            _, part = compute(*block)
-            for name, array in part.items():
-                total[name] += array * self._dtype.type(len(block[0]) / len(xs))
+        for block in blocks:
+            for name, array in compute(*block)[1].items():
+                total[name] += array * self._dtype.type(len(block[0]) / len(batch[0]))
         return total
 
     def _names(self) -> list[str]:
         return list(self._shapes)
 
     def _central_differences(self, x: Any, t: Any, h: float) -> dict[str, FloatArray] | None:
-        xs, labels, soft = self.checked_batch(x, t)
+        batch = self.checked_batch(x, t)
         limits = np.finfo(self._dtype)
         if not limits.tiny <= h <= limits.max:
             raise ValueError(
@@ -208,7 +206,7 @@ class FullyConnected(Network):
             )
         with self.engine() as engine:
             compute = functools.partial(engine.central_difference, h=h)
-            return self._mean_over_blocks(compute, xs, labels, soft)
+            return self._mean_over_blocks(compute, batch)
 
     def _differences_and_kinks(
         self, x: Any, t: Any, h: float
@@ -220,32 +218,24 @@ class FullyConnected(Network):
         """Mark the parameters whose perturbation can carry some unit's input across zero."""
         xs, labels, soft = self.checked_batch(x, t)
         params = self.checked_params()
-        hidden = range(1, len(self._sizes) - 1)
+        sizes = self._sizes[1:-1]
         marks = {name: np.zeros(shape, bool) for name, shape in self._shapes.items()}
         with self.engine() as engine:
             for n in range(len(xs)):
                 space = engine.forward(xs[n : n + 1], labels[n : n + 1], soft[n : n + 1])
-                # How far each unit's input may move before it, or a unit that it feeds, has a kink.
-                room = [np.empty(0)] * len(self._sizes)
-                for layer in reversed(hidden):
-                    size = self._sizes[layer]
-                    room[layer] = np.abs(space.inputs[layer - 1, 0, :size])
-                    reach = np.eye(size)
-                    for above in range(layer + 1, len(self._sizes) - 1):
-                        reach = reach @ np.abs(params[f"W{above}"])
-                        inputs = np.abs(space.inputs[above - 1, 0, : self._sizes[above]])
+                inputs = [np.abs(a[0, :size]) for a, size in zip(space.inputs, sizes, strict=True)]
+                values = [z[0, :size] for z, size in zip(space.values, sizes, strict=True)]
+                for k in range(len(sizes)):
+                    # How far a unit's input may move before it or a unit that it feeds has a kink.
+                    room, reach = inputs[k], np.eye(sizes[k])
+                    for above in range(k + 1, len(sizes)):
+                        reach = reach @ np.abs(params[f"W{above + 1}"])
                         with np.errstate(divide="ignore", invalid="ignore"):
-                            limits = np.where(reach > 0, inputs / reach, np.inf)
-                        room[layer] = np.fmin(room[layer], limits.min(axis=1))
-                for layer in hidden:
-                    below = (
-                        xs[n]
-                        if layer == 1
-                        else space.values[layer - 2, 0, : self._sizes[layer - 1]]
-                    )
-                    moves = h * np.abs(below)[:, None]
-                    marks[f"W{layer}"] |= (moves >= room[layer]) & (moves > 0)
-                    marks[f"b{layer}"] |= h >= room[layer]
+                            limits = np.where(reach > 0, inputs[above] / reach, np.inf)
+                        room = np.fmin(room, limits.min(axis=1))
+                    moves = h * np.abs(values[k - 1] if k else xs[n])[:, None]
+                    marks[f"W{k + 1}"] |= (moves >= room) & (moves > 0)
+                    marks[f"b{k + 1}"] |= h >= room
         return marks
 
     def _require_trainable(self, method: str) -> None:
@@ -491,11 +481,11 @@ def normal_source(rng: Any) -> Callable[[tuple[int, ...]], FloatArray]:
     return lambda shape: np.asarray(generator.randn(*shape))
 
 
-def _blocks(
-    xs: FloatArray, labels: IntArray, soft: FloatArray
-) -> list[tuple[FloatArray, IntArray, FloatArray]]:
+def _blocks(batch: Batch) -> list[Batch]:
     """Cut samples and targets into blocks of a size whose scratch stays in the cache."""
-    if len(xs) <= _BLOCK:
-        return [(xs, labels, soft)]  # three slices take a microsecond
-    blocks = (slice(first, first + _BLOCK) for first in range(0, len(xs), _BLOCK))
-    return [(xs[block], labels[block], soft[block]) for block in blocks]
+    n = len(batch[0])
+    if n <= _BLOCK:
+        return [batch]  # three slices take a microsecond
+    x, labels, soft = batch
+    blocks = (slice(first, first + _BLOCK) for first in range(0, n, _BLOCK))
+    return [(x[block], labels[block], soft[block]) for block in blocks]

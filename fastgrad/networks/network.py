@@ -167,7 +167,8 @@ class Network:
         h = step_size(h)
         found = None if has_own(self, "predict", "loss") else self._central_differences(x, t, h)
         if found is None:
-            found = {name: self._difference(name, x, t, h) for name in self._names()}
+            arrays = {name: self.params[name] for name in self._names()}
+            found = numerical_gradient(self._loss_by_params(x, t), arrays, h)
         return found
 
     def check_gradient(
@@ -425,28 +426,8 @@ class Network:
         """Return the central differences from changes alone; None if the loss must be evaluated."""
         return None
 
-    def _difference(self, name: str, x: Any, t: Any, h: float) -> FloatArray:
-        """Return the central difference by one parameter, by evaluating the loss."""
-        held, objective = self.params[name], self._objective()
-
-        def loss(perturbed: FloatArray) -> float:
-            self.params[name] = perturbed  # a copy, if the user's is no array to write in
-            return objective(x, t)
-
-        try:
-            difference: FloatArray = numerical_gradient(loss, held, h)
-            return difference
-        finally:
-            self.params[name] = held
-
-    def _differences_and_kinks(
-        self, x: Any, t: Any, h: float
-    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Any] | None]:
-        """Return the differences with h and 2h, and where kinks are within h, if there are any."""
-        return self.numerical_gradient(x, t, h), self.numerical_gradient(x, t, 2 * h), None
-
-    def _check_by_losses(self, x: Any, t: Any, h: Any, options: dict[str, Any]) -> GradientCheck:
-        """Check the gradient by evaluating the loss, with all options of `check_gradient`."""
+    def _loss_by_params(self, x: Any, t: Any) -> Callable[[dict[str, Any]], float]:
+        """Return the loss that gradients are of, as a function of the parameters."""
         held, objective = self.params, self._objective()
 
         def loss(params: dict[str, Any]) -> float:
@@ -456,7 +437,19 @@ class Network:
             finally:
                 self.params = held
 
-        return check_gradient(loss, self.gradient(x, t), held, h, **options)
+        return loss
+
+    def _differences_and_kinks(
+        self, x: Any, t: Any, h: float
+    ) -> tuple[dict[str, FloatArray], dict[str, FloatArray], dict[str, Any] | None]:
+        """Return the differences with h and 2h, and where kinks are within h, if there are any."""
+        return self.numerical_gradient(x, t, h), self.numerical_gradient(x, t, 2 * h), None
+
+    def _check_by_losses(self, x: Any, t: Any, h: Any, options: dict[str, Any]) -> GradientCheck:
+        """Check the gradient by evaluating the loss, with all options of `check_gradient`."""
+        return check_gradient(
+            self._loss_by_params(x, t), self.gradient(x, t), self.params, h, **options
+        )
 
     def _require_trainable(self, method: str) -> None:
         """Raise if `fit` cannot train the network as it is."""
