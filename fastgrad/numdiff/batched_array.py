@@ -137,22 +137,17 @@ class BatchedArray(NDArrayOperatorsMixin):
     support : tuple
         The indices of the box, by axis.
     batch : Batch
-    is_fixed : bool
-        Whether it must not be written to, as what the points belong to.
     """
 
-    def __init__(
-        self, base: Any, values: Array, support: Support, batch: Batch, *, is_fixed: bool = False
-    ) -> None:
+    def __init__(self, base: Any, values: Array, support: Support, batch: Batch) -> None:
         self._base: Array = np.asarray(base)
         self._values = values
         # An axis of length 1 is covered whatever its indices.
         self._support = tuple(
-            None if index is not None and len(index) == size else index
+            None if index is not None and (size == 1 or len(index) == size) else index
             for index, size in zip(support, self._base.shape, strict=True)
         )
         self._batch = batch
-        self._is_fixed = is_fixed
         #: Whether memory may be that of other arrays, so that it must be copied to be written to.
         self._is_shared = True
 
@@ -269,8 +264,6 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def _become(self, other: Any) -> BatchedArray:
         """Take the content of another array, as an operation in place does."""
-        if self._is_fixed:
-            raise self._batch.refuse("it writes to `x`")
         if not isinstance(other, BatchedArray):
             other = unchanged(np.array(other), self._batch)
         self._base, self._values, self._support = other._base, other._values, other._support
@@ -321,12 +314,9 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
-        if self._is_fixed:
-            raise self._batch.refuse("it writes to `x`")
         is_mask = isinstance(key, BatchedArray) and key.dtype == bool and key.shape == self.shape
         if is_mask and np.ndim(value) == 0:
-            chosen = where(key, value, self)
-            self._become(chosen if chosen.dtype == self.dtype else chosen.astype(self.dtype))
+            self._written(where(key, value, self), self, "an assignment")
             return
         key = _plain_key(key)
         if self._is_shared:
@@ -426,10 +416,7 @@ def wrapped(base: Any, values: Array, support: Support, batch: Batch) -> Any:
 def unchanged(base: Array, batch: Batch) -> BatchedArray:
     """Return a new plain array as one that can take values which differ between points."""
     support: Support = (_NONE,) * base.ndim
-    values = np.empty((*(0,) * base.ndim, batch.count), base.dtype)
-    if base.ndim == 0:  # has no box that is empty
-        values[...] = base
-    result = BatchedArray(base, values, support, batch)
+    result = BatchedArray(base, _box(base, support, batch), support, batch)
     result._is_shared = False
     return result
 
