@@ -211,53 +211,48 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
-        name = f"`np.{ufunc.__name__}`"
-        (out,) = kwargs.pop("out", (None,))
-        # a += b of a plain a: Python binds the name to what is returned.
-        is_bound = out is inputs[0]
-        if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
-            carried = getattr(ufunc, method)
-        elif method == "reduce" and ufunc in _REDUCTIONS:
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        carried: Any = functools.partial(elementwise, ufunc)
+        if method == "reduce" and ufunc in _REDUCTIONS:
             carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
         elif method != "__call__":
-            raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
+            raise self._batch.refuse(f"`np.{name}` cannot be carried")
         elif ufunc is np.matmul:
             carried = matmul
-        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"dtype", "casting"}:
-            raise self._batch.refuse(f"{name} cannot be carried in this form")
-        else:
-            carried, inputs = elementwise, (ufunc, *inputs)
-        return self._written(carried(*inputs, **kwargs), out, name, is_bound=is_bound)
+        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"out", "dtype", "casting"}:
+            raise self._batch.refuse(f"`np.{name}` cannot be carried in this form")
+        (out,) = kwargs.pop("out", (None,))
+        return self._evaluated(name, getattr(ufunc, method), carried, inputs, kwargs, out)
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Evaluate a function of NumPy that is known here."""
-        name = f"`np.{function.__name__}`"
-        refusal = f"{name} cannot be carried"
-        out = kwargs.pop("out", None)
-        carried = FUNCTIONS.get(function)
-        if carried is None:
-            plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
-            if all(map(operator.is_, plain, args)):
-                raise self._batch.refuse(refusal)
-            return function(*plain, **kwargs)
+        """Evaluate a function of NumPy that is known here, or of what is the same at all points."""
+        name, out = function.__name__, kwargs.pop("out", None)
+        if function in FUNCTIONS:
+            return self._evaluated(name, function, FUNCTIONS[function], args, kwargs, out)
+        refusal = f"`np.{name}` cannot be carried"
+        plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
+        if all(map(operator.is_, plain, args)):
+            raise self._batch.refuse(refusal)
+        return function(*plain, **kwargs)
+
+    def _evaluated(
+        self, name: str, function: Any, carried: Any, args: Any, kwargs: dict[str, Any], out: Any
+    ) -> Any:
+        """Evaluate what stands for a function, and write the result into `out` if there is one."""
         if out is not None and not any(isinstance(x, BatchedArray | list | tuple) for x in args):
             carried = function
         try:
             result = carried(*args, **kwargs)
         except (AttributeError, TypeError) as error:
-            raise self._batch.refuse(f"{refusal} in this form") from error
-        return self._written(result, out, name)
-
-    def _written(self, result: Any, out: Any, name: str, *, is_bound: bool = False) -> Any:
-        """Return a result after it has been written into an array, if there is one."""
+            raise self._batch.refuse(f"`np.{name}` cannot be carried in this form") from error
         if out is None:
             return result
-        if not (is_bound or isinstance(out, BatchedArray)) or out.shape != result.shape:
-            raise self._batch.refuse(f"{name} writes into an array, `out`")
-        if out.dtype != result.dtype:
-            result = result.astype(out.dtype)
+        # a += b of a plain a: Python binds the name to what is returned.
+        if not (out is args[0] or isinstance(out, BatchedArray)) or out.shape != result.shape:
+            raise self._batch.refuse(f"`np.{name}` writes into an array, `out`")
+        result = result.astype(out.dtype)
         return out._become(result) if isinstance(out, BatchedArray) else result
 
     # ------------------------------------------------------------------------ boxes
@@ -316,7 +311,7 @@ class BatchedArray(NDArrayOperatorsMixin):
         """Set entries at all points."""
         is_mask = isinstance(key, BatchedArray) and key.dtype == bool and key.shape == self.shape
         if is_mask and np.ndim(value) == 0:
-            self._written(where(key, value, self), self, "an assignment")
+            self._become(where(key, value, self).astype(self.dtype))
             return
         key = _plain_key(key)
         if self._is_shared:
@@ -381,6 +376,8 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:
         """Return a copy of another dtype."""
+        if dtype == self.dtype:
+            return self.copy()
         self._batch.spend(self._values.nbytes)
         base, values = self._base.astype(dtype), self._values.astype(dtype)
         return wrapped(base, values, self._support, self._batch)
