@@ -109,16 +109,14 @@ class Batch:
             *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in bases),
             *kwargs.items(),
         )
-        if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
-            return function(*bases, **kwargs)  # inputs may be written to
+        is_lasting = all(x._is_shared for x in inputs if isinstance(x, BatchedArray))
         try:
-            found = self._known.get(key)
+            if is_lasting and key in self._known:
+                return self._known[key][1]
         except TypeError:  # not hashable
-            return function(*bases, **kwargs)
-        if found is not None:
-            return found[1]
+            is_lasting = False
         result = function(*bases, **kwargs)
-        if self.is_first and self._known_nbytes < _KEPT:
+        if is_lasting and self.is_first and self._known_nbytes < _KEPT:
             # The inputs are kept too, so that no other object gets the number of one.
             self._known[key] = (bases, result)
             self._known_nbytes += getattr(result, "nbytes", 0)
@@ -767,15 +765,6 @@ def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = Fal
     return result / (array.size // result.size)
 
 
-def variance(
-    array: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: Any = False
-) -> Any:
-    """Return variances."""
-    centered = array - mean(array, axis, dtype, keepdims=True)
-    result = np.sum(centered * centered, axis, keepdims=keepdims)
-    return result / (array.size // result.size - ddof)
-
-
 # ------------------------------------------------------------------------------------ products
 
 
@@ -933,14 +922,8 @@ def _reshaped(function: Any) -> Callable[..., Any]:
 
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.dot: dot, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
-    np.einsum: einsum, np.pad: pad, np.tensordot: tensordot, np.linalg.norm: norm,
-    np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
-    np.average: lambda a, axis=None: mean(a, axis),
-    np.nansum: lambda a, *args, **kwargs: np.sum(where(np.isnan(a), 0, a), *args, **kwargs),
-    np.nanmean: lambda a, *args, **kwargs: np.nansum(a, *args, **kwargs) / np.sum(
-        ~np.isnan(a), *args, **kwargs
-    ),
+    np.dot: dot, np.mean: mean, np.where: where, np.clip: clip, np.einsum: einsum, np.pad: pad,
+    np.tensordot: tensordot, np.linalg.norm: norm, np.average: lambda a, axis=None: mean(a, axis),
     np.trace: lambda a, *args: np.sum(np.diagonal(a, *args), axis=-1),
     np.diff: lambda a, n=1, axis=-1, **kwargs: _along(np.diff)(a, axis, n=n, **kwargs),
     np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
@@ -959,8 +942,8 @@ _KINDS: dict[Callable[[Any], Callable[..., Any]], str] = {
     _of_bases: "shape ndim size iscomplexobj isrealobj result_type",
     _like: "zeros_like ones_like empty_like full_like",
     _entrywise: "round nan_to_num",
-    _along: """sum max min prod any all argmax argmin ptp median nanmax nanmin count_nonzero
-               cumsum cumprod""",
+    _along: """sum var std max min prod any all argmax argmin ptp median nansum nanmean
+               nanmax nanmin count_nonzero cumsum cumprod""",
     functools.partial(_along, default=-1): "sort argsort",
     _permuted: "transpose swapaxes moveaxis",
     _reshaped: "squeeze expand_dims atleast_1d atleast_2d",
