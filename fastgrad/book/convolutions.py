@@ -6,7 +6,7 @@ cannot enter compiled code, so they go by the book's formulas here.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,9 @@ def col2im(
     return convolution.col2im(rows, input_shape, filter_h, filter_w, stride, pad)
 
 
-def _patches(layer: Any, x: Any, window: Sequence[int]) -> Any:
-    height, width = window
-    return im2col(x, height, width, layer.stride, layer.pad)
-
-
-def _as_images(rows: Any, layer: Any, x: Any, window: Sequence[int]) -> Any:
-    """Return what a layer has computed from patches, as images: a row is a pixel's channels."""
+def _by_patches(layer: Any, x: Any, window: Any, compute: Callable[[Any], Any]) -> Any:
+    """Return as images what a layer computes from patches: in rows of a pixel's channels."""
+    rows = compute(im2col(x, window[0], window[1], layer.stride, layer.pad))
     height, width = (
         (x.shape[axis] + 2 * layer.pad - side) // layer.stride + 1
         for axis, side in zip((2, 3), window, strict=True)
@@ -58,8 +54,8 @@ class Convolution(convolution.Convolution):
         if not any(isinstance(array, BatchedArray) for array in (x, self.W, self.b)):
             return super().forward(np.asarray(x, np.float64))
         count, _, *window = self.W.shape
-        rows = np.dot(_patches(self, x, window), self.W.reshape(count, -1).T) + self.b
-        return _as_images(rows, self, x, window)
+        filters = self.W.reshape(count, -1).T
+        return _by_patches(self, x, window, lambda rows: np.dot(rows, filters) + self.b)
 
 
 class Pooling(convolution.Pooling):
@@ -70,5 +66,5 @@ class Pooling(convolution.Pooling):
         if not isinstance(x, BatchedArray):
             return super().forward(np.asarray(x, np.float64))
         window = self.pool_h, self.pool_w
-        rows = np.max(_patches(self, x, window).reshape(-1, self.pool_h * self.pool_w), axis=1)
-        return _as_images(rows, self, x, window)
+        size = self.pool_h * self.pool_w
+        return _by_patches(self, x, window, lambda rows: np.max(rows.reshape(-1, size), axis=1))

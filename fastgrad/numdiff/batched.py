@@ -203,17 +203,16 @@ class _Evaluation:
             for index in (np.unravel_index(self.entries[part], shape) if shape else ())
         )
         values = self.points[part].astype(self.array.dtype).reshape(*(1,) * len(shape), -1)
-        stand_in = BatchedArray(self.array, values, support, batch, is_fixed=True)
+        stand_in = BatchedArray(self.array, values, support, batch)
         try:
             with places.taken_by(stand_in, batch) as (f, root, args), np.errstate(**_quiet()):
                 result = f(root, *args)
             if batch.refusal is not None:
                 raise batch.refusal
             return self._values(batch, result)
-        except TooLarge:
-            raise
         except Exception as error:
-            if not batch.is_first or not places.rewriting.extend(error):
+            may_help = batch.is_first and not isinstance(error, TooLarge)
+            if not (may_help and places.rewriting.extend(error)):
                 if isinstance(error, NotCarried):
                     raise
                 what = f"{type(error).__name__}: {error}".rstrip(".")
@@ -224,10 +223,7 @@ class _Evaluation:
     def _values(self, batch: Batch, result: Any) -> FloatArray:
         """Return the values of f at the points of a batch."""
         is_constant = not isinstance(result, BatchedArray)
-        try:
-            base = self.numbers(result if is_constant else result._base)
-        except (TypeError, ValueError) as error:
-            raise NotCarried("f does not return an array") from error
+        base = self.numbers(result if is_constant else result._base)
         if not self._agrees(base, self.value):
             raise NotCarried("f(x) does not agree with the value that was carried")
         if is_constant:

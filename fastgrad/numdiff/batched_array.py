@@ -109,16 +109,14 @@ class Batch:
             *(id(x) if isinstance(x, np.ndarray) else (type(x), x) for x in bases),
             *kwargs.items(),
         )
-        if any(isinstance(x, BatchedArray) and not x._is_shared for x in inputs):
-            return function(*bases, **kwargs)  # inputs may be written to
+        is_lasting = all(x._is_shared for x in inputs if isinstance(x, BatchedArray))
         try:
-            found = self._known.get(key)
+            if is_lasting and key in self._known:
+                return self._known[key][1]
         except TypeError:  # not hashable
-            return function(*bases, **kwargs)
-        if found is not None:
-            return found[1]
+            is_lasting = False
         result = function(*bases, **kwargs)
-        if self.is_first and self._known_nbytes < _KEPT:
+        if is_lasting and self.is_first and self._known_nbytes < _KEPT:
             # The inputs are kept too, so that no other object gets the number of one.
             self._known[key] = (bases, result)
             self._known_nbytes += getattr(result, "nbytes", 0)
@@ -137,22 +135,17 @@ class BatchedArray(NDArrayOperatorsMixin):
     support : tuple
         The indices of the box, by axis.
     batch : Batch
-    is_fixed : bool
-        Whether it must not be written to, as what the points belong to.
     """
 
-    def __init__(
-        self, base: Any, values: Array, support: Support, batch: Batch, *, is_fixed: bool = False
-    ) -> None:
+    def __init__(self, base: Any, values: Array, support: Support, batch: Batch) -> None:
         self._base: Array = np.asarray(base)
         self._values = values
         # An axis of length 1 is covered whatever its indices.
         self._support = tuple(
-            None if index is not None and len(index) == size else index
+            None if index is not None and (size == 1 or len(index) == size) else index
             for index, size in zip(support, self._base.shape, strict=True)
         )
         self._batch = batch
-        self._is_fixed = is_fixed
         #: Whether memory may be that of other arrays, so that it must be copied to be written to.
         self._is_shared = True
 
@@ -216,61 +209,54 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
         """Evaluate a ufunc within the box of its result."""
-        name = f"`np.{ufunc.__name__}`"
-        (out,) = kwargs.pop("out", (None,))
-        # a += b of a plain a: Python binds the name to what is returned.
-        is_bound = out is inputs[0]
-        if out is not None and not any(isinstance(x, BatchedArray) for x in inputs):
-            carried = getattr(ufunc, method)
-        elif method == "reduce" and ufunc in _REDUCTIONS:
+        name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
+        carried: Any = functools.partial(elementwise, ufunc)
+        if method == "reduce" and ufunc in _REDUCTIONS:
             carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
         elif method != "__call__":
-            raise self._batch.refuse(f"`np.{ufunc.__name__}.{method}` cannot be carried")
+            raise self._batch.refuse(f"`np.{name}` cannot be carried")
         elif ufunc is np.matmul:
             carried = matmul
-        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"dtype", "casting"}:
-            raise self._batch.refuse(f"{name} cannot be carried in this form")
-        else:
-            carried, inputs = elementwise, (ufunc, *inputs)
-        return self._written(carried(*inputs, **kwargs), out, name, is_bound=is_bound)
+        elif ufunc.signature or ufunc.nout != 1 or kwargs.keys() - {"out", "dtype", "casting"}:
+            raise self._batch.refuse(f"`np.{name}` cannot be carried in this form")
+        (out,) = kwargs.pop("out", (None,))
+        return self._evaluated(name, getattr(ufunc, method), carried, inputs, kwargs, out)
 
     def __array_function__(
         self, function: Any, types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        """Evaluate a function of NumPy that is known here."""
-        name = f"`np.{function.__name__}`"
-        refusal = f"{name} cannot be carried"
-        out = kwargs.pop("out", None)
-        carried = FUNCTIONS.get(function)
-        if carried is None:
-            plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
-            if all(map(operator.is_, plain, args)):
-                raise self._batch.refuse(refusal)
-            return function(*plain, **kwargs)
+        """Evaluate a function of NumPy that is known here, or of what is the same at all points."""
+        name, out = function.__name__, kwargs.pop("out", None)
+        if function in FUNCTIONS:
+            return self._evaluated(name, function, FUNCTIONS[function], args, kwargs, out)
+        refusal = f"`np.{name}` cannot be carried"
+        plain = [x._agreed(refusal) if isinstance(x, BatchedArray) else x for x in args]
+        if all(map(operator.is_, plain, args)):
+            raise self._batch.refuse(refusal)
+        return function(*plain, **kwargs)
+
+    def _evaluated(
+        self, name: str, function: Any, carried: Any, args: Any, kwargs: dict[str, Any], out: Any
+    ) -> Any:
+        """Evaluate what stands for a function, and write the result into `out` if there is one."""
         if out is not None and not any(isinstance(x, BatchedArray | list | tuple) for x in args):
             carried = function
         try:
             result = carried(*args, **kwargs)
         except (AttributeError, TypeError) as error:
-            raise self._batch.refuse(f"{refusal} in this form") from error
-        return self._written(result, out, name)
-
-    def _written(self, result: Any, out: Any, name: str, *, is_bound: bool = False) -> Any:
-        """Return a result after it has been written into an array, if there is one."""
+            raise self._batch.refuse(f"`np.{name}` cannot be carried in this form") from error
         if out is None:
             return result
-        if not (is_bound or isinstance(out, BatchedArray)) or out.shape != result.shape:
-            raise self._batch.refuse(f"{name} writes into an array, `out`")
-        if out.dtype != result.dtype:
-            result = result.astype(out.dtype)
+        # a += b of a plain a: Python binds the name to what is returned.
+        if not (out is args[0] or isinstance(out, BatchedArray)) or out.shape != result.shape:
+            raise self._batch.refuse(f"`np.{name}` writes into an array, `out`")
+        result = result.astype(out.dtype)
         return out._become(result) if isinstance(out, BatchedArray) else result
 
     # ------------------------------------------------------------------------ boxes
 
     def _become(self, other: Any) -> BatchedArray:
         """Take the content of another array, as an operation in place does."""
-        if self._is_fixed:
-            raise self._batch.refuse("it writes to `x`")
         if not isinstance(other, BatchedArray):
             other = unchanged(np.array(other), self._batch)
         self._base, self._values, self._support = other._base, other._values, other._support
@@ -321,12 +307,9 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
-        if self._is_fixed:
-            raise self._batch.refuse("it writes to `x`")
         is_mask = isinstance(key, BatchedArray) and key.dtype == bool and key.shape == self.shape
         if is_mask and np.ndim(value) == 0:
-            chosen = where(key, value, self)
-            self._become(chosen if chosen.dtype == self.dtype else chosen.astype(self.dtype))
+            self._become(where(key, value, self).astype(self.dtype))
             return
         key = _plain_key(key)
         if self._is_shared:
@@ -391,6 +374,8 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def astype(self, dtype: Any, *_: Any, **__: Any) -> Any:
         """Return a copy of another dtype."""
+        if dtype == self.dtype:
+            return self.copy()
         self._batch.spend(self._values.nbytes)
         base, values = self._base.astype(dtype), self._values.astype(dtype)
         return wrapped(base, values, self._support, self._batch)
@@ -426,10 +411,7 @@ def wrapped(base: Any, values: Array, support: Support, batch: Batch) -> Any:
 def unchanged(base: Array, batch: Batch) -> BatchedArray:
     """Return a new plain array as one that can take values which differ between points."""
     support: Support = (_NONE,) * base.ndim
-    values = np.empty((*(0,) * base.ndim, batch.count), base.dtype)
-    if base.ndim == 0:  # has no box that is empty
-        values[...] = base
-    result = BatchedArray(base, values, support, batch)
+    result = BatchedArray(base, _box(base, support, batch), support, batch)
     result._is_shared = False
     return result
 
@@ -783,15 +765,6 @@ def mean(array: Any, axis: Any = None, dtype: Any = None, *, keepdims: Any = Fal
     return result / (array.size // result.size)
 
 
-def variance(
-    array: Any, axis: Any = None, dtype: Any = None, *, ddof: int = 0, keepdims: Any = False
-) -> Any:
-    """Return variances."""
-    centered = array - mean(array, axis, dtype, keepdims=True)
-    result = np.sum(centered * centered, axis, keepdims=keepdims)
-    return result / (array.size // result.size - ddof)
-
-
 # ------------------------------------------------------------------------------------ products
 
 
@@ -949,14 +922,8 @@ def _reshaped(function: Any) -> Callable[..., Any]:
 
 #: What stands for a function of NumPy.
 FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    np.dot: dot, np.mean: mean, np.var: variance, np.where: where, np.clip: clip,
-    np.einsum: einsum, np.pad: pad, np.tensordot: tensordot, np.linalg.norm: norm,
-    np.std: lambda *args, **kwargs: np.sqrt(variance(*args, **kwargs)),
-    np.average: lambda a, axis=None: mean(a, axis),
-    np.nansum: lambda a, *args, **kwargs: np.sum(where(np.isnan(a), 0, a), *args, **kwargs),
-    np.nanmean: lambda a, *args, **kwargs: np.nansum(a, *args, **kwargs) / np.sum(
-        ~np.isnan(a), *args, **kwargs
-    ),
+    np.dot: dot, np.mean: mean, np.where: where, np.clip: clip, np.einsum: einsum, np.pad: pad,
+    np.tensordot: tensordot, np.linalg.norm: norm, np.average: lambda a, axis=None: mean(a, axis),
     np.trace: lambda a, *args: np.sum(np.diagonal(a, *args), axis=-1),
     np.diff: lambda a, n=1, axis=-1, **kwargs: _along(np.diff)(a, axis, n=n, **kwargs),
     np.outer: lambda a, b: np.ravel(a)[:, None] * np.ravel(b)[None, :],
@@ -975,8 +942,8 @@ _KINDS: dict[Callable[[Any], Callable[..., Any]], str] = {
     _of_bases: "shape ndim size iscomplexobj isrealobj result_type",
     _like: "zeros_like ones_like empty_like full_like",
     _entrywise: "round nan_to_num",
-    _along: """sum max min prod any all argmax argmin ptp median nanmax nanmin count_nonzero
-               cumsum cumprod""",
+    _along: """sum var std max min prod any all argmax argmin ptp median nansum nanmean
+               nanmax nanmin count_nonzero cumsum cumprod""",
     functools.partial(_along, default=-1): "sort argsort",
     _permuted: "transpose swapaxes moveaxis",
     _reshaped: "squeeze expand_dims atleast_1d atleast_2d",

@@ -46,14 +46,12 @@ class Records:
         self._before: Any = self._values()
         return self
 
-    def __exit__(self, *_: object) -> None:
-        """Put that back."""
-        self.put_back()
-
-    def put_back(self) -> None:
+    def put_back(self, *_: object) -> None:
         """Make the attributes what they were at the beginning."""
         if self._before is not None:
             self._set(self._before)
+
+    __exit__ = put_back
 
     def keep(self) -> None:
         """Let the attributes be what they are now."""
