@@ -1,7 +1,9 @@
 """Functions evaluated at all points at once, against the loop."""
 
+import ast
 import collections
 import functools
+import linecache
 import math
 import time
 
@@ -367,6 +369,15 @@ class TestRewriting:
         code = by_method.__code__
         assert_carried(by_method, normal(4, 3))
         assert by_method.__code__ is code
+
+    def test_a_cell_of_a_notebook_that_awaits(self, monkeypatch):
+        cell = "import numpy as np\ndef f(W): return np.sum(A.dot(W))\nawait other_work()\n"
+        lines = cell.splitlines(keepends=True)
+        monkeypatch.setitem(linecache.cache, "<cell>", (len(cell), None, lines, "<cell>"))
+        space = {"A": A}
+        for statement in ast.parse(cell).body[:2]:
+            exec(compile(ast.Module([statement], []), "<cell>", "exec"), space)
+        assert_carried(space["f"], normal(4, 3))
 
     def test_code_without_its_source(self, monkeypatch):
         monkeypatch.setattr(batched, "read", harmless)

@@ -13,8 +13,10 @@ from __future__ import annotations
 import ast
 import builtins
 import collections
+import copy
 import sys
-from collections.abc import Iterator
+import types
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 __all__ = ["install", "transformed", "uninstall"]
@@ -58,7 +60,9 @@ def transformed(tree: ast.Module) -> ast.Module:
             quiet = _quiet(node.body) if name else ""
             _let_loops_ask(node, node.body)
             if name:
-                _let_it_ask(node, name, quiet)
+                start = ast.get_docstring(node, clean=False) is not None
+                question = f"computed({', '.join(map(repr, filter(None, (name, quiet))))})"
+                node.body[start:] = [_asking(question, "return {}", node.body[start:], node)]
     return tree
 
 
@@ -77,12 +81,11 @@ def _parameters(function: ast.FunctionDef) -> list[str]:
 
 def _called_in_a_loop(function: ast.FunctionDef) -> str | None:
     """Return the parameter that a function calls in a loop, and more than once in its text."""
-    parameters = _parameters(function)
-    calls: dict[str, list[bool]] = {name: [] for name in parameters}
+    calls: dict[str, list[bool]] = {name: [] for name in _parameters(function)}
     for node, in_loop in _walk(function.body, False):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
             calls.get(node.func.id, []).append(in_loop)
-    return next((name for name in parameters if len(calls[name]) > 1 and any(calls[name])), None)
+    return next((name for name, found in calls.items() if len(found) > 1 and any(found)), None)
 
 
 _LOOPS = (ast.For, ast.While, ast.ListComp, ast.GeneratorExp, ast.DictComp, ast.SetComp)
@@ -97,16 +100,6 @@ def _walk(nodes: Any, in_loop: bool) -> Iterator[tuple[ast.AST, bool]]:
         yield from _walk(ast.iter_child_nodes(node), in_loop or isinstance(node, _LOOPS))
 
 
-def _let_it_ask(function: ast.FunctionDef, name: str, quiet: str) -> None:
-    """Put the questions around a function's body, after its docstring."""
-    has_docstring = ast.get_docstring(function, clean=False) is not None
-    body = function.body[has_docstring:]
-    if body:
-        question = f"computed({name!r}, {quiet!r})" if quiet else f"computed({name!r})"
-        asking = _asking(question, "return {}", body, function)
-        function.body[has_docstring:] = [asking]
-
-
 def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> ast.stmt:
     """Return a statement that asks, and goes on with a body if there is no answer."""
     here = f"__import__({_RUNTIME!r}, fromlist=[''])"
@@ -115,14 +108,11 @@ def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> a
         f"else:\n    try:\n        pass\n    finally:\n        {here}.ended()\n"
     )
     (ask,) = ast.parse(text).body
+    # All on one line: of a call that is spread over several, Python names the last.
+    place = {"lineno": at.lineno, "end_lineno": at.lineno, "col_offset": 0, "end_col_offset": 0}
     for node in ast.walk(ask):
-        if isinstance(node, ast.expr | ast.stmt):
-            node.lineno = node.end_lineno = at.lineno
-            node.col_offset = node.end_col_offset = at.col_offset
-    assert isinstance(ask, ast.If)
-    otherwise = ask.orelse[0]
-    assert isinstance(otherwise, ast.Try)
-    otherwise.body = body
+        ast.copy_location(node, ast.Pass(**place))
+    ask.orelse[0].body = body  # type: ignore[attr-defined]
     return ask
 
 
@@ -146,13 +136,15 @@ class _Quiet(ast.NodeTransformer):
     def visit_Call(self, node: ast.Call) -> ast.AST:
         """Go over what a bar goes over."""
         self.generic_visit(node)
-        is_plain = not any(isinstance(n, ast.Call) for k in node.keywords for n in ast.walk(k))
-        if _last_name(node.func) == "tqdm" and len(node.args) == 1 and is_plain:
-            self.changed = True
-            return node.args[0]
-        if _last_name(node.func) == "trange" and is_plain:
-            self.changed = True
-            return ast.Call(ast.Name("range", ast.Load()), node.args, [])
+        if any(isinstance(part, ast.Call) for k in node.keywords for part in ast.walk(k)):
+            return node
+        match _last_name(node.func), node.args:
+            case "tqdm", [bare]:
+                self.changed = True
+                return bare
+            case "trange", _:
+                self.changed = True
+                return ast.Call(ast.Name("range", ast.Load()), node.args, [])
         return node
 
 
@@ -163,7 +155,7 @@ def _last_name(node: ast.expr) -> str:
 def _quiet(body: list[ast.stmt], end: str = "") -> str:
     """Return statements without reports of their progress; an empty text if there are none."""
     quiet = _Quiet()
-    lines = [ast.unparse(quiet.visit(ast.parse(ast.unparse(statement)))) for statement in body]
+    lines = [ast.unparse(quiet.visit(copy.deepcopy(statement))) for statement in body]
     return "\n".join(lines) + end if quiet.changed else ""
 
 
@@ -185,60 +177,59 @@ def _let_loops_ask(function: ast.FunctionDef, block: list[ast.stmt]) -> None:
         at -= 1
         statement = block[at]
         part = _differentiation(function, block, at)
-        for inner in ("body", "orelse"):
-            if isinstance(statement, ast.For | ast.While | ast.If | ast.With):
-                _let_loops_ask(function, getattr(statement, inner, []))
+        if isinstance(statement, ast.For | ast.While | ast.If | ast.With):
+            _let_loops_ask(function, statement.body)
+            _let_loops_ask(function, getattr(statement, "orelse", []))
         if part is not None:
-            begin, question, names = part
+            at, statements, question, names = part
             answer = f"({', '.join(names)},) = {{}}" if names else "{}"
-            block[begin : at + 1] = [_asking(question, answer, block[begin : at + 1], statement)]
-            at = begin
+            block[at : at + len(statements)] = [_asking(question, answer, statements, statement)]
 
 
 def _differentiation(
     function: ast.FunctionDef, block: list[ast.stmt], at: int
-) -> tuple[int, str, list[str]] | None:
-    """Return where a differentiation begins that ends with a loop, what to ask, and its names."""
+) -> tuple[int, list[ast.stmt], str, list[str]] | None:
+    """Return where a differentiation that ends with a loop begins, it, what to ask, its names."""
     loop = block[at]
     if not isinstance(loop, ast.For | ast.While):
         return None
-    in_loop = _stored([loop])
+    in_loop = set(_names([loop], ast.Store))
     targets: collections.Counter[str] = collections.Counter()
     for node in ast.walk(loop):
         if isinstance(node, ast.Subscript) and isinstance(node.ctx, ast.Store):
             value = node.value
-            while isinstance(value, ast.Subscript) and _names(value) & in_loop:
+            while isinstance(value, ast.Subscript) and not in_loop.isdisjoint(_names([value])):
                 value = value.value  # x in x[i][j]
-            if not _names(value) & in_loop:
+            if in_loop.isdisjoint(_names([value])):
                 targets[ast.unparse(value)] += 1
     array = next((text for text, count in targets.items() if count > 1), None)
     if array is None or not _is_a_place(ast.parse(array, mode="eval").body):
         return None
-    kept = _names(ast.parse(array, mode="eval"))
+    kept = _names([ast.parse(array)])
     begin = at
-    while begin and _is_a_preparation(block[begin - 1]) and not _stored([block[begin - 1]]) & kept:
+    while begin and _is_a_preparation(block[begin - 1], kept):
         begin -= 1
     part = block[begin : at + 1]
-    stored = _stored(part)
+    stored = set(_names(part, ast.Store))
     calls: collections.Counter[str] = collections.Counter()
     for node in (n for statement in part for n in ast.walk(statement)):
         if isinstance(node, _BOUND_TO_ITS_PLACE) or getattr(node, "id", "") in _TELLING:
             return None
         if isinstance(node, ast.Call) and _is_a_place(node.func):
             text = ast.unparse(node.func)
-            is_known = _names(node.func) & (_KNOWN | stored) or text.startswith(f"{array}.")
-            calls[text] += 0 if is_known else 1
+            is_known = not (_KNOWN | stored).isdisjoint(_names([node.func]))
+            calls[text] += not (is_known or text.startswith(f"{array}."))
     repeated = [text for text, count in calls.items() if count > 1]
-    parameters = _parameters(function)
-    if len(repeated) != 1 or {repeated[0], array} <= set(parameters):
+    if len(repeated) != 1 or {repeated[0], array} <= set(_parameters(function)):
         return None
-    names = sorted(stored & _names_outside(function, part))
+    outside = collections.Counter(_names([function])) - collections.Counter(_names(part))
+    names = sorted(stored & outside.keys())
     renamed = _Renamed(repeated[0], array)
-    body = [renamed.visit(statement) for s in part for statement in ast.parse(ast.unparse(s)).body]
+    body = [renamed.visit(copy.deepcopy(statement)) for statement in part]
     end = f"\nreturn ({', '.join(names)}{',' * bool(names)})"
     text = "\n".join(map(ast.unparse, body)) + end
     question = f"computed_part({repeated[0]!r}, {array!r}, {text!r}, {_quiet(body, end)!r})"
-    return begin, question, names
+    return begin, part, question, names
 
 
 class _Renamed(ast.NodeTransformer):
@@ -256,14 +247,10 @@ class _Renamed(ast.NodeTransformer):
         return self.generic_visit(node)
 
 
-def _names(*nodes: ast.AST) -> set[str]:
-    return {n.id for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)}
-
-
-def _stored(nodes: list[ast.stmt]) -> set[str]:
-    """Return the names that statements assign to."""
-    found = (n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name))
-    return {n.id for n in found if isinstance(n.ctx, ast.Store)}
+def _names(nodes: Iterable[ast.AST], context: Any = ast.expr_context) -> list[str]:
+    """Return the names in nodes, or those that are assigned to, as often as they occur."""
+    found = [n for node in nodes for n in ast.walk(node) if isinstance(n, ast.Name)]
+    return [name.id for name in found if isinstance(name.ctx, context)]
 
 
 def _is_a_place(node: ast.expr) -> bool:
@@ -275,29 +262,18 @@ def _is_a_place(node: ast.expr) -> bool:
     )
 
 
-def _is_a_preparation(statement: ast.stmt) -> bool:
-    """Return whether a statement does no more than assign to names, or evaluate something."""
-    if isinstance(statement, ast.Assign):
-        return all(isinstance(target, ast.Name) for target in statement.targets)
-    return isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+def _is_a_preparation(statement: ast.stmt, kept: list[str]) -> bool:
+    """Return whether a statement only assigns to names, but not to those that are kept."""
+    targets = getattr(statement, "targets", [getattr(statement, "target", None)])
+    return (
+        isinstance(statement, ast.Assign | ast.AnnAssign)
+        and all(isinstance(target, ast.Name) for target in targets)
+        and set(kept).isdisjoint(_names([statement], ast.Store))
+    )
 
 
-def _names_outside(node: ast.AST, part: list[ast.stmt]) -> set[str]:
-    """Return the names in a function that are not in a part of it."""
-    if node in part:
-        return set()
-    found = {node.id} if isinstance(node, ast.Name) else set()
-    return found.union(*(_names_outside(child, part) for child in ast.iter_child_nodes(node)))
-
-
-class _Transformer:
-    """What IPython calls with the syntax tree of each cell."""
-
-    def visit(self, tree: Any) -> Any:
-        return transformed(tree)
-
-
-_transformer = _Transformer()
+#: What IPython lets visit the syntax tree of each cell.
+_transformer = types.SimpleNamespace(visit=transformed)
 
 
 def _transformers() -> list[Any]:

@@ -106,12 +106,11 @@ def is_installed(folders: Iterable[str]) -> bool:
     >>> is_installed(json.__path__), is_installed(numpy.__path__), is_installed(["/home/me/ch04"])
     (True, True, False)
     """
-    for folder in map(Path, folders):
-        if not {"site-packages", "dist-packages"}.isdisjoint(folder.parts):
-            return True
-        if any(folder.is_relative_to(standard) for standard in _STANDARD):
-            return True
-    return False
+    return any(
+        not {"site-packages", "dist-packages"}.isdisjoint(folder.parts)
+        or any(folder.is_relative_to(standard) for standard in _STANDARD)
+        for folder in map(Path, folders)
+    )
 
 
 def mentions_layers(tree: ast.AST) -> bool:
