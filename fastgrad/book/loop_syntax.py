@@ -55,10 +55,9 @@ def transformed(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and _is_plain(node):
             name = _called_in_a_loop(node)
-            quiet = _quiet(node.body) if name else ""
             _let_loops_ask(node, node.body)
             if name:
-                _let_it_ask(node, name, quiet)
+                _let_it_ask(node, name)
     return tree
 
 
@@ -97,13 +96,12 @@ def _walk(nodes: Any, in_loop: bool) -> Iterator[tuple[ast.AST, bool]]:
         yield from _walk(ast.iter_child_nodes(node), in_loop or isinstance(node, _LOOPS))
 
 
-def _let_it_ask(function: ast.FunctionDef, name: str, quiet: str) -> None:
+def _let_it_ask(function: ast.FunctionDef, name: str) -> None:
     """Put the questions around a function's body, after its docstring."""
     has_docstring = ast.get_docstring(function, clean=False) is not None
     body = function.body[has_docstring:]
     if body:
-        question = f"computed({name!r}, {quiet!r})" if quiet else f"computed({name!r})"
-        asking = _asking(question, "return {}", body, function)
+        asking = _asking(f"computed({name!r})", "return {}", body, function)
         function.body[has_docstring:] = [asking]
 
 
@@ -124,47 +122,6 @@ def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> a
     assert isinstance(otherwise, ast.Try)
     otherwise.body = body
     return ask
-
-
-# -------------------------------------------------------------------------------- progress reports
-
-
-class _Quiet(ast.NodeTransformer):
-    """Leaves out `print` and the bars of tqdm, but nothing that they are called with."""
-
-    changed = False
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """Evaluate what is printed."""
-        call = node.value
-        if isinstance(call, ast.Call) and _last_name(call.func) == "print":
-            self.changed = True
-            values = [*call.args, *(k.value for k in call.keywords)]
-            return ast.Expr(ast.Tuple(values, ast.Load()))
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Go over what a bar goes over."""
-        self.generic_visit(node)
-        is_plain = not any(isinstance(n, ast.Call) for k in node.keywords for n in ast.walk(k))
-        if _last_name(node.func) == "tqdm" and len(node.args) == 1 and is_plain:
-            self.changed = True
-            return node.args[0]
-        if _last_name(node.func) == "trange" and is_plain:
-            self.changed = True
-            return ast.Call(ast.Name("range", ast.Load()), node.args, [])
-        return node
-
-
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def _quiet(body: list[ast.stmt], end: str = "") -> str:
-    """Return statements without reports of their progress; an empty text if there are none."""
-    quiet = _Quiet()
-    lines = [ast.unparse(quiet.visit(ast.parse(ast.unparse(statement)))) for statement in body]
-    return "\n".join(lines) + end if quiet.changed else ""
 
 
 # ------------------------------------------------------------------------ loops within a function
@@ -237,7 +194,7 @@ def _differentiation(
     body = [renamed.visit(statement) for s in part for statement in ast.parse(ast.unparse(s)).body]
     end = f"\nreturn ({', '.join(names)}{',' * bool(names)})"
     text = "\n".join(map(ast.unparse, body)) + end
-    question = f"computed_part({repeated[0]!r}, {array!r}, {text!r}, {_quiet(body, end)!r})"
+    question = f"computed_part({repeated[0]!r}, {array!r}, {text!r})"
     return begin, question, names
 
 

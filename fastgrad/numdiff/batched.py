@@ -27,6 +27,7 @@ from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
+from fastgrad.runtime.interrupt import raised_by_a_signal_handler
 from fastgrad.validation import FloatArray, IntArray
 
 __all__ = ["NotCarried", "evaluate"]
@@ -221,6 +222,8 @@ class _Evaluation:
         except TooLarge:
             raise
         except Exception as error:
+            if raised_by_a_signal_handler(error):
+                raise
             if not batch.is_first or not places.rewriting.extend(error):
                 if isinstance(error, NotCarried):
                     raise

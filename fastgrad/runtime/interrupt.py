@@ -9,12 +9,20 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-__all__ = ["Deferred", "hold", "kept", "raise_if_asked", "release"]
+__all__ = [
+    "Deferred",
+    "hold",
+    "kept",
+    "raise_if_asked",
+    "raised_by_a_signal_handler",
+    "release",
+]
 
 
 class _Request:
@@ -50,6 +58,13 @@ def raise_if_asked() -> None:
     """Raise `KeyboardInterrupt` if Ctrl-C was pressed, and somebody swallowed the exception."""
     if _Request.asked:
         raise KeyboardInterrupt
+
+
+def raised_by_a_signal_handler(error: BaseException) -> bool:
+    """Return whether an exception comes from a handler of the user's, such as a time limit."""
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _note_and_raise(number: int, frame: FrameType | None) -> None:
