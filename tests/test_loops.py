@@ -5,6 +5,7 @@ import collections
 import inspect
 import linecache
 import pickle
+import signal
 import sys
 import textwrap
 import threading
@@ -828,6 +829,26 @@ def test_a_warning_that_is_an_error_is_raised_by_the_loop():
         points.append(point)
     assert points[0][2, 3] != x[2, 3]
     np.testing.assert_array_equal(*points)
+
+
+@pytest.mark.parametrize("error", [AssertionError, RuntimeError, ValueError])
+@pytest.mark.parametrize("seconds", [0.005, 0.1])
+def test_a_time_limit_of_the_readers_ends_their_loop(error, seconds):
+    def end(number, frame):
+        raise error("the time is up")
+
+    text = nditer(CENTRAL) + "def loss(x):\n    return np.sum(np.tanh(np.dot(A, x)) ** 2)\n"
+    module = define(text, A=np.ones((5, 20_000)))
+    x = np.ones((20_000, 8))
+    before = signal.signal(signal.SIGTERM, end)
+    timer = threading.Timer(seconds, signal.raise_signal, [signal.SIGTERM])
+    timer.start()
+    try:
+        with pytest.raises(error, match="the time is up"):
+            module.g(module.loss, x)
+    finally:
+        timer.cancel()
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_layers_remember_is_as_the_loop_leaves_it():

@@ -57,12 +57,11 @@ def transformed(tree: ast.Module) -> ast.Module:
     for node in ast.walk(tree):
         if isinstance(node, ast.FunctionDef) and _is_plain(node):
             name = _called_in_a_loop(node)
-            quiet = _quiet(node.body) if name else ""
             _let_loops_ask(node, node.body)
             if name:
                 start = ast.get_docstring(node, clean=False) is not None
-                question = f"computed({', '.join(map(repr, filter(None, (name, quiet))))})"
-                node.body[start:] = [_asking(question, "return {}", node.body[start:], node)]
+                body = node.body[start:]
+                node.body[start:] = [_asking(f"computed({name!r})", "return {}", body, node)]
     return tree
 
 
@@ -114,49 +113,6 @@ def _asking(question: str, answer: str, body: list[ast.stmt], at: ast.stmt) -> a
         ast.copy_location(node, ast.Pass(**place))
     ask.orelse[0].body = body  # type: ignore[attr-defined]
     return ask
-
-
-# -------------------------------------------------------------------------------- progress reports
-
-
-class _Quiet(ast.NodeTransformer):
-    """Leaves out `print` and the bars of tqdm, but nothing that they are called with."""
-
-    changed = False
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        """Evaluate what is printed."""
-        call = node.value
-        if isinstance(call, ast.Call) and _last_name(call.func) == "print":
-            self.changed = True
-            values = [*call.args, *(k.value for k in call.keywords)]
-            return ast.Expr(ast.Tuple(values, ast.Load()))
-        return self.generic_visit(node)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        """Go over what a bar goes over."""
-        self.generic_visit(node)
-        if any(isinstance(part, ast.Call) for k in node.keywords for part in ast.walk(k)):
-            return node
-        match _last_name(node.func), node.args:
-            case "tqdm", [bare]:
-                self.changed = True
-                return bare
-            case "trange", _:
-                self.changed = True
-                return ast.Call(ast.Name("range", ast.Load()), node.args, [])
-        return node
-
-
-def _last_name(node: ast.expr) -> str:
-    return node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", "")
-
-
-def _quiet(body: list[ast.stmt], end: str = "") -> str:
-    """Return statements without reports of their progress; an empty text if there are none."""
-    quiet = _Quiet()
-    lines = [ast.unparse(quiet.visit(copy.deepcopy(statement))) for statement in body]
-    return "\n".join(lines) + end if quiet.changed else ""
 
 
 # ------------------------------------------------------------------------ loops within a function
@@ -228,7 +184,7 @@ def _differentiation(
     body = [renamed.visit(copy.deepcopy(statement)) for statement in part]
     end = f"\nreturn ({', '.join(names)}{',' * bool(names)})"
     text = "\n".join(map(ast.unparse, body)) + end
-    question = f"computed_part({repeated[0]!r}, {array!r}, {text!r}, {_quiet(body, end)!r})"
+    question = f"computed_part({repeated[0]!r}, {array!r}, {text!r})"
     return begin, part, question, names
 
 

@@ -19,11 +19,13 @@ function goes on as if nothing had been asked.
 from __future__ import annotations
 
 import ast
+import builtins
 import collections
 import functools
 import inspect
 import itertools
 import linecache
+import math
 import os
 import re
 import sys
@@ -31,7 +33,7 @@ import textwrap
 import threading
 import time
 import types
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -39,8 +41,10 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff import reading
 from fastgrad.numdiff.objective import one_number
+from fastgrad.numdiff.reach import names_in
 from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.trees import memory_order
+from fastgrad.runtime.interrupt import raised_by_a_signal_handler
 
 __all__ = [
     "central_differences",
@@ -68,20 +72,12 @@ _PATIENCE = 1000
 _CALLS = 16
 _EPS = float(np.finfo(np.float64).eps)
 _NOT_RESTORED = "it does not restore x"
-_NOT_ALIKE = "it does not always call f alike"
 _ANOTHER_WAY = "it goes another way over large arrays"
-#: What a function raises of itself; all else, such as a timeout of the reader's, goes through.
+#: What a function raises of itself, warnings that are errors included. All else goes through.
 _ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    Warning,  # where warnings are errors
-    np.linalg.LinAlgError,
-)
+    ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError,
+    ValueError, Warning,
+)  # fmt: skip
 
 # --------------------------------------------------------------------------------- what is called
 
@@ -99,7 +95,7 @@ class _Call(NamedTuple):
         The call that also reports its progress, if this one does not.
     """
 
-    loop: Callable[..., Any]
+    loop: Any
     args: list[Any]
     keywords: dict[str, Any]
     f: int
@@ -123,7 +119,7 @@ class _StandIn:
         return self.function(*args, **keywords)
 
 
-def _calls_of(frame: types.FrameType, name: str, quiet: str) -> Iterator[_Call]:
+def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
     """Yield the call that a frame is, once for each argument that can be x."""
     code, given = frame.f_code, frame.f_locals
     args, keywords = _arguments(frame)
@@ -134,32 +130,17 @@ def _calls_of(frame: types.FrameType, name: str, quiet: str) -> Iterator[_Call]:
     twin = types.FunctionType(code, frame.f_globals, code.co_name, None, cells)
     twin.__qualname__ = code.co_qualname
     f = code.co_varnames.index(name)
-    calls = [_Call(twin, args, keywords, f, i) for i, value in enumerate(args) if _is_array(value)]
-    yield from calls
-    if quiet and _reports_progress(frame):
-        for call in (c for c in calls if c.x < code.co_argcount):
-            first = {name: args[f], code.co_varnames[call.x]: args[call.x]}
-            yield _part_of(frame, code.co_firstlineno, quiet, first)._replace(loud=call)
+    return (_Call(twin, args, keywords, f, i) for i, value in enumerate(args) if _is_array(value))
 
 
-def _calls_of_part(
-    frame: types.FrameType, f: Any, x: Any, body: str, quiet: str
-) -> Iterator[_Call]:
-    """Yield the call of a part of the reader's function, and the one that is quiet."""
-    first, line = {"_f": f, "_x": x}, frame.f_lineno
-    call = _part_of(frame, line, body, first)
-    yield call
-    if quiet and _reports_progress(frame):
-        yield _part_of(frame, line, quiet, first)._replace(loud=call)
-
-
-def _part_of(frame: types.FrameType, line: int, body: str, first: dict[str, Any]) -> _Call:
-    """Return the call of a part of the reader's function, with f and x by their names in it."""
-    code = frame.f_code
-    used = _names_in(body) - first.keys()
-    given = {name: value for name, value in frame.f_locals.items() if name in used}
-    part = _compiled_part(f"{code.co_filename}:{line}", code.co_name, body, (*first, *given))
-    return _Call(types.FunctionType(part, frame.f_globals), [*first.values()], given, 0, 1)
+def _call_of_part(frame: types.FrameType, f: Any, x: Any, body: str) -> Iterator[_Call]:
+    """Yield the call of a part of the reader's function, with ``_f`` and ``_x`` in its text."""
+    code, names = frame.f_code, _names_in(body)
+    given = {name: value for name, value in frame.f_locals.items() if name in names}
+    part = _compiled_part(
+        f"{code.co_filename}:{frame.f_lineno}", code.co_name, body, ("_f", "_x", *given)
+    )
+    yield _Call(types.FunctionType(part, frame.f_globals), [f, x], given, 0, 1)
 
 
 @functools.lru_cache(256)
@@ -178,27 +159,13 @@ def _compiled_part(place: str, name: str, body: str, names: tuple[str, ...]) -> 
     return next(code for code in constants if isinstance(code, types.CodeType))
 
 
-def _reports_progress(frame: types.FrameType) -> bool:
-    """Return whether `print` and tqdm are what their names say."""
-    names = {**frame.f_globals, **frame.f_locals}
-    bars = [names[name] for name in ("tqdm", "trange") if name in names]
-    homes = [str(getattr(bar, "__module__", None) or bar.__name__) for bar in bars]
-    return "print" not in names and all(home.partition(".")[0] == "tqdm" for home in homes)
-
-
 def _arguments(frame: types.FrameType) -> tuple[list[Any], dict[str, Any]]:
     """Return what a function has been called with."""
-    code, given = frame.f_code, frame.f_locals
-    count, more = code.co_argcount, code.co_argcount + code.co_kwonlyargcount
-    names = code.co_varnames
-    args = [given[n] for n in names[:count]]
-    keywords = {n: given[n] for n in names[count:more]}
-    if code.co_flags & inspect.CO_VARARGS:
-        args += given[names[more]]
-        more += 1
-    if code.co_flags & inspect.CO_VARKEYWORDS:
-        keywords |= given[names[more]]
-    return args, keywords
+    names, more, more_keywords, given = inspect.getargvalues(frame)
+    count = frame.f_code.co_argcount
+    args = [*(given[name] for name in names[:count]), *(given[more] if more else ())]
+    keywords = {name: given[name] for name in names[count:]}
+    return args, keywords | (given[more_keywords] if more_keywords else {})
 
 
 def _is_array(value: Any) -> bool:
@@ -208,6 +175,52 @@ def _is_array(value: Any) -> bool:
         and value.dtype in (np.float32, np.float64)
         and value.flags.writeable
     )
+
+
+# -------------------------------------------------------------------------------- progress reports
+
+
+def _nothing(*values: Any, **options: Any) -> None:
+    return None
+
+
+def _bar(iterable: Any, *args: Any, **options: Any) -> Any:
+    return iterable
+
+
+def _range(*limits: Any, **options: Any) -> Any:
+    return range(*limits)
+
+
+for _function in (_nothing, _bar, _range):
+    _function.__module__ = ""  # so that they are read like the reader's functions
+_BARS = {"tqdm": _bar, "trange": _range}
+
+
+def _silent(value: Any) -> Any:
+    """Return what does the same as `print` or a name of tqdm's without a report, or None."""
+    if value is print:
+        return _nothing
+    is_module = isinstance(value, types.ModuleType)
+    home = value.__name__ if is_module else getattr(value, "__module__", None)
+    if str(home).partition(".")[0] != "tqdm":
+        return None
+    return types.SimpleNamespace(**_BARS) if is_module else _BARS.get(value.__name__)
+
+
+def _quiet(call: _Call) -> Iterator[_Call]:
+    """Yield the call that does not report its progress, if this one does."""
+    loop = call.loop
+    known = {**vars(builtins), **loop.__globals__}
+    names = names_in(loop.__code__) & known.keys()
+    spaces = {name: known[name] for name in names}, call.keywords
+    silent, keywords = ({n: s for n, v in space.items() if (s := _silent(v))} for space in spaces)
+    if silent or keywords:
+        quiet = types.FunctionType(
+            loop.__code__, {**loop.__globals__, **silent}, None, None, loop.__closure__
+        )
+        quiet.__qualname__ = loop.__qualname__
+        yield call._replace(loop=quiet, keywords=call.keywords | keywords, loud=call)
 
 
 # ---------------------------------------------------------------------------------------- probing
@@ -245,19 +258,11 @@ class _Rule(NamedTuple):
     keywords: dict[str, Any]
     is_central: bool
 
-    def entries(self, shape: tuple[int, ...]) -> list[int]:
-        """Return the entries in the order in which they are visited, counted along rows."""
-        index = np.arange(int(np.prod(shape))).reshape(shape)
-        found: list[int] = index.ravel(self.order).tolist()
-        return found
-
-    def calls(self, shape: tuple[int, ...]) -> Iterator[int]:
-        """Yield for each call of f the entry that is perturbed, or -1."""
-        yield from itertools.repeat(-1, self.before)
-        for entry in self.entries(shape):
-            for is_nudged in self.block:
-                yield entry if is_nudged else -1
-        yield from itertools.repeat(-1, self.after)
+    def entries(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        """Return for each call of f the entry that is elsewhere, counted along rows, or -1."""
+        order = np.arange(math.prod(shape)).reshape(shape).ravel(self.order)
+        visits = np.where(self.block, order[:, None], -1).ravel()
+        return np.pad(visits, (self.before, self.after), constant_values=-1)
 
 
 #: The book's own loop: x is perturbed in place, up and down, entry by entry.
@@ -268,18 +273,18 @@ _THE_BOOKS = _Rule(
 
 
 class _Probe:
-    """One run of a loop on a small array, with made-up values."""
+    """One run of a loop on a small array, with values made up by the call and by the entry."""
 
-    def __init__(self, call: _Call, x: NDArray[Any], values: Callable[[int], Any]) -> None:
+    def __init__(self, call: _Call, x: NDArray[Any], values: Callable[[int, int], Any]) -> None:
         self.x, self.values = x, values
         self.kept = x.copy()
         self.outside = [*call.args, *call.keywords.values()]
+        #: For each call of f the entry that is elsewhere, or -1, where it is, and what f gets.
         self.entries: list[int] = []
         self.points: list[Any] = []
-        #: What f is called with, at every call alike.
-        self.passes: tuple[str, tuple[Any, ...], dict[str, Any]] | None = None
+        self.passes: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
         self.result = call.with_(_StandIn(self._noted), x)
-        if len(_moved(x, self.kept)) or self.passes is None:
+        if len(_moved(x, self.kept)) or not self.entries:
             raise _Left(_NOT_RESTORED)
 
     def _noted(self, *args: Any, **keywords: Any) -> Any:
@@ -288,18 +293,16 @@ class _Probe:
             passes, further = "x", args[1:]
         elif args and self._is_a_copy(args[0]):
             point, passes, further = args[0], "copy", args[1:]
-        if self.passes is None:
-            self.passes = passes, further, keywords
-        elif _identity(passes, further, keywords) != _identity(*self.passes):
-            raise _Left(_NOT_ALIKE)
         if len(self.points) >= _CALLS * self.x.size or point.dtype != self.x.dtype:
             raise _Left("it is none of differentiation that is known")
         moved = _moved(point, self.kept)
         if len(moved) > 1:
             raise _Left("it moves more than one entry at a time")
-        self.entries.append(int(moved[0]) if len(moved) else -1)
-        self.points.append(point.flat[moved[0]] if len(moved) else None)
-        return self.values(len(self.points) - 1)
+        entry = int(moved[0]) if len(moved) else -1
+        self.entries.append(entry)
+        self.points.append(point.flat[entry] if len(moved) else None)
+        self.passes.append((passes, further, keywords))
+        return self.values(len(self.points) - 1, entry)
 
     def _is_a_copy(self, value: Any) -> bool:
         if type(value) is not np.ndarray or any(value is other for other in self.outside):
@@ -318,7 +321,7 @@ def _moved(point: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
 
 def _identity(passes: str, further: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
     """Return what is equal if f is called with the same objects, which are still there."""
-    return passes, [*map(id, further)], {name: id(value) for name, value in keywords.items()}
+    return passes, *map(id, further), *((name, id(value)) for name, value in keywords.items())
 
 
 def _rule_of(call: _Call) -> _Rule:
@@ -326,39 +329,32 @@ def _rule_of(call: _Call) -> _Rule:
     x = call.args[call.x]
     last, others = _SMALL.get(x.ndim, (2, 2))
     small = x[tuple(slice(0, last if a == x.ndim - 1 else others) for a in range(x.ndim))]
-    rng = np.random.default_rng(0)
-    script = rng.standard_normal((2, _CALLS * small.size))
-    scripts = [*script, script.sum(axis=0), np.ones(script.shape[1])]
+    one, other = np.random.default_rng(0).standard_normal((2, _CALLS * small.size))
+    scripts: list[Callable[[int, int], Any]] = [
+        lambda number, _: one[number],
+        lambda number, _: other[number],
+        lambda number, _: one[number] + other[number],
+        lambda _, entry: one[entry],  # the values of an entry are equal
+    ]
     with np.errstate(all="ignore"):  # of made-up numbers, nobody is to be told
-        probes = [_Probe(call, small.copy("K"), lambda i, s=s: s[i]) for s in scripts]  # type: ignore[misc]
+        probes = [_Probe(call, small.copy("K"), script) for script in scripts]
     first = probes[0]
     if any(p.entries != first.entries or p.points != first.points for p in probes):
         raise _Left("its points depend on the values of f")
-    assert first.passes is not None
-    if any(_identity(*p.passes) != _identity(*first.passes) for p in probes if p.passes):
-        raise _Left(_NOT_ALIKE)
-    visited = [entry for entry in first.entries if entry >= 0]
-    order = list(dict.fromkeys(visited))
+    if len({_identity(*passes) for p in probes for passes in p.passes}) > 1:
+        raise _Left("it does not always call f alike")
+    visited = list(dict.fromkeys(entry for entry in first.entries if entry >= 0))
     index = np.arange(small.size).reshape(small.shape)
-    named: Any = next((o for o in ("C", "F") if order == index.ravel(o).tolist()), "")
-    if not named:
+    order: Any = next((o for o in ("C", "F") if visited == index.ravel(o).tolist()), "")
+    if not order:
         raise _Left("it does not visit every entry in turn")
     for before in range(first.entries.index(visited[0]) + 1):
-        body = len(first.entries) - before - (len(first.entries) - before) % small.size
-        length = body // small.size
+        length, after = divmod(len(first.entries) - before, small.size)
         block = tuple(entry >= 0 for entry in first.entries[before : before + length])
-        after = len(first.entries) - before - body
-        rule = _Rule(before, block, after, named, *first.passes, is_central=False)
-        if list(rule.calls(small.shape)) == first.entries:
-            if block != (True, True):
-                return rule
-            # The two values of an entry are equal, those of different entries and at x are not.
-            given = {e: i for i, e in enumerate(first.entries) if e >= 0}
-            equal = [script[0][given.get(e, i)] for i, e in enumerate(first.entries)]
-            with np.errstate(all="ignore"):
-                none = _Probe(call, small.copy("K"), equal.__getitem__).result
-            is_central = _are_linear([*(p.result for p in probes[:3]), none])
-            return rule._replace(is_central=is_central)
+        is_central = block == (True, True) and _are_linear([p.result for p in probes])
+        rule = _Rule(before, block, after, order, *first.passes[0], is_central)
+        if rule.entries(small.shape).tolist() == first.entries:
+            return rule
     raise _Left("it does not treat all entries alike")
 
 
@@ -381,40 +377,10 @@ def _are_linear(results: list[Any]) -> bool:
 
 # ------------------------------------------------------------------------------------ dispatching
 
-
-class _Record:
-    """What is said of a loop and a function at the end."""
-
-    def __init__(self, title: str) -> None:
-        self.title = title
-        self.ways: dict[str, list[float]] = {}
-
-    def add(self, way: str, took: float, loop: float) -> None:
-        """Count a call that took a time, and would have taken another one."""
-        total = self.ways.setdefault(way, [0, 0.0, 0.0])
-        for i, value in enumerate((1, took, loop)):
-            total[i] += value
-
-    def lines(self) -> list[str]:
-        """Return a line for each way, or more where it is long."""
-        found = []
-        for way, (calls, took, loop) in self.ways.items():
-            if way.startswith("left"):
-                if took < _LONG:
-                    continue
-                text = f"{self.title} {way}"
-            else:
-                times = loop / max(took, 1e-9)
-                text = f"{self.title} {way}, {times:,.{1 if times < 10 else 0}f} times faster"
-                if times < 1:
-                    text = f"{self.title} {way}, no faster than the loop"
-            text += f" ({calls:,.0f} calls)" if calls > 1 else ""
-            found += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
-        return found
-
-
-#: What is remembered: of loops what is to be said, and how long an evaluation took, and when.
-_records: dict[Any, _Record] = {}
+#: What is said of a loop, a function and a way at the end: calls, the time that they took, and
+#: that of the loop.
+_records: dict[Any, tuple[str, int, float, float]] = {}
+#: How long an evaluation took, and when; or why a loop is left as it is.
 _paces: dict[Any, tuple[float, float, str]] = {}
 #: How often in a row a part of a function has asked in vain. Asking takes tens of microseconds.
 _in_vain: collections.Counter[str] = collections.Counter()
@@ -435,15 +401,13 @@ _running = _Running()
 _NO_LOOP = 0.0, None, "", ""
 
 
-def computed(name: str, quiet: str = "") -> bool:
+def computed(name: str) -> bool:
     """Compute the result of the function that asks, if that is faster and nobody could tell.
 
     Parameters
     ----------
     name : str
         Its parameter that is the function to be differentiated.
-    quiet : str, optional
-        Its body without reports of its progress, if there are any.
 
     Returns
     -------
@@ -452,13 +416,13 @@ def computed(name: str, quiet: str = "") -> bool:
     """
     frame = _caller()
     args, keywords = _arguments(frame)
-    arrays = [value for value in (*args, *keywords.values()) if isinstance(value, np.ndarray)]
     return _answer(
-        frame, frame.f_code, frame.f_locals.get(name), arrays, _calls_of(frame, name, quiet)
-    )
+        frame, frame.f_code, frame.f_locals.get(name), [*args, *keywords.values()],
+        _calls_of(frame, name),
+    )  # fmt: skip
 
 
-def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
+def computed_part(function: str, array: str, body: str) -> bool:
     """Compute what a loop within the function that asks leaves in its names.
 
     Parameters
@@ -467,8 +431,6 @@ def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
         What is differentiated, and where, such as ``"self.loss"`` and ``"self.params[key]"``.
     body : str
         The loop and the statements that prepare it, with ``_f`` and ``_x`` in the places of both.
-    quiet : str
-        The same without reports of its progress, if there are any.
 
     Returns
     -------
@@ -481,14 +443,13 @@ def computed_part(function: str, array: str, body: str, quiet: str) -> bool:
     frame = _caller()
     try:
         f, x = (_looked_up(_expression(text), frame) for text in (function, array))
-    except (_Left, *_ERRORS):
+    except (_Left, AttributeError, LookupError, TypeError):
         f, x = None, None
     if _running.loops:
         _, key, title, _ = _running.loops[-1]
         if title == _title(frame.f_code, f) and key[0] is not frame.f_code:
             f = None  # the loop around this one is left as it is, and will say why
-    arrays = [x] if isinstance(x, np.ndarray) else []
-    is_computed = _answer(frame, body, f, arrays, _calls_of_part(frame, f, x, body, quiet))
+    is_computed = _answer(frame, body, f, [x], _call_of_part(frame, f, x, body))
     _in_vain[body] = 0 if is_computed else _in_vain[body] + 1
     return is_computed
 
@@ -529,21 +490,22 @@ def _answer(
     frame: types.FrameType,
     loop: types.CodeType | str,
     f: Any,
-    arrays: list[NDArray[Any]],
+    given: list[Any],
     calls: Iterator[_Call],
 ) -> bool:
     """Compute the result of a loop, or note why it is left as it is."""
-    if type(f) is _StandIn or not arrays or not callable(f):
+    given = [value for value in given if isinstance(value, np.ndarray)]
+    if type(f) is _StandIn or not given or not callable(f):
         _running.loops.append(_NO_LOOP)
         return False
-    shapes = tuple(value.shape for value in arrays if _is_array(value))
-    key = loop, getattr(getattr(f, "__func__", f), "__code__", type(f)), shapes
+    arrays = [value for value in given if _is_array(value)]
+    key = loop, _code_of(f), tuple(array.shape for array in arrays)
+    title = _title(frame.f_code, f)
     why = "its array is small, or not of float32 or float64"
-    if shapes:
-        largest = max(value.size for value in arrays if _is_array(value))
-        why = _compute(calls, f, key, largest, _title(frame.f_code, f))
+    if arrays:
+        why = _compute(calls, key, max(array.size for array in arrays), title)
     if why:
-        _running.loops.append((time.perf_counter(), key, _title(frame.f_code, f), why))
+        _running.loops.append((time.perf_counter(), key, title, why))
     return not why
 
 
@@ -580,7 +542,7 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
     ndarray of x's shape and dtype, or None
         None if f has to be evaluated in a loop; `ended` has to be called at its end.
     """
-    key: Any = (central_differences, getattr(getattr(f, "__func__", f), "__code__", type(f)))
+    key: Any = central_differences, _code_of(f)
     start = time.perf_counter()
     try:
         loop = _Loop(_Call(central_differences, [f, x, h], {}, 0, 1), _THE_BOOKS)
@@ -602,10 +564,9 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
             else:
                 upper, lower = _at_once(loop, points, pace)
                 out[...], way = ((upper - lower) / (2 * h)).reshape(x.shape), "all points at once"
-            _at_last(loop, points)
-    except (_Left, *_ERRORS) as reason:
-        why = str(reason).rstrip(".")
-        _running.loops.append((start, key, _name(f), why))
+            _at_last(loop, points.T.ravel())
+    except (_Left, *_ERRORS) as error:
+        _running.loops.append((start, key, _name(f), _why(error)))
         return None
     _note(key, _name(f), way, time.perf_counter() - start, 2 * x.size * pace)
     return out
@@ -619,8 +580,18 @@ def lines() -> list[str]:
     list of str
         At most 80 characters each; none of loops that took no time.
     """
-    with _lock:
-        found = [line for record in _records.values() for line in record.lines()]
+    found = []
+    for (*_, way), (title, calls, took, loop) in list(_records.items()):
+        text, times = f"{title} {way}", loop / max(took, 1e-9)
+        if way.startswith("left"):
+            if took < _LONG:
+                continue
+        elif times < 1:
+            text += ", no faster than the loop"
+        else:
+            text += f", {times:,.{1 if times < 10 else 0}f} times faster"
+        text += f" ({calls:,} calls)" if calls > 1 else ""
+        found += textwrap.wrap(text, 80, subsequent_indent="  ", break_on_hyphens=False)
     return list(dict.fromkeys(found))
 
 
@@ -635,8 +606,15 @@ def forget() -> None:
 
 
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
+    """Count a call that took a time, and would have taken another one in its loop."""
     with _lock:
-        _records.setdefault(key[:2], _Record(title)).add(way, took, loop)
+        _, calls, *times = _records.get((*key[:2], way), (title, 0, 0.0, 0.0))
+        _records[*key[:2], way] = title, calls + 1, times[0] + took, times[1] + loop
+
+
+def _code_of(f: Any) -> Any:
+    """Return what a function is known by."""
+    return getattr(getattr(f, "__func__", f), "__code__", type(f))
 
 
 def _title(code: types.CodeType, f: Any) -> str:
@@ -651,34 +629,42 @@ def _name(f: Any) -> str:
     return f"numerical_gradient in {name}:".replace("in <lambda>", "of a lambda")
 
 
-def _compute(calls: Iterator[_Call], f: Any, key: Any, largest: int, title: str) -> str:
+def _why(error: Exception) -> str:
+    """Return why a loop is left; what a signal handler has raised, such as a timeout, goes on."""
+    if raised_by_a_signal_handler(error):
+        raise error
+    # The text of a part of a function has no lines in the reader's file.
+    return re.sub(r"(:\d+)(:\d+){2} ", r"\1 ", str(error).rstrip("."))
+
+
+# -------------------------------------------------------------------------------------- computing
+
+
+def _compute(calls: Iterator[_Call], key: Any, largest: int, title: str) -> str:
     """Compute the result and return "", or return why the loop is left as it is."""
-    pace = _paces.get(key)
     start = time.perf_counter()
-    is_known = pace is not None and start - pace[1] < (_LEFT_FOR if pace[2] else _BELIEVED)
-    if pace is not None and is_known and (pace[2] or 2 * pace[0] * largest < _MOMENT):
-        return pace[2] or "it takes no time"
+    pace, when, why = _paces.get(key, (0.0, -math.inf, ""))
+    if start - when < (_LEFT_FOR if why else _BELIEVED) and (why or 2 * pace * largest < _MOMENT):
+        return why or "it takes no time"
     if sys.gettrace() is not None or sys.getprofile() is not None:
         return "a debugger or a profiler is watching"
     try:
-        loop = _understood(calls, f)
+        loop = _understood(list(calls))
         with loop.records:
-            began = time.perf_counter()
-            here = loop.at_x()
-            seconds = time.perf_counter() - began
-            if seconds * loop.size >= _MOMENT:  # the first evaluation may have been a slow one
+            for _ in range(2):  # the first evaluation may have been a slow one
                 began = time.perf_counter()
                 here = loop.at_x()
                 seconds = time.perf_counter() - began
-            _paces[key] = seconds, began, ""
-            if seconds * loop.size < _MOMENT:
-                return "it takes no time"
+                _paces[key] = seconds, began, ""
+                if seconds * len(loop.entries) < _MOMENT:
+                    return "it takes no time"
             way = _by(loop, here, seconds)
-    except (_Left, *_ERRORS) as reason:
-        why = re.sub(r"(:\d+)(:\d+){2} ", r"\1 ", str(reason).rstrip(".")) or type(reason).__name__
+    except (_Left, *_ERRORS) as error:
+        why = _why(error) or type(error).__name__
         _paces[key] = 0.0, time.perf_counter(), why
         return why
-    _note(key, title, way, time.perf_counter() - start, seconds * loop.size)
+    took = time.perf_counter() - start
+    _note(key, title, way, took, seconds * len(loop.entries))
     return ""
 
 
@@ -694,31 +680,61 @@ class _Loop:
             self.f = functools.partial(self.f, **rule.keywords)
         self.reading = reading.read(self.f, self.x, *self.further)
         self.records = Records(self.reading)
-        #: How many times it calls f.
-        self.size = rule.before + rule.after + len(rule.block) * self.x.size
-        is_long_enough = self.records and self.size > 4 * FORGOTTEN
+        is_long_enough = self.records and len(self.entries) > 4 * FORGOTTEN
         if self.reading.obstacle and not is_long_enough:
             raise _Left(self.reading.obstacle)
+
+    @functools.cached_property
+    def entries(self) -> NDArray[Any]:
+        """For each call of f, the entry that is elsewhere, or -1."""
+        return self.rule.entries(self.x.shape)
 
     def at_x(self) -> Any:
         """Evaluate f as the loop does."""
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
 
-    def run(self, call: _Call, value: Callable[[int, Any], Any]) -> Any:
-        """Run the loop with values for f by the entry that is perturbed and by where it is."""
-        x, passes, calls = self.x, self.rule.passes, self.rule.calls(self.x.shape)
+    def run(self, call: _Call, value: Callable[[Any], Any]) -> Any:
+        """Run the loop with values for f by where the entry is; the last one if f is at x."""
+        x, passes, entries = self.x, self.rule.passes, iter(self.entries.tolist())
 
         def returned(*args: Any, **_: Any) -> Any:
-            entry = next(calls, None)
+            entry = next(entries, None)
             point = x if passes == "nothing" else args[0]
             if entry is None or point.shape != x.shape or (point is x) == (passes == "copy"):
                 raise _Left(_ANOTHER_WAY)
-            return value(entry, point.item(entry) if entry >= 0 else None)
+            return value(point.item(entry))
 
         found = call.with_(_StandIn(returned), x)
-        if next(calls, None) is not None:
+        if next(entries, None) is not None:
             raise _Left(_ANOTHER_WAY)
         return found
+
+    def points(self, value: Any) -> list[Any]:
+        """Return where the entry is in each call of f, which returns some value."""
+        found: list[Any] = []
+        kept = self.x.ravel()
+
+        def noted(point: Any) -> Any:
+            found.append(point)
+            return value
+
+        with np.errstate(all="ignore"):
+            self.run(self.call, noted)
+        if ((np.array(found, kept.dtype) == kept[self.entries]) & (self.entries >= 0)).any():
+            raise _Left(_ANOTHER_WAY)
+        return found
+
+    def replayed(self, call: _Call, points: list[Any], values: list[Any]) -> Any:
+        """Run the loop with the values that were computed at its points."""
+        turns = iter(zip(points, values, strict=True))
+
+        def returned(point: Any) -> Any:
+            expected, value = next(turns)
+            if point != expected:
+                raise _Left("its points depend on the values of f")
+            return value
+
+        return self.run(call, returned)
 
 
 def _without_x(f: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[[Any], Any]:
@@ -732,47 +748,54 @@ def _without_x(f: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[[
     return called
 
 
-def _understood(calls: Iterator[_Call], f: Any) -> _Loop:
+def _understood(calls: list[_Call]) -> _Loop:
     """Return the loop, after reading it and its function."""
-    failure = _Left("it is not understood")
-    for call in calls:
+    failure = "it is not understood"
+    for call in itertools.chain(calls, itertools.chain.from_iterable(map(_quiet, calls))):
         try:
             if obstacle := reading.read_loop(call.loop, call.args, call.keywords, call.f, call.x):
                 raise _Left(obstacle)
             rule = _rule_of(call)
         except _Left as reason:
-            failure = reason
-            continue
-        except _ERRORS:
-            continue
-        return _Loop(call, rule)
-    raise failure
+            failure = str(reason)
+        except _ERRORS as error:  # of made-up values
+            _why(error)
+        else:
+            return _Loop(call, rule)
+    raise _Left(failure)
 
 
 def _by(loop: _Loop, here: Any, seconds: float) -> str:
     """Compute the result of a loop whose f takes so long, and return in which way."""
     like = _like(here)
     kept = loop.x.copy()
+    is_moved = loop.entries >= 0
+    order = loop.entries[is_moved].reshape(loop.x.size, -1)[:, 0]
     try:
-        points = _points(loop, like)
+        places = loop.points(like(0.0))
         loop.x[...] = kept
+        table = np.empty((sum(loop.rule.block), loop.x.size), loop.x.dtype)
+        table[:, order] = np.array(places, table.dtype)[is_moved].reshape(loop.x.size, -1).T
         # It takes a moment until the kernels are there.
-        is_worth_it = seconds * loop.size >= _LONG or _recognition is not None
-        found = _compiled(loop, points, here) if is_worth_it else None
+        is_worth_it = seconds * len(places) >= _LONG or _recognition is not None
+        found = _compiled(loop, table, here) if is_worth_it else None
         if found is not None:
             slopes, network, _ = found
-            changes = slopes.reshape(-1) * (points[0] - points[1]) / 2
+            changes = slopes.reshape(-1) * (table[0] - table[1]) / 2
             values = float(here) + np.stack([changes, -changes])
             way = f"by the compiled kernels, {network}"
         else:
-            values, way = _at_once(loop, points, seconds), "all points at once"
-        result = _replayed(loop, loop.call, points, values, here, like)
+            values, way = _at_once(loop, table, seconds), "all points at once"
+        every = np.full(len(places), float(one_number(here)))
+        every[is_moved] = values[:, order].T.ravel()
+        returned = list(map(like, every.tolist()))
+        result = loop.replayed(loop.call, places, returned)
         if loop.x.tobytes() != kept.tobytes():
             _check_rounding(loop, kept, float(here))
-        _at_last(loop, points)
+        _at_last(loop, places)
         if loop.call.loud is not None:  # now that nothing can go wrong any more
             loop.x[...] = kept
-            result = _replayed(loop, loop.call.loud, points, values, here, like)
+            result = loop.replayed(loop.call.loud, places, returned)
     except BaseException:
         loop.x[...] = kept
         raise
@@ -799,26 +822,6 @@ def _like(here: Any) -> Callable[[Any], Any]:
     if type(here) is np.ndarray and here.size == 1 and here.dtype.kind == "f":
         return lambda value: np.full_like(here, value)
     raise _Left("f does not return one real number")
-
-
-def _points(loop: _Loop, like: Callable[[Any], Any]) -> NDArray[Any]:
-    """Return the values that the entries take: one row for each call with a perturbed entry."""
-    found: list[Any] = []
-    kept = loop.x.ravel().tolist()
-
-    def noted(entry: int, at: Any) -> Any:
-        if entry >= 0:
-            found.append(at)
-            if at == kept[entry]:
-                raise _Left(_ANOTHER_WAY)
-        return like(0.0)
-
-    with np.errstate(all="ignore"):
-        loop.run(loop.call, noted)
-    table = np.array(found, loop.x.dtype).reshape(loop.x.size, sum(loop.rule.block)).T
-    points = np.empty_like(table)
-    points[:, loop.rule.entries(loop.x.shape)] = table
-    return points
 
 
 def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
@@ -887,46 +890,24 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
     return values
 
 
-def _replayed(
-    loop: _Loop, call: _Call, points: NDArray[Any], values: NDArray[Any], here: Any, like: Any
-) -> Any:
-    """Run the loop with the values that were computed; return what it returns."""
-    turns = loop.rule.entries(loop.x.shape)
-    expected = iter(points[:, turns].T.ravel().tolist())
-    given = iter(values[:, turns].T.ravel().tolist())
-
-    def returned(entry: int, at: Any) -> Any:
-        if entry < 0:
-            return here
-        if at != next(expected):
-            raise _Left("its points depend on the values of f")
-        return like(next(given))
-
-    return loop.run(call, returned)
-
-
-def _at_last(loop: _Loop, points: NDArray[Any]) -> None:
+def _at_last(loop: _Loop, points: Sequence[Any] | NDArray[Any]) -> None:
     """Evaluate f where the loop does so last, for what it stores and what it records."""
-    visits = [(-1, 0)] * loop.rule.before
-    for entry in loop.rule.entries(loop.x.shape)[-FORGOTTEN:]:
-        rows = itertools.count()
-        visits += [(entry, next(rows)) if is_nudged else (-1, 0) for is_nudged in loop.rule.block]
-    visits += [(-1, 0)] * loop.rule.after
+    if not (loop.records or loop.reading.stores):
+        return
 
-    def evaluate(entry: int, row: int) -> Any:
-        if entry < 0:
-            return one_number(loop.at_x())
+    def evaluate(entry: int, point: Any) -> Any:
         kept = loop.x.flat[entry]
         try:
-            loop.x.flat[entry] = points[row, entry]
+            loop.x.flat[entry] = point
             return one_number(loop.at_x())
         finally:
             loop.x.flat[entry] = kept
 
-    if loop.records:
-        last = [functools.partial(evaluate, *visit) for visit in visits[-FORGOTTEN:]]
-        if not loop.records.are_forgotten(last):
-            raise _Left(loop.reading.obstacle)
+    turns = zip(loop.entries[-FORGOTTEN:].tolist(), points[-FORGOTTEN:], strict=True)
+    evaluations = [functools.partial(evaluate, *turn) for turn in turns]
+    if not loop.records:
+        evaluations[-1]()
+    elif loop.records.are_forgotten(evaluations):
         loop.records.keep()
-    elif loop.reading.stores:
-        evaluate(*visits[-1])
+    else:
+        raise _Left(loop.reading.obstacle)

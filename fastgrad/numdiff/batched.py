@@ -27,6 +27,7 @@ from fastgrad.numdiff.reading import read
 from fastgrad.numdiff.records import FORGOTTEN, Records
 from fastgrad.numdiff.rewriting import Rewriting
 from fastgrad.numdiff.trees import like_tuple, memory_order
+from fastgrad.runtime.interrupt import raised_by_a_signal_handler
 from fastgrad.validation import FloatArray, IntArray
 
 __all__ = ["NotCarried", "evaluate"]
@@ -211,6 +212,8 @@ class _Evaluation:
                 raise batch.refusal
             return self._values(batch, result)
         except Exception as error:
+            if raised_by_a_signal_handler(error):
+                raise
             may_help = batch.is_first and not isinstance(error, TooLarge)
             if not (may_help and places.rewriting.extend(error)):
                 if isinstance(error, NotCarried):

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Self
 
-__all__ = ["Deferred", "hold", "kept", "release"]
+__all__ = ["Deferred", "hold", "kept", "raised_by_a_signal_handler", "release"]
 
 
 class _Request:
@@ -44,6 +45,13 @@ def release() -> None:
         if _Request.waiting:
             _Request.waiting = False
             raise KeyboardInterrupt
+
+
+def raised_by_a_signal_handler(error: BaseException) -> bool:
+    """Return whether an exception comes from a handler of the user's, such as a time limit."""
+    handlers = map(signal.getsignal, signal.valid_signals())
+    codes = {getattr(handler, "__code__", None) for handler in handlers}
+    return any(frame.f_code in codes for frame, _ in traceback.walk_tb(error.__traceback__))
 
 
 def _note_and_raise(number: int, frame: FrameType | None) -> None:
