@@ -375,21 +375,14 @@ def test_delta_is_one_of_the_dtype():
 
 
 @pytest.mark.parametrize("dtypes", ["ff", "fd", "dd"])
-def test_sparse_samples(dtypes):
-    """Zeros are left out, and samples read in their own dtype; the numbers are the same."""
+def test_samples_with_many_zeros(dtypes):
     rng = np.random.default_rng(0)
-    x = rng.random((40, 600)).astype(dtypes[0]) * (rng.random((40, 600)) < 0.15)
-    x = x.astype(dtypes[0])
+    x = (rng.random((40, 600)) * (rng.random((40, 600)) < 0.15)).astype(dtypes[0])
     W, b = (rng.standard_normal(n).astype(dtypes[1]) for n in ((600, 7), 7))
-    assert F._is_sparse(x, W)
     rounding = {"rtol": 2e-4, "atol": 2e-4} if dtypes[1] == "f" else {"rtol": 1e-12, "atol": 1e-12}
     out = F.affine_forward(x, W, b)
     assert out.dtype == dtypes[1]
     np.testing.assert_allclose(out, np.float64(x) @ W + b, **rounding)
-    for chunks in (1, 3):
-        out = np.full_like(out, np.nan)
-        F.run(F.sparse_affine.sparse_affine_forward, chunks, x, W, b, out)
-        np.testing.assert_allclose(out, np.float64(x) @ W + b, **rounding)
 
 
 def test_zeros_are_not_left_out_where_that_shows():
@@ -397,9 +390,6 @@ def test_zeros_are_not_left_out_where_that_shows():
     W, b = np.ones((600, 7)), np.zeros(7)
     for value in (np.nan, np.inf):
         W[3, 2] = value
-        assert not F._is_sparse(x, W)
         np.testing.assert_array_equal(
             np.isnan(F.affine_forward(x, W, b)), [[j == 2 for j in range(7)]] * 40
         )
-    assert not F._is_sparse(np.ones((40, 600)), np.ones((600, 7)))
-    assert not F._is_sparse(x, np.ones((600, 7), "f"))

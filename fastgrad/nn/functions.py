@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from fastgrad.kernels import activations, affine, losses, sparse_affine
+from fastgrad.kernels import activations, affine, losses
 from fastgrad.runtime import threads
 from fastgrad.runtime.programs import run
 from fastgrad.validation import (
@@ -46,9 +46,6 @@ DELTA = 1e-7
 
 #: Values of an activation or a softmax that are worth a second thread.
 _PARALLEL_VALUES = 32_768
-
-#: Samples of fewer entries than that are not looked at for zeros.
-_SPARSE_SIZE = 20_000
 
 #: Up to so many numbers NumPy's maximum takes less time than the call of a kernel.
 _FEW = 2_000
@@ -368,8 +365,6 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     array([[1.5, 2.5, 8.5]])
     """
     x, W, b = real_array(x, "x"), real_array(W, "W"), real_array(b, "b")
-    if _is_sparse(x, W) and b.shape == W.shape[1:] and b.dtype is W.dtype:
-        return _sparse_affine_forward(x, W, b)
     if not x.dtype is W.dtype is b.dtype:
         x, W, b = _same_dtype(x, W, b)
     rows = _flattened(x, W)
@@ -560,26 +555,6 @@ def _softmax_cross_entropy(
     y = np.empty(a.shape, a.dtype)
     _softmax_into(a, y)
     return a.dtype.type(losses.cross_entropy(a, y, labels, soft, delta)), y
-
-
-def _is_sparse(x: FloatArray, W: FloatArray) -> bool:
-    """Return whether leaving out zeros of samples pays, by a look at two of them.
-
-    `W` has to be a finite matrix, for zero times infinity is no zero, in a dtype that holds the
-    samples; x has to have as many columns as it has rows.
-    """
-    if x.size < _SPARSE_SIZE or x.ndim != 2 or W.ndim != 2 or x.shape[1] != len(W):
-        return False
-    share = np.count_nonzero(x[[0, len(x) // 2]]) / (2 * x.shape[1])
-    holds = x.dtype is W.dtype or W.dtype == np.float64
-    return bool(share < sparse_affine.SPARSE_BELOW and holds and np.isfinite(W).all())
-
-
-def _sparse_affine_forward(x: FloatArray, W: FloatArray, b: FloatArray) -> FloatArray:
-    out = np.empty((x.shape[0], W.shape[1]), W.dtype)
-    chunks = threads.chunks(out.size * W.shape[0], affine.PARALLEL_WORK)
-    run(sparse_affine.sparse_affine_forward, chunks, x, W, b, out)
-    return out
 
 
 def _flattened(x: FloatArray, W: FloatArray) -> FloatArray:
