@@ -297,13 +297,10 @@ def _inputs(function: Any) -> int:
     """Return how many positional arguments a function of NumPy takes before ``out``."""
     if isinstance(function, np.ufunc):
         return function.nin
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
-    if "out" not in parameters or parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY:
-        return 99
-    return list(parameters).index("out")
+    with contextlib.suppress(TypeError, ValueError):  # which has no signature, or no ``out``
+        parameters = inspect.signature(function).parameters.values()
+        return [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY].index("out")
+    return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
 
 
 def _is_compiled(value: Any) -> bool:
@@ -552,14 +549,13 @@ class _Reader:
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             known = receiver.only()
-            if type(known) not in _DICTS or len(known) > _MEMORY:
-                return _OUTSIDE
-            return _OUTSIDE if name == "get" else _made(tuple(getattr(known, name)()))
+            is_known = name != "get" and type(known) in _DICTS and len(known) <= _MEMORY
+            return _made(tuple(getattr(known, name)())) if is_known else _OUTSIDE
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
         if id(function) in _NUMPYS and name != "split":
-            self._numpys(function, args._replace(positional=[receiver, *args.positional]))
+            self._numpys(function, args.after(receiver))
         if name in _VIEWS or "copy" in args.keywords:
             return receiver.view()
         return _NUMBER
@@ -716,9 +712,7 @@ class _Reader:
                 self._state[frame, node.name] = _made(_Local(node, frame))
             case ast.If():
                 truth = self._truth(node.test)
-                bodies = [
-                    b for b, t in ((node.body, True), (node.orelse, False)) if truth != (not t)
-                ]
+                bodies = [node.body] * (truth is not False) + [node.orelse] * (truth is not True)
                 self._paths(*(functools.partial(self._statements, body) for body in bodies))
             case ast.While(test=begin) | ast.For(iter=begin):
                 self._repeat(functools.partial(self._turn, node, begin))
@@ -730,10 +724,10 @@ class _Reader:
 
     def _turn(self, node: Any, begin: ast.expr) -> None:
         """Read the body of a loop once, after its condition or what it goes over."""
-        value = self._value(begin)
         if isinstance(node, ast.For):
-            self._iterate(value)
-            self._assign(node.target, value.item())
+            self._take(node.target, begin)
+        else:
+            self._value(begin)
         self._statements(node.body)
 
     def _truth(self, test: ast.expr) -> bool | None:
@@ -806,10 +800,9 @@ class _Reader:
                 return self._subscript(node)
             case ast.BinOp():
                 flat = [self._value(node.left).flat, self._value(node.right).flat]
-                # A list may be multiplied by a number, or added to a list.
-                is_list = isinstance(node.op, ast.Add) and not any(flat)
-                is_list = is_list or (isinstance(node.op, ast.Mult) and not all(flat))
-                return _CONTAINER if is_list else _NUMBER
+                # A list may be added to a list, or multiplied by a number.
+                lists = {ast.Add: 2, ast.Mult: 1}.get(type(node.op), 3)
+                return _CONTAINER if flat.count(False) >= lists else _NUMBER
             case ast.BoolOp(values=[first, *rest]):
                 return _joined(*self._some([first], rest))
             case ast.Compare(left=left, comparators=[right, *rest]):
@@ -854,12 +847,16 @@ class _Reader:
     def _element(self, node: Any) -> None:
         """Read what a comprehension does for one item."""
         for part in node.generators:
-            source = self._value(part.iter)
-            self._iterate(source)
-            self._assign(part.target, source.item())
+            self._take(part.target, part.iter)
             for test in part.ifs:
                 self._value(test)
         self._parts(node)
+
+    def _take(self, target: ast.expr, source: ast.expr) -> None:
+        """Read the assignment of an item."""
+        value = self._value(source)
+        self._iterate(value)
+        self._assign(target, value.item())
 
     def _name(self, name: str) -> _Value:
         frame: _Frame | None = self._frames[-1]
