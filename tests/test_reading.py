@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from fastgrad.nn import layers
 from fastgrad.numdiff import reading
 from fastgrad.numdiff.reading import read
 
@@ -36,7 +37,7 @@ class Layer:
         return 1.0
 
 
-LAYER = Layer(np.eye(3))
+LAYER, OURS = Layer(np.eye(3)), layers.Affine(np.eye(3), np.zeros(3))
 LAYERS = {"one": LAYER, "two": Layer(np.eye(3))}
 
 
@@ -208,6 +209,7 @@ def keyword(**options):
         (lambda x: float(open("a")), "calls open"),  # noqa: SIM115
         (lambda x: id(x), "calls id"),
         (lambda x: LAYER.noted, "appends to HISTORY"),
+        (lambda x: OURS.params, "uses params of a Affine"),
         (global_statement, "global statement"),
         (by_an_alias, "changes place in place"),
         (changed_argument, "changes x"),

@@ -623,8 +623,9 @@ class _Reader:
         elif cls.__name__ in _OWN_CLASSES and is_of(cls, "fastgrad"):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
-            if name in ("W", "b", "params", "layers"):
-                return _of(attributes_of(holder)[name])
+            known = attributes_of(holder)
+            if name in ("W", "b", "params", "layers") and name in known:
+                return _of(known[name])
         elif is_open(cls) or cls is types.SimpleNamespace:
             return self._attribute_of_instance(holder, cls, name)
         self._stop(f"uses {name} of a {cls.__name__}")
