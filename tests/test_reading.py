@@ -398,6 +398,11 @@ class Summed:
         return 1.0
 
 
+class Updated:
+    def __init__(self, update):
+        self.update = update
+
+
 SUMMED, QUEUES = Summed(), [queue.Queue()]
 
 
@@ -408,6 +413,7 @@ SUMMED, QUEUES = Summed(), [queue.Queue()]
         renames_in_a_comprehension, swaps, asserts, imports_a_generator, writes_by_an_iterator,
         lambda x: np.sum(SUMMED),
         lambda x: QUEUES[0].get(),
+        lambda x: Updated(HISTORY.append).update(1) or 1.0,
         lambda x: x.round(2, COUNT)[0],
         lambda x: np.exp(*[x, COUNT])[0],
         lambda x: np.median(COUNT, overwrite_input=True),

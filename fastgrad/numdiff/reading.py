@@ -644,9 +644,11 @@ class _Reader:
             return _of(attributes[name])
         if isinstance(member, property) and isinstance(member.fget, types.FunctionType):
             return self._enter(member.fget, _Args([_of(holder)], {}))
+        if member is _NOTHING and is_made:
+            return _OUTSIDE  # what `__init__` was given
         if member is _NOTHING or isinstance(member, types.MethodDescriptorType):
             # Of a container. Else it is an error, unless it is set on the way.
-            return self._built_in(_made(holder) if is_made else _of(holder), name)
+            return self._built_in(_of(holder), name)
         bound = _bound(member, holder, cls)
         if bound is member and hasattr(type(member), "__get__"):
             self._stop(f"uses {name} of a {cls.__name__}")
