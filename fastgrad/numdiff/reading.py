@@ -355,8 +355,6 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        #: The attributes of which both is true: the object's id, the name, and where.
-        self.records: list[tuple[int, str, str]] = []
         self._made: list[Any] = []
         self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
@@ -394,9 +392,10 @@ class _Reader:
                     result = self._enter(method, _Args([], {}, starred=True))
                     if not (result.fresh or name in _LOOK_INTO):
                         self._stop(f"{name} of {cls.__name__} may return what is not new")
-        for (holder, name), place in self.writes.items():
-            if {(holder, name), (None, name)} & self._read_first:
-                self.records.append((holder, name, f"{place} keeps a record in {name}"))
+
+    def records(self) -> list[tuple[Any, str]]:
+        """Return the attributes that are both read before they are written, and written."""
+        return [key for key in self.writes if {key, (None, key[1])} & self._read_first]
 
     def _stop(self, what: str) -> NoReturn:
         raise _Obstacle(f"{self._place()} {what}" if self._frames else what)
@@ -967,13 +966,13 @@ def read(f: Any, *args: Any) -> Reading:
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
     obstacle = reader.obstacle(f, _Args([], {}).after(*args))
-    records = []
-    if not obstacle and reader.records:
-        obstacle = reader.records[0][2]
+    records = [] if obstacle else reader.records()
+    if records:
+        obstacle = f"{reader.writes[records[0]]} keeps a record in {records[0][1]}"
         numbers = {id(value): number for number, value in enumerate(reach.objects)}
-        if all(holder in numbers for holder, *_ in reader.records):
-            records = [(numbers[holder], name) for holder, name, _ in reader.records]
-    reading = Reading(obstacle, bool(reader.writes), records=records)
+        records = [(numbers.get(holder, -1), name) for holder, name in records]
+    is_known = all(number >= 0 for number, _ in records)
+    reading = Reading(obstacle, bool(reader.writes), records=records if is_known else [])
     if len(_known) >= _MEMORY:
         _known.clear()
     _known[key] = reading, reach.kept
