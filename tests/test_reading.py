@@ -11,6 +11,7 @@ import types
 import numpy as np
 import pytest
 
+from fastgrad.nn import layers
 from fastgrad.numdiff import reading
 from fastgrad.numdiff.reading import read
 
@@ -36,7 +37,7 @@ class Layer:
         return 1.0
 
 
-LAYER = Layer(np.eye(3))
+LAYER, OURS = Layer(np.eye(3)), layers.Affine(np.eye(3), np.zeros(3))
 LAYERS = {"one": LAYER, "two": Layer(np.eye(3))}
 
 
@@ -208,6 +209,7 @@ def keyword(**options):
         (lambda x: float(open("a")), "calls open"),  # noqa: SIM115
         (lambda x: id(x), "calls id"),
         (lambda x: LAYER.noted, "appends to HISTORY"),
+        (lambda x: OURS.params, "uses params of a Affine"),
         (global_statement, "global statement"),
         (by_an_alias, "changes place in place"),
         (changed_argument, "changes x"),
@@ -396,6 +398,11 @@ class Summed:
         return 1.0
 
 
+class Updated:
+    def __init__(self, update):
+        self.update = update
+
+
 SUMMED, QUEUES = Summed(), [queue.Queue()]
 
 
@@ -406,6 +413,7 @@ SUMMED, QUEUES = Summed(), [queue.Queue()]
         renames_in_a_comprehension, swaps, asserts, imports_a_generator, writes_by_an_iterator,
         lambda x: np.sum(SUMMED),
         lambda x: QUEUES[0].get(),
+        lambda x: Updated(HISTORY.append).update(1) or 1.0,
         lambda x: x.round(2, COUNT)[0],
         lambda x: np.exp(*[x, COUNT])[0],
         lambda x: np.median(COUNT, overwrite_input=True),

@@ -69,8 +69,7 @@ def _is_plain(function: ast.FunctionDef) -> bool:
     """Return whether a function is no generator, and what decorators ask of it is known."""
     decorators = [getattr(node, "id", "") for node in function.decorator_list]
     return set(decorators) <= {"staticmethod", "classmethod"} and not any(
-        isinstance(node, ast.Yield | ast.YieldFrom | ast.Await)
-        for node, _ in _walk(function.body, False)
+        isinstance(node, ast.Yield | ast.YieldFrom) for node, _ in _walk(function.body, False)
     )
 
 

@@ -297,13 +297,10 @@ def _inputs(function: Any) -> int:
     """Return how many positional arguments a function of NumPy takes before ``out``."""
     if isinstance(function, np.ufunc):
         return function.nin
-    try:
-        parameters = inspect.signature(function).parameters
-    except (TypeError, ValueError):
-        return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
-    if "out" not in parameters or parameters["out"].kind is inspect.Parameter.KEYWORD_ONLY:
-        return 99
-    return list(parameters).index("out")
+    with contextlib.suppress(TypeError, ValueError):  # which has no signature, or no ``out``
+        parameters = inspect.signature(function).parameters.values()
+        return [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY].index("out")
+    return {"dot": 2, "concatenate": 2, "concat": 2}.get(function.__name__, 99)
 
 
 def _is_compiled(value: Any) -> bool:
@@ -358,8 +355,6 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        #: The attributes of which both is true: the object's id, the name, and where.
-        self.records: list[tuple[int, str, str]] = []
         self._made: list[Any] = []
         self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
@@ -397,9 +392,10 @@ class _Reader:
                     result = self._enter(method, _Args([], {}, starred=True))
                     if not (result.fresh or name in _LOOK_INTO):
                         self._stop(f"{name} of {cls.__name__} may return what is not new")
-        for (holder, name), place in self.writes.items():
-            if {(holder, name), (None, name)} & self._read_first:
-                self.records.append((holder, name, f"{place} keeps a record in {name}"))
+
+    def records(self) -> list[tuple[Any, str]]:
+        """Return the attributes that are both read before they are written, and written."""
+        return [key for key in self.writes if {key, (None, key[1])} & self._read_first]
 
     def _stop(self, what: str) -> NoReturn:
         raise _Obstacle(f"{self._place()} {what}" if self._frames else what)
@@ -552,14 +548,13 @@ class _Reader:
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             known = receiver.only()
-            if type(known) not in _DICTS or len(known) > _MEMORY:
-                return _OUTSIDE
-            return _OUTSIDE if name == "get" else _made(tuple(getattr(known, name)()))
+            is_known = name != "get" and type(known) in _DICTS and len(known) <= _MEMORY
+            return _made(tuple(getattr(known, name)())) if is_known else _OUTSIDE
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
         if id(function) in _NUMPYS and name != "split":
-            self._numpys(function, args._replace(positional=[receiver, *args.positional]))
+            self._numpys(function, args.after(receiver))
         if name in _VIEWS or "copy" in args.keywords:
             return receiver.view()
         return _NUMBER
@@ -627,8 +622,9 @@ class _Reader:
         elif cls.__name__ in _OWN_CLASSES and is_of(cls, "fastgrad"):
             if name in _OWN_METHODS:
                 return _made(_Method(name, _of(holder)))
-            if name in ("W", "b", "params", "layers"):
-                return _of(attributes_of(holder)[name])
+            known = attributes_of(holder)
+            if name in ("W", "b", "params", "layers") and name in known:
+                return _of(known[name])
         elif is_open(cls) or cls is types.SimpleNamespace:
             return self._attribute_of_instance(holder, cls, name)
         self._stop(f"uses {name} of a {cls.__name__}")
@@ -647,9 +643,11 @@ class _Reader:
             return _of(attributes[name])
         if isinstance(member, property) and isinstance(member.fget, types.FunctionType):
             return self._enter(member.fget, _Args([_of(holder)], {}))
+        if member is _NOTHING and is_made:
+            return _OUTSIDE  # what `__init__` was given
         if member is _NOTHING or isinstance(member, types.MethodDescriptorType):
             # Of a container. Else it is an error, unless it is set on the way.
-            return self._built_in(_made(holder) if is_made else _of(holder), name)
+            return self._built_in(_of(holder), name)
         bound = _bound(member, holder, cls)
         if bound is member and hasattr(type(member), "__get__"):
             self._stop(f"uses {name} of a {cls.__name__}")
@@ -716,9 +714,7 @@ class _Reader:
                 self._state[frame, node.name] = _made(_Local(node, frame))
             case ast.If():
                 truth = self._truth(node.test)
-                bodies = [
-                    b for b, t in ((node.body, True), (node.orelse, False)) if truth != (not t)
-                ]
+                bodies = [node.body] * (truth is not False) + [node.orelse] * (truth is not True)
                 self._paths(*(functools.partial(self._statements, body) for body in bodies))
             case ast.While(test=begin) | ast.For(iter=begin):
                 self._repeat(functools.partial(self._turn, node, begin))
@@ -730,10 +726,10 @@ class _Reader:
 
     def _turn(self, node: Any, begin: ast.expr) -> None:
         """Read the body of a loop once, after its condition or what it goes over."""
-        value = self._value(begin)
         if isinstance(node, ast.For):
-            self._iterate(value)
-            self._assign(node.target, value.item())
+            self._take(node.target, begin)
+        else:
+            self._value(begin)
         self._statements(node.body)
 
     def _truth(self, test: ast.expr) -> bool | None:
@@ -806,10 +802,9 @@ class _Reader:
                 return self._subscript(node)
             case ast.BinOp():
                 flat = [self._value(node.left).flat, self._value(node.right).flat]
-                # A list may be multiplied by a number, or added to a list.
-                is_list = isinstance(node.op, ast.Add) and not any(flat)
-                is_list = is_list or (isinstance(node.op, ast.Mult) and not all(flat))
-                return _CONTAINER if is_list else _NUMBER
+                # A list may be added to a list, or multiplied by a number.
+                lists = {ast.Add: 2, ast.Mult: 1}.get(type(node.op), 3)
+                return _CONTAINER if flat.count(False) >= lists else _NUMBER
             case ast.BoolOp(values=[first, *rest]):
                 return _joined(*self._some([first], rest))
             case ast.Compare(left=left, comparators=[right, *rest]):
@@ -854,12 +849,16 @@ class _Reader:
     def _element(self, node: Any) -> None:
         """Read what a comprehension does for one item."""
         for part in node.generators:
-            source = self._value(part.iter)
-            self._iterate(source)
-            self._assign(part.target, source.item())
+            self._take(part.target, part.iter)
             for test in part.ifs:
                 self._value(test)
         self._parts(node)
+
+    def _take(self, target: ast.expr, source: ast.expr) -> None:
+        """Read the assignment of an item."""
+        value = self._value(source)
+        self._iterate(value)
+        self._assign(target, value.item())
 
     def _name(self, name: str) -> _Value:
         frame: _Frame | None = self._frames[-1]
@@ -967,13 +966,13 @@ def read(f: Any, *args: Any) -> Reading:
         return _known[key][0]._replace(objects=reach.objects)
     reader = _Reader(reach)
     obstacle = reader.obstacle(f, _Args([], {}).after(*args))
-    records = []
-    if not obstacle and reader.records:
-        obstacle = reader.records[0][2]
+    records = [] if obstacle else reader.records()
+    if records:
+        obstacle = f"{reader.writes[records[0]]} keeps a record in {records[0][1]}"
         numbers = {id(value): number for number, value in enumerate(reach.objects)}
-        if all(holder in numbers for holder, *_ in reader.records):
-            records = [(numbers[holder], name) for holder, name, _ in reader.records]
-    reading = Reading(obstacle, bool(reader.writes), records=records)
+        records = [(numbers.get(holder, -1), name) for holder, name in records]
+    is_known = all(number >= 0 for number, _ in records)
+    reading = Reading(obstacle, bool(reader.writes), records=records if is_known else [])
     if len(_known) >= _MEMORY:
         _known.clear()
     _known[key] = reading, reach.kept

@@ -97,12 +97,11 @@ _needed: set[types.CodeType] = set()
 
 def _innermost_code(error: BaseException) -> types.CodeType | None:
     """Return the code of the caller's function in which an exception began."""
-    codes = [
-        frame.f_code
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_globals.get("__name__", "").partition(".")[0] not in ("fastgrad", "numpy")
-    ]
-    return codes[-1] if codes else None
+    found = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        package = frame.f_globals.get("__name__", "").partition(".")[0]
+        found = found if package in ("fastgrad", "numpy") else frame.f_code
+    return found
 
 
 # ------------------------------------------------------------------------------------ at run time
@@ -157,12 +156,7 @@ def rewritten(code: types.CodeType) -> types.CodeType | None:
     except (OSError, SyntaxError, TypeError):
         return None
     # A notebook compiles the statements of a cell one by one.
-    alone = [
-        ast.Module([node], [])
-        for node in whole.body
-        if node.lineno <= code.co_firstlineno <= (node.end_lineno or node.lineno)
-    ]
-    for tree in (whole, *alone):
+    for tree in (whole, *(ast.Module([statement], []) for statement in whole.body)):
         originals = _compiled(tree, code)
         if code in originals:
             copies = _compiled(_Rewriter().visit(tree), code)

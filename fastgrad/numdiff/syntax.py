@@ -71,10 +71,6 @@ def _fits(node: Any, code: types.CodeType) -> bool:
         places = {(p[0], p[2]) for p in code.co_positions() if None not in p and p[1:3] != (0, 0)}
         if not all(begin <= place <= end for place in places - {(first, 0)}):
             return False
-    there = {"dot", "__debug__", *names_in(code)}
-    return all(
-        name in there
-        for statement in (body if isinstance(body, list) else [body])
-        for n in ast.walk(statement)
-        if (name := getattr(n, "id", "") or getattr(n, "attr", ""))
-    )
+    parts = [n for part in (body if isinstance(body, list) else [body]) for n in ast.walk(part)]
+    names = {getattr(n, "id", "") or getattr(n, "attr", "") for n in parts}
+    return names <= {"", "__debug__", *names_in(code)}
