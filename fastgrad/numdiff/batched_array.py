@@ -350,12 +350,7 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def transpose(self, *axes: Any) -> Any:
         """Permute the axes."""
-        order = _order(np.ndarray.transpose, self.ndim, *axes)
-        return self._view(
-            self._batch.at_x(np.transpose, (self, order)),
-            self._values.transpose(*order, self.ndim),
-            tuple(self._support[a] for a in order),
-        )
+        return _permuted(np.ndarray.transpose)(self, *axes)
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Give the array another shape."""
@@ -418,10 +413,7 @@ def unchanged(base: Array, batch: Batch) -> BatchedArray:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether two boxes have the same indices along an axis."""
-    return one is other or (
-        one is not None and other is not None
-        and one.shape == other.shape and bool((one == other).all())
-    )  # fmt: skip
+    return one is other or np.array_equal(one, other)
 
 
 def _union(one: Any, other: Any) -> Any:
@@ -704,10 +696,19 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
 
 
-def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
-    """Return how a function permutes axes: an array whose lengths are their numbers shows it."""
-    order: tuple[int, ...] = function(np.empty(range(ndim)), *args).shape
-    return order
+def _permuted(function: Any) -> Callable[..., Any]:
+    """Return what stands for a function that permutes axes."""
+
+    def call(array: BatchedArray, *args: Any) -> Any:
+        # An array whose lengths are the numbers of its axes shows how.
+        order = function(np.empty(range(array.ndim)), *args).shape
+        return array._view(
+            array._batch.at_x(np.transpose, (array, order)),
+            array._values.transpose(*order, array.ndim),
+            tuple(array._support[a] for a in order),
+        )
+
+    return call
 
 
 # ------------------------------------------------------------------------------------ reductions
@@ -910,10 +911,6 @@ def _like(function: Any) -> Callable[..., Any]:
 
 def _entrywise(function: Any) -> Callable[..., Any]:
     return functools.partial(elementwise, function)
-
-
-def _permuted(function: Any) -> Callable[..., Any]:
-    return lambda a, *args: a.transpose(_order(function, a.ndim, *args))
 
 
 def _reshaped(function: Any) -> Callable[..., Any]:
