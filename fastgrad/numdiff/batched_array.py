@@ -909,10 +909,6 @@ def _like(function: Any) -> Callable[..., Any]:
     return lambda a, *args, **kwargs: unchanged(function(a._base, *args, **kwargs), a._batch)
 
 
-def _entrywise(function: Any) -> Callable[..., Any]:
-    return functools.partial(elementwise, function)
-
-
 def _reshaped(function: Any) -> Callable[..., Any]:
     return lambda a, *args, **kwargs: a.reshape(function(a._base, *args, **kwargs).shape)
 
@@ -928,7 +924,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.vdot: lambda a, b: matmul(np.ravel(a), np.ravel(b)),
     np.reshape: lambda a, shape, order="C": a.reshape(shape, order=order),
     np.ravel: lambda a, order="C": a.reshape(-1, order=order),
-    np.copy: lambda a, **_: a.copy(),
+    np.copy: lambda a, **_: a.copy(), np.round: functools.partial(elementwise, np.round),
+    np.nan_to_num: functools.partial(elementwise, np.nan_to_num),
     np.append: lambda a, values, axis=None: np.concatenate(
         [np.ravel(a), np.ravel(values)] if axis is None else [a, values], axis or 0
     ),
@@ -938,7 +935,6 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 _KINDS: dict[Callable[[Any], Callable[..., Any]], str] = {
     _of_bases: "shape ndim size iscomplexobj isrealobj result_type",
     _like: "zeros_like ones_like empty_like full_like",
-    _entrywise: "round nan_to_num",
     _along: """sum var std max min prod any all argmax argmin ptp median nansum nanmean
                nanmax nanmin count_nonzero cumsum cumprod""",
     functools.partial(_along, default=-1): "sort argsort",
