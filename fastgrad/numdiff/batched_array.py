@@ -269,11 +269,6 @@ class BatchedArray(NDArrayOperatorsMixin):
             raise self._batch.refuse(f"{refusal}: it differs between points")
         return self._base
 
-    def _view(self, base: Any, values: Array, support: Support) -> Any:
-        """Return an array that may share memory with this one."""
-        self._is_shared = True
-        return wrapped(base, values, support, self._batch)
-
     def _widen(self, axes: Container[int]) -> None:
         """Make the box cover the given axes: what is asked for once is so again."""
         support = tuple(None if a in axes else index for a, index in enumerate(self._support))
@@ -303,7 +298,8 @@ class BatchedArray(NDArrayOperatorsMixin):
                 support.append(index)
         if parts is None:
             return picked(self, _numbers(self.shape)[key], base)
-        return self._view(base, self._values[(*into, slice(None))], tuple(support))
+        values = self._values[(*into, slice(None))]
+        return wrapped(base, values, tuple(support), self._batch)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
@@ -361,7 +357,8 @@ class BatchedArray(NDArrayOperatorsMixin):
         base = self._batch.at_x(np.reshape, (self, shape))
         support = _reshaped_support(self, base.shape)
         values = self._values.reshape(*_lengths(base.shape, support), self._batch.count)
-        return self._view(base, values, support)
+        self._is_shared = True
+        return wrapped(base, values, support, self._batch)
 
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
@@ -484,8 +481,6 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     own, sizes = _aligned(array._support, ndim), extra + array.shape
     base = array._base.reshape(sizes)
     values = array._values.reshape(*extra, *array._values.shape)
-    if values.size == 0:
-        return _box(base, support, array._batch)
     for a in range(ndim):
         if sizes[a] == 1 or _same(own[a], support[a]):
             continue
@@ -532,8 +527,6 @@ def elementwise(function: Any, *inputs: Any, **kwargs: Any) -> Any:
     batch = _batch_of(inputs)
     base = np.asarray(batch.at_x(function, inputs, **kwargs))
     support = common_support(inputs, base.shape)
-    if any(index is _NONE for index in support):
-        return base[()]
     batch.spend(math.prod(_lengths(base.shape, support)) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
     return wrapped(base, values, support, batch)
@@ -685,8 +678,7 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     source[flat + 1] = np.arange(1, len(flat) + 1)
     source = source[numbers]
     # The smallest box around what comes from the box of the array.
-    indices = np.nonzero(source) if source.ndim else ()
-    axes = [np.unique(index) for index in indices]
+    axes = [np.unique(index) for index in np.argwhere(source).T]
     source = np.asarray(source[np.ix_(*axes)])
     batch.spend(source.size * count * array.dtype.itemsize)
     values = array._values.reshape(len(flat), count)[source - 1]
@@ -702,11 +694,10 @@ def _permuted(function: Any) -> Callable[..., Any]:
     def call(array: BatchedArray, *args: Any) -> Any:
         # An array whose lengths are the numbers of its axes shows how.
         order = function(np.empty(range(array.ndim)), *args).shape
-        return array._view(
-            array._batch.at_x(np.transpose, (array, order)),
-            array._values.transpose(*order, array.ndim),
-            tuple(array._support[a] for a in order),
-        )
+        base = array._batch.at_x(np.transpose, (array, order))
+        values = array._values.transpose(*order, array.ndim)
+        array._is_shared = True
+        return wrapped(base, values, tuple(array._support[a] for a in order), array._batch)
 
     return call
 
@@ -826,15 +817,13 @@ def _product(a: Any, b: Any) -> Any:
 def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Array, Support]:
     """Multiply the values in a box, and zeros outside of it, by a plain matrix."""
     rows, terms = support
-    n, count, columns = len(a), batch.count, None
+    n, count = len(a), batch.count
     if terms is not None and len(terms) == 1:
         # The columns of the product in which there is something, as the samples with such a pixel.
-        factors = b[terms[0]]
-        chosen = np.flatnonzero(factors.any(axis=0))
-        if len(chosen) < b.shape[1]:
-            factors, columns = factors[:, chosen], chosen[:, None]
+        factors = b[terms[0]].T
+        chosen = np.flatnonzero(factors.any(axis=1))
         batch.spend(n * len(chosen) * count * a.itemsize)
-        return a * np.ascontiguousarray(factors.T), (rows, columns)
+        return a * factors.take(chosen, axis=0), (rows, chosen[:, None])
     batch.spend(n * b.shape[1] * count * a.itemsize)
     if terms is None:
         return np.matmul(b.T, a), support
