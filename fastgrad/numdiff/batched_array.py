@@ -89,17 +89,16 @@ class Batch:
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
-    def refuse(self, reason: str | NotCarried) -> NotCarried:
-        """Return the exception to raise, and remember it."""
-        refusal = NotCarried(reason) if isinstance(reason, str) else reason
-        self.refusal = self.refusal or refusal
-        return refusal
+    def refuse(self, reason: str, kind: type[NotCarried] = NotCarried) -> NotCarried:
+        """Return the exception to raise, which is that of the first refusal."""
+        self.refusal = self.refusal or kind(reason)
+        return self.refusal
 
     def spend(self, nbytes: int) -> None:
         """Count bytes that are about to be allocated."""
         self.nbytes += nbytes
         if self.nbytes > self.budget:
-            raise self.refuse(TooLarge("its arrays at several points need too much memory"))
+            raise self.refuse("its arrays at several points need too much memory", TooLarge)
 
     def at_x(self, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
         """Return what a function gives at x, which must not be written to."""
@@ -212,7 +211,7 @@ class BatchedArray(NDArrayOperatorsMixin):
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
         carried: Any = functools.partial(elementwise, ufunc)
         if method == "reduce" and ufunc in _REDUCTIONS:
-            carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
+            carried, kwargs = FUNCTIONS[_REDUCTIONS[ufunc]], {"axis": 0, **kwargs}
         elif method != "__call__":
             raise self._batch.refuse(f"`np.{name}` cannot be carried")
         elif ufunc is np.matmul:
@@ -937,9 +936,8 @@ for _kind, _names in _KINDS.items():
     for _function in operator.attrgetter(*_names.split())(np):
         FUNCTIONS[_function] = _kind(_function)
 
-#: Ufuncs whose reduction is a function of NumPy.
+#: The functions of NumPy that are reductions of ufuncs.
 _REDUCTIONS = {
-    np.add: FUNCTIONS[np.sum], np.maximum: FUNCTIONS[np.max], np.minimum: FUNCTIONS[np.min],
-    np.multiply: FUNCTIONS[np.prod], np.logical_or: FUNCTIONS[np.any],
-    np.logical_and: FUNCTIONS[np.all],
+    np.add: np.sum, np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
+    np.logical_or: np.any, np.logical_and: np.all,
 }  # fmt: skip
