@@ -480,6 +480,8 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
     own, sizes = _aligned(array._support, ndim), extra + array.shape
     base = array._base.reshape(sizes)
     values = array._values.reshape(*extra, *array._values.shape)
+    if values.size == 0:
+        return _box(base, support, array._batch)
     for a in range(ndim):
         if sizes[a] == 1 or _same(own[a], support[a]):
             continue
@@ -602,6 +604,8 @@ def _columns(flat: Array) -> tuple[Array, Array]:
 
 def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
     """Return the box of ascending indices when one axis becomes several; None if they are none."""
+    if len(shape) < 2:
+        return (flat,) * len(shape)
     flat, of_point = _columns(flat)
     # What a box's first point has along an axis tells which of its rows begin another index.
     rows = [part[np.unique(part[:, 0], return_index=True)[1]]
@@ -819,10 +823,12 @@ def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Arr
     n, count = len(a), batch.count
     if terms is not None and len(terms) == 1:
         # The columns of the product in which there is something, as the samples with such a pixel.
-        factors = b[terms[0]].T
-        chosen = np.flatnonzero(factors.any(axis=1))
+        factors = b[terms[0]]
+        chosen = np.flatnonzero(factors.any(axis=0))
+        if len(chosen) < b.shape[1]:
+            factors = factors[:, chosen]
         batch.spend(n * len(chosen) * count * a.itemsize)
-        return a * factors.take(chosen, axis=0), (rows, chosen[:, None])
+        return a * np.ascontiguousarray(factors.T), (rows, chosen[:, None])
     batch.spend(n * b.shape[1] * count * a.itemsize)
     if terms is None:
         return np.matmul(b.T, a), support
