@@ -433,11 +433,6 @@ def _lengths(shape: tuple[int, ...], support: Support) -> tuple[int, ...]:
     return tuple(size if index is None or size == 1 else len(index) for size, index in pairs)
 
 
-def _in_box(index: Array, axis: int, ndim: int) -> Array:
-    """Return indices along an axis in the shape that broadcasts in a box."""
-    return index.reshape(*(1,) * axis, len(index), *(1,) * (ndim - 1 - axis), -1)
-
-
 def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
     """Return the smallest box that covers those of all arrays, broadcast to a shape."""
     changed: list[BatchedArray] = [array for array in arrays if _is_changed(array)]
@@ -460,15 +455,14 @@ def at(array: Array, support: Support) -> Array:
     Axes of length 1 are broadcast.
     """
     axes = [a for a, index in enumerate(support) if index is not None and array.shape[a] > 1]
-    ndim, box = array.ndim, array[..., None]
+    box = array[..., None]
     for a in sorted(axes, key=lambda a: support[a].shape[1]):
         index = support[a]
         if index.shape[1] == 1:
             box = box.take(index[:, 0], axis=a)
-        elif len(index) == box.shape[-1] == 1:  # the usual box; a tenth of a network's time
-            box = np.expand_dims(np.moveaxis(box[..., 0], a, -1).take(index[0], axis=-1), a)
         else:
-            box = np.take_along_axis(box, _in_box(index, a, ndim), axis=a)
+            points = np.arange(box.shape[-1])
+            box = box.swapaxes(-2, a)[..., index, points].swapaxes(-2, a)
     return box
 
 
@@ -490,9 +484,10 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
             index = np.searchsorted(support[a][:, 0], index)
         smaller, values = values, _box(base, own, array._batch)
         if index.shape[1] == 1:
-            values[(*(slice(None),) * a, index[:, 0])] = smaller
+            values.swapaxes(0, a)[index[:, 0]] = smaller.swapaxes(0, a)
         else:
-            np.put_along_axis(values, _in_box(index, a, ndim), smaller, axis=a)
+            points = np.arange(values.shape[-1])
+            values.swapaxes(-2, a)[..., index, points] = smaller.swapaxes(-2, a)
     return values
 
 
