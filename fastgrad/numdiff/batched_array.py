@@ -89,17 +89,16 @@ class Batch:
         self.nbytes = 0
         self.refusal: NotCarried | None = None
 
-    def refuse(self, reason: str | NotCarried) -> NotCarried:
-        """Return the exception to raise, and remember it."""
-        refusal = NotCarried(reason) if isinstance(reason, str) else reason
-        self.refusal = self.refusal or refusal
-        return refusal
+    def refuse(self, reason: str, kind: type[NotCarried] = NotCarried) -> NotCarried:
+        """Return the exception to raise, which is that of the first refusal."""
+        self.refusal = self.refusal or kind(reason)
+        return self.refusal
 
     def spend(self, nbytes: int) -> None:
         """Count bytes that are about to be allocated."""
         self.nbytes += nbytes
         if self.nbytes > self.budget:
-            raise self.refuse(TooLarge("its arrays at several points need too much memory"))
+            raise self.refuse("its arrays at several points need too much memory", TooLarge)
 
     def at_x(self, function: Any, inputs: Sequence[Any], **kwargs: Any) -> Any:
         """Return what a function gives at x, which must not be written to."""
@@ -212,7 +211,7 @@ class BatchedArray(NDArrayOperatorsMixin):
         name = ufunc.__name__ if method == "__call__" else f"{ufunc.__name__}.{method}"
         carried: Any = functools.partial(elementwise, ufunc)
         if method == "reduce" and ufunc in _REDUCTIONS:
-            carried, kwargs = _REDUCTIONS[ufunc], {"axis": 0, **kwargs}
+            carried, kwargs = FUNCTIONS[_REDUCTIONS[ufunc]], {"axis": 0, **kwargs}
         elif method != "__call__":
             raise self._batch.refuse(f"`np.{name}` cannot be carried")
         elif ufunc is np.matmul:
@@ -269,11 +268,6 @@ class BatchedArray(NDArrayOperatorsMixin):
             raise self._batch.refuse(f"{refusal}: it differs between points")
         return self._base
 
-    def _view(self, base: Any, values: Array, support: Support) -> Any:
-        """Return an array that may share memory with this one."""
-        self._is_shared = True
-        return wrapped(base, values, support, self._batch)
-
     def _widen(self, axes: Container[int]) -> None:
         """Make the box cover the given axes: what is asked for once is so again."""
         support = tuple(None if a in axes else index for a, index in enumerate(self._support))
@@ -303,7 +297,8 @@ class BatchedArray(NDArrayOperatorsMixin):
                 support.append(index)
         if parts is None:
             return picked(self, _numbers(self.shape)[key], base)
-        return self._view(base, self._values[(*into, slice(None))], tuple(support))
+        values = self._values[(*into, slice(None))]
+        return wrapped(base, values, tuple(support), self._batch)
 
     def __setitem__(self, key: Any, value: Any) -> None:
         """Set entries at all points."""
@@ -350,12 +345,7 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def transpose(self, *axes: Any) -> Any:
         """Permute the axes."""
-        order = _order(np.ndarray.transpose, self.ndim, *axes)
-        return self._view(
-            self._batch.at_x(np.transpose, (self, order)),
-            self._values.transpose(*order, self.ndim),
-            tuple(self._support[a] for a in order),
-        )
+        return _permuted(np.ndarray.transpose)(self, *axes)
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Give the array another shape."""
@@ -366,7 +356,8 @@ class BatchedArray(NDArrayOperatorsMixin):
         base = self._batch.at_x(np.reshape, (self, shape))
         support = _reshaped_support(self, base.shape)
         values = self._values.reshape(*_lengths(base.shape, support), self._batch.count)
-        return self._view(base, values, support)
+        self._is_shared = True
+        return wrapped(base, values, support, self._batch)
 
     def flatten(self, order: str = "C") -> Any:
         """Return a copy with one axis."""
@@ -418,10 +409,7 @@ def unchanged(base: Array, batch: Batch) -> BatchedArray:
 
 def _same(one: Any, other: Any) -> bool:
     """Return whether two boxes have the same indices along an axis."""
-    return one is other or (
-        one is not None and other is not None
-        and one.shape == other.shape and bool((one == other).all())
-    )  # fmt: skip
+    return one is other or np.array_equal(one, other)
 
 
 def _union(one: Any, other: Any) -> Any:
@@ -443,11 +431,6 @@ def _lengths(shape: tuple[int, ...], support: Support) -> tuple[int, ...]:
     """Return the shape of the box of an array; axes of length 1 are left to be broadcast."""
     pairs = zip(shape, support, strict=True)
     return tuple(size if index is None or size == 1 else len(index) for size, index in pairs)
-
-
-def _in_box(index: Array, axis: int, ndim: int) -> Array:
-    """Return indices along an axis in the shape that broadcasts in a box."""
-    return index.reshape(*(1,) * axis, len(index), *(1,) * (ndim - 1 - axis), -1)
 
 
 def common_support(arrays: Sequence[Any], shape: tuple[int, ...]) -> Support:
@@ -472,15 +455,14 @@ def at(array: Array, support: Support) -> Array:
     Axes of length 1 are broadcast.
     """
     axes = [a for a, index in enumerate(support) if index is not None and array.shape[a] > 1]
-    ndim, box = array.ndim, array[..., None]
+    box = array[..., None]
     for a in sorted(axes, key=lambda a: support[a].shape[1]):
         index = support[a]
         if index.shape[1] == 1:
             box = box.take(index[:, 0], axis=a)
-        elif len(index) == box.shape[-1] == 1:  # the usual box; a tenth of a network's time
-            box = np.expand_dims(np.moveaxis(box[..., 0], a, -1).take(index[0], axis=-1), a)
         else:
-            box = np.take_along_axis(box, _in_box(index, a, ndim), axis=a)
+            points = np.arange(box.shape[-1])
+            box = box.swapaxes(-2, a)[..., index, points].swapaxes(-2, a)
     return box
 
 
@@ -502,9 +484,10 @@ def within(array: BatchedArray, support: Support, ndim: int) -> Array:
             index = np.searchsorted(support[a][:, 0], index)
         smaller, values = values, _box(base, own, array._batch)
         if index.shape[1] == 1:
-            values[(*(slice(None),) * a, index[:, 0])] = smaller
+            values.swapaxes(0, a)[index[:, 0]] = smaller.swapaxes(0, a)
         else:
-            np.put_along_axis(values, _in_box(index, a, ndim), smaller, axis=a)
+            points = np.arange(values.shape[-1])
+            values.swapaxes(-2, a)[..., index, points] = smaller.swapaxes(-2, a)
     return values
 
 
@@ -540,8 +523,6 @@ def elementwise(function: Any, *inputs: Any, **kwargs: Any) -> Any:
     batch = _batch_of(inputs)
     base = np.asarray(batch.at_x(function, inputs, **kwargs))
     support = common_support(inputs, base.shape)
-    if any(index is _NONE for index in support):
-        return base[()]
     batch.spend(math.prod(_lengths(base.shape, support)) * batch.count * base.itemsize)
     values = function(*(_operand(array, support, base.ndim, batch) for array in inputs), **kwargs)
     return wrapped(base, values, support, batch)
@@ -618,6 +599,8 @@ def _columns(flat: Array) -> tuple[Array, Array]:
 
 def _split_index(flat: Array, shape: tuple[int, ...]) -> Support | None:
     """Return the box of ascending indices when one axis becomes several; None if they are none."""
+    if len(shape) < 2:
+        return (flat,) * len(shape)
     flat, of_point = _columns(flat)
     # What a box's first point has along an axis tells which of its rows begin another index.
     rows = [part[np.unique(part[:, 0], return_index=True)[1]]
@@ -693,8 +676,7 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     source[flat + 1] = np.arange(1, len(flat) + 1)
     source = source[numbers]
     # The smallest box around what comes from the box of the array.
-    indices = np.nonzero(source) if source.ndim else ()
-    axes = [np.unique(index) for index in indices]
+    axes = [np.unique(index) for index in np.argwhere(source).T]
     source = np.asarray(source[np.ix_(*axes)])
     batch.spend(source.size * count * array.dtype.itemsize)
     values = array._values.reshape(len(flat), count)[source - 1]
@@ -704,10 +686,18 @@ def picked(array: BatchedArray, numbers: Array, base: Array) -> Any:
     return wrapped(base, values, tuple(index[:, None] for index in axes), batch)
 
 
-def _order(function: Any, ndim: int, *args: Any) -> tuple[int, ...]:
-    """Return how a function permutes axes: an array whose lengths are their numbers shows it."""
-    order: tuple[int, ...] = function(np.empty(range(ndim)), *args).shape
-    return order
+def _permuted(function: Any) -> Callable[..., Any]:
+    """Return what stands for a function that permutes axes."""
+
+    def call(array: BatchedArray, *args: Any) -> Any:
+        # An array whose lengths are the numbers of its axes shows how.
+        order = function(np.empty(range(array.ndim)), *args).shape
+        base = array._batch.at_x(np.transpose, (array, order))
+        values = array._values.transpose(*order, array.ndim)
+        array._is_shared = True
+        return wrapped(base, values, tuple(array._support[a] for a in order), array._batch)
+
+    return call
 
 
 # ------------------------------------------------------------------------------------ reductions
@@ -825,15 +815,15 @@ def _product(a: Any, b: Any) -> Any:
 def _multiplied(a: Array, support: Support, b: Array, batch: Batch) -> tuple[Array, Support]:
     """Multiply the values in a box, and zeros outside of it, by a plain matrix."""
     rows, terms = support
-    n, count, columns = len(a), batch.count, None
+    n, count = len(a), batch.count
     if terms is not None and len(terms) == 1:
         # The columns of the product in which there is something, as the samples with such a pixel.
         factors = b[terms[0]]
         chosen = np.flatnonzero(factors.any(axis=0))
         if len(chosen) < b.shape[1]:
-            factors, columns = factors[:, chosen], chosen[:, None]
+            factors = factors[:, chosen]
         batch.spend(n * len(chosen) * count * a.itemsize)
-        return a * np.ascontiguousarray(factors.T), (rows, columns)
+        return a * np.ascontiguousarray(factors.T), (rows, chosen[:, None])
     batch.spend(n * b.shape[1] * count * a.itemsize)
     if terms is None:
         return np.matmul(b.T, a), support
@@ -908,14 +898,6 @@ def _like(function: Any) -> Callable[..., Any]:
     return lambda a, *args, **kwargs: unchanged(function(a._base, *args, **kwargs), a._batch)
 
 
-def _entrywise(function: Any) -> Callable[..., Any]:
-    return functools.partial(elementwise, function)
-
-
-def _permuted(function: Any) -> Callable[..., Any]:
-    return lambda a, *args: a.transpose(_order(function, a.ndim, *args))
-
-
 def _reshaped(function: Any) -> Callable[..., Any]:
     return lambda a, *args, **kwargs: a.reshape(function(a._base, *args, **kwargs).shape)
 
@@ -931,7 +913,8 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
     np.vdot: lambda a, b: matmul(np.ravel(a), np.ravel(b)),
     np.reshape: lambda a, shape, order="C": a.reshape(shape, order=order),
     np.ravel: lambda a, order="C": a.reshape(-1, order=order),
-    np.copy: lambda a, **_: a.copy(),
+    np.copy: lambda a, **_: a.copy(), np.round: functools.partial(elementwise, np.round),
+    np.nan_to_num: functools.partial(elementwise, np.nan_to_num),
     np.append: lambda a, values, axis=None: np.concatenate(
         [np.ravel(a), np.ravel(values)] if axis is None else [a, values], axis or 0
     ),
@@ -941,7 +924,6 @@ FUNCTIONS: dict[Any, Callable[..., Any]] = {
 _KINDS: dict[Callable[[Any], Callable[..., Any]], str] = {
     _of_bases: "shape ndim size iscomplexobj isrealobj result_type",
     _like: "zeros_like ones_like empty_like full_like",
-    _entrywise: "round nan_to_num",
     _along: """sum var std max min prod any all argmax argmin ptp median nansum nanmean
                nanmax nanmin count_nonzero cumsum cumprod""",
     functools.partial(_along, default=-1): "sort argsort",
@@ -955,9 +937,8 @@ for _kind, _names in _KINDS.items():
     for _function in operator.attrgetter(*_names.split())(np):
         FUNCTIONS[_function] = _kind(_function)
 
-#: Ufuncs whose reduction is a function of NumPy.
+#: The functions of NumPy that are reductions of ufuncs.
 _REDUCTIONS = {
-    np.add: FUNCTIONS[np.sum], np.maximum: FUNCTIONS[np.max], np.minimum: FUNCTIONS[np.min],
-    np.multiply: FUNCTIONS[np.prod], np.logical_or: FUNCTIONS[np.any],
-    np.logical_and: FUNCTIONS[np.all],
+    np.add: np.sum, np.maximum: np.max, np.minimum: np.min, np.multiply: np.prod,
+    np.logical_or: np.any, np.logical_and: np.all,
 }  # fmt: skip

@@ -72,11 +72,13 @@ class Reach:
             if number < len(self.objects):
                 self.fingerprint.append(number)
                 continue
-            identity, found = _identity(value, cls), list(children(value))
+            identity = _identity(value, cls)
             self.objects.append(value)
             self.kept.append(identity)
-            self.fingerprint += id(identity), tuple(name for name, _, _ in found)
-            queue.extend(child for _, child, _ in found)
+            self.fingerprint.append(id(identity))
+            for name, child, _ in children(value):
+                self.fingerprint.append(name)
+                queue.append(child)
             if len(self.objects) > _MOST:
                 self.obstacle = "it can reach more objects than can be looked at"
 
