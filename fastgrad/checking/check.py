@@ -18,16 +18,14 @@ from fastgrad.numdiff.arguments import (
     Batched,
     Step,
     Workers,
-    by_leaf,
     entries_of,
-    flattened,
     generator_of,
     step_for_display,
 )
 from fastgrad.numdiff.directions import along_directions
 from fastgrad.numdiff.noise import noise_of
 from fastgrad.numdiff.objective import Function
-from fastgrad.numdiff.trees import is_tree, leaves_like
+from fastgrad.numdiff.trees import is_tree
 from fastgrad.validation import FloatArray, real_array, whole_number
 
 __all__ = ["check_backward", "check_gradient"]
@@ -122,9 +120,9 @@ def check_gradient(
     ) as entries:  # fmt: skip
         objective, tree = entries.objective, entries.objective.x
         if callable(grad):
-            grad = grad(tree.rebuilt([leaf.array.copy(order="K") for leaf in tree.leaves]), *args)
-        claimed = leaves_like(grad, tree, "grad")
-        analytic = flattened(tree, claimed)
+            grad = grad(tree.copied().root, *args)
+        claimed = tree.leaves_like(grad, "grad")
+        analytic = tree.flattened(claimed)
         noise = noise_of(objective, objective.value())
         found = GradientCheck(
             {}, step_for_display(h), {}, {}, repeats=noise.repeats, noise=noise.level
@@ -132,19 +130,18 @@ def check_gradient(
         if directions is None or sample is not None:
             seen, codes = evidence.gather(entries, analytic[entries.numbers], noise)
             parts = (
-                by_leaf(entries, seen.numerical),
-                by_leaf(entries, seen.error),
-                by_leaf(entries, codes, verdicts.NOT_DRAWN),
+                tree.shaped(entries.everywhere(seen.numerical)),
+                tree.shaped(entries.everywhere(seen.error)),
+                tree.shaped(entries.everywhere(codes, verdicts.NOT_DRAWN)),
             )
-            for leaf, a, *rest in zip(tree.leaves, claimed, *parts, strict=True):
-                n, e, c = map(leaf.shaped, rest)
+            for leaf, a, n, e, c in zip(tree.leaves, claimed, *parts, strict=True):
                 n, c = n.astype(leaf.array.dtype), c.astype(np.int8)
                 result.record(found, leaf.path, a, n, e, c, leaf.array)
         if directions is not None:
             count = whole_number(directions, "directions", minimum=1)
             derivatives = along_directions(objective, count, source, noise, analytic)
-            eps = float(np.max(objective.eps, initial=0))
-            by_array = zip(tree.leaves, objective.by_leaf(analytic), derivatives, strict=True)
+            eps = objective.largest_eps
+            by_array = zip(tree.leaves, tree.by_leaf(analytic), derivatives, strict=True)
             for leaf, part, (vectors, slopes) in by_array:
                 along, seen = vectors @ part, evidence.of_slopes(slopes)
                 name = f"{leaf.path} along {len(vectors)} directions"

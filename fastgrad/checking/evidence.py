@@ -43,7 +43,7 @@ def gather(entries: Entries, analytic: FloatArray, noise: Noise) -> tuple[Eviden
     codes : ndarray of int8, shape (M,)
         As `fastgrad.checking.verdicts` numbers them.
     """
-    eps = float(np.max(entries.objective.eps, initial=0))
+    eps = entries.objective.largest_eps
     entries.here = noise.here
     with np.errstate(all="ignore"):
         if entries.steps is None:
@@ -97,8 +97,7 @@ def _look_again(entries: Entries, noise: Noise, seen: Evidence, again: IntArray)
 
 def _by_extrapolation(entries: Entries, noise: Noise) -> Evidence:
     seen = of_slopes(extrapolated(entries, noise.level))
-    eps = float(np.max(entries.objective.eps, initial=0))
-    level = max(noise.level, eps * abs(noise.here) / 2)
+    level = max(noise.level, entries.objective.largest_eps * abs(noise.here) / 2)
     seen.rounding = level / np.maximum(np.abs(entries.center), 1.0)
     return seen
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from fastgrad.numdiff.entries import Bounds, Entries
 from fastgrad.numdiff.formulas import CENTRAL
 from fastgrad.numdiff.objective import Function, Objective
-from fastgrad.numdiff.trees import Tree, is_tree, leaves_like
+from fastgrad.numdiff.trees import Tree, is_tree
 from fastgrad.validation import (
     FloatArray,
     IntArray,
@@ -77,7 +77,7 @@ def _sampled(objective: Objective, sample: Any, rng: Any) -> IntArray:
     return np.concatenate(
         [
             np.sort(source.choice(part, min(sample, len(part)), replace=False))
-            for part in objective.by_leaf(objective.entries)
+            for part in objective.x.by_leaf(objective.entries)
         ]
         or [objective.entries]
     )
@@ -87,8 +87,7 @@ def step_for_display(h: Any) -> Any:
     """Return the step as a check shows it."""
     if isinstance(h, str) or (np.ndim(h) == 0 and not is_tree(h)):
         return h
-    leaves = Tree(h, "h").leaves
-    return np.concatenate([np.empty(0), *(leaf.flat() for leaf in leaves)])
+    return Tree(h, "h").flattened()
 
 
 def is_auto(h: Any) -> bool:
@@ -105,7 +104,7 @@ def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
     dtypes = [leaf.array.dtype for leaf in objective.x.leaves]
     if np.ndim(h) == 0 and not is_tree(h):
         return np.array(step_size(h, dtype=min(dtypes, default=np.dtype(float))))
-    steps = flattened(objective.x, leaves_like(h, objective.x, "h"))
+    steps = objective.x.flattened(objective.x.leaves_like(h, "h"))
     steps = objective.rounded(objective.entries, steps)
     if not (np.isfinite(steps) & (steps > 0)).all():
         raise ValueError(f"`h` must hold finite numbers above 0 only, in {dtypes[0]}.")
@@ -121,7 +120,7 @@ def _limits(bounds: Any, objective: Objective, entries: IntArray) -> Bounds:
     low, high = (
         np.full(objective.size, float(bound))
         if isinstance(bound, numbers.Real)
-        else flattened(objective.x, leaves_like(bound, objective.x, f"bounds[{i}]"))
+        else objective.x.flattened(objective.x.leaves_like(bound, f"bounds[{i}]"))
         for i, bound in enumerate(bounds)
     )
     for right, rule in (
@@ -135,36 +134,6 @@ def _limits(bounds: Any, objective: Objective, entries: IntArray) -> Bounds:
             )
     objective.inward = np.where(high - objective.center >= objective.center - low, 1.0, -1.0)
     return low[entries], high[entries]
-
-
-def flattened(tree: Tree, arrays: list[FloatArray]) -> FloatArray:
-    """Return arrays of the leaves' shapes as numbers in the order of the entries, in float64."""
-    return np.concatenate(
-        [
-            array.transpose(leaf.axes).reshape(-1)
-            for leaf, array in zip(tree.leaves, arrays, strict=True)
-        ]
-        or [np.empty(0)],
-        dtype=np.float64,
-    )
-
-
-def result_tree(entries: Entries, values: FloatArray) -> Any:
-    """Return numbers of some entries as a tree of the same form; all others are NaN."""
-    tree = entries.objective.x
-    parts = zip(tree.leaves, by_leaf(entries, values), strict=True)
-    return tree.rebuilt(
-        [leaf.shaped(part).astype(leaf.array.dtype, copy=False) for leaf, part in parts]
-    )
-
-
-def by_leaf(entries: Entries, values: Any, rest: float = np.nan) -> list[FloatArray]:
-    """Cut numbers of some entries into one array for each leaf, in which all others are `rest`."""
-    objective, everything = entries.objective, values
-    if entries.numbers is not objective.entries:
-        everything = np.full(objective.size, rest)
-        everything[entries.numbers] = values
-    return objective.by_leaf(everything)
 
 
 def generator_of(rng: Any) -> np.random.Generator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -35,34 +36,27 @@ def along_directions(
         For each array the directions, unit vectors of ±1/√n in the order of its entries, and the
         derivatives along them.
     """
-    found = []
-    for number, size in enumerate(np.diff(objective.begins).tolist()):
-        signs = _directions(count, size, rng)
+    found, begins, eps = [], objective.x.begins, objective.largest_eps
+    for begin, end in itertools.pairwise(begins):
+        part = slice(begin, end)
+        signs = _directions(count, end - begin, rng)
 
         def values(
-            which: IntArray, offsets: FloatArray, number: int = number, signs: FloatArray = signs
+            which: IntArray, offsets: FloatArray, part: slice = part, signs: FloatArray = signs
         ) -> tuple[FloatArray, FloatArray]:
-            rows = [
-                objective.evaluate_line(
-                    [
-                        leaf.shaped(signs[i]) if j == number else np.zeros(leaf.array.shape)
-                        for j, leaf in enumerate(objective.x.leaves)
-                    ],
-                    steps,
-                )
-                for i, steps in zip(which, offsets.T, strict=True)
-            ]
-            return np.array(rows).T, offsets
+            found = np.empty(offsets.shape)
+            for column, i in enumerate(which):
+                direction = np.zeros(objective.size)
+                direction[part] = signs[i]
+                found[:, column] = objective.evaluate_line(direction, offsets[:, column])
+            return found, offsets
 
-        part = slice(objective.begins[number], objective.begins[number + 1])
-        eps = float(np.max(objective.eps, initial=0))
         moved = eps * float(np.linalg.norm(np.nan_to_num(gradient[part] * objective.center[part])))
         center, here = np.zeros(len(signs)), np.full(len(signs), noise.here)
         level = max(2 * noise.level, moved)
         with np.errstate(all="ignore"):
-            found.append(
-                (signs, extrapolate(values, center, here, np.full(len(signs), eps), level))
-            )
+            along = extrapolate(values, center, here, np.full(len(signs), eps), level)
+        found.append((signs, along))
     return found
 
 

@@ -57,7 +57,21 @@ class Entries:
     @property
     def eps(self) -> FloatArray:
         """The machine epsilon of each entry."""
-        return self.objective.eps_of(self.numbers)
+        return self.objective.eps[self.numbers]
+
+    def everywhere(self, values: Any, rest: float = np.nan) -> Any:
+        """Return numbers of these entries as those of all; those of the others are `rest`."""
+        if self.numbers is self.objective.entries:
+            return values
+        everything = np.full(self.objective.size, rest)
+        everything[self.numbers] = values
+        return everything
+
+    def result(self, values: FloatArray) -> Any:
+        """Return numbers of these entries as a tree like x; all others are NaN."""
+        tree = self.objective.x
+        parts = zip(tree.leaves, tree.shaped(self.everywhere(values)), strict=True)
+        return tree.rebuilt(part.astype(leaf.array.dtype, copy=False) for leaf, part in parts)
 
     def subset(self, which: IntArray) -> Entries:
         """Return some of the entries, for extrapolation."""

@@ -19,7 +19,6 @@ from fastgrad.numdiff.arguments import (
     entries_of,
     generator_of,
     is_auto,
-    result_tree,
     steps_of,
     tree_of,
 )
@@ -319,8 +318,8 @@ def numerical_gradient(
                     estimate = around.error(order, noise_of_values)
     if directions is None:
         entries.warn_if_constant(stacklevel=3)
-    gradient = result_tree(entries, slope)
-    return (gradient, result_tree(entries, estimate)) if error else gradient
+    gradient = entries.result(slope)
+    return (gradient, entries.result(estimate)) if error else gradient
 
 
 def gradient_descent(
@@ -397,9 +396,9 @@ def gradient_descent(
         if step == 0:
             entries.warn_if_constant(stacklevel=3)
         with np.errstate(all="ignore"):
-            slopes = objective.by_leaf(around.gradient(2))
+            slopes = tree.shaped(around.gradient(2))
         for leaf, slope, points in zip(tree.leaves, slopes, history, strict=True):
-            leaf.array -= lr * leaf.shaped(slope).astype(leaf.array.dtype)
+            leaf.array -= lr * slope.astype(leaf.array.dtype)
             if return_history:
                 points.append(leaf.array.copy(order="K"))
         objective.update()
@@ -417,7 +416,7 @@ def _from_directions(
     noise = noise_of(objective, objective.value(), repeats=1)
     found = along_directions(objective, count, generator_of(rng), noise, np.zeros(objective.size))
     slopes = np.empty((2, objective.size))
-    for part, (vectors, derivatives) in zip(objective.by_leaf(slopes.T), found, strict=True):
+    for part, (vectors, derivatives) in zip(objective.x.by_leaf(slopes.T), found, strict=True):
         # The mean of v v^T is 1/n times the identity.
         each = vectors.shape[1] * vectors * derivatives.slope[:, None]
         part[:, 0] = each.mean(axis=0)

@@ -162,7 +162,7 @@ class _Outputs(Entries):
             real, imaginary = by_entry[:, 0::2], by_entry[:, 1::2]
             by_entry = np.hypot(real, imaginary) if errors else real + 1j * imaginary
         arrays = []
-        for leaf, part in zip(objective.x.leaves, objective.by_leaf(by_entry), strict=True):
+        for leaf, part in zip(objective.x.leaves, objective.x.by_leaf(by_entry), strict=True):
             shape = leaf.array.shape
             in_memory = part.T.reshape(part.shape[1], *(shape[axis] for axis in leaf.axes))
             array = in_memory.transpose(0, *(1 + np.argsort(leaf.axes)))

@@ -67,7 +67,7 @@ def noise_of(objective: Objective, here: float, *, repeats: int = REPEATS) -> No
     float32 inside, the line is too short to tell, and a longer one is taken.
     """
     again = [here, *(objective.value() for _ in range(repeats - 1))]
-    unit = float(np.max(objective.eps, initial=0)) * abs(here) / 2
+    unit = objective.largest_eps * abs(here) / 2
     deviation = float(np.std(again)) if np.isfinite(again).all() else 0.0
     differ = max(again) - min(again)
     level = max(unit, deviation)
@@ -107,11 +107,7 @@ def _difference_table(objective: Objective) -> float:
     if objective.inward is not None:
         signs = objective.inward
     unit = objective.eps * signs * np.maximum(np.abs(objective.center), 1e-3)
-    unit = np.where(np.isfinite(unit), unit, 0.0)
-    direction = [
-        leaf.shaped(part)
-        for leaf, part in zip(objective.x.leaves, objective.by_leaf(unit), strict=True)
-    ]
+    direction = np.where(np.isfinite(unit), unit, 0.0)
     for spacing in (*_SPACINGS, *_FAR):
         # From x on to one side: x itself may lie on a kink.
         values = objective.evaluate_line(direction, spacing * np.arange(_POINTS))

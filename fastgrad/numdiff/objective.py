@@ -17,7 +17,6 @@ import os
 import pickle
 import time
 import traceback
-import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -25,10 +24,9 @@ import numba
 import numpy as np
 from numba import types
 from numba.extending import is_jitted
-from numpy.typing import NDArray
 
 from fastgrad.kernels import user_function
-from fastgrad.numdiff.trees import Leaf, Tree, rebuild
+from fastgrad.numdiff.trees import Leaf, Tree
 from fastgrad.runtime.compile import code_address, users_overload
 from fastgrad.runtime.programs import run
 from fastgrad.validation import FloatArray, IntArray
@@ -119,8 +117,6 @@ class Objective:
     ----------
     center : ndarray of float64, shape (size,)
         The entries as they are.
-    begins : list of int
-        Where each leaf's entries begin, and the last one's end.
     size : int
         The number of entries.
     entries : ndarray of int64
@@ -147,15 +143,11 @@ class Objective:
             raise ValueError(f'`batched` must be "auto", True or False. Got {batched!r}.')
         if batched is True and workers is not None:
             raise ValueError("`batched` must not be True where `workers` evaluate f.")
-        self.f = f
-        self.x = x
-        self.args = further_arguments(args)
-        self._batched = batched
-        self._workers = workers
+        self.f, self.x, self.args = f, x, further_arguments(args)
+        self._workers, self._batched = workers, batched
         self._bar = _progress_bar() if progress else None
         self.update()
-        self.begins = _begins(x)
-        self.size = self.begins[-1]
+        self.size = self.center.size
         self.entries = np.arange(self.size)
         self.inward: FloatArray | None = None
         self._has_singles = any(leaf.array.dtype == np.float32 for leaf in x.leaves)
@@ -163,21 +155,17 @@ class Objective:
     @functools.cached_property
     def eps(self) -> FloatArray:
         """The machine epsilon of each entry's dtype, shape (size,)."""
-        eps = [np.full(leaf.array.size, np.finfo(leaf.array.dtype).eps) for leaf in self.x.leaves]
-        return np.concatenate([np.empty(0), *eps], dtype=np.float64)
+        eps = [np.finfo(leaf.array.dtype).eps for leaf in self.x.leaves]
+        return np.repeat(np.array(eps, np.float64), np.diff(self.x.begins))
 
-    def _is_single(self, entries: IntArray) -> NDArray[np.bool_]:
-        single: NDArray[np.bool_] = self.eps[entries] == np.finfo(np.float32).eps
-        return single
+    @property
+    def largest_eps(self) -> float:
+        """The machine epsilon of the shortest dtype; 0 if there are no entries."""
+        return float(np.max(self.eps, initial=0))
 
     def update(self) -> None:
         """Take note that the leaves' arrays have changed."""
-        flat = [leaf.flat() for leaf in self.x.leaves] or [np.empty(0)]
-        self.center = np.concatenate(flat, dtype=np.float64)
-
-    def eps_of(self, entries: IntArray) -> FloatArray:
-        """Return the machine epsilon of each of some entries."""
-        return self.eps[entries]
+        self.center = self.x.flattened()
 
     def value(self) -> float:
         """Return f(x)."""
@@ -186,12 +174,7 @@ class Objective:
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return points as the dtype of each entry holds them; the last axis runs over entries."""
-        if not self._has_singles:
-            return points
-        with np.errstate(over="ignore"):
-            narrow = points.astype(np.float32)
-        chosen: FloatArray = np.where(self._is_single(entries), narrow, points)
-        return chosen
+        return self._by_dtype(entries, points, lambda numbers: numbers)
 
     def perturbed(self, entries: IntArray, offsets: FloatArray) -> FloatArray:
         """Return entries plus offsets, shape (K, M) or (K, 1), rounded; no offset gets lost."""
@@ -201,10 +184,22 @@ class Objective:
             lost = points == center
             if lost.any():
                 towards = np.copysign(np.inf, offsets)
-                narrow = np.nextafter(center.astype(np.float32), towards.astype(np.float32))
-                nearest = np.where(self._is_single(entries), narrow, np.nextafter(center, towards))
+                nearest = self._by_dtype(
+                    entries, center, lambda start: np.nextafter(start, towards, dtype=start.dtype)
+                )
                 points = np.where(lost, nearest, points)
         return points
+
+    def _by_dtype(
+        self, entries: IntArray, values: FloatArray, operation: Callable[[FloatArray], FloatArray]
+    ) -> FloatArray:
+        """Return what an operation makes of values in the dtype of each entry."""
+        found = operation(values)
+        if not self._has_singles:
+            return found
+        with np.errstate(over="ignore"):
+            narrow = operation(values.astype(np.float32))
+        return np.where(self.eps[entries] == np.finfo(np.float32).eps, narrow, found)
 
     def evaluate_entries(
         self,
@@ -232,157 +227,41 @@ class Objective:
         -------
         ndarray of float64, shape (K, M) or (K, M, row.size)
         """
-        task = _Task(self.f, self.x, self.args, tolerant, row, self._batched, self._bar)
         if self._workers is not None:
-            return self._evaluate_in_workers(task, entries, points)
-        return task.evaluate(entries, points)
-
-    def _evaluate_in_workers(
-        self, task: _Task, entries: IntArray, points: FloatArray
-    ) -> FloatArray:
-        """Evaluate f in blocks of entries, through a map-like callable."""
-        assert self._workers is not None
-        count = _BLOCKS_PER_WORKER * _worker_count(self._workers)
-        parts = [
-            (entries[start:stop], points[:, start:stop])
-            for start, stop in _blocks(len(entries), count)
-        ]
-        if not parts:
-            return np.empty((*points.shape, *task.shape))
-        sent = dataclasses.replace(task, x=_Parcel.of(self.x), batched=False, bar=None)
-        work = functools.partial(_work, sent)
-        blocks = []
-        for block in self._workers(work, parts):
-            if isinstance(block, _Failure):
-                raise block.exception()
-            if not isinstance(block, np.ndarray):
-                raise TypeError(
-                    "`workers` must be a map that gives results, such as the map of an executor. "
-                    f"It gave {type(block).__name__}."
-                )
-            blocks.append(block)
-            _show(self._bar, block.shape[0] * block.shape[1])
-        return np.concatenate(blocks, axis=1)
-
-    def evaluate_line(self, direction: list[FloatArray], steps: FloatArray) -> FloatArray:
-        """Evaluate f with all entries moved at once.
-
-        Parameters
-        ----------
-        direction : list of ndarray
-            For each leaf how far its entries move for a step of 1.
-        steps : ndarray, shape (K,)
-
-        Returns
-        -------
-        ndarray of float64, shape (K,)
-        """
-        values = np.empty(len(steps))
-        f = functools.partial(_tolerated, self.f)
-        for k, step in enumerate(steps):
-            with self.x.restored_on_exit(), np.errstate(all="ignore"):
-                for leaf, part in zip(self.x.leaves, direction, strict=True):
-                    leaf.array[...] = leaf.array + step * part
-                    if leaf.is_number:
-                        leaf.put(float(leaf.array))
-                values[k] = one_number(f(self.x.root, *self.args))
-            _show(self._bar, 1)
-        return values
-
-    def close(self) -> None:
-        """Take the progress bar down."""
-        if self._bar is not None:
-            self._bar.close()
-
-    def by_leaf(self, values: FloatArray) -> list[FloatArray]:
-        """Cut values of all entries into one array for each leaf."""
-        return [values[a:b] for a, b in itertools.pairwise(self.begins)]
-
-
-def _progress_bar() -> Any:
-    from tqdm import tqdm
-
-    return tqdm(unit=" evaluations", dynamic_ncols=True)
-
-
-def _show(bar: Any, count: int) -> None:
-    """Show that `count` evaluations more are done, if there is a progress bar."""
-    if bar is not None:
-        bar.update(count)
-
-
-def _begins(x: Tree) -> list[int]:
-    """Return where each leaf's entries begin, and the last one's end."""
-    return [0, *itertools.accumulate(leaf.array.size for leaf in x.leaves)]
-
-
-def _blocks(size: int, count: int) -> list[tuple[int, int]]:
-    """Return where each of `count` blocks begins and ends, or fewer: none is empty."""
-    count = min(size, count)
-    edges = [size * block // count for block in range(count + 1)] if count else []
-    return list(itertools.pairwise(edges))
-
-
-def _leaves_of(x: Tree, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, slice]]:
-    """Yield each leaf that has some of the entries, their numbers within it, and where they are."""
-    if len(x.leaves) == 1:
-        yield x.leaves[0], entries, slice(0, len(entries))
-        return
-    begins = _begins(x)
-    places = np.searchsorted(entries, begins).tolist()
-    for leaf, begin, first, last in zip(x.leaves, begins, places, places[1:], strict=False):
-        if last > first:
-            yield leaf, entries[first:last] - begin, slice(first, last)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """The evaluations of ``f(x.root, *args)``; for what the attributes mean see `Objective`."""
-
-    f: Function
-    x: Any
-    args: tuple[Any, ...]
-    tolerant: bool
-    row: Row | None
-    batched: Any
-    bar: Any
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """The shape of what is kept of one evaluation."""
-        return () if self.row is None else (self.row.size,)
-
-    def evaluate(self, entries: IntArray, points: FloatArray) -> FloatArray:
-        """Evaluate f where it is fastest; see `Objective.evaluate_entries`."""
-        if self.row is None and is_jitted(self.f) and _Copies.fit(self.x):
-            copies = _Copies(self.x, min(numba.get_num_threads(), max(1, len(entries))))
-            compiled = _compiled(self.f, copies.trees[0], self.args)
+            return self._evaluate_in_workers(entries, points, tolerant, row)
+        if row is None and is_jitted(self.f) and _is_tuples_of_arrays(self.x):
+            in_c_order = self.x.rebuilt(np.ascontiguousarray(leaf.array) for leaf in self.x.leaves)
+            compiled = _compiled(self.f, in_c_order, self.args)
             if compiled is not None:
-                return _evaluate_compiled(compiled, self, copies, entries, points)
-        return self.evaluate_python(entries, points)
+                return self._evaluate_compiled(*compiled, entries, points, tolerant)
+        return self._evaluate_python(entries, points, tolerant, row)
 
-    def evaluate_python(self, entries: IntArray, points: FloatArray) -> FloatArray:
+    def _evaluate_python(
+        self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None = None
+    ) -> FloatArray:
         """Evaluate f in a loop, with x perturbed in place, or at many points at once."""
-        is_quiet = self.tolerant or self.row is not None
-        dtype = np.dtype((np.float64, self.shape))
-        restored = self.x.restored_on_exit()
-        with restored, np.errstate(all="ignore") if is_quiet else contextlib.nullcontext():
-            found = itertools.chain.from_iterable(self._values(entries, points))
-            values = np.fromiter(found, dtype, points.size)
-            if not restored.is_unchanged():
-                raise ValueError("`f` must not change `x`.")
-        return values.reshape(*points.T.shape, *self.shape).swapaxes(0, 1)
+        shape = () if row is None else (row.size,)
+        is_quiet = tolerant or row is not None
+        with (
+            self.x.restored_on_exit(is_read_only=True),
+            np.errstate(all="ignore") if is_quiet else contextlib.nullcontext(),
+        ):
+            f = functools.partial(_tolerated, self.f) if tolerant else self.f
+            found = itertools.chain.from_iterable(self._values(f, entries, points, row))
+            values = np.fromiter(found, np.dtype((np.float64, shape)), points.size)
+        return values.reshape(*points.T.shape, *shape).swapaxes(0, 1)
 
-    def _values(self, entries: IntArray, points: FloatArray) -> Iterator[list[Any]]:
+    def _values(
+        self, f: Function, entries: IntArray, points: FloatArray, row: Row | None
+    ) -> Iterator[Iterable[Any]]:
         """Yield the values of f, entry by entry, or those of many entries together."""
-        f = functools.partial(_tolerated, self.f) if self.tolerant else self.f
-        args, root, row = self.args, self.x.root, self.row
         read, as_it_is = (one_number, float) if row is None else (row, ())
-        until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[self.batched]
-        for leaf, places, part in _leaves_of(self.x, entries):
-            live, is_number = leaf.array.transpose(leaf.axes).flat, leaf.is_number
+        args = self.args
+        until = {"auto": time.perf_counter() + _MOMENT, True: 0.0, False: math.inf}[self._batched]
+        for leaf, places, part in self.x.split(entries):
+            live, root = leaf.array.transpose(leaf.axes).flat, self.x.root
             numbers, columns, done = places.tolist(), points.T[part].tolist(), 0
-            is_in_turn, before = is_number, 0.0
+            is_in_turn, is_number, before = leaf.is_number, leaf.is_number, 0.0
             while done < len(numbers):
                 now = time.perf_counter()
                 # The first entry may have taken longer than others.
@@ -391,45 +270,43 @@ class _Task:
                 before = now
                 if not is_in_turn and now >= until:
                     rest = slice(part.start + done, part.stop)
-                    found = self._evaluate_batched(leaf, places[done:], points[:, rest], f)
+                    found = self._evaluate_batched(leaf, places[done:], points[:, rest], f, row)
                     until = until if found.size else math.inf
                     # The last entry is left to the loop, for what f stores.
-                    found = found[:, : len(numbers) - done - 1]
-                    _show(self.bar, found.shape[0] * found.shape[1])
-                    yield list(found.swapaxes(0, 1).reshape(-1, *self.shape))
-                    done, is_in_turn = done + found.shape[1], True
+                    found = found[:, : len(numbers) - done - 1].swapaxes(0, 1)
+                    done, is_in_turn = done + len(found), True
+                    found = found.reshape(-1, *found.shape[2:])
+                    self._show(len(found))
+                    yield found
                 i = numbers[done]
                 kept, values = live[i], []
                 for number in columns[done]:
                     live[i] = number
                     if is_number:
-                        leaf.put(number)
-                        root = self.x.root
+                        root = self.x.put(leaf, number)
                     value = f(root, *args)
                     if not isinstance(value, as_it_is) and value is not _UNDEFINED:
                         value = read(value)
                     values.append(value)
                 live[i] = kept
-                if is_number:
-                    leaf.put(float(kept))
-                    root = self.x.root
-                if self.bar is not None:
-                    self.bar.update(len(values))
+                if self._bar is not None:
+                    self._bar.update(len(values))
                 yield values
                 done += 1
+            if is_number:
+                self.x.put(leaf, float(leaf.array))
 
     def _evaluate_batched(
-        self, leaf: Leaf, entries: IntArray, points: FloatArray, f: Function
+        self, leaf: Leaf, entries: IntArray, points: FloatArray, f: Function, row: Row | None
     ) -> FloatArray:
         """Evaluate f at many points at once, for as many entries as that is faster for."""
         from fastgrad.numdiff import batched  # whose import would take a hundredth of a second
 
-        is_asked = self.batched is True
+        is_asked = self._batched is True
         try:
             return batched.evaluate(
                 self.f, self.x.root, leaf.array, entries, points, self.args,
-                insist=is_asked, alone=f,
-                numbers=None if self.row is None else self.row.__call__,
+                insist=is_asked, alone=f, numbers=row and row.__call__,
             )  # fmt: skip
         except batched.NotCarried as reason:
             if is_asked:
@@ -437,7 +314,124 @@ class _Task:
                     f"`f` cannot be evaluated at all points at once: {reason}. "
                     'Use `batched="auto"`.'
                 ) from reason
-        return np.empty((len(points), 0, *self.shape))
+        return np.empty((len(points), 0))
+
+    def _evaluate_compiled(
+        self, address: int, evaluator: Any, entries: IntArray, points: FloatArray, tolerant: bool
+    ) -> FloatArray:
+        """Evaluate f on all threads, each on a copy of its own, in stretches that let Ctrl-C in."""
+        values, leaves = np.empty(points.shape), self.x.leaves
+        count = min(numba.get_num_threads(), max(1, len(entries)))
+        rows = [_row_for_each_thread(leaf.array, count) for leaf in leaves]
+        trees = [
+            self.x.rebuilt(
+                row[: leaf.array.size].reshape(leaf.array.shape)
+                for leaf, row in zip(leaves, by_leaf, strict=True)
+            )
+            for by_leaf in zip(*rows, strict=True)
+        ]
+        blocks = np.stack([user_function.pack(address, tree, self.args) for tree in trees])
+        for leaf, numbers, part in self.x.split(entries):
+            in_c_order = np.arange(leaf.array.size).reshape(leaf.array.shape)
+            places = in_c_order.transpose(leaf.axes).reshape(-1)[numbers]
+            moved = np.ascontiguousarray(points[:, part])
+            found = np.empty(moved.shape)
+            failed = np.full(count, -1)
+            start, stop, size = 0, min(count, len(places)), len(places)
+            while start < size:
+                began = time.perf_counter()
+                run(
+                    user_function.evaluate_perturbed, count, evaluator.address, blocks,
+                    rows[leaves.index(leaf)], places, moved, found, failed, start, stop,
+                    int(tolerant),
+                )  # fmt: skip
+                if failed.max() >= 0:
+                    i, k = divmod(int(failed[failed >= 0].min()), len(points))
+                    point = moved[k : k + 1, i : i + 1]
+                    # Where a thread met an exception, so that it reaches the caller.
+                    self._evaluate_python(entries[part][i : i + 1], point, tolerant)
+                    raise RuntimeError(
+                        f"`f` raised an exception with element {numbers[i]} of `{leaf.path}` at "
+                        f"{point.item()}, but not when it was called there again."
+                    )
+                self._show((stop - start) * len(points))
+                rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
+                start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
+            values[:, part] = found
+        for leaf, row in zip(leaves, rows, strict=True):
+            if row.tobytes() != _row_for_each_thread(leaf.array, count).tobytes():
+                raise ValueError("`f` must not change `x`.")
+        return values
+
+    def _evaluate_in_workers(
+        self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None
+    ) -> FloatArray:
+        """Evaluate f in blocks of entries, through a map-like callable."""
+        assert self._workers is not None
+        if not entries.size:
+            return np.empty((*points.shape, *(() if row is None else (row.size,))))
+        count = min(_BLOCKS_PER_WORKER * _worker_count(self._workers), entries.size)
+        parts = zip(
+            np.array_split(entries, count), np.array_split(points, count, axis=1), strict=True
+        )
+        # Arrays go as they lie in memory, because pickling would turn every other layout into C
+        # order; the rounding of a sum depends on it.
+        axes = [leaf.axes for leaf in self.x.leaves]
+        root = self.x.rebuilt(leaf.array.transpose(leaf.axes) for leaf in self.x.leaves)
+        work = functools.partial(_work, self.f, root, axes, self.args, tolerant, row)
+        blocks = []
+        for block in self._workers(work, list(parts)):
+            if isinstance(block, _Failure):
+                raise block.exception()
+            if not isinstance(block, np.ndarray):
+                raise TypeError(
+                    "`workers` must be a map that gives results, such as the map of an executor. "
+                    f"It gave {type(block).__name__}."
+                )
+            blocks.append(block)
+            self._show(block.shape[0] * block.shape[1])
+        return np.concatenate(blocks, axis=1)
+
+    def evaluate_line(self, direction: FloatArray, steps: FloatArray) -> FloatArray:
+        """Evaluate f with all entries moved at once.
+
+        Parameters
+        ----------
+        direction : ndarray, shape (size,)
+            How far each entry moves for a step of 1.
+        steps : ndarray, shape (K,)
+
+        Returns
+        -------
+        ndarray of float64, shape (K,)
+        """
+        values = np.empty(len(steps))
+        parts = self.x.shaped(direction)
+        for k, step in enumerate(steps):
+            with self.x.restored_on_exit(), np.errstate(all="ignore"):
+                for leaf, part in zip(self.x.leaves, parts, strict=True):
+                    leaf.array[...] = leaf.array + step * part
+                    if leaf.is_number:
+                        self.x.put(leaf, float(leaf.array))
+                values[k] = one_number(_tolerated(self.f, self.x.root, *self.args))
+            self._show(1)
+        return values
+
+    def _show(self, count: int) -> None:
+        """Show that `count` evaluations more are done, if there is a progress bar."""
+        if self._bar is not None:
+            self._bar.update(count)
+
+    def close(self) -> None:
+        """Take the progress bar down."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+def _progress_bar() -> Any:
+    from tqdm import tqdm
+
+    return tqdm(unit=" evaluations", dynamic_ncols=True)
 
 
 def _numbers(value: Any) -> Any:
@@ -490,32 +484,20 @@ def further_arguments(args: Any) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------ compiled functions
 
 
-class _Compiled(NamedTuple):
-    """A function compiled for given types: where it is, and the bridge to it."""
+def _is_tuples_of_arrays(x: Tree) -> bool:
+    """Return whether a compiled function can be given such a tree: tuples of arrays."""
 
-    overload: Any
-    address: int
-    evaluator: Any
+    def is_tuples(tree: Any) -> bool:
+        return isinstance(tree, np.ndarray) or (
+            isinstance(tree, tuple) and len(tree) > 0 and all(map(is_tuples, tree))
+        )
 
-
-#: What has been compiled, by function, and by the types of x and of further arguments.
-_known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled | None]] = weakref.WeakKeyDictionary()
-
-
-def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
-    """Compile f for these arguments; None if it is to be called from Python."""
-    if not is_jitted(f):
-        return None
-    signature = (numba.typeof(x), *(_argument_type(arg) for arg in args))
-    known = _known.setdefault(f, {})
-    compiled = known.get(signature)
-    # A function that was recompiled lies somewhere else.
-    if compiled is None or f.overloads.get(signature) is not compiled.overload:
-        compiled = known[signature] = _compile(f, signature)
-    return compiled
+    return is_tuples(x.root) and all(leaf.array.ndim for leaf in x.leaves)
 
 
-def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
+def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
+    """Compile f; return its address and the bridge to it, or None if Python is to call it."""
+    signature = (numba.typeof(x), *map(_argument_type, args))
     overload = users_overload(f, signature)
     if overload is None:
         return None
@@ -524,7 +506,7 @@ def _compile(f: Any, signature: tuple[types.Type, ...]) -> _Compiled | None:
     if not isinstance(number, types.Integer | types.Float | types.Boolean):
         raise TypeError(f"`f` must return one real number. Got {result}.")
     bridge = user_function.evaluator(signature[0], types.Tuple(signature[1:]), result)
-    return _Compiled(overload, code_address(overload), bridge)
+    return code_address(overload), bridge
 
 
 def _argument_type(arg: Any) -> types.Type:
@@ -539,96 +521,12 @@ def _argument_type(arg: Any) -> types.Type:
     )
 
 
-class _Copies:
-    """The numbers of an array, or of tuples of arrays, once for each thread, C-contiguous.
-
-    Attributes
-    ----------
-    trees : list
-        The array, or the tuples, of each thread; views of its row of `rows`.
-    rows : ndarray of uint8, shape (threads, bytes)
-    """
-
-    def __init__(self, x: Tree, count: int) -> None:
-        # Two cache lines each, which processors fetch in pairs.
-        sizes = [128 * (leaf.array.nbytes // 128 + 1) for leaf in x.leaves]
-        begins = [0, *itertools.accumulate(sizes)]
-        self.rows = np.zeros((count, begins[-1]), np.uint8)
-        self._x = x
-        self._begins = {leaf.path: begin for leaf, begin in zip(x.leaves, begins, strict=False)}
-        self.trees = []
-        for row in self.rows:
-            arrays = []
-            for leaf, begin in zip(x.leaves, begins, strict=False):
-                part = row[begin : begin + leaf.array.nbytes].view(leaf.array.dtype)
-                arrays.append(part.reshape(leaf.array.shape))
-                arrays[-1][...] = leaf.array
-            self.trees.append(rebuild(x.root, arrays))
-
-    @staticmethod
-    def fit(x: Tree) -> bool:
-        """Return whether a compiled function can be given such a tree."""
-        return (x.is_single or _is_tuples(x.root)) and all(
-            leaf.array.ndim and not leaf.is_number for leaf in x.leaves
-        )
-
-    def places(self, entries: IntArray) -> Iterator[tuple[np.dtype[Any], slice, IntArray]]:
-        """Yield a leaf's dtype, which of the entries are its, and their places in rows of it."""
-        for leaf, numbers, part in _leaves_of(self._x, entries):
-            in_c_order = np.arange(leaf.array.size).reshape(leaf.array.shape)
-            in_memory_order = in_c_order.transpose(leaf.axes).reshape(-1)
-            begin = self._begins[leaf.path] // leaf.array.itemsize
-            yield leaf.array.dtype, part, in_memory_order[numbers] + begin
-
-
-def _is_tuples(tree: Any) -> bool:
-    return isinstance(tree, np.ndarray) or (
-        isinstance(tree, tuple) and all(map(_is_tuples, tree)) and len(tree) > 0
-    )
-
-
-def _evaluate_compiled(
-    compiled: _Compiled, task: _Task, copies: _Copies, entries: IntArray, points: FloatArray
-) -> FloatArray:
-    """Evaluate f on all threads, each on copies of its own, in stretches that let Ctrl-C in."""
-    values = np.empty(points.shape)
-    original = copies.rows[0].tobytes()
-    count = len(copies.rows)
-    blocks = np.stack(
-        [user_function.pack(compiled.address, tree, task.args) for tree in copies.trees]
-    )
-    for dtype, part, places in copies.places(entries):
-        moved = np.ascontiguousarray(points[:, part])
-        found = np.empty(moved.shape)
-        failed = np.full(count, -1)
-        start, stop, size = 0, min(count, len(places)), len(places)
-        while start < size:
-            began = time.perf_counter()
-            run(
-                user_function.evaluate_perturbed, count, compiled.evaluator.address, blocks,
-                copies.rows.view(dtype), places, moved, found, failed, start, stop,
-                int(task.tolerant),
-            )  # fmt: skip
-            if failed.max() >= 0:
-                i, k = divmod(int(failed[failed >= 0].min()), len(points))
-                _raise_again(task, entries[part][i : i + 1], moved[k : k + 1, i : i + 1])
-            _show(task.bar, (stop - start) * len(points))
-            rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
-            start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
-        values[:, part] = found
-    if any(row.tobytes() != original for row in copies.rows):
-        raise ValueError("`f` must not change `x`.")
-    return values
-
-
-def _raise_again(task: _Task, entry: IntArray, point: FloatArray) -> None:
-    """Evaluate f where a thread met an exception, so that it reaches the caller."""
-    task.evaluate_python(entry, point)
-    leaf, place, _ = next(_leaves_of(task.x, entry))
-    raise RuntimeError(
-        f"`f` raised an exception with element {place.item()} of `{leaf.path}` at {point.item()}, "
-        "but not when it was called there again."
-    )
+def _row_for_each_thread(array: FloatArray, count: int) -> FloatArray:
+    """Return a row of an array's numbers in C order for each thread, with a margin between them."""
+    line = 128 // array.itemsize  # two cache lines, which processors fetch in pairs
+    rows = np.zeros((count, line * (array.size // line + 1)), array.dtype)
+    rows[:, : array.size] = array.reshape(-1)
+    return rows
 
 
 # ------------------------------------------------------------------------------------ workers
@@ -648,35 +546,19 @@ class _Failure:
         return self.chain[0]
 
 
-class _Parcel(NamedTuple):
-    """A tree as it travels to a worker.
-
-    Arrays go as they lie in memory, because pickling would turn every other layout into C order;
-    the rounding of a sum depends on it.
-    """
-
-    root: Any
-    axes: list[tuple[int, ...]]
-
-    @classmethod
-    def of(cls, x: Tree) -> _Parcel:
-        arrays = [leaf.array.transpose(leaf.axes) for leaf in x.leaves]
-        return cls(x.rebuilt(arrays), [leaf.axes for leaf in x.leaves])
-
-    def tree(self) -> Tree:
-        """Return a tree of copies."""
-        sent = Tree(self.root, "x")
-        arrays = [
-            leaf.array.copy().transpose(np.argsort(axes))
-            for leaf, axes in zip(sent.leaves, self.axes, strict=True)
-        ]
-        return Tree(sent.rebuilt(arrays), "x")
-
-
-def _work(task: _Task, part: tuple[IntArray, FloatArray]) -> FloatArray | _Failure:
-    """Evaluate one block, in the worker, on a copy of the tree that was sent as a `_Parcel`."""
+def _work(
+    f: Function, root: Any, axes: list[tuple[int, ...]], args: tuple[Any, ...], tolerant: bool,
+    row: Row | None, part: tuple[IntArray, FloatArray],
+) -> FloatArray | _Failure:  # fmt: skip
+    """Evaluate one block, in the worker, on a copy of the tree, whose arrays are in C order."""
     try:
-        return dataclasses.replace(task, x=task.x.tree()).evaluate(*part)
+        sent = Tree(root, "x")
+        arrays = [
+            leaf.array.copy().transpose(np.argsort(order))
+            for leaf, order in zip(sent.leaves, axes, strict=True)
+        ]
+        objective = Objective(f, Tree(sent.rebuilt(arrays), "x"), args, batched=False)
+        return objective.evaluate_entries(*part, tolerant=tolerant, row=row)
     except Exception as error:  # noqa: BLE001 - it is raised in the parent
         # Pools differ in what they hand on: causes get lost, and an exception that cannot be
         # unpickled leaves multiprocessing's Pool waiting for ever.

@@ -10,18 +10,19 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
+import itertools
 import numbers
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 
 from fastgrad.validation import FloatArray, IntArray, real_array
 
-__all__ = ["Leaf", "Tree", "is_tree", "leaves_like", "like_tuple", "memory_order", "rebuild"]
+__all__ = ["Leaf", "Tree", "is_tree", "like_tuple", "memory_order"]
 
 
-@dataclasses.dataclass
 class Leaf:
     """An array or a number in a tree.
 
@@ -29,33 +30,25 @@ class Leaf:
     ----------
     path : str
         Where it stands: "layers[0].W"; the name of the tree itself if that is the only leaf.
+    keys : tuple
+        The keys, indices and names that lead to it from the root.
+    value : object
+        What the caller has there.
     array : ndarray of float32 or float64
         The caller's own array where it can be perturbed in place, else a converted copy.
     axes : tuple of int
         The array's axes from the slowest to the fastest in memory: the order of the book's loop.
-    value : object
-        What the caller has there.
-    put : callable
-        ``put(value)`` replaces what stands in the tree.
+    is_live : bool
+        Whether perturbing the array perturbs what the caller has.
     is_number : bool
         Whether it is a number inside of a tree: it stays one when it is perturbed.
     """
 
-    path: str
-    array: FloatArray
-    axes: tuple[int, ...]
-    value: Any
-    put: Callable[[Any], None]
-    is_number: bool = False
-
-    @property
-    def is_live(self) -> bool:
-        """Whether perturbing the array perturbs what the caller has."""
-        return self.array is self.value
-
-    def flat(self) -> FloatArray:
-        """Return the entries in memory order."""
-        return self.array.transpose(self.axes).reshape(-1)
+    def __init__(self, path: str, keys: tuple[Any, ...], value: Any, array: FloatArray) -> None:
+        self.path, self.keys, self.value, self.array = path, keys, value, array
+        self.axes = memory_order(array)
+        self.is_live = array is value
+        self.is_number = not self.is_live and isinstance(value, numbers.Real)
 
     def shaped(self, entries: FloatArray) -> FloatArray:
         """Return numbers that stand in memory order in the leaf's shape and layout."""
@@ -66,7 +59,7 @@ class Leaf:
 
 
 class Tree:
-    """A tree and its leaves.
+    """A tree and its leaves, whose entries are counted leaf by leaf in memory order.
 
     Parameters
     ----------
@@ -81,8 +74,10 @@ class Tree:
         The tree as a function is to see it: the caller's own. Within `restored_on_exit`, leaves
         that cannot be perturbed in place are replaced by arrays that can.
     leaves : list of Leaf
+    begins : list of int
+        Where each leaf's entries begin, and the last one's end.
     is_single : bool
-        Whether the value is an array itself.
+        Whether the value is an array itself. A bare number is one without dimensions.
     converted : bool
         Whether arrays are copies of what the caller has, which no closure can read.
 
@@ -95,109 +90,173 @@ class Tree:
     """
 
     def __init__(self, value: Any, name: str) -> None:
-        self.root = value
         self._name = name
         self.is_single = not is_tree(value)
-        self.converted = False
         if self.is_single:
-            # A bare number counts as an array without dimensions.
-            array = self.root = real_array(value, name, layout="K")
-            self.leaves = [Leaf(name, array, memory_order(array), array, self._put_root)]
-            self.converted = array is not value
+            self.root = real_array(value, name, layout="K")
+            self.leaves = [Leaf(name, (), self.root, self.root)]
         else:
-            self.leaves = [
-                Leaf(path, array, memory_order(array), child, functools.partial(self._put, keys),
-                     isinstance(child, numbers.Real))
-                for path, keys, child, array in _walk(value, name)
-            ]  # fmt: skip
+            self.root = value
+            self.leaves = list(_walk(value, name))
+        self.converted = self.root is not value
+        self.begins = [0, *itertools.accumulate(leaf.array.size for leaf in self.leaves)]
         _require_distinct_memory([leaf for leaf in self.leaves if leaf.is_live])
 
-    def _put_root(self, value: Any) -> None:
-        self.root = value
-
-    def _put(self, keys: tuple[Any, ...], value: Any) -> None:
-        self.root = _with_leaf(self.root, keys, value)
+    def put(self, leaf: Leaf, value: Any) -> Any:
+        """Replace what stands at a leaf's place; return the root, which may be a new one."""
+        self.root = _with_leaf(self.root, leaf.keys, value)
+        return self.root
 
     def rebuilt(self, leaves: Iterable[Any]) -> Any:
         """Return a tree of the same form with other leaves; numbers stay numbers."""
         pairs = zip(self.leaves, leaves, strict=True)
-        return rebuild(self.root, [float(new) if leaf.is_number and not np.ndim(new) else new
-                                   for leaf, new in pairs])  # fmt: skip
+        return _rebuilt(self.root, (float(new) if leaf.is_number and not np.ndim(new) else new
+                                    for leaf, new in pairs))  # fmt: skip
 
     def copied(self) -> Tree:
         """Return a copy, every leaf of which can be perturbed in place."""
-        leaves = [leaf.array.copy(order="K") for leaf in self.leaves]
-        copied = Tree(self.rebuilt(leaves), self._name)
+        copied = Tree(self.rebuilt(leaf.array.copy(order="K") for leaf in self.leaves), self._name)
         copied.converted = True
         return copied
 
-    def restored_on_exit(self) -> _RestoredOnExit:
+    def flattened(self, arrays: Iterable[FloatArray] | None = None) -> FloatArray:
+        """Return arrays of the leaves' shapes, or the leaves', as the entries' float64 numbers."""
+        if arrays is None:
+            arrays = (leaf.array for leaf in self.leaves)
+        pairs = zip(self.leaves, arrays, strict=True)
+        flat = [array.transpose(leaf.axes).reshape(-1) for leaf, array in pairs]
+        return np.concatenate(flat or [np.empty(0)], dtype=np.float64)
+
+    def by_leaf(self, values: FloatArray) -> list[FloatArray]:
+        """Cut values of all entries into one array for each leaf."""
+        return [values[a:b] for a, b in itertools.pairwise(self.begins)]
+
+    def shaped(self, values: FloatArray) -> list[FloatArray]:
+        """Return numbers of all entries as arrays of the leaves' shapes and layouts."""
+        pairs = zip(self.leaves, self.by_leaf(values), strict=True)
+        return [leaf.shaped(part) for leaf, part in pairs]
+
+    def split(self, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, slice]]:
+        """Yield each leaf with some of the entries, their numbers within it, and where they are."""
+        places = np.searchsorted(entries, self.begins).tolist()
+        for leaf, begin, first, last in zip(self.leaves, self.begins, places, places[1:]):  # noqa: B905 - one begin more
+            if last > first:
+                yield leaf, entries[first:last] - begin, slice(first, last)
+
+    @contextmanager
+    def restored_on_exit(self, *, is_read_only: bool = False) -> Iterator[Any]:
         """Put converted arrays into the tree; take them out again, and restore all entries.
 
-        Returns
-        -------
-        context manager
-            It gives the root.
+        Parameters
+        ----------
+        is_read_only : bool
+            Whether it is an error if entries are other ones in the end.
+
+        Yields
+        ------
+        object
+            The root.
         """
-        return _RestoredOnExit(self)
+        root, kept = self.root, [leaf.array.copy("K") for leaf in self.leaves]
+        replaced = [leaf for leaf in self.leaves if not leaf.is_live]
+        try:
+            for leaf in replaced:
+                self.put(leaf, float(leaf.array) if leaf.is_number else leaf.array)
+            yield self.root
+            if is_read_only and any(
+                leaf.array.tobytes() != original.tobytes()
+                for leaf, original in zip(self.leaves, kept, strict=True)
+            ):
+                raise ValueError("`f` must not change `x`.")
+        finally:
+            for leaf, original in zip(self.leaves, kept, strict=True):
+                leaf.array[...] = original
+            for leaf in replaced:
+                self.put(leaf, leaf.value)
+            self.root = root
+
+    def leaves_like(self, value: Any, name: str) -> list[FloatArray]:
+        """Return the leaves of a second tree, a gradient for example, in the order of this one.
+
+        Raises
+        ------
+        TypeError
+            If a leaf does not hold real numbers.
+        ValueError
+            If paths or shapes differ; the message lists all that do.
+        """
+        if self.is_single:
+            return [real_array(value, name, shape=self.leaves[0].array.shape, layout="K")]
+        wanted = {leaf.path: leaf.array.shape for leaf in self.leaves}
+        if not is_tree(value):
+            listed = ", ".join(f"`{path}` {shape}" for path, shape in wanted.items())
+            raise ValueError(
+                f"`{name}` must have the form of `{self._name}`, with {listed}. "
+                f"Got {type(value).__name__}."
+            )
+        other = {leaf.path: leaf.array for leaf in _walk(value, name)}
+        faults = [f"`{path}` is missing" for path in wanted if path not in other]
+        faults += [f"`{path}` is too much" for path in other if path not in wanted]
+        faults += [
+            f"`{path}` must have shape {shape}, not {other[path].shape}"
+            for path, shape in wanted.items()
+            if path in other and other[path].shape != shape
+        ]
+        if faults:
+            raise ValueError(f"`{name}` must have the form of `{self._name}`: {'; '.join(faults)}.")
+        return [other[path] for path in wanted]
 
 
-class _RestoredOnExit:
-    """A tree while a function is called (see `Tree.restored_on_exit`)."""
+def is_tree(value: Any) -> bool:
+    """Return whether a value is a container of leaves, and not itself an array or array_like.
 
-    def __init__(self, tree: Tree) -> None:
-        self.tree = tree
-        self.root = tree.root
-        self.kept = [leaf.array.copy("K") for leaf in tree.leaves]
-        self.replaced = [leaf for leaf in tree.leaves if not leaf.is_live]
-
-    def __enter__(self) -> Any:
-        for leaf in self.replaced:
-            leaf.put(float(leaf.array) if leaf.is_number else leaf.array)
-        return self.tree.root
-
-    def __exit__(self, *_: object) -> None:
-        for leaf, original in zip(self.tree.leaves, self.kept, strict=True):
-            leaf.array[...] = original
-        for leaf in self.replaced:
-            leaf.put(leaf.value)
-        self.tree.root = self.root
-
-    def is_unchanged(self) -> bool:
-        """Return whether every entry is as it was."""
-        return all(
-            leaf.array.tobytes() == original.tobytes()
-            for leaf, original in zip(self.tree.leaves, self.kept, strict=True)
-        )
+    Lists and tuples of numbers, however nested, are arrays to NumPy and stay such.
+    """
+    if isinstance(value, np.ndarray | numbers.Number | str | bytes):
+        return False
+    if isinstance(value, dict) or _field_names(value) is not None:
+        return True
+    return isinstance(value, list | tuple) and any(
+        element is None or isinstance(element, np.ndarray) or is_tree(element) for element in value
+    )
 
 
-def _walk(tree: Any, name: str) -> Iterator[tuple[str, tuple[Any, ...], Any, FloatArray]]:
-    """Yield the path and keys of each leaf, what stands there, and that as an array."""
+def _walk(value: Any, name: str, path: str = "", keys: tuple[Any, ...] = ()) -> Iterator[Leaf]:
+    """Yield the leaves of a tree, or of a part of one at a path."""
+    if is_tree(value):
+        for key, suffix, child in _children(value):
+            yield from _walk(child, name, path + suffix, (*keys, key))
+    elif value is not None:  # as in a layer without a bias
+        array = real_array(value, name + path, layout="K")
+        yield Leaf(path.removeprefix("."), keys, value, array)
 
-    def walk(value: Any, path: str, keys: tuple[Any, ...]) -> Iterator[Any]:
-        if is_tree(value):
-            for key, suffix, child in _children(value):
-                yield from walk(child, path + suffix, (*keys, key))
-        elif value is not None:  # as in a layer without a bias
-            yield path.removeprefix("."), keys, value, real_array(value, name + path, layout="K")
 
-    return walk(tree, "", ())
+def _rebuilt(tree: Any, leaves: Iterator[Any]) -> Any:
+    """Return a tree of the same form with other leaves, given in the order of `Tree.leaves`."""
+    if tree is None:
+        return None
+    if not is_tree(tree):
+        return next(leaves)
+    result = tree if isinstance(tree, tuple) else copy.copy(tree)
+    for key, _, child in _children(tree):
+        result = _with_child(result, key, _rebuilt(child, leaves))
+    return result
 
 
 def _with_leaf(tree: Any, keys: tuple[Any, ...], leaf: Any) -> Any:
     """Put a leaf into a tree; return the tree, or a new one in place of what cannot be changed."""
     if not keys:
         return leaf
-    key, *rest = keys
-    old = getattr(tree, key) if _is_dataclass(tree) else tree[key]
-    child = _with_leaf(old, tuple(rest), leaf)
-    return tree if child is old else _with_child(tree, key, child)
+    old = tree[keys[0]] if _field_names(tree) is None else getattr(tree, keys[0])
+    child = _with_leaf(old, keys[1:], leaf)
+    return tree if child is old else _with_child(tree, keys[0], child)
 
 
 def _with_child(container: Any, key: Any, child: Any) -> Any:
     """Put a child into a container, or into a copy of one that cannot be changed; return it."""
     if isinstance(container, tuple):
-        return like_tuple(container, [*container[:key], child, *container[key + 1 :]])
+        elements = [child if k == key else old for k, _, old in _children(container)]
+        return like_tuple(container, elements)
     if isinstance(container, dict | list):
         container[key] = child
         return container
@@ -209,88 +268,27 @@ def _with_child(container: Any, key: Any, child: Any) -> Any:
     return container
 
 
-def is_tree(value: Any) -> bool:
-    """Return whether a value is a container of leaves, and not itself an array or array_like.
-
-    Lists and tuples of numbers, however nested, are arrays to NumPy and stay such.
-    """
-    if type(value) is np.ndarray or isinstance(value, np.ndarray | numbers.Number | str | bytes):
-        return False
-    if isinstance(value, dict) or _is_dataclass(value):
-        return True
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return True
-    if isinstance(value, list | tuple):
-        return any(
-            element is None or isinstance(element, np.ndarray) or is_tree(element)
-            for element in value
-        )
-    return False
-
-
-def rebuild(tree: Any, leaves: Iterable[Any]) -> Any:
-    """Return a tree of the same form with other leaves, given in the order of `Tree.leaves`."""
-    leaves = iter(leaves)
-    if tree is None:
-        return None
-    if not is_tree(tree):
-        return next(leaves)
-    result = tree if isinstance(tree, tuple) else copy.copy(tree)
-    for key, _, child in _children(tree):
-        result = _with_child(result, key, rebuild(child, leaves))
-    return result
-
-
-def leaves_like(value: Any, tree: Tree, name: str) -> list[FloatArray]:
-    """Return the leaves of a second tree, a gradient for example, in the order of the first.
-
-    Raises
-    ------
-    TypeError
-        If a leaf does not hold real numbers.
-    ValueError
-        If paths or shapes differ; the message lists all that do.
-    """
-    if tree.is_single:
-        return [real_array(value, name, shape=tree.leaves[0].array.shape, layout="K")]
-    if not is_tree(value):
-        listed = ", ".join(f"`{leaf.path}` {leaf.array.shape}" for leaf in tree.leaves)
-        raise ValueError(
-            f"`{name}` must have the form of `{tree._name}`, with {listed}. "
-            f"Got {type(value).__name__}."
-        )
-    other = {path: array for path, _, _, array in _walk(value, name)}
-    wanted = {leaf.path: leaf.array for leaf in tree.leaves}
-    faults = [f"`{path}` is missing" for path in wanted if path not in other]
-    faults += [f"`{path}` is too much" for path in other if path not in wanted]
-    faults += [
-        f"`{path}` must have shape {array.shape}, not {other[path].shape}"
-        for path, array in wanted.items()
-        if path in other and other[path].shape != array.shape
-    ]
-    if faults:
-        raise ValueError(f"`{name}` must have the form of `{tree._name}`: {'; '.join(faults)}.")
-    return [other[path] for path in wanted]
-
-
 def _children(value: Any) -> list[tuple[Any, str, Any]]:
     """Return the key, the path's next part and the value of each child."""
-    if isinstance(value, dict):
-        return [
-            (key, f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]", child)
-            for key, child in value.items()
-        ]
-    if _is_dataclass(value):
-        names = [field.name for field in dataclasses.fields(value)]
-        return [(name, f".{name}", getattr(value, name)) for name in names]
-    if hasattr(value, "_fields"):
-        pairs = zip(value._fields, value, strict=True)
-        return [(i, f".{name}", child) for i, (name, child) in enumerate(pairs)]
-    return [(i, f"[{i}]", child) for i, child in enumerate(value)]
+    names = _field_names(value)
+    pairs: Iterable[tuple[Any, Any]]
+    if names is not None:
+        pairs = [(name, getattr(value, name)) for name in names]
+    elif isinstance(value, dict):
+        pairs = value.items()
+    else:
+        pairs = enumerate(value)
+    return [
+        (key, f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]", child)
+        for key, child in pairs
+    ]
 
 
-def _is_dataclass(value: Any) -> bool:
-    return dataclasses.is_dataclass(value) and not isinstance(value, type)
+def _field_names(value: Any) -> list[str] | None:
+    """Return the names of a dataclass's or a named tuple's fields; None of anything else."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [field.name for field in dataclasses.fields(value)]
+    return list(value._fields) if isinstance(value, tuple) and hasattr(value, "_fields") else None
 
 
 def like_tuple(old: Any, elements: list[Any]) -> Any:
