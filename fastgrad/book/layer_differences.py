@@ -32,10 +32,6 @@ __all__ = ["LayerDifferences", "knows"]
 #: Entries of an array of changes that are computed together.
 _ENTRIES = 1 << 19
 
-#: Perturbed losses, times samples, from which on the compiled central difference of two affine
-#: layers is worth its setting up.
-_MANY_LOSSES = 500_000
-
 
 def knows(network_layers: Sequence[Any]) -> bool:
     """Return whether all layers are of the kinds that `LayerDifferences` can see through."""
@@ -122,12 +118,10 @@ class LayerDifferences:
             yield slopes[:, -1], switches[:, -1]
 
     def _two_affine_layers(self, at: int) -> fully_connected.TwoLayerNet | None:
-        """Return what is left from a layer on as a compiled network, if that is worth it."""
+        """Return what is left from a layer on as a compiled network, if it is one."""
         rest = self.layers[at:]
         kinds = [type(layer).forward for layer in rest]
         if kinds != [layers.Affine.forward, layers.Relu.forward, layers.Affine.forward]:
-            return None
-        if np.size(rest[0].W) * len(self.t) < _MANY_LOSSES:
             return None
         sizes = (*np.shape(rest[0].W), np.shape(rest[2].W)[1])
         net = fully_connected.TwoLayerNet(*sizes, activation="relu", rng=0)
@@ -149,11 +143,7 @@ class LayerDifferences:
         else:
             _, _, height, width = np.shape(layer.W)
             rows = convolution.im2col(x, height, width, layer.stride, layer.pad)
-            sides = [
-                (x.shape[2 + axis] + 2 * layer.pad - size) // layer.stride + 1
-                for axis, size in enumerate((height, width))
-            ]
-            terms, shape = rows.T, (n, 1, *sides)
+            terms, shape = rows.T, (n, 1, *self.inputs[at + 1].shape[2:])
         count = max(1, _ENTRIES // max(1, terms[0].size))
         for begin in range(0, n_terms + 1, count):
             end = min(begin + count, n_terms + 1)

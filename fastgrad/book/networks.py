@@ -149,21 +149,18 @@ class BookTwoLayerNet(_Book, fully_connected.TwoLayerNet):
         }
 
 
-class _Visible:
-    """An attribute with which a script sees layers: from when it asks for them on they run."""
+def _visible(name: str) -> Any:
+    """Return a property with which a script sees layers: from when it asks for them on they run."""
 
-    def __init__(self, name: str) -> None:
-        self._name = name
-
-    def __get__(self, network: Any, owner: type | None = None) -> Any:
-        if network is None:
-            return self
+    def read(network: Any) -> Any:
         network._show()
-        return getattr(network, self._name)
+        return getattr(network, name)
 
-    def __set__(self, network: Any, value: Any) -> None:
+    def replace(network: Any, value: Any) -> None:
         network._show()
-        setattr(network, self._name, value)
+        setattr(network, name, value)
+
+    return property(read, replace)
 
 
 class _Layered(_Book):
@@ -179,8 +176,8 @@ class _Layered(_Book):
     #: The name of the hidden activations.
     _activation_name: ClassVar[str]
 
-    layers: Any = _Visible("_layers")
-    last_layer: Any = _Visible("_last_layer")
+    layers: Any = _visible("_layers")
+    last_layer: Any = _visible("_last_layer")
     _last_layer: Any
 
     def _finish(self) -> None:
@@ -194,6 +191,7 @@ class _Layered(_Book):
         self._own_layers = [*self._layers.values(), self._last_layer]
         #: What these layers hold, looked up once: every call asks.
         self._held = list(self._held_by_layers())
+        self._shapes = {name: self.params[name].shape for _, _, name in self._held}
         #: Whether a script has asked for the layers, and may see what a pass leaves in them.
         self._shown = False
         #: Samples and targets of a pass that the layers have not seen.
@@ -297,7 +295,7 @@ class LayeredTwoLayerNet(_Layered, fully_connected.TwoLayerNet):
     """
 
     _activation_name = "Relu"
-    lastLayer = _Visible("_last_layer")  # noqa: N815 - the book's name
+    lastLayer = _visible("_last_layer")  # noqa: N815 - the book's name
 
     def __init__(
         self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
@@ -435,7 +433,6 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             units = self._sizes[number]
             gamma, beta = np.ones(units), np.zeros(units)
             self.params[f"gamma{number}"], self.params[f"beta{number}"] = gamma, beta
-            self._shapes[f"gamma{number}"] = self._shapes[f"beta{number}"] = (units,)
             batch_norm = compiled_layers.BatchNormalization(gamma, beta)
             self._layers[f"BatchNorm{number}"] = batch_norm
         super()._add_hidden_layers(number)
@@ -448,11 +445,6 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
             raise ValueError("The network must be without batch normalisation and dropout.")
         return super().engine()
 
-    def _names(self) -> list[str]:
-        numbers = range(1, len(self._sizes))
-        names = [f"{kind}{n}" for n in numbers for kind in ("W", "b", "gamma", "beta")]
-        return [name for name in names if name in self._shapes]
-
     def _run(self, layers: Iterable[Any], x: Any, training: bool) -> Any:
         for name, layer in self._layers.items():
             if "Dropout" in name or "BatchNorm" in name:
@@ -463,9 +455,8 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
 
     def predict(self, x: Any, train_flg: bool = False) -> Any:
         """Return the raw scores of the last layer, of a pass for training or for testing."""
-        if not self._extended:
-            return super().predict(x)
-        if not train_flg and not self._shown and self._is_usual(x):
+        self._batch = None
+        if self._extended and not (train_flg or self._shown) and self._is_usual(x):
             return self._scores(x)
         return self._run(self._parts()[0], x, bool(train_flg))
 
@@ -479,8 +470,6 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         return functools.partial(self.loss, train_flg=True)
 
     def _scores(self, x: Any, params: dict[str, FloatArray] | None = None) -> FloatArray:
-        if not self._extended:
-            return super()._scores(x)
         given, params = self.checked_params(), {}
         for n in range(1, len(self._sizes)):
             W, b = given[f"W{n}"], given[f"b{n}"]
@@ -505,12 +494,12 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         xs, labels, soft = self.checked_batch(x, t)
         if labels.size:
             soft = np.eye(self._sizes[-1])[labels]
-        params, names = self.checked_params(), list(self._names())
-        flat = np.concatenate([params[name].reshape(-1) for name in names])
-        bounds = np.cumsum([0, *(params[name].size for name in names)])
-        starts = dict(zip(names, bounds.tolist(), strict=False))
+        params = self.checked_params()
+        flat = np.concatenate([array.reshape(-1) for array in params.values()])
+        *starts, _ = bounds = np.cumsum([0, *(array.size for array in params.values())])
+        start = dict(zip(params, starts, strict=True))
         at = np.array([
-            [starts.get(f"{kind}{n}", 0) for kind in ("W", "b", "gamma", "beta")]
+            [start.get(f"{kind}{n}", 0) for kind in ("W", "b", "gamma", "beta")]
             for n in range(1, len(self._sizes))
         ])  # fmt: skip
         n_layers, width = len(at), max(self._sizes[1:])
@@ -525,8 +514,8 @@ class MultiLayerNetExtend(LayeredMultiLayerNet):
         grads = np.empty_like(flat)
         threads.launch(central_difference_layers.central_difference, net, h, chunks, scratch, grads)
         found = {}
-        for name, part in zip(names, np.split(grads, bounds[1:-1]), strict=True):
-            found[name] = part.reshape(self._shapes[name])
+        for (name, array), part in zip(params.items(), np.split(grads, bounds[1:-1]), strict=True):
+            found[name] = part.reshape(array.shape)
             if name.startswith("W") and self._decay:  # ½λ((W + h)² - (W - h)²) / 2h
-                found[name] = found[name] + self._decay * params[name]
+                found[name] = found[name] + self._decay * array
         return found

@@ -168,12 +168,6 @@ class FullyConnected(Network):
         loss, _ = functions.softmax_cross_entropy(scores, t, delta=self._delta)
         return loss + self._penalty()
 
-    def _penalty(self) -> Any:
-        if not self._decay:
-            return 0.0
-        weights = (np.asarray(self.params[f"W{n}"]) for n in range(1, len(self._sizes)))
-        return sum(0.5 * self._decay * np.sum(W**2) for W in weights)
-
     def _gradient(self, x: Any, t: Any, delta: float | None = None) -> dict[str, FloatArray]:
         """Compute the gradient, of the loss with another delta if one is given."""
         batch = self.checked_batch(x, t)

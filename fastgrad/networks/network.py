@@ -382,7 +382,10 @@ class Network:
 
     def _penalty(self) -> Any:
         """Return the penalty for large weights."""
-        return 0.0
+        if not self._decay:
+            return 0.0
+        weights = (np.asarray(self.params[name]) for name in self._names() if name.startswith("W"))
+        return sum(0.5 * self._decay * np.sum(W**2) for W in weights)
 
     def _gradient(self, x: Any, t: Any) -> dict[str, Any]:
         layers = self._training_pass(x, t)
