@@ -114,10 +114,11 @@ class _StandIn(functools.partial[Any]):
     """A function in the place of f: `computed` lets the loop run with it."""
 
 
-def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
+def _calls_of(
+    frame: types.FrameType, name: str, args: list[Any], keywords: dict[str, Any]
+) -> Iterator[_Call]:
     """Yield the call that a frame is, once for each argument that can be x."""
     code, given = frame.f_code, frame.f_locals
-    args, keywords = _arguments(frame)
     # The cells themselves are not to be had; a loop that assigns to them is none that is harmless.
     cells = tuple(
         types.CellType(given[n]) if n in given else types.CellType() for n in code.co_freevars
@@ -125,7 +126,8 @@ def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
     twin = types.FunctionType(code, frame.f_globals, code.co_name, None, cells)
     twin.__qualname__ = code.co_qualname
     f = code.co_varnames.index(name)
-    return (_Call(twin, args, keywords, f, i) for i, value in enumerate(args) if _is_array(value))
+    for x in (i for i, value in enumerate(args) if _is_array(value)):
+        yield _Call(twin, args, keywords, f, x)
 
 
 def _call_of_part(frame: types.FrameType, f: Any, x: Any, body: str) -> Iterator[_Call]:
@@ -404,7 +406,7 @@ def computed(name: str) -> bool:
     args, keywords = _arguments(frame)
     return _answer(
         frame, frame.f_code, frame.f_locals.get(name), [*args, *keywords.values()],
-        _calls_of(frame, name),
+        _calls_of(frame, name, args, keywords),
     )  # fmt: skip
 
 
