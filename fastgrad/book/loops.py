@@ -402,7 +402,7 @@ def computed(name: str) -> bool:
     bool
         Whether `result` returns it. If not, the function goes on, and calls `ended` at its end.
     """
-    frame = sys._getframe(1)
+    frame = _caller()
     args, keywords = _arguments(frame)
     return _answer(
         frame, frame.f_code, frame.f_locals.get(name), [*args, *keywords.values()],
@@ -428,7 +428,7 @@ def computed_part(function: str, array: str, body: str) -> bool:
     if _in_vain[body] >= _PATIENCE:
         _running.loops.append(_NO_LOOP)
         return False
-    frame = sys._getframe(1)
+    frame = _caller()
     try:
         f, x = (_looked_up(_expression(text), frame) for text in (function, array))
     except (_Left, AttributeError, LookupError, TypeError):
@@ -464,6 +464,12 @@ def _looked_up(node: ast.expr, frame: types.FrameType) -> Any:
         if type(holder) in (dict, list, tuple, collections.OrderedDict):
             return holder[_looked_up(node.slice, frame)]
     raise _Left("it is not understood")
+
+
+def _caller() -> Any:
+    """Return the frame of the reader's function that asks."""
+    frame: Any = inspect.currentframe()
+    return frame.f_back.f_back
 
 
 def _answer(
