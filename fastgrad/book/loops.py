@@ -156,10 +156,13 @@ def _compiled_part(place: str, name: str, body: str, names: tuple[str, ...]) -> 
     return next(code for code in constants if isinstance(code, types.CodeType))
 
 
+_parameters = functools.lru_cache(256)(inspect.getargs)
+
+
 def _arguments(frame: types.FrameType) -> tuple[list[Any], dict[str, Any]]:
     """Return what a function has been called with."""
-    names, more, more_keywords, given = inspect.getargvalues(frame)
-    count = frame.f_code.co_argcount
+    given, count = frame.f_locals, frame.f_code.co_argcount
+    names, more, more_keywords = _parameters(frame.f_code)
     args = [*(given[name] for name in names[:count]), *(given[more] if more else ())]
     keywords = {name: given[name] for name in names[count:]}
     return args, keywords | (given[more_keywords] if more_keywords else {})
@@ -365,9 +368,9 @@ def _agree(one: Any, other: Any) -> bool:
 
 # ------------------------------------------------------------------------------------ dispatching
 
-#: What is said of a loop, a function and a way at the end: calls, the time that they took, and
-#: that of the loop.
-_records: dict[Any, tuple[str, int, float, float]] = {}
+#: What is said of a loop and a function at the end: by its title and the way in which it was
+#: computed the calls, the time that they took, and that of the loop.
+_records: dict[Any, dict[tuple[str, str], tuple[int, float, float]]] = {}
 #: How long an evaluation took, and when; or why a loop is left as it is.
 _paces: dict[Any, tuple[float, float, str]] = {}
 #: How often in a row a part of a function has asked in vain. Asking takes tens of microseconds.
@@ -567,7 +570,8 @@ def lines() -> list[str]:
         At most 80 characters each; none of loops that took no time.
     """
     found = []
-    for (*_, way), (title, calls, took, loop) in list(_records.items()):
+    records = [record for ways in list(_records.values()) for record in list(ways.items())]
+    for (title, way), (calls, took, loop) in records:
         text, times = f"{title} {way}", loop / max(took, 1e-9)
         if way.startswith("left"):
             if took < _LONG:
@@ -594,8 +598,9 @@ def forget() -> None:
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
     """Count a call that took a time, and would have taken another one in its loop."""
     with _lock:
-        _, calls, *times = _records.get((*key[:2], way), (title, 0, 0.0, 0.0))
-        _records[*key[:2], way] = title, calls + 1, times[0] + took, times[1] + loop
+        ways = _records.setdefault(key[:2], {})
+        calls, total, loops = ways.get((title, way), (0, 0.0, 0.0))
+        ways[title, way] = calls + 1, total + took, loops + loop
 
 
 def _code_of(f: Any) -> Any:
