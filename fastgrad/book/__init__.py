@@ -24,19 +24,6 @@ from fastgrad.book.finder import install, report, uninstall
 from fastgrad.book.modules import SERVED
 from fastgrad.book.script import run_script
 
-# The rest needs NumPy or Numba, which a script that is run may not need.
-_PLACES = {
-    "DeepConvNet": "convnets",
-    "LayeredMultiLayerNet": "networks",
-    "LayeredTwoLayerNet": "networks",
-    "MultiLayerNetExtend": "networks",
-    "SimpleConvNet": "convnets",
-    "Trainer": "training",
-    "numerical_gradient_2d": "gradients",
-    "shuffle_dataset": "functions",
-    "smooth_curve": "functions",
-    "softmax_loss": "functions",
-}
 if TYPE_CHECKING:
     from fastgrad.book.convnets import DeepConvNet, SimpleConvNet
     from fastgrad.book.functions import shuffle_dataset, smooth_curve, softmax_loss
@@ -50,9 +37,13 @@ if TYPE_CHECKING:
 else:
 
     def __getattr__(name):
-        if name not in _PLACES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_PLACES[name]}"), name)
+        """Import what needs NumPy or Numba: a script that is run may need neither."""
+        modules = ("functions", "gradients", "training", "networks", "convnets")
+        for module in modules if name in __all__ else ():
+            found = importlib.import_module(f"{__name__}.{module}")
+            if name in found.__all__:
+                return getattr(found, name)
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 __all__ = [

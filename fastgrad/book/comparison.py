@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -69,29 +69,20 @@ def time_limit(seconds: Any) -> float:
     return step_size(seconds, "compare")
 
 
-@contextlib.contextmanager
-def lines_timed(wanted: bool) -> Iterator[list[float]]:
-    """Note down when each line is written to stdout, if that is wanted."""
-    times: list[float] = []
-    if not wanted:
-        yield times
-        return
-    with contextlib.redirect_stdout(_Clocked(sys.stdout, times)):
-        yield times
-
-
-class _Clocked:
+class TimedLines:
     """A stream that notes down when lines end."""
 
-    def __init__(self, stream: Any, times: list[float]) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream = stream
-        self._times = times
+        self.times: list[float] = []
 
     def write(self, text: str) -> int:
-        self._times.extend([time.perf_counter()] * text.count("\n"))
+        """Write text."""
+        self.times.extend([time.perf_counter()] * text.count("\n"))
         return int(self._stream.write(text))
 
     def __getattr__(self, name: str) -> Any:
+        """Return what the stream has besides."""
         return getattr(self._stream, name)
 
 
@@ -100,49 +91,39 @@ def run_own_way(script: Path, args: Sequence[str], limit: float) -> Timing:
 
     Its output is not shown.
     """
-    with tempfile.TemporaryFile() as errors:
-        timing = _timed(script, args, limit, errors)
+    times: list[float] = []
+    with (
+        tempfile.TemporaryFile() as errors,
+        subprocess.Popen(
+            [sys.executable, "-u", "-c", _OWN_WAY, str(script), *args],
+            env={**os.environ, "MPLBACKEND": "Agg"},
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        output = process.stdout
+        assert output is not None
+
+        def listen() -> None:
+            for _ in output:
+                times.append(time.perf_counter() - begin)
+
+        listener = threading.Thread(target=listen, daemon=True)
+        try:
+            output.readline()  # NumPy is there
+            begin = time.perf_counter()
+            listener.start()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(limit)
+            seconds, status = time.perf_counter() - begin, process.returncode
+        finally:
+            process.kill()
+        listener.join(timeout=5)
         errors.seek(0)
         lines = errors.read().decode(errors="replace").strip().splitlines()
-    return timing._replace(error=lines[-1].strip() if lines else "")
-
-
-def _timed(script: Path, args: Sequence[str], limit: float, errors: Any) -> Timing:
-    """Run a script, with stderr to a file."""
-    process = subprocess.Popen(
-        [sys.executable, "-u", "-c", _OWN_WAY, str(script), *args],
-        env={**os.environ, "MPLBACKEND": "Agg"},
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=errors,
-    )
-    times: list[float] = []
-
-    def listen() -> None:
-        assert process.stdout is not None
-        for _ in process.stdout:
-            times.append(time.perf_counter())
-
-    listener = threading.Thread(target=listen, daemon=True)
-    listener.start()
-    started = time.perf_counter()
-    try:
-        while not times and process.poll() is None:
-            time.sleep(0.01)
-        begin = times[0] if times else started
-        status: int | None
-        try:
-            status = process.wait(max(begin + limit - time.perf_counter(), 0))
-        except subprocess.TimeoutExpired:
-            status = None
-        ended = time.perf_counter()
-    finally:
-        process.kill()
-        process.wait()
-        listener.join(timeout=5)
-        if process.stdout is not None:
-            process.stdout.close()
-    return Timing([at - begin for at in times[1:] if at <= ended], ended - begin, status)
+    error = lines[-1].strip() if lines else ""
+    return Timing([at for at in times if at <= seconds], seconds, status, error)
 
 
 def verdict(own: Timing, ours: Timing, *, used: bool = True) -> str:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
+import itertools
 import os
 import re
 import sys
@@ -18,6 +20,9 @@ from fastgrad.book import loop_syntax, source
 from fastgrad.book.modules import CONTENTS, SERVED, TWO_LAYER_NETS, found
 
 __all__ = ["Finder", "install", "kept", "made_here", "renamed", "report", "strings", "uninstall"]
+
+
+_Action = Callable[[types.ModuleType], None]
 
 
 class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
@@ -47,8 +52,9 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self.script = script
         #: Packages that need no folder: those around the modules that are asked for.
         self.packages = {"common", "dataset"}
-        for name in (*renamed, *_imported_inside_packages(script)):
-            self.packages.update(_packages_around(name))
+        for name in (*renamed, *_imported(script)):
+            packages = name.split(".")[:-1]
+            self.packages.update(itertools.accumulate(packages, "{}.{}".format))
         #: What has been imported, with a remark in brackets where there is one.
         self.served: list[str] = []
         #: A line for each file with definitions of the book's names that are the reader's own.
@@ -56,26 +62,23 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         #: Whether a module of the book's second volume has been imported, which is left alone.
         self.is_second = False
         #: What is done to a module of a library when a script has imported it.
-        self.afterwards: dict[str, Callable[[types.ModuleType], None]] = {}
+        self.afterwards: dict[str, _Action] = {}
 
     def lines(self) -> list[str]:
         """Return what there is to say at the end of a run."""
-        found = [f"fastgrad served {', '.join(self.served) or 'no module'}.", *self.own]
-        if self.is_second and not self.served:
-            found = []
-        if self._loops is not None:
-            found += self._loops.lines()
-        return found
+        served = f"fastgrad served {', '.join(self.served) or 'no module'}."
+        is_silent = self.is_second and not self.served
+        return [*([] if is_silent else [served, *self.own]), *self._loop_lines()]
 
     @property
     def is_used(self) -> bool:
         """Whether anything has been served or computed."""
-        return bool(self.served or (self._loops is not None and self._loops.lines()))
+        return bool(self.served or self._loop_lines())
 
-    @property
-    def _loops(self) -> Any:
-        """What computes the reader's own loops, if it was asked: it needs NumPy."""
-        return sys.modules.get("fastgrad.book.loops")
+    def _loop_lines(self) -> list[str]:
+        """Return what was computed how, if any loop has asked: what computes it needs NumPy."""
+        loops = sys.modules.get("fastgrad.book.loops")
+        return loops.lines() if loops is not None else []
 
     def find_spec(
         self,
@@ -90,56 +93,45 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if path and source.is_installed(path) and fullname not in self.afterwards:
             return None
         title = self._title(fullname, path)
-        spec = self._found_on_the_path(fullname, path)
-        if title and spec is not None and _is_of_the_second_volume(spec.origin):
-            self.is_second, title = True, None
+        package = fullname.rpartition(".")[0]
+        if package in self.packages and not path:  # it was served without its folder
+            path = [os.path.join(place, *package.split(".")) for place in sys.path]
+        spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is not None:
-            return self._with_our_loader(spec, title)
-        if title is not None and title not in self.keep:
+            self._let_it_be_served(spec, title)
+        elif title is not None and title not in self.keep:
             spec = importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
             spec.loader_state = title
-            return spec
-        if fullname in self.packages or _may_hold_the_book(fullname, path):
-            return importlib.machinery.ModuleSpec(
+        elif fullname in self.packages or _may_hold_the_book(fullname, path):
+            spec = importlib.machinery.ModuleSpec(
                 fullname, self, origin="fastgrad", is_package=True
             )
-        return None
+        return spec
 
     def _title(self, fullname: str, path: Sequence[str] | None) -> str | None:
         """Return the book's name for a module, if it has one."""
         if fullname in self.renamed:
             return self.renamed[fullname]
-        if fullname in CONTENTS:
-            return fullname
-        parts = fullname.split(".")
-        title = ".".join(parts[-2:])
-        return title if path is not None and len(parts) > 2 and title in CONTENTS else None
+        last = _last_two(fullname)
+        return last if last in CONTENTS and (path is not None or last == fullname) else None
 
-    def _found_on_the_path(
-        self, fullname: str, path: Sequence[str] | None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Find a module as Python does, also in a package that was served without its folder."""
-        package = fullname.rpartition(".")[0]
-        if package in self.packages and not path:
-            path = [os.path.join(place, *package.split(".")) for place in sys.path]
-        return importlib.machinery.PathFinder.find_spec(fullname, path)
-
-    def _with_our_loader(
-        self, spec: importlib.machinery.ModuleSpec, title: str | None
-    ) -> importlib.machinery.ModuleSpec:
-        """Have a module loaded by its source code if it is the reader's."""
-        if type(spec.loader) is importlib.machinery.SourceFileLoader and spec.origin is not None:
-            if spec.name in self.afterwards:
-                spec.loader = _LibraryLoader(spec.name, spec.origin)
-                spec.loader.finder = self
-            elif source.is_installed([spec.origin]):
-                pass
-            elif title is not None and title not in self.keep:
-                spec.loader = _OwnFileLoader(spec.name, spec.origin)
-                spec.loader.finder, spec.loader.title = self, title
-            elif self._lies_beside_the_script(spec.origin):
-                spec.loader = source.SourceLoader(spec.name, spec.origin)
-        return spec
+    def _let_it_be_served(self, spec: importlib.machinery.ModuleSpec, title: str | None) -> None:
+        """Have a module loaded by its source code if it is the reader's; note what is to follow."""
+        file = spec.origin
+        if type(spec.loader) is not importlib.machinery.SourceFileLoader or file is None:
+            return
+        action = self.afterwards.get(spec.name)
+        if action is None and not source.is_installed([file]):
+            if title is not None and _is_of_the_second_volume(file):
+                self.is_second, title = True, None
+            if title in self.keep:
+                title = None
+            if title is not None or self._lies_beside_the_script(file):
+                spec.loader = source.SourceLoader(spec.name, file)
+            if title is not None:
+                action = functools.partial(self._adopt, title=title, file=file)
+        if action is not None:
+            _then(spec.loader, action)
 
     def _lies_beside_the_script(self, file: str) -> bool:
         return self.script is not None and Path(file).is_relative_to(self.script.parent.parent)
@@ -165,7 +157,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         )
         self._note(module.__name__, title, remark)
 
-    def adopt(self, module: types.ModuleType, title: str, file: str) -> None:
+    def _adopt(self, module: types.ModuleType, title: str, file: str) -> None:
         """Serve in a module of the reader's what is the book's."""
         from fastgrad.book import own_files  # which needs NumPy
 
@@ -173,8 +165,10 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if served:
             self._note(module.__name__, title, "")
         if own:
+            *most, last = own
             place = module.__name__.replace(".", "/") + ".py"
-            self.own.append(f"{place}: your own {_listed(own)}")
+            listed = f"{', '.join(most)} and {last}" if most else last
+            self.own.append(f"{place}: your own {listed}")
 
     def _note(self, name: str, title: str, remark: str) -> None:
         """Note a module that has been served."""
@@ -182,8 +176,8 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def stop(self) -> None:
         """Forget the reader's loops."""
-        if self._loops is not None:
-            self._loops.forget()
+        if (loops := sys.modules.get("fastgrad.book.loops")) is not None:
+            loops.forget()
 
     def _chapter(self) -> int:
         """Return which chapter's ``two_layer_net`` is meant where there is no such file.
@@ -198,38 +192,20 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return 5 if tree is not None and source.mentions_layers(tree) else 4
 
 
-class _OwnFileLoader(source.SourceLoader):
-    """Loads a file of the reader's that has one of the book's names."""
+def _then(loader: Any, action: _Action) -> None:
+    """Let a loader do something to the module that it has loaded."""
+    load = loader.exec_module
 
-    finder: Finder
-    title: str
+    def exec_module(module: types.ModuleType) -> None:
+        load(module)
+        action(module)
 
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Run the file, and serve what in it is the book's."""
-        super().exec_module(module)
-        self.finder.adopt(module, self.title, self.path)
-
-
-class _LibraryLoader(importlib.machinery.SourceFileLoader):
-    """Loads a library's module to which something is done afterwards."""
-
-    finder: Finder
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """Run the file, and do it."""
-        super().exec_module(module)
-        self.finder.afterwards[module.__name__](module)
+    loader.exec_module = exec_module
 
 
 def _is_of_the_second_volume(file: str | None) -> bool:
     """Return whether a file lies in or beside a package ``common`` that is the second volume's."""
     return any((above / "common" / "np.py").is_file() for above in Path(file or "").parents[:2])
-
-
-def _listed(names: Sequence[str]) -> str:
-    """Return names as a list in words."""
-    *most, last = names
-    return f"{', '.join(most)} and {last}" if most else last
 
 
 def _tree(script: Path | None) -> ast.Module | None:
@@ -242,31 +218,27 @@ def _tree(script: Path | None) -> ast.Module | None:
         return None
 
 
-def _packages_around(name: str) -> Iterator[str]:
-    """Yield the packages that a module lies in, the outermost first."""
-    parts = name.split(".")
-    return (".".join(parts[:depth]) for depth in range(1, len(parts)))
-
-
 def _may_hold_the_book(fullname: str, path: Sequence[str] | None) -> bool:
     """Return whether a package within one of the reader's has the name of one of the book's."""
     return path is not None and fullname.rpartition(".")[2] in ("common", "dataset")
 
 
-def _imported_inside_packages(script: Path | None) -> Iterator[str]:
-    """Yield modules of the book's names that a script imports from some package.
+def _imported(script: Path | None) -> Iterator[str]:
+    """Yield what a script imports by a name of the book's, perhaps inside some package.
 
     The package may be missing: a submodule that was never fetched.
     """
     tree = _tree(script)
     for node in ast.walk(tree) if tree is not None else ():
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names = [node.module, *(f"{node.module}.{alias.name}" for alias in node.names)]
-        else:
-            continue
-        yield from (name for name in names if ".".join(name.split(".")[-2:]) in CONTENTS)
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            module = getattr(node, "module", None)
+            names = [f"{module}.{alias.name}" if module else alias.name for alias in node.names]
+            yield from (name for name in (module, *names) if name and _last_two(name) in CONTENTS)
+
+
+def _last_two(name: str) -> str:
+    """Return the name of a module within the innermost package around it."""
+    return ".".join(name.split(".")[-2:])
 
 
 _installed: Finder | None = None

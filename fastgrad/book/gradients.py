@@ -42,29 +42,18 @@ def numerical_gradient(f: Callable[[Any], Any], x: Any, h: Any = 1e-4, **options
     >>> numerical_gradient(lambda x: x[0]**2 + x[1]**2, np.array([3.0, 4.0])).round(8)
     array([6., 8.])
     """
-    if not (isinstance(x, np.ndarray) and x.dtype.kind in "biu"):
-        return _of_numbers(f, x, h, options)
-    grad = np.zeros_like(x)
-    for index in np.ndindex(x.shape):
-        held = x[index]
-        x[index] = held + h
-        upper = f(x)
-        x[index] = held - h
-        grad[index] = (upper - f(x)) / (2 * h)
-        x[index] = held
-    return grad
-
-
-def _of_numbers(f: Callable[[Any], Any], x: Any, h: Any, options: dict[str, Any]) -> Any:
-    """Differentiate by real numbers: in the fastest way, or in a loop that is timed."""
-    usual = (
-        type(x) is np.ndarray
-        and x.dtype in (np.float32, np.float64)
-        and x.flags.c_contiguous
-        and type(h) is float
-        and not options
-    )
-    if not usual:
+    if isinstance(x, np.ndarray) and x.dtype.kind in "biu":
+        grad = np.zeros_like(x)
+        for index in np.ndindex(x.shape):
+            held = x[index]
+            x[index] = held + h
+            upper = f(x)
+            x[index] = held - h
+            grad[index] = (upper - f(x)) / (2 * h)
+            x[index] = held
+        return grad
+    is_usual = type(x) is np.ndarray and x.dtype in (np.float32, np.float64)
+    if not (is_usual and x.flags.c_contiguous and type(h) is float and not options):
         return gradients.numerical_gradient(f, x, h, **options)
     found = loops.central_differences(f, x, h)
     if found is not None:

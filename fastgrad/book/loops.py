@@ -72,6 +72,7 @@ _PATIENCE = 1000
 _CALLS = 16
 _EPS = float(np.finfo(np.float64).eps)
 _NOT_RESTORED = "it does not restore x"
+_DEPENDENT = "its points depend on the values of f"
 _ANOTHER_WAY = "it goes another way over large arrays"
 #: What a function raises of itself, warnings that are errors included. All else goes through.
 _ERRORS = (
@@ -109,20 +110,15 @@ class _Call(NamedTuple):
         return self.loop(*args, **self.keywords)
 
 
-class _StandIn:
+class _StandIn(functools.partial[Any]):
     """A function in the place of f: `computed` lets the loop run with it."""
 
-    def __init__(self, function: Callable[..., Any]) -> None:
-        self.function = function
 
-    def __call__(self, *args: Any, **keywords: Any) -> Any:
-        return self.function(*args, **keywords)
-
-
-def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
+def _calls_of(
+    frame: types.FrameType, name: str, args: list[Any], keywords: dict[str, Any]
+) -> Iterator[_Call]:
     """Yield the call that a frame is, once for each argument that can be x."""
     code, given = frame.f_code, frame.f_locals
-    args, keywords = _arguments(frame)
     # The cells themselves are not to be had; a loop that assigns to them is none that is harmless.
     cells = tuple(
         types.CellType(given[n]) if n in given else types.CellType() for n in code.co_freevars
@@ -130,7 +126,8 @@ def _calls_of(frame: types.FrameType, name: str) -> Iterator[_Call]:
     twin = types.FunctionType(code, frame.f_globals, code.co_name, None, cells)
     twin.__qualname__ = code.co_qualname
     f = code.co_varnames.index(name)
-    return (_Call(twin, args, keywords, f, i) for i, value in enumerate(args) if _is_array(value))
+    for x in (i for i, value in enumerate(args) if _is_array(value)):
+        yield _Call(twin, args, keywords, f, x)
 
 
 def _call_of_part(frame: types.FrameType, f: Any, x: Any, body: str) -> Iterator[_Call]:
@@ -159,10 +156,13 @@ def _compiled_part(place: str, name: str, body: str, names: tuple[str, ...]) -> 
     return next(code for code in constants if isinstance(code, types.CodeType))
 
 
+_parameters = functools.lru_cache(256)(inspect.getargs)
+
+
 def _arguments(frame: types.FrameType) -> tuple[list[Any], dict[str, Any]]:
     """Return what a function has been called with."""
-    names, more, more_keywords, given = inspect.getargvalues(frame)
-    count = frame.f_code.co_argcount
+    given, count = frame.f_locals, frame.f_code.co_argcount
+    names, more, more_keywords = _parameters(frame.f_code)
     args = [*(given[name] for name in names[:count]), *(given[more] if more else ())]
     keywords = {name: given[name] for name in names[count:]}
     return args, keywords | (given[more_keywords] if more_keywords else {})
@@ -245,8 +245,8 @@ class _Rule(NamedTuple):
     keywords : dict
         Likewise, by name.
     is_central : bool
-        Whether there are two values for each entry, and the result is linear in their differences
-        and depends on nothing else.
+        Whether there are two values for each entry, and the result depends on their differences
+        only.
     """
 
     before: int
@@ -272,44 +272,50 @@ _THE_BOOKS = _Rule(
 )  # fmt: skip
 
 
-class _Probe:
-    """One run of a loop on a small array, with values made up by the call and by the entry."""
+class _Evaluation(NamedTuple):
+    """A call of f by a loop: which entry is elsewhere, or -1, and where; what f is called with."""
 
-    def __init__(self, call: _Call, x: NDArray[Any], values: Callable[[int, int], Any]) -> None:
-        self.x, self.values = x, values
-        self.kept = x.copy()
-        self.outside = [*call.args, *call.keywords.values()]
-        #: For each call of f the entry that is elsewhere, or -1, where it is, and what f gets.
-        self.entries: list[int] = []
-        self.points: list[Any] = []
-        self.passes: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = []
-        self.result = call.with_(_StandIn(self._noted), x)
-        if len(_moved(x, self.kept)) or not self.entries:
-            raise _Left(_NOT_RESTORED)
+    entry: int
+    point: Any
+    passes: str
+    further: tuple[Any, ...]
+    keywords: dict[str, Any]
 
-    def _noted(self, *args: Any, **keywords: Any) -> Any:
-        point, passes, further = self.x, "nothing", args
-        if args and args[0] is self.x:
-            passes, further = "x", args[1:]
-        elif args and self._is_a_copy(args[0]):
-            point, passes, further = args[0], "copy", args[1:]
-        if len(self.points) >= _CALLS * self.x.size or point.dtype != self.x.dtype:
+    def identity(self) -> Any:
+        """Return what is equal if f is called with the same objects, which are still there."""
+        keywords = ((name, id(value)) for name, value in self.keywords.items())
+        return self.passes, *map(id, self.further), *keywords
+
+
+def _probed(
+    call: _Call, small: NDArray[Any], values: Callable[[int, int], Any]
+) -> tuple[Any, list[_Evaluation]]:
+    """Run a loop on a small array, with values made up by the number of the call and the entry."""
+    x = small.copy("K")
+    found: list[_Evaluation] = []
+    outside = [*call.args, *call.keywords.values()]
+
+    def noted(*args: Any, **keywords: Any) -> Any:
+        point: Any = args[0] if args else None
+        is_new = type(point) is np.ndarray and all(point is not other for other in outside)
+        if is_new and point is not x and np.shares_memory(point, x):
+            raise _Left("it calls f with a view of x")
+        is_a_copy = is_new and point.shape == x.shape
+        passes = "x" if point is x else "copy" if is_a_copy else "nothing"
+        point, further = (x, args) if passes == "nothing" else (point, args[1:])
+        if len(found) >= _CALLS * x.size or point.dtype != x.dtype:
             raise _Left("it is none of differentiation that is known")
-        moved = _moved(point, self.kept)
+        moved = _moved(point, small)
         if len(moved) > 1:
             raise _Left("it moves more than one entry at a time")
         entry = int(moved[0]) if len(moved) else -1
-        self.entries.append(entry)
-        self.points.append(point.flat[entry] if len(moved) else None)
-        self.passes.append((passes, further, keywords))
-        return self.values(len(self.points) - 1, entry)
+        found.append(_Evaluation(entry, point.flat[entry], passes, further, keywords))
+        return values(len(found) - 1, entry)
 
-    def _is_a_copy(self, value: Any) -> bool:
-        if type(value) is not np.ndarray or any(value is other for other in self.outside):
-            return False
-        if np.shares_memory(value, self.x):
-            raise _Left("it calls f with a view of x")
-        return bool(value.shape == self.x.shape)
+    result = call.with_(_StandIn(noted), x)
+    if len(_moved(x, small)) or not found:
+        raise _Left(_NOT_RESTORED)
+    return result, found
 
 
 def _moved(point: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
@@ -319,67 +325,52 @@ def _moved(point: NDArray[Any], kept: NDArray[Any]) -> NDArray[Any]:
     return np.flatnonzero(distance > rounding)
 
 
-def _identity(passes: str, further: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
-    """Return what is equal if f is called with the same objects, which are still there."""
-    return passes, *map(id, further), *((name, id(value)) for name, value in keywords.items())
-
-
 def _rule_of(call: _Call) -> _Rule:
     """Find out how a loop goes over its array; `_Left` if it is no differentiation."""
     x = call.args[call.x]
     last, others = _SMALL.get(x.ndim, (2, 2))
     small = x[tuple(slice(0, last if a == x.ndim - 1 else others) for a in range(x.ndim))]
     one, other = np.random.default_rng(0).standard_normal((2, _CALLS * small.size))
-    scripts: list[Callable[[int, int], Any]] = [
-        lambda number, _: one[number],
-        lambda number, _: other[number],
-        lambda number, _: one[number] + other[number],
-        lambda _, entry: one[entry],  # the values of an entry are equal
-    ]
     with np.errstate(all="ignore"):  # of made-up numbers, nobody is to be told
-        probes = [_Probe(call, small.copy("K"), script) for script in scripts]
-    first = probes[0]
-    if any(p.entries != first.entries or p.points != first.points for p in probes):
-        raise _Left("its points depend on the values of f")
-    if len({_identity(*passes) for p in probes for passes in p.passes}) > 1:
+        result, first = _probed(call, small, lambda number, _: one[number])
+        _, second = _probed(call, small, lambda number, _: other[number])
+        # The values of each entry have the same differences, and other means.
+        shifted, third = _probed(call, small, lambda number, entry: one[number] + other[entry])
+    if not [e[:2] for e in first] == [e[:2] for e in second] == [e[:2] for e in third]:
+        raise _Left(_DEPENDENT)
+    if len({evaluation.identity() for evaluation in (*first, *second, *third)}) > 1:
         raise _Left("it does not always call f alike")
-    visited = list(dict.fromkeys(entry for entry in first.entries if entry >= 0))
+    entries = [evaluation.entry for evaluation in first]
+    visited = list(dict.fromkeys(entry for entry in entries if entry >= 0))
     index = np.arange(small.size).reshape(small.shape)
     order: Any = next((o for o in ("C", "F") if visited == index.ravel(o).tolist()), "")
     if not order:
         raise _Left("it does not visit every entry in turn")
-    for before in range(first.entries.index(visited[0]) + 1):
-        length, after = divmod(len(first.entries) - before, small.size)
-        block = tuple(entry >= 0 for entry in first.entries[before : before + length])
-        is_central = block == (True, True) and _are_linear([p.result for p in probes])
-        rule = _Rule(before, block, after, order, *first.passes[0], is_central)
-        if rule.entries(small.shape).tolist() == first.entries:
+    for before in range(entries.index(visited[0]) + 1):
+        length, after = divmod(len(entries) - before, small.size)
+        block = tuple(entry >= 0 for entry in entries[before : before + length])
+        is_central = block == (True, True) and _agree(result, shifted)
+        rule = _Rule(before, block, after, order, *first[0][2:], is_central)
+        if rule.entries(small.shape).tolist() == entries:
             return rule
     raise _Left("it does not treat all entries alike")
 
 
-def _are_linear(results: list[Any]) -> bool:
-    """Return whether results for a script, another, their sum, and equal pairs say so."""
-    if all(type(r) is tuple for r in results):  # what a part of a function leaves in its names
-        columns = [list(column) for column in zip(*results, strict=True)]
-        return all(_are_linear(c) or all(v is c[0] for v in c) for c in columns)
-    if not all(isinstance(r, np.ndarray) and r.dtype.kind == "f" for r in results):
-        return False
-    one, other, both, none = results
-    scale = np.abs(one).max() + np.abs(other).max()
+def _agree(one: Any, other: Any) -> bool:
+    """Return whether two results of a loop are the same but for rounding."""
+    if type(one) is tuple:  # what a part of a function leaves in its names
+        return all(map(_agree, one, other))
+    if not (isinstance(one, np.ndarray) and one.dtype.kind == "f"):
+        return one is other
     tolerance = 1e-3 if one.dtype == np.float32 else 1e-9
-    return bool(
-        np.isfinite(scale)
-        and np.abs(one + other - both).max() <= tolerance * scale
-        and np.abs(none).max() <= tolerance * scale
-    )
+    return bool(np.abs(one - other).max() <= tolerance * np.abs(one).max() < np.inf)
 
 
 # ------------------------------------------------------------------------------------ dispatching
 
-#: What is said of a loop, a function and a way at the end: calls, the time that they took, and
-#: that of the loop.
-_records: dict[Any, tuple[str, int, float, float]] = {}
+#: What is said of a loop and a function at the end: by its title and the way in which it was
+#: computed the calls, the time that they took, and that of the loop.
+_records: dict[Any, dict[tuple[str, str], tuple[int, float, float]]] = {}
 #: How long an evaluation took, and when; or why a loop is left as it is.
 _paces: dict[Any, tuple[float, float, str]] = {}
 #: How often in a row a part of a function has asked in vain. Asking takes tens of microseconds.
@@ -418,7 +409,7 @@ def computed(name: str) -> bool:
     args, keywords = _arguments(frame)
     return _answer(
         frame, frame.f_code, frame.f_locals.get(name), [*args, *keywords.values()],
-        _calls_of(frame, name),
+        _calls_of(frame, name, args, keywords),
     )  # fmt: skip
 
 
@@ -478,12 +469,10 @@ def _looked_up(node: ast.expr, frame: types.FrameType) -> Any:
     raise _Left("it is not understood")
 
 
-def _caller() -> types.FrameType:
+def _caller() -> Any:
     """Return the frame of the reader's function that asks."""
-    here = inspect.currentframe()
-    frame = here and here.f_back and here.f_back.f_back
-    assert frame is not None
-    return frame
+    frame: Any = inspect.currentframe()
+    return frame.f_back.f_back
 
 
 def _answer(
@@ -546,7 +535,7 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
     start = time.perf_counter()
     try:
         loop = _Loop(_Call(central_differences, [f, x, h], {}, 0, 1), _THE_BOOKS)
-        points = np.stack([x.reshape(-1) + h, x.reshape(-1) - h])
+        points = np.stack([x.reshape(-1) + h, x.reshape(-1) - h], axis=1)
         # A network that is known is not evaluated at x: it is checked where x is moved.
         known = _recognition is not None and _recognition.knows(f)
         with loop.records:
@@ -562,9 +551,9 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
             if found is not None:
                 out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
             else:
-                upper, lower = _at_once(loop, points, pace)
+                upper, lower = _at_once(loop, points, pace).T
                 out[...], way = ((upper - lower) / (2 * h)).reshape(x.shape), "all points at once"
-            _at_last(loop, points.T.ravel())
+            _at_last(loop, points.ravel())
     except (_Left, *_ERRORS) as error:
         _running.loops.append((start, key, _name(f), _why(error)))
         return None
@@ -581,7 +570,8 @@ def lines() -> list[str]:
         At most 80 characters each; none of loops that took no time.
     """
     found = []
-    for (*_, way), (title, calls, took, loop) in list(_records.items()):
+    records = [record for ways in list(_records.values()) for record in list(ways.items())]
+    for (title, way), (calls, took, loop) in records:
         text, times = f"{title} {way}", loop / max(took, 1e-9)
         if way.startswith("left"):
             if took < _LONG:
@@ -608,8 +598,9 @@ def forget() -> None:
 def _note(key: Any, title: str, way: str, took: float, loop: float) -> None:
     """Count a call that took a time, and would have taken another one in its loop."""
     with _lock:
-        _, calls, *times = _records.get((*key[:2], way), (title, 0, 0.0, 0.0))
-        _records[*key[:2], way] = title, calls + 1, times[0] + took, times[1] + loop
+        ways = _records.setdefault(key[:2], {})
+        calls, total, loops = ways.get((title, way), (0, 0.0, 0.0))
+        ways[title, way] = calls + 1, total + took, loops + loop
 
 
 def _code_of(f: Any) -> Any:
@@ -689,52 +680,35 @@ class _Loop:
         """For each call of f, the entry that is elsewhere, or -1."""
         return self.rule.entries(self.x.shape)
 
+    @property
+    def order(self) -> NDArray[Any]:
+        """The entries in the order in which they are visited."""
+        return self.entries[self.entries >= 0][:: sum(self.rule.block)]
+
     def at_x(self) -> Any:
         """Evaluate f as the loop does."""
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
 
-    def run(self, call: _Call, value: Callable[[Any], Any]) -> Any:
-        """Run the loop with values for f by where the entry is; the last one if f is at x."""
+    def run(self, call: _Call, values: Iterator[Any]) -> tuple[Any, list[Any]]:
+        """Run the loop with values for f; return its result, and where the entry is at each call.
+
+        That of the last entry stands for x itself.
+        """
         x, passes, entries = self.x, self.rule.passes, iter(self.entries.tolist())
+        points: list[Any] = []
 
         def returned(*args: Any, **_: Any) -> Any:
             entry = next(entries, None)
             point = x if passes == "nothing" else args[0]
             if entry is None or point.shape != x.shape or (point is x) == (passes == "copy"):
                 raise _Left(_ANOTHER_WAY)
-            return value(point.item(entry))
+            points.append(point.item(entry))
+            return next(values)
 
-        found = call.with_(_StandIn(returned), x)
-        if next(entries, None) is not None:
+        result = call.with_(_StandIn(returned), x)
+        if len(points) < len(self.entries):
             raise _Left(_ANOTHER_WAY)
-        return found
-
-    def points(self, value: Any) -> list[Any]:
-        """Return where the entry is in each call of f, which returns some value."""
-        found: list[Any] = []
-        kept = self.x.ravel()
-
-        def noted(point: Any) -> Any:
-            found.append(point)
-            return value
-
-        with np.errstate(all="ignore"):
-            self.run(self.call, noted)
-        if ((np.array(found, kept.dtype) == kept[self.entries]) & (self.entries >= 0)).any():
-            raise _Left(_ANOTHER_WAY)
-        return found
-
-    def replayed(self, call: _Call, points: list[Any], values: list[Any]) -> Any:
-        """Run the loop with the values that were computed at its points."""
-        turns = iter(zip(points, values, strict=True))
-
-        def returned(point: Any) -> Any:
-            expected, value = next(turns)
-            if point != expected:
-                raise _Left("its points depend on the values of f")
-            return value
-
-        return self.run(call, returned)
+        return result, points
 
 
 def _without_x(f: Callable[..., Any], *args: Any, **keywords: Any) -> Callable[[Any], Any]:
@@ -770,32 +744,35 @@ def _by(loop: _Loop, here: Any, seconds: float) -> str:
     like = _like(here)
     kept = loop.x.copy()
     is_moved = loop.entries >= 0
-    order = loop.entries[is_moved].reshape(loop.x.size, -1)[:, 0]
     try:
-        places = loop.points(like(0.0))
+        with np.errstate(all="ignore"):
+            _, places = loop.run(loop.call, itertools.repeat(like(0.0)))
         loop.x[...] = kept
-        table = np.empty((sum(loop.rule.block), loop.x.size), loop.x.dtype)
-        table[:, order] = np.array(places, table.dtype)[is_moved].reshape(loop.x.size, -1).T
+        points = np.array(places, kept.dtype)[is_moved].reshape(kept.size, -1)
+        if (points == kept.reshape(-1)[loop.order, np.newaxis]).any():
+            raise _Left(_ANOTHER_WAY)
         # It takes a moment until the kernels are there.
         is_worth_it = seconds * len(places) >= _LONG or _recognition is not None
-        found = _compiled(loop, table, here) if is_worth_it else None
+        found = _compiled(loop, points, here) if is_worth_it else None
         if found is not None:
             slopes, network, _ = found
-            changes = slopes.reshape(-1) * (table[0] - table[1]) / 2
-            values = float(here) + np.stack([changes, -changes])
+            changes = slopes.reshape(-1)[loop.order] * (points[:, 0] - points[:, 1]) / 2
+            values = float(here) + np.stack([changes, -changes], axis=1)
             way = f"by the compiled kernels, {network}"
         else:
-            values, way = _at_once(loop, table, seconds), "all points at once"
+            values, way = _at_once(loop, points, seconds), "all points at once"
         every = np.full(len(places), float(one_number(here)))
-        every[is_moved] = values[:, order].T.ravel()
+        every[is_moved] = values.ravel()
         returned = list(map(like, every.tolist()))
-        result = loop.replayed(loop.call, places, returned)
+        result, again = loop.run(loop.call, iter(returned))
+        if again != places:
+            raise _Left(_DEPENDENT)
         if loop.x.tobytes() != kept.tobytes():
             _check_rounding(loop, kept, float(here))
         _at_last(loop, places)
         if loop.call.loud is not None:  # now that nothing can go wrong any more
             loop.x[...] = kept
-            result = loop.replayed(loop.call.loud, places, returned)
+            result, _ = loop.run(loop.call.loud, iter(returned))
     except BaseException:
         loop.x[...] = kept
         raise
@@ -831,15 +808,12 @@ def _compiled(loop: _Loop, points: NDArray[Any], here: Any) -> Any:
     is_enough = rule.is_central and not loop.further and loop.call.loud is None
     if not (is_enough and rule.passes != "copy" and x.flags.c_contiguous):
         return None
-    nearest = int(np.argmin(np.abs(x)))
-    h = float(f"{abs(float(points[0].flat[nearest] - points[1].flat[nearest])) / 2:.10g}")
-    flat = x.reshape(-1)
-    rounding = 4 * np.finfo(x.dtype).eps * (np.abs(flat) + h)
-    sign = 1 if points[0, 0] > points[1, 0] else -1
-    if h <= 0 or not all(
-        (np.abs(points[i] - flat - side * h) <= rounding).all()
-        for i, side in enumerate((sign, -sign))
-    ):
+    center = x.reshape(-1)[loop.order, np.newaxis]
+    first, second = points[np.argmin(np.abs(center))]
+    h = float(f"{abs(first - second) / 2:.10g}")
+    steps = np.copysign(h, first - second) * np.array([1, -1])
+    rounding = 4 * np.finfo(x.dtype).eps * (np.abs(center) + h)
+    if h <= 0 or not (np.abs(points - center - steps) <= rounding).all():
         return None
     return _recognised(loop, h, float(here))
 
@@ -867,7 +841,7 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
 
     x = loop.x.copy() if loop.rule.passes == "copy" else loop.x
     entries = np.arange(x.size, dtype=np.int64)
-    turns = entries.reshape(x.shape).transpose(memory_order(x)).ravel()
+    turns = np.argsort(loop.order)[entries.reshape(x.shape).transpose(memory_order(x)).ravel()]
     values = np.empty(points.shape)
     few, many = _TRIED
     tried = min(x.size, max(few, min(many, x.size // 16)))
@@ -877,12 +851,12 @@ def _at_once(loop: _Loop, points: NDArray[Any], pace: float) -> NDArray[Any]:
             if part.start == x.size:
                 break
             began = time.perf_counter()
-            there = points[:, turns[part]].astype(np.float64)
-            values[:, turns[part]] = batched.evaluate(
+            there = points[turns[part]].T.astype(np.float64)
+            values[turns[part]] = batched.evaluate(
                 loop.f, x, x, entries[part], there, loop.further, leaves_records=True
-            )  # fmt: skip
+            ).T
             took = time.perf_counter() - began
-            if part.start == 1 and took - before > pace * tried * len(points) and tried < x.size:
+            if part.start == 1 and took - before > pace * points[:tried].size and tried < x.size:
                 raise _Left("all points at once would not be faster")
             before = took
     except batched.NotCarried as reason:

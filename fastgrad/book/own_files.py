@@ -142,15 +142,13 @@ def _the_books(
             or _returns_the_same(name, definitions, names)
         )
     }
-    while True:
-        left = {
-            name
-            for name in alike
-            if all(_is_known(used, alike, definitions, names) for used in _used(definitions[name]))
-        }
-        if left == alike:
-            return alike
-        alike = left
+    while unknown := {
+        name
+        for name in alike
+        if not all(_is_known(used, alike, definitions, names) for used in _used(definitions[name]))
+    }:
+        alike -= unknown
+    return alike
 
 
 def _has_stayed(name: str, node: _Definition, names: Mapping[str, Any]) -> bool:
@@ -158,27 +156,22 @@ def _has_stayed(name: str, node: _Definition, names: Mapping[str, Any]) -> bool:
     value = names.get(name)
     if isinstance(node, ast.Assign):
         return not isinstance(value, type | types.FunctionType)
-    found: dict[str, Any] = dict(vars(value)) if isinstance(value, type) else {name: value}
-    found = {key: item for key, item in found.items() if isinstance(item, types.FunctionType)}
-    if isinstance(node, ast.ClassDef):
-        methods = {item.name for item in node.body if isinstance(item, ast.FunctionDef)}
-        private = {each for each in methods if each[:2] == "__" and each[-2:] != "__"}
-        expected = methods - private | {f"_{name}{each}" for each in private}
-    else:
-        expected = {name}
-    return expected == found.keys() and all(
-        node.lineno <= item.__code__.co_firstlineno <= (node.end_lineno or 0)
-        and item.__code__.co_filename == names.get("__file__")
-        for item in found.values()
+    body = node.body if isinstance(node, ast.ClassDef) else [node]
+    expected = [item.name for item in body if isinstance(item, ast.FunctionDef)]
+    members = vars(value).values() if isinstance(value, type) else [value]
+    codes = [item.__code__ for item in members if isinstance(item, types.FunctionType)]
+    return sorted(expected) == sorted(code.co_name for code in codes) and all(
+        node.lineno <= code.co_firstlineno <= (node.end_lineno or 0)
+        and code.co_filename == names.get("__file__")
+        for code in codes
     )
 
 
 def _used(node: ast.AST) -> set[str]:
     """Return the names of others that code reads."""
-    stored = {item.id for item in ast.walk(node) if isinstance(item, ast.Name) and _is_stored(item)}
-    stored |= {item.arg for item in ast.walk(node) if isinstance(item, ast.arg)}
-    read = {item.id for item in ast.walk(node) if isinstance(item, ast.Name)}
-    return read - stored
+    names = [item for item in ast.walk(node) if isinstance(item, ast.Name)]
+    arguments = {item.arg for item in ast.walk(node) if isinstance(item, ast.arg)}
+    return {item.id for item in names} - {item.id for item in names if _is_stored(item)} - arguments
 
 
 def _is_stored(node: ast.Name) -> bool:

@@ -16,18 +16,14 @@ __all__ = ["load", "save"]
 
 #: What a pickle of arrays may name, under NumPy's module names of version 2 and before.
 _ALLOWED = {
-    (f"numpy.{core}.{module}", name)
+    f"numpy.{core}.{name}"
     for core in ("core", "_core")
-    for module, name in (
-        ("multiarray", "_reconstruct"),
-        ("multiarray", "scalar"),
-        ("numeric", "_frombuffer"),
-    )
+    for name in ("multiarray._reconstruct", "multiarray.scalar", "numeric._frombuffer")
 } | {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("collections", "OrderedDict"),
-    ("_codecs", "encode"),  # how Python 3 reads the bytes of a pickle written by Python 2
+    "numpy.ndarray",
+    "numpy.dtype",
+    "collections.OrderedDict",
+    "_codecs.encode",  # how Python 3 reads the bytes of a pickle written by Python 2
 }
 
 
@@ -36,7 +32,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         """Return what a pickle names, if it may."""
-        if (module, name) in _ALLOWED:
+        if f"{module}.{name}" in _ALLOWED:
             return super().find_class(module, name)
         raise pickle.UnpicklingError(
             f"the file must hold NumPy arrays only. It names {module}.{name}."

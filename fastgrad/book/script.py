@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import builtins
 import concurrent.futures.thread
+import copyreg
 import functools
 import os
 import sys
@@ -11,8 +12,8 @@ import threading
 import time
 import types
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -95,10 +96,10 @@ def run_script(
     limit = None if compare is None else comparison.time_limit(compare)
     with open(path, "rb") as stream:
         code = stream.read()
-    stderr = sys.stderr
+    stderr, lines = sys.stderr, comparison.TimedLines(sys.stdout)
     with (
         _as_main(served, [os.fspath(path), *args]) as main,
-        comparison.lines_timed(limit is not None) as lines,
+        nullcontext() if limit is None else redirect_stdout(lines),
     ):
         begin = time.perf_counter()
         status = _execute(code, str(script), main)
@@ -108,7 +109,7 @@ def run_script(
     _say("\n".join(["", *report, f"The script took {seconds:.2f} s."]), stderr)
     if limit is not None:
         own = comparison.run_own_way(script, args, limit)
-        ours = comparison.Timing([at - begin for at in lines], seconds, status)
+        ours = comparison.Timing([at - begin for at in lines.times], seconds, status)
         _say(comparison.verdict(own, ours, used=used), stderr)
     return status
 
@@ -158,25 +159,22 @@ def _end_by(error: BaseException) -> int:
         _say(str(error.code), sys.stderr)
         return 1
     _flush_stdout()
-    shown = _without_our_frames(error)
     try:
-        sys.excepthook(*shown)
+        _show(sys.excepthook, error)
     except SystemExit as request:
         return _end_by(request)
     except BaseException as another:  # noqa: BLE001 - whatever the script's own hook raises
         _say("Error in sys.excepthook:", sys.stderr)
-        sys.__excepthook__(*_without_our_frames(another))
+        _show(sys.__excepthook__, another)
         _say("\nOriginal exception was:", sys.stderr)
-        sys.__excepthook__(*shown)
+        _show(sys.__excepthook__, error)
     return 130 if isinstance(error, KeyboardInterrupt) else 1
 
 
-def _without_our_frames(
-    error: BaseException,
-) -> tuple[type[BaseException], BaseException, types.TracebackType | None]:
-    """Return what an exception hook takes, without the frames that ran the script."""
-    frames = _own_frames(error.__traceback__)
-    return type(error), error.with_traceback(frames), frames
+def _show(hook: Callable[..., Any], error: BaseException) -> None:
+    """Hand an exception to a hook, without the frames that ran the script."""
+    error = error.with_traceback(_own_frames(error.__traceback__))
+    hook(type(error), error, error.__traceback__)
 
 
 def _own_frames(frames: types.TracebackType | None) -> types.TracebackType | None:
@@ -277,31 +275,30 @@ def _serve_children(undo: ExitStack, served: Finder, spawn: Any) -> None:
     plain = spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, Any]:
-        return {**plain(name), "fastgrad": _ServedInChild(served)}
+        return {**plain(name), "fastgrad": served}
 
     spawn.get_preparation_data = get_preparation_data
 
 
-class _ServedInChild:
-    """Unpickled, it serves the book's modules in the process where that happens."""
-
-    def __init__(self, served: Finder) -> None:
-        self._served = served
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        served = self._served
-        return _serve_for_good, (str(served.script), served.keep, served.renamed)
-
-
-def _serve_for_good(script: str, keep: frozenset[str], renamed: Mapping[str, str]) -> None:
+def _serve_for_good(script: str, keep: frozenset[str], renamed: Mapping[str, str]) -> Finder:
     """Serve the book's modules until the process ends."""
-    serving = _serving(Finder(keep, renamed, Path(script)))
+    served = Finder(keep, renamed, Path(script))
+    serving = _serving(served)
     serving.__enter__()
     _kept_open.append(serving)
+    return served
 
 
 #: What `_serve_for_good` has begun.
 _kept_open: list[Any] = []
+
+
+def _pickled(served: Finder) -> tuple[Any, ...]:
+    """Have a finder serve the book's modules in the process where it is unpickled."""
+    return _serve_for_good, (str(served.script), served.keep, served.renamed)
+
+
+copyreg.pickle(Finder, _pickled)
 
 
 def _lies_in(module: types.ModuleType, folder: str) -> bool:
