@@ -28,6 +28,9 @@ _FLOAT32, _FLOAT64 = FLOAT_DTYPES
 _NO_STATE = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
 
 
+_State = dict[Any, FloatArray] | None
+
+
 class _Step(NamedTuple):
     """One parameter's part of a step, checked."""
 
@@ -42,6 +45,13 @@ class _Step(NamedTuple):
 class Optimizer:
     """What the optimizers share: the checks, the optimizer state, the compiled pass.
 
+    Parameters
+    ----------
+    lr : float, optional
+        Learning rate, from 0 on.
+    *coefficients : float
+        The coefficients a and b of the rule, if it has them, from 0 to below 1.
+
     Attributes
     ----------
     rule : callable
@@ -50,7 +60,14 @@ class Optimizer:
         The attributes that hold optimizer state: a dict like params each, None before the first
         step.
     lr : float
-        Learning rate.
+        Learning rate. It and the coefficients may be set between steps.
+
+    Raises
+    ------
+    TypeError
+        If an argument is not a real number.
+    ValueError
+        If it is not finite, or out of range.
     """
 
     rule: ClassVar[Any]
@@ -58,7 +75,12 @@ class Optimizer:
     #: The attributes that are the rule's coefficients a and b.
     _coefficients: ClassVar[tuple[str, ...]] = ()
 
-    lr: float
+    def __init__(self, lr: float = 0.01, *coefficients: float) -> None:
+        self.lr = real_number(lr, "lr", minimum=0)
+        for name, value in zip(self._coefficients, coefficients, strict=True):
+            setattr(self, name, _fraction(value, name))
+        for name in self.state_names:
+            setattr(self, name, None)
 
     def __repr__(self) -> str:
         """Return the call that makes such an optimizer."""
@@ -213,13 +235,6 @@ class SGD(Optimizer):
     lr : float, optional
         Learning rate, from 0 on.
 
-    Raises
-    ------
-    TypeError
-        If `lr` is not a real number.
-    ValueError
-        If it is not finite, or out of range.
-
     Examples
     --------
     >>> params = {"W": np.array([1.0, 2.0])}
@@ -231,7 +246,7 @@ class SGD(Optimizer):
     rule = staticmethod(updates.sgd)
 
     def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
+        super().__init__(lr)
 
 
 class Momentum(Optimizer):
@@ -249,13 +264,6 @@ class Momentum(Optimizer):
     v : dict of ndarray
         Velocities; None before the first step.
 
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or out of range.
-
     Examples
     --------
     >>> params = {"x": 1.0}
@@ -269,11 +277,11 @@ class Momentum(Optimizer):
     rule = staticmethod(updates.momentum)
     state_names = ("v",)
     _coefficients = ("momentum",)
+    momentum: float
+    v: _State
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-        self.momentum = _fraction(momentum, "momentum")
-        self.v: dict[Any, FloatArray] | None = None
+        super().__init__(lr, momentum)
 
 
 class Nesterov(Momentum):
@@ -290,13 +298,6 @@ class Nesterov(Momentum):
     ----------
     v : dict of ndarray
         Velocities; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or out of range.
 
     Notes
     -----
@@ -327,13 +328,6 @@ class AdaGrad(Optimizer):
     h : dict of ndarray
         Sums of squared gradients; None before the first step.
 
-    Raises
-    ------
-    TypeError
-        If `lr` is not a real number.
-    ValueError
-        If it is not finite, or out of range.
-
     Examples
     --------
     >>> params = {"x": 1.0}
@@ -344,10 +338,10 @@ class AdaGrad(Optimizer):
 
     rule = staticmethod(updates.adagrad)
     state_names = ("h",)
+    h: _State
 
     def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-        self.h: dict[Any, FloatArray] | None = None
+        super().__init__(lr)
 
 
 class RMSprop(Optimizer):
@@ -365,13 +359,6 @@ class RMSprop(Optimizer):
     h : dict of ndarray
         Mean squares of gradients; None before the first step.
 
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or `decay_rate` out of range.
-
     Examples
     --------
     >>> params = {"x": 1.0}
@@ -383,11 +370,11 @@ class RMSprop(Optimizer):
     rule = staticmethod(updates.rmsprop)
     state_names = ("h",)
     _coefficients = ("decay_rate",)
+    decay_rate: float
+    h: _State
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-        self.decay_rate = _fraction(decay_rate, "decay_rate")
-        self.h: dict[Any, FloatArray] | None = None
+        super().__init__(lr, decay_rate)
 
 
 class Adam(Optimizer):
@@ -407,13 +394,6 @@ class Adam(Optimizer):
     m, v : dict of ndarray
         Means and mean squares of gradients; None before the first step.
 
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or a beta out of range.
-
     Notes
     -----
     With lrₜ = lr √(1 − β₂ᵗ) / (1 − β₁ᵗ) at step t, section 6.1.6 of the book; D. P. Kingma and
@@ -430,14 +410,14 @@ class Adam(Optimizer):
     rule = staticmethod(updates.adam)
     state_names = ("m", "v")
     _coefficients = ("beta1", "beta2")
+    beta1: float
+    beta2: float
+    m: _State
+    v: _State
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-        self.beta1 = _fraction(beta1, "beta1")
-        self.beta2 = _fraction(beta2, "beta2")
+        super().__init__(lr, beta1, beta2)
         self.iter = 0
-        self.m: dict[Any, FloatArray] | None = None
-        self.v: dict[Any, FloatArray] | None = None
 
     def next_step(self) -> tuple[float, float, float]:
         """Count a step, and return its bias corrected learning rate, and the betas; for `fit`."""
