@@ -131,20 +131,20 @@ def _let_loops_ask(function: ast.FunctionDef, block: list[ast.stmt]) -> None:
     while at:
         at -= 1
         statement = block[at]
-        part = _differentiation(function, block, at)
+        found = _differentiation(function, block, at)
         if isinstance(statement, ast.For | ast.While | ast.If | ast.With):
             _let_loops_ask(function, statement.body)
             _let_loops_ask(function, getattr(statement, "orelse", []))
-        if part is not None:
-            at, statements, question, names = part
-            answer = f"({', '.join(names)},) = {{}}" if names else "{}"
-            block[at : at + len(statements)] = [_asking(question, answer, statements, statement)]
+        if found is not None:
+            begin, asking = found
+            block[begin : at + 1] = [asking]
+            at = begin
 
 
 def _differentiation(
     function: ast.FunctionDef, block: list[ast.stmt], at: int
-) -> tuple[int, list[ast.stmt], str, list[str]] | None:
-    """Return where a differentiation that ends with a loop begins, it, what to ask, its names."""
+) -> tuple[int, ast.stmt] | None:
+    """Return where a differentiation begins that ends with a loop, and what is to ask for it."""
     loop = block[at]
     if not isinstance(loop, ast.For | ast.While):
         return None
@@ -184,7 +184,8 @@ def _differentiation(
     end = f"\nreturn ({', '.join(names)}{',' * bool(names)})"
     text = "\n".join(map(ast.unparse, body)) + end
     question = f"computed_part({repeated[0]!r}, {array!r}, {text!r})"
-    return begin, part, question, names
+    answer = f"({', '.join(names)},) = {{}}" if names else "{}"
+    return begin, _asking(question, answer, part, loop)
 
 
 class _Renamed(ast.NodeTransformer):

@@ -138,9 +138,9 @@ _OUTSIDE = _Value(_ANY, fresh=False, flat=False)
 
 def _of(value: Any) -> _Value:
     """Return the value of a known object from outside; one that is a value already is kept."""
-    is_plain = type(value) in PLAIN
     if isinstance(value, _Value):
         return value
+    is_plain = type(value) in PLAIN
     return _Value({id(value): value}, is_plain, is_plain or type(value) is np.ndarray)
 
 
@@ -447,6 +447,8 @@ class _Reader:
             return self._make(f, args)
         if f is functools.partial and args.positional and not args.starred:
             return _made(_Partial(args.positional[0], args.positional[1:], args.keywords))
+        if f is _UNKNOWN:
+            self._stop(f"calls {self._callee}")
         self._iterate(*args.positional)
         for key in args.keywords.get("key", _of(None)).each():
             if key is _UNKNOWN:
@@ -548,8 +550,9 @@ class _Reader:
             return _OUTSIDE
         if name in ("get", "items", "keys", "values"):
             known = receiver.only()
-            is_known = name != "get" and type(known) in _DICTS and len(known) <= _MEMORY
-            return _made(tuple(getattr(known, name)())) if is_known else _OUTSIDE
+            if type(known) not in _DICTS or len(known) > _MEMORY or name in ("get", "keys"):
+                return _OUTSIDE
+            return _made(tuple(known.values() if name == "values" else map(_made, known.items())))
         if name == "tolist" or (name == "copy" and not receiver.flat):
             return _CONTAINER
         function = getattr(np, name, None)
@@ -593,7 +596,7 @@ class _Reader:
     def _built_in(self, value: _Value, name: str) -> _Value:
         """Return an attribute of an array, a number, or a container."""
         if name in _VIEW_ATTRIBUTES:
-            return value.view()
+            return value.unknown()
         if name in _METHODS:
             return _made(_Method(name, value))
         return _NUMBER if name in _ATTRIBUTES else _OUTSIDE
@@ -745,12 +748,12 @@ class _Reader:
         for alias in node.names:
             module = (node.module or "") if isinstance(node, ast.ImportFrom) else alias.name
             root = module.partition(".")[0]
-            name = alias.asname or alias.name.partition(".")[0]
-            value = sys.modules.get(root if name == root else module)
+            value = sys.modules.get(module if alias.asname else root)
             if isinstance(node, ast.ImportFrom):
                 value = getattr(sys.modules.get(module), alias.name, None)
             if value is None or root not in ("numpy", "math"):
                 self._stop("has an import statement")
+            name = alias.asname or alias.name.partition(".")[0]
             self._state[self._frames[-1], name] = _of(value)
 
     def _augment(self, target: Any, value: ast.expr) -> None:
@@ -886,7 +889,7 @@ class _Reader:
             if isinstance(arg, ast.Starred):
                 value = self._value(arg.value)
                 self._iterate(value)
-                rest = _items(value.only()) if not starred else None
+                rest = _items(value.only()) if value.fresh and not starred else None
                 starred = rest is None
                 args += rest or []
             elif isinstance(arg, ast.GeneratorExp) and is_eager:
@@ -901,9 +904,11 @@ class _Reader:
     def _super(self, name: str) -> _Value:
         """Return a method of the classes above that of the function that is being read."""
         cls = self._name("__class__").only()
-        first = self._frames[-1].function.__code__.co_varnames[0]
+        this = self._name(self._frames[-1].function.__code__.co_varnames[0])
+        if this.objects == _ANY:
+            return _OUTSIDE
         found = []
-        for holder in self._name(first).each():
+        for holder in this.each():
             order = _class_of(holder).__mro__
             above = order[order.index(cls) + 1 :] if cls in order else ()
             member = next((vars(c)[name] for c in above if name in vars(c)), None)
