@@ -448,6 +448,9 @@ HIDDEN = {
     "tuples": in_tuples,
     "bound method": bound,
     "partial": lambda W: functools.partial(lambda V, x: np.sum(x[0]) + np.sum(V[1:] ** 2), W),
+    "keyword of a partial": lambda W: functools.partial(
+        lambda x, V: np.sum(x[0]) + np.sum(V[1:] ** 2), V=W
+    ),
     "view in a partial": lambda W: functools.partial(lambda V, x: x[0, 0] + np.sum(V**2), W[1:]),
     "memory": lambda W: also(functools.partial(np.asarray, memoryview(W))),
     "iterator": lambda W: lambda x, flat=W.flat: np.sum(x[0]) + np.sum(flat[3:] ** 2),
@@ -455,6 +458,7 @@ HIDDEN = {
     "first row": lambda W: lambda W: np.sum(W[0] ** 2),
     "branches": by_branches,
 }
+CARRIED = "default", "keyword", "keyword of a partial", "deque", "class", "tuples", "first row"
 
 
 class TestPlaces:
@@ -488,7 +492,7 @@ class TestPlaces:
         try:
             assert_carried(f, W)
         except NotCarried:
-            assert name not in ("default", "keyword", "deque", "class", "tuples", "first row")
+            assert name not in CARRIED
         found = numerical_gradient(f, W)
         np.testing.assert_allclose(found, numerical_gradient(f, W, batched=False), atol=1e-9)
 
@@ -685,6 +689,7 @@ OPERATIONS = {
     "padded by a constant": lambda W: np.pad(W, ((1, 0), (0, 2)), constant_values=3.0),
     "rounded": lambda W: np.round(W, 1) + W.round() + W,
     "products up to each": lambda W: np.cumprod(W, axis=1) + np.diff(W, axis=0)[0] + W.cumsum()[2],
+    "second differences": lambda W: np.diff(W, 2, axis=0) * W[1:3],
     "not a number": lambda W: np.nansum(W * NOT_ALL, axis=0) + np.nanmean(W * NOT_ALL) + W,
     "tensordot": lambda W: np.tensordot(CUBE, W, 2) + np.tensordot(W, CUBE, ([0, 1], [1, -1])),
     "order of memory": lambda W: W.reshape(3, 4, order="F").T + W.ravel(order="F")[0],

@@ -12,20 +12,21 @@ from typing import Any
 import numpy as np
 
 from fastgrad.nn import convolution
-from fastgrad.numdiff.batched_array import BatchedArray
+from fastgrad.numdiff.batched_array import BatchedArray, moved
 
 __all__ = ["Convolution", "Pooling", "col2im", "im2col"]
 
 
 def im2col(input_data: Any, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Any:
     """Return the patches of images as rows, see `fastgrad.im2col`."""
-    if not isinstance(input_data, BatchedArray):
-        images = np.asarray(input_data, np.float64)
-        return convolution.im2col(images, filter_h, filter_w, stride, pad)
-    padded = np.pad(input_data, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
-    numbers = np.arange(padded.size, dtype=np.float64).reshape(padded.shape)
-    places = convolution.im2col(numbers, filter_h, filter_w, stride)
-    return padded.reshape(-1)[places.astype(np.intp)]
+
+    def patches(images: Any) -> Any:
+        floats = np.asarray(images, np.float64)
+        return convolution.im2col(floats, filter_h, filter_w, stride, pad)
+
+    if isinstance(input_data, BatchedArray):  # their entries are only moved
+        return moved(lambda images: patches(images).astype(images.dtype))(input_data)
+    return patches(input_data)
 
 
 def col2im(

@@ -349,11 +349,9 @@ class BatchedArray(NDArrayOperatorsMixin):
 
     def reshape(self, *shape: Any, order: str = "C") -> Any:
         """Give the array another shape."""
-        if len(shape) == 1 and not isinstance(shape[0], int | np.integer):
-            shape = tuple(shape[0])
         if order != "C":
-            return moved(np.reshape)(self, shape, order=order)
-        base = self._batch.at_x(np.reshape, (self, shape))
+            return moved(np.ndarray.reshape)(self, *shape, order=order)
+        base = self._batch.at_x(np.ndarray.reshape, (self, *shape))
         support = _reshaped_support(self, base.shape)
         values = self._values.reshape(*_lengths(base.shape, support), self._batch.count)
         self._is_shared = True

@@ -129,7 +129,7 @@ def _contents(container: Any) -> Iterator[Child]:
     if kinds <= PLAIN and kinds.isdisjoint({bool, type(None)}):
         yield frozenset(map(id, kinds)), None, None
         return
-    for key, child in container.items() if is_dict else enumerate(container):
+    for key, child in list(container.items() if is_dict else enumerate(container)):
         if is_dict:
             yield "", key, None
         yield "", child, (operator.setitem, container, key)
