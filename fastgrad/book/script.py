@@ -237,10 +237,7 @@ def _as_main(served: Finder, argv: Sequence[str]) -> Iterator[types.ModuleType]:
 def _serving(served: Finder) -> Iterator[None]:
     """Serve by this finder alone, and lend libraries what scripts need, for a while."""
     others = [other for other in sys.meta_path if isinstance(other, Finder)]
-    places = list(sys.meta_path)
-    for other in others:
-        sys.meta_path.remove(other)
-    sys.meta_path.insert(0, served)
+    sys.meta_path[:] = [served, *(place for place in sys.meta_path if place not in others)]
     with ExitStack() as undo:
         served.afterwards = {
             "numpy": functools.partial(_acquire, undo),
@@ -254,7 +251,7 @@ def _serving(served: Finder) -> Iterator[None]:
         finally:
             served.stop()
             sys.meta_path.remove(served)
-            sys.meta_path[:0] = [other for other in others if other in places]
+            sys.meta_path[:0] = others
 
 
 def _acquire(undo: ExitStack, numpy: types.ModuleType) -> None:
