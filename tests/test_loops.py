@@ -840,6 +840,8 @@ def test_a_time_limit_of_the_readers_is_raised(error, seconds, whose):
         raise error("the time is up")
 
     text = nditer(CENTRAL) + "def loss(x):\n    return np.sum(np.tanh(np.dot(A, x)) ** 2)\n"
+    small = define(text, A=np.ones((5, 20)))
+    small.g(small.loss, np.ones((20, 8)))  # imports swallow what is raised meanwhile
     module = define(text, A=np.ones((5, 20_000)))
     x = np.ones((20_000, 8))
     differentiate = module.g if whose == "the reader's loop" else numerical_gradient
