@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import tqdm.std  # whose class one of the loops below stands in for
 
+from fastgrad import numerical_gradient
 from fastgrad.book import loop_syntax, loops, run_script
 
 # Statements that the loops below have in common: the function f and the array x of a loop, h.
@@ -833,19 +834,23 @@ def test_a_warning_that_is_an_error_is_raised_by_the_loop():
 
 @pytest.mark.parametrize("error", [AssertionError, RuntimeError, ValueError])
 @pytest.mark.parametrize("seconds", [0.005, 0.1])
-def test_a_time_limit_of_the_readers_ends_their_loop(error, seconds):
+@pytest.mark.parametrize("whose", ["the reader's loop", "numerical_gradient"])
+def test_a_time_limit_of_the_readers_is_raised(error, seconds, whose):
     def end(number, frame):
         raise error("the time is up")
 
     text = nditer(CENTRAL) + "def loss(x):\n    return np.sum(np.tanh(np.dot(A, x)) ** 2)\n"
+    small = define(text, A=np.ones((5, 20)))
+    small.g(small.loss, np.ones((20, 8)))  # imports swallow what is raised meanwhile
     module = define(text, A=np.ones((5, 20_000)))
     x = np.ones((20_000, 8))
+    differentiate = module.g if whose == "the reader's loop" else numerical_gradient
     before = signal.signal(signal.SIGTERM, end)
     timer = threading.Timer(seconds, signal.raise_signal, [signal.SIGTERM])
     timer.start()
     try:
         with pytest.raises(error, match="the time is up"):
-            module.g(module.loss, x)
+            differentiate(module.loss, x)
     finally:
         timer.cancel()
         signal.signal(signal.SIGTERM, before)

@@ -161,6 +161,5 @@ def _factor(own: float, ours: float) -> str:
         return ""
     word = "faster" if own >= ours else "slower"
     factor = max(own, ours) / max(min(own, ours), 1e-6)
-    return f": {factor:.2g} times {word} here" if factor < 100 else (
-        f": {factor:,.0f} times {word} here"
-    )  # fmt: skip
+    shown = f"{factor:.2g}" if factor < 100 else f"{factor:,.0f}"
+    return f": {shown} times {word} here"

@@ -93,7 +93,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         if path and source.is_installed(path) and fullname not in self.afterwards:
             return None
         title = self._title(fullname, path)
-        package = fullname.rpartition(".")[0]
+        package, _, name = fullname.rpartition(".")
         if package in self.packages and not path:  # it was served without its folder
             path = [os.path.join(place, *package.split(".")) for place in sys.path]
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
@@ -102,7 +102,7 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         elif title is not None and title not in self.keep:
             spec = importlib.machinery.ModuleSpec(fullname, self, origin="fastgrad")
             spec.loader_state = title
-        elif fullname in self.packages or _may_hold_the_book(fullname, path):
+        elif fullname in self.packages or (path is not None and name in ("common", "dataset")):
             spec = importlib.machinery.ModuleSpec(
                 fullname, self, origin="fastgrad", is_package=True
             )
@@ -135,10 +135,6 @@ class Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def _lies_beside_the_script(self, file: str) -> bool:
         return self.script is not None and Path(file).is_relative_to(self.script.parent.parent)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType | None:
-        """Leave the making of the module object to Python."""
-        return None
 
     def exec_module(self, module: types.ModuleType) -> None:
         """Fill a module that the reader does not have."""
@@ -216,11 +212,6 @@ def _tree(script: Path | None) -> ast.Module | None:
         return source.tree_of(script.read_bytes(), str(script))
     except (OSError, SyntaxError, ValueError):
         return None
-
-
-def _may_hold_the_book(fullname: str, path: Sequence[str] | None) -> bool:
-    """Return whether a package within one of the reader's has the name of one of the book's."""
-    return path is not None and fullname.rpartition(".")[2] in ("common", "dataset")
 
 
 def _imported(script: Path | None) -> Iterator[str]:

@@ -102,8 +102,8 @@ def found(name: str, place: str, module: str) -> Any:
     -------
     object
     """
-    imported = importlib.import_module(place.partition(":")[0])
-    attribute = place.partition(":")[2]
+    home, _, attribute = place.partition(":")
+    imported = importlib.import_module(home)
     if name == "np":
         return imported
     if not attribute:

@@ -27,6 +27,7 @@ import numpy as np
 
 from fastgrad.book import functions, modules, source
 from fastgrad.numdiff.reading import read
+from fastgrad.runtime.interrupt import raised_by_a_signal_handler
 
 __all__ = ["adopt", "fingerprint"]
 
@@ -290,7 +291,9 @@ def _returns_the_same(
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")
             return all(_equal(own(*_copies(case)), book(*_copies(case))) for case in _cases(own))
-    except Exception:  # noqa: BLE001 - whatever a function of the reader's may raise
+    except Exception as error:  # whatever a function of the reader's may raise
+        if raised_by_a_signal_handler(error):
+            raise
         return False
 
 

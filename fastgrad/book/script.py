@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 import concurrent.futures.thread
-import copyreg
 import functools
 import os
 import sys
@@ -237,10 +236,7 @@ def _as_main(served: Finder, argv: Sequence[str]) -> Iterator[types.ModuleType]:
 def _serving(served: Finder) -> Iterator[None]:
     """Serve by this finder alone, and lend libraries what scripts need, for a while."""
     others = [other for other in sys.meta_path if isinstance(other, Finder)]
-    places = list(sys.meta_path)
-    for other in others:
-        sys.meta_path.remove(other)
-    sys.meta_path.insert(0, served)
+    sys.meta_path[:] = [served, *(place for place in sys.meta_path if place not in others)]
     with ExitStack() as undo:
         served.afterwards = {
             "numpy": functools.partial(_acquire, undo),
@@ -254,7 +250,7 @@ def _serving(served: Finder) -> Iterator[None]:
         finally:
             served.stop()
             sys.meta_path.remove(served)
-            sys.meta_path[:0] = [other for other in others if other in places]
+            sys.meta_path[:0] = others
 
 
 def _acquire(undo: ExitStack, numpy: types.ModuleType) -> None:
@@ -275,30 +271,30 @@ def _serve_children(undo: ExitStack, served: Finder, spawn: Any) -> None:
     plain = spawn.get_preparation_data
 
     def get_preparation_data(name: str) -> dict[str, Any]:
-        return {**plain(name), "fastgrad": served}
+        return {**plain(name), "fastgrad": _ServedInChild(served)}
 
     spawn.get_preparation_data = get_preparation_data
 
 
-def _serve_for_good(script: str, keep: frozenset[str], renamed: Mapping[str, str]) -> Finder:
+class _ServedInChild:
+    """Unpickled, it serves the book's modules in the process where that happens."""
+
+    def __init__(self, served: Finder) -> None:
+        self._served = str(served.script), served.keep, served.renamed
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _serve_for_good, self._served
+
+
+def _serve_for_good(script: str, keep: frozenset[str], renamed: Mapping[str, str]) -> None:
     """Serve the book's modules until the process ends."""
-    served = Finder(keep, renamed, Path(script))
-    serving = _serving(served)
+    serving = _serving(Finder(keep, renamed, Path(script)))
     serving.__enter__()
     _kept_open.append(serving)
-    return served
 
 
 #: What `_serve_for_good` has begun.
 _kept_open: list[Any] = []
-
-
-def _pickled(served: Finder) -> tuple[Any, ...]:
-    """Have a finder serve the book's modules in the process where it is unpickled."""
-    return _serve_for_good, (str(served.script), served.keep, served.renamed)
-
-
-copyreg.pickle(Finder, _pickled)
 
 
 def _lies_in(module: types.ModuleType, folder: str) -> bool:
