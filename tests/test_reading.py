@@ -192,10 +192,6 @@ def logged(value, log=False):
     return value
 
 
-def keyword(**options):
-    return options
-
-
 @pytest.mark.parametrize(
     ("f", "what"),
     [
