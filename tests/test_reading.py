@@ -16,7 +16,7 @@ from fastgrad.numdiff import reading
 from fastgrad.numdiff.reading import read
 
 HISTORY, COUNT, RNG, NUMBERS = [], np.zeros(1), np.random.default_rng(0), iter([1.0] * 9)
-X = np.ones(3)
+X, GROWING = np.ones(3), [1.0]
 
 
 class Layer:
@@ -186,8 +186,10 @@ def changes_x(x):
     return 1.0
 
 
-def keyword(**options):
-    return options
+def logged(value, log=False):
+    if log:
+        HISTORY.append(value)
+    return value
 
 
 @pytest.mark.parametrize(
@@ -221,6 +223,7 @@ def keyword(**options):
         (tries, "try statement"),
         (imports, "import statement"),
         (changes_x, "changes x"),
+        (lambda x: logged(*GROWING), "appends to HISTORY"),
     ],
     ids=str,
 )

@@ -355,7 +355,7 @@ class _Reader:
         #: Attributes that are read before they are written, and where attributes are written.
         self._read_first: set[Any] = set()
         self.writes: dict[Any, str] = {}
-        self._made: list[Any] = []
+        self._instances: list[Any] = []
         self._reached = set(map(id, reach.objects))
         objects = [v for v in reach.objects if type(v) not in PLAIN and type(v) not in _USUAL]
         classes = [v if isinstance(v, type) else type(v) for v in objects]
@@ -513,8 +513,8 @@ class _Reader:
         """Read the making of an object of a class of the reader's."""
         if type(cls) is not type or inspect.getattr_static(cls, "__new__") is not object.__new__:
             self._stop(f"makes a {cls.__name__}")
-        self._made.append(_Instance(cls))  # its id is to remain its own
-        made = _made(self._made[-1])
+        self._instances.append(_Instance(cls))  # its id is to remain its own
+        made = _made(self._instances[-1])
         init = inspect.getattr_static(cls, "__init__")
         if isinstance(init, types.FunctionType):
             self._enter(init, args.after(made))

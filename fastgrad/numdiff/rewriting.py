@@ -146,7 +146,7 @@ class _Rewriter(ast.NodeTransformer):
 
 @functools.lru_cache(maxsize=256)
 def rewritten(code: types.CodeType) -> types.CodeType | None:
-    """Return code with calls that go through helpers; None if its source is not to be had.
+    """Return code with calls that go through `called`; None if its source is not to be had.
 
     The source is compiled as it is as well: only if that gives the code itself is it the source.
     """
