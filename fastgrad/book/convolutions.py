@@ -12,21 +12,24 @@ from typing import Any
 import numpy as np
 
 from fastgrad.nn import convolution
-from fastgrad.numdiff.batched_array import BatchedArray, moved
+from fastgrad.numdiff.batched_array import BatchedArray
 
 __all__ = ["Convolution", "Pooling", "col2im", "im2col"]
 
 
 def im2col(input_data: Any, filter_h: int, filter_w: int, stride: int = 1, pad: int = 0) -> Any:
     """Return the patches of images as rows, see `fastgrad.im2col`."""
-
-    def patches(images: Any) -> Any:
-        floats = np.asarray(images, np.float64)
-        return convolution.im2col(floats, filter_h, filter_w, stride, pad)
-
-    if isinstance(input_data, BatchedArray):  # their entries are only moved
-        return moved(lambda images: patches(images).astype(images.dtype))(input_data)
-    return patches(input_data)
+    if not isinstance(input_data, BatchedArray):
+        images = np.asarray(input_data, np.float64)
+        return convolution.im2col(images, filter_h, filter_w, stride, pad)
+    height, width = _output_size(input_data, (filter_h, filter_w), stride, pad)
+    images = np.pad(input_data, [(0, 0), (0, 0), (pad, pad), (pad, pad)])
+    patches = np.zeros_like(images, shape=(*images.shape[:2], filter_h, filter_w, height, width))
+    for y in range(filter_h):
+        rows = slice(y, y + stride * height, stride)
+        for x in range(filter_w):
+            patches[:, :, y, x] = images[:, :, rows, x : x + stride * width : stride]
+    return patches.transpose(0, 4, 5, 1, 2, 3).reshape(len(images) * height * width, -1)
 
 
 def col2im(
@@ -37,14 +40,16 @@ def col2im(
     return convolution.col2im(rows, input_shape, filter_h, filter_w, stride, pad)
 
 
+def _output_size(images: Any, window: Any, stride: int, pad: int) -> list[int]:
+    pairs = zip(images.shape[2:], window, strict=True)
+    return [(length + 2 * pad - side) // stride + 1 for length, side in pairs]
+
+
 def _by_patches(layer: Any, x: Any, window: Any, compute: Callable[[Any], Any]) -> Any:
     """Return as images what a layer computes from patches: in rows of a pixel's channels."""
     rows = compute(im2col(x, window[0], window[1], layer.stride, layer.pad))
-    height, width = (
-        (x.shape[axis] + 2 * layer.pad - side) // layer.stride + 1
-        for axis, side in zip((2, 3), window, strict=True)
-    )
-    return rows.reshape(len(x), height, width, -1).transpose(0, 3, 1, 2)
+    size = _output_size(x, window, layer.stride, layer.pad)
+    return rows.reshape(len(x), *size, -1).transpose(0, 3, 1, 2)
 
 
 class Convolution(convolution.Convolution):
