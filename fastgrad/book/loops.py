@@ -541,12 +541,10 @@ def central_differences(f: Any, x: NDArray[Any], h: float) -> Any:
         with loop.records:
             found = _recognised(loop, h) if known else None
             if found is None:
-                began = time.perf_counter()
-                here = one_number(f(x))
-                pace = time.perf_counter() - began
+                here, pace = loop.timed()
                 if 2 * x.size * pace < _MOMENT:
                     raise _Left("")
-                found = None if known else _recognised(loop, h, here)
+                found = None if known else _recognised(loop, h, one_number(here))
             out = np.empty_like(x)
             if found is not None:
                 out[...], pace, way = found[0], found[2], f"by the compiled kernels, {found[1]}"
@@ -643,10 +641,8 @@ def _compute(calls: Iterator[_Call], key: Any, largest: int, title: str) -> str:
         loop = _understood(list(calls))
         with loop.records:
             for _ in range(2):  # the first evaluation may have been a slow one
-                began = time.perf_counter()
-                here = loop.at_x()
-                seconds = time.perf_counter() - began
-                _paces[key] = seconds, began, ""
+                here, seconds = loop.timed()
+                _paces[key] = seconds, time.perf_counter(), ""
                 if seconds * len(loop.entries) < _MOMENT:
                     return "it takes no time"
             way = _by(loop, here, seconds)
@@ -688,6 +684,12 @@ class _Loop:
     def at_x(self) -> Any:
         """Evaluate f as the loop does."""
         return self.f(self.x.copy() if self.rule.passes == "copy" else self.x, *self.further)
+
+    def timed(self) -> tuple[Any, float]:
+        """Evaluate f as the loop does; return its value, and how long that took."""
+        began = time.perf_counter()
+        value = self.at_x()
+        return value, time.perf_counter() - began
 
     def run(self, call: _Call, values: Iterator[Any]) -> tuple[Any, list[Any]]:
         """Run the loop with values for f; return its result, and where the entry is at each call.
