@@ -196,7 +196,9 @@ def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: b
     center = entries.center
     side = np.zeros(center.shape, np.int64)
     offsets = _offsets(multiples) * steps
-    if entries.bounds is not None:
+    if entries.bounds is None:
+        one_sided = ()
+    else:
         low, high = entries.bounds
         reach = steps * multiples[-1]
         outside = (center + reach > high) | (center - reach < low)
@@ -205,8 +207,7 @@ def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: b
         room = np.where(upwards, high - center, center - low) / one_sided[-1]
         away = np.array(one_sided, float)[:, None] * (side * np.minimum(steps, room))
         offsets = np.where(side == 0, offsets, away)
-    if not side.any():
-        one_sided = ()
+        one_sided = one_sided if outside.any() else ()
     values, points = entries.values(slice(None), offsets, tolerant=False)
     return Differences(multiples, one_sided, points, values, center, entries.here, side)
 
