@@ -62,8 +62,7 @@ def entries_of(
     try:
         numbers = _sampled(objective, sample, rng)
         limits = _limits(bounds, objective, numbers)
-        steps = None if is_auto(h) else steps_of(h, objective, numbers)
-        yield Entries(objective, numbers, int(order), steps, limits)
+        yield Entries(objective, numbers, int(order), steps_of(h, objective, numbers), limits)
     finally:
         objective.close()
 
@@ -74,13 +73,11 @@ def _sampled(objective: Objective, sample: Any, rng: Any) -> IntArray:
         return objective.entries
     sample = whole_number(sample, "sample", minimum=1)
     source = generator_of(rng)
-    return np.concatenate(
-        [
-            np.sort(source.choice(part, min(sample, len(part)), replace=False))
-            for part in objective.x.by_leaf(objective.entries)
-        ]
-        or [objective.entries]
-    )
+    drawn = [
+        np.sort(source.choice(part, min(sample, len(part)), replace=False))
+        for part in objective.x.by_leaf(objective.entries)
+    ]
+    return np.concatenate(drawn or [objective.entries])
 
 
 def step_for_display(h: Any) -> Any:
@@ -90,17 +87,14 @@ def step_for_display(h: Any) -> Any:
     return Tree(h, "h").flattened()
 
 
-def is_auto(h: Any) -> bool:
-    """Return whether the step is "auto"."""
-    if isinstance(h, str) and h != "auto":
+def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray | None:
+    """Return the step of each entry, or one for all; None for "auto"."""
+    if isinstance(h, str):
+        if h == "auto":
+            return None
         raise ValueError(
             f'`h` must be "auto", a number above 0, or such numbers in the form of `x`. Got {h!r}.'
         )
-    return isinstance(h, str)
-
-
-def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray:
-    """Return the step of each entry, or one for all."""
     dtypes = [leaf.array.dtype for leaf in objective.x.leaves]
     if np.ndim(h) == 0 and not is_tree(h):
         return np.array(step_size(h, dtype=min(dtypes, default=np.dtype(float))))

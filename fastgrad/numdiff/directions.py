@@ -54,9 +54,7 @@ def along_directions(
         moved = eps * float(np.linalg.norm(np.nan_to_num(gradient[part] * objective.center[part])))
         center, here = np.zeros(len(signs)), np.full(len(signs), noise.here)
         level = max(2 * noise.level, moved)
-        with np.errstate(all="ignore"):
-            along = extrapolate(values, center, here, np.full(len(signs), eps), level)
-        found.append((signs, along))
+        found.append((signs, extrapolate(values, center, here, np.full(len(signs), eps), level)))
     return found
 
 

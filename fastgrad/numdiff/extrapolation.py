@@ -106,14 +106,15 @@ def extrapolate(
     -------
     Extrapolated
     """
-    ladders = _Ladders(values, center, here, eps, noise)
     everything = np.arange(center.size)
-    ladders.restart(everything, _first_step(center))
-    ladders.restart_where_undefined(everything)
-    ladders.extend(ladders.restart_where_flat(everything))
-    ladders.try_again(*ladders.near_zero())
-    ladders.try_again(*ladders.in_noise())
-    return ladders.result()
+    with np.errstate(all="ignore"):
+        ladders = _Ladders(values, center, here, eps, noise)
+        ladders.restart(everything, _first_step(center))
+        ladders.restart_where_undefined(everything)
+        ladders.extend(ladders.restart_where_flat(everything))
+        ladders.try_again(*ladders.near_zero())
+        ladders.try_again(*ladders.in_noise())
+        return ladders.result()
 
 
 def extrapolated(entries: Entries, noise: float = 0.0) -> Extrapolated:
@@ -121,8 +122,7 @@ def extrapolated(entries: Entries, noise: float = 0.0) -> Extrapolated:
     unit = np.max(entries.eps, initial=0) * np.max(np.abs(entries.here), initial=0)
     here = np.broadcast_to(entries.here, entries.center.shape)
     level = 2 * noise if noise > unit else 0.0
-    with np.errstate(all="ignore"):
-        found = extrapolate(entries.values, entries.center, here, entries.eps, level)
+    found = extrapolate(entries.values, entries.center, here, entries.eps, level)
     undefined = np.flatnonzero(np.isnan(found.slope))
     if undefined.size:  # f may have raised there: let it do so again
         entries.values(undefined[:1], _NEAREST, tolerant=False)

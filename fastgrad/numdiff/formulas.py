@@ -8,8 +8,8 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +46,8 @@ class Differences:
     multiples : tuple of int
         Central points are ``x + k h`` and ``x - k h`` for each k of these.
     one_sided : tuple of int
-        Those of entries near a bound are ``x + k h``, or ``x - k h``, for each k of these.
+        Those of entries near a bound are ``x + k h``, or ``x - k h``, for each k of these. Empty if
+        there are no such entries.
     points, values : ndarray, shape (K, M)
         The points in turn, as they were rounded, and the function's values there.
     center : ndarray, shape (M,)
@@ -102,9 +103,10 @@ class Differences:
         if order > 2:
             chosen = self._orders(order)
             for higher in range(4, order + 1, 2):
-                found = np.where(chosen >= higher, self._formula(higher, 1), found)
-        if self.side.any():
-            found = np.where(self.side == 0, found, self._on_one_side(order, 1))
+                formula = _weighted(CENTRAL[higher], self.slopes)
+                found = np.where(chosen >= higher, formula, found)
+        if self.one_sided:
+            found = np.where(self.side == 0, found, _weighted(ONE_SIDED[order], self._beside()))
         return found
 
     def error(self, order: int, noise: FloatArray) -> FloatArray:
@@ -121,9 +123,8 @@ class Differences:
         found = estimate = np.full(noise.shape, np.inf)
         below = self.slopes[1]
         for p in range(2, order + 1, 2):
-            fine, coarse = self._formula(p, 1), self._formula(p, 2)
-            rounding = noise * _amplification(CENTRAL[p])
-            own = _richardson(np.abs(fine - coarse), rounding, p)
+            fine, coarse = (_weighted(CENTRAL[p], self.slopes, times) for times in (1, 2))
+            own = _richardson(np.abs(fine - coarse), noise * _amplification(CENTRAL[p]), p)
             for low, high in ((1, 2), (2, 4), (3, 6))[: p // 2]:
                 slope, jump = self._disagreement(low, high)
                 kink = jump > _KINK * slope + 4 * noise
@@ -131,14 +132,13 @@ class Differences:
             estimate = np.fmin(own, np.abs(fine - below) + estimate)
             found = np.where(chosen >= p, estimate, found)
             below = fine
-        if self.side.any():
-            rounding = noise * _amplification(ONE_SIDED[order])
-            coarse = self._on_one_side(order, 2)
-            apart = np.abs(self._on_one_side(order, 1) - coarse)
+        if self.one_sided:
+            weights, slopes = ONE_SIDED[order], self._beside()
+            rounding = noise * _amplification(weights)
+            apart = np.abs(_weighted(weights, slopes) - _weighted(weights, slopes, 2))
             # The slopes' differences of a smooth function double with the step. Where they do not,
             # f bends too much for these steps to tell how wrong they are.
-            sides = dict(zip(self.one_sided, self.one_sided_slopes, strict=True))
-            near, far = np.abs(sides[2] - sides[1]), np.abs(sides[4] - sides[2])
+            near, far = np.abs(slopes[2] - slopes[1]), np.abs(slopes[4] - slopes[2])
             apart = np.where(far < _DOUBLES * near - 8 * rounding, np.inf, 2 * apart)
             found = np.where(self.side == 0, found, rounding + apart)
         return found
@@ -146,16 +146,15 @@ class Differences:
     def _orders(self, order: int) -> IntArray:
         """Return for each entry the largest order whose points have no kink between them."""
         chosen = np.full(self.center.shape, 2)
-        for higher in range(4, order + 1, 2):
-            if higher == 4:
-                slope, jump = self._disagreement(1, 2)
-            else:  # both continued from the first two multiples
-                (s1, s2, s3), (j1, j2, j3) = (
-                    (of[1], of[2], of[3]) for of in (self.slopes, self.half_slope_jumps)
-                )
-                slope = np.abs(s3 - s1 - (s2 - s1) * 8 / 3)
-                jump = np.abs(j3 - 4 * j2 + 5 * j1)
-            chosen[(jump <= _KINK * slope) & (chosen == higher - 2)] = higher
+        if order > 2:
+            slope, jump = self._disagreement(1, 2)
+            chosen[jump <= _KINK * slope] = 4
+        if order > 4:  # both continued from the first two multiples
+            s1, s2, s3 = (self.slopes[k] for k in (1, 2, 3))
+            j1, j2, j3 = (self.half_slope_jumps[k] for k in (1, 2, 3))
+            slope = np.abs(s3 - s1 - (s2 - s1) * 8 / 3)
+            jump = np.abs(j3 - 4 * j2 + 5 * j1)
+            chosen[(jump <= _KINK * slope) & (chosen == 4)] = 6
         return chosen
 
     def _disagreement(self, low: int, high: int) -> tuple[FloatArray, FloatArray]:
@@ -163,14 +162,9 @@ class Differences:
         slopes, jumps = self.slopes, self.half_slope_jumps
         return np.abs(slopes[high] - slopes[low]), np.abs(jumps[high] - high / low * jumps[low])
 
-    def _formula(self, order: int, times: int) -> FloatArray:
-        """Return the central difference of an order with a multiple of the step."""
-        return _sum(w * self.slopes[k * times] for k, w in CENTRAL[order].items())
-
-    def _on_one_side(self, order: int, times: int) -> FloatArray:
-        """Return the one-sided difference of an order with a multiple of the step."""
-        slopes = dict(zip(self.one_sided, self.one_sided_slopes, strict=True))
-        return _sum(w * slopes[k * times] for k, w in ONE_SIDED[order].items())
+    def _beside(self) -> dict[int, FloatArray]:
+        """Return the slope between x and the one-sided point of each multiple."""
+        return dict(zip(self.one_sided, self.one_sided_slopes, strict=True))
 
     def unit(self, eps: FloatArray) -> FloatArray:
         """Return a unit in the last place of the largest value met at each entry."""
@@ -186,7 +180,7 @@ class Differences:
         nodes = [0, *(k * k for k in self.multiples)]
         weights = [1 / math.prod(a - b for b in nodes if b != a) for a in nodes]
         sums = self.values[0::2] + self.values[1::2]
-        rest = _sum(w * s for w, s in zip(weights[1:], sums, strict=True))
+        rest = sum(w * s for w, s in zip(weights[1:], sums, strict=True))
         scale = math.sqrt(4 * weights[0] ** 2 + 2 * sum(w * w for w in weights[1:]))
         return (rest + 2 * self.here * weights[0]) / scale
 
@@ -201,8 +195,10 @@ def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: b
     multiples, one_sided = _multiples(order, twice=twice)
     center = entries.center
     side = np.zeros(center.shape, np.int64)
-    offsets = np.array([sign * k for k in multiples for sign in (1, -1)], float)[:, None] * steps
-    if entries.bounds is not None:
+    offsets = _offsets(multiples) * steps
+    if entries.bounds is None:
+        one_sided = ()
+    else:
         low, high = entries.bounds
         reach = steps * multiples[-1]
         outside = (center + reach > high) | (center - reach < low)
@@ -211,6 +207,7 @@ def evaluate_around(entries: Entries, steps: FloatArray, order: int, *, twice: b
         room = np.where(upwards, high - center, center - low) / one_sided[-1]
         away = np.array(one_sided, float)[:, None] * (side * np.minimum(steps, room))
         offsets = np.where(side == 0, offsets, away)
+        one_sided = one_sided if outside.any() else ()
     values, points = entries.values(slice(None), offsets, tolerant=False)
     return Differences(multiples, one_sided, points, values, center, entries.here, side)
 
@@ -223,8 +220,14 @@ def _multiples(order: int, *, twice: bool) -> tuple[tuple[int, ...], tuple[int, 
         central |= {2 * k for k in central}
         one_sided |= {2 * k for k in one_sided}
     spare = (k for k in range(1, 2 * order) if k not in one_sided)
-    missing = list(itertools.islice(spare, 2 * len(central) - len(one_sided)))
+    missing = itertools.islice(spare, 2 * len(central) - len(one_sided))
     return tuple(sorted(central)), tuple(sorted([*one_sided, *missing]))
+
+
+@functools.cache
+def _offsets(multiples: tuple[int, ...]) -> FloatArray:
+    """Return the offsets of central points for a step of 1, as a column."""
+    return np.array([[sign * float(k)] for k in multiples for sign in (1, -1)])
 
 
 def _amplification(weights: dict[int, float]) -> float:
@@ -232,8 +235,9 @@ def _amplification(weights: dict[int, float]) -> float:
     return sum(abs(w) / k for k, w in weights.items())
 
 
-def _sum(arrays: Iterable[FloatArray]) -> FloatArray:
-    return functools.reduce(np.add, arrays)
+def _weighted(weights: dict[int, float], slopes: dict[int, FloatArray], times: int = 1) -> Any:
+    """Return the difference of a formula with a multiple of the step."""
+    return sum(w * slopes[k * times] for k, w in weights.items())
 
 
 def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> FloatArray:

@@ -18,7 +18,6 @@ from fastgrad.numdiff.arguments import (
     array_of,
     entries_of,
     generator_of,
-    is_auto,
     steps_of,
     tree_of,
 )
@@ -91,14 +90,13 @@ def numerical_diff(f: Function, x: ArrayLike, h: Step = 1e-4, *, error: bool = F
     """
     error = flag(error, "error")
     elements = _Elements(Objective(f, array_of(x, "x"), ()))
-    if is_auto(h):
-        elements.locate()
-        with np.errstate(all="ignore"):
-            slope, estimate = extrapolated(elements)[:2]
+    steps = steps_of(h, elements.objective, elements.numbers)
+    if steps is None or error:
+        elements.here = elements.at(elements.center)
+    if steps is None:
+        elements.tell_apart()
+        slope, estimate = extrapolated(elements)[:2]
     else:
-        steps = steps_of(h, elements.objective, elements.numbers)
-        if error:
-            elements.here = elements.at(elements.center)
         around = evaluate_around(elements, steps, 2, twice=error)
         with np.errstate(all="ignore"):
             slope = estimate = around.gradient(2)
@@ -117,9 +115,8 @@ class _Elements(Entries):
         self.shape = None if self.is_number else self.leaf.array.shape
         self.is_constant = False  # there is no need to know
 
-    def locate(self) -> None:
-        """Evaluate f at x, which says how many elements there are."""
-        self.here = self.at(self.center)
+    def tell_apart(self) -> None:
+        """Let each element of f at a number be a function of its own."""
         if self.is_number:
             self.numbers = np.zeros(self.here.size, np.int64)
             self.center = self.objective.center[self.numbers]

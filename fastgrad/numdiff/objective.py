@@ -17,6 +17,7 @@ import os
 import pickle
 import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
@@ -229,12 +230,12 @@ class Objective:
         """
         if self._workers is not None:
             return self._evaluate_in_workers(entries, points, tolerant, row)
-        if row is None and is_jitted(self.f) and _is_tuples_of_arrays(self.x):
-            in_c_order = self.x.rebuilt(np.ascontiguousarray(leaf.array) for leaf in self.x.leaves)
-            compiled = _compiled(self.f, in_c_order, self.args)
-            if compiled is not None:
-                return self._evaluate_compiled(*compiled, entries, points, tolerant)
-        return self._evaluate_python(entries, points, tolerant, row)
+        found = None
+        if row is None and is_jitted(self.f) and _is_arrays(self.x.root):
+            found = self._evaluate_compiled(entries, points, tolerant)
+        if found is None:
+            found = self._evaluate_python(entries, points, tolerant, row)
+        return found
 
     def _evaluate_python(
         self, entries: IntArray, points: FloatArray, tolerant: bool, row: Row | None = None
@@ -317,9 +318,12 @@ class Objective:
         return np.empty((len(points), 0))
 
     def _evaluate_compiled(
-        self, address: int, evaluator: Any, entries: IntArray, points: FloatArray, tolerant: bool
-    ) -> FloatArray:
-        """Evaluate f on all threads, each on a copy of its own, in stretches that let Ctrl-C in."""
+        self, entries: IntArray, points: FloatArray, tolerant: bool
+    ) -> FloatArray | None:
+        """Evaluate f on all threads, each on a copy of its own, in stretches that let Ctrl-C in.
+
+        None means that f is to be called from Python.
+        """
         values, leaves = np.empty(points.shape), self.x.leaves
         count = min(numba.get_num_threads(), max(1, len(entries)))
         rows = [_row_for_each_thread(leaf.array, count) for leaf in leaves]
@@ -330,7 +334,11 @@ class Objective:
             )
             for by_leaf in zip(*rows, strict=True)
         ]
-        blocks = np.stack([user_function.pack(address, tree, self.args) for tree in trees])
+        compiled = _compiled(self.f, trees[0], self.args)
+        if compiled is None:
+            return None
+        blocks = np.stack([user_function.pack(compiled.address, tree, self.args) for tree in trees])
+        kept = [row[0].tobytes() for row in rows]
         for leaf, numbers, part in self.x.split(entries):
             in_c_order = np.arange(leaf.array.size).reshape(leaf.array.shape)
             places = in_c_order.transpose(leaf.axes).reshape(-1)[numbers]
@@ -341,7 +349,7 @@ class Objective:
             while start < size:
                 began = time.perf_counter()
                 run(
-                    user_function.evaluate_perturbed, count, evaluator.address, blocks,
+                    user_function.evaluate_perturbed, count, compiled.evaluator.address, blocks,
                     rows[leaves.index(leaf)], places, moved, found, failed, start, stop,
                     int(tolerant),
                 )  # fmt: skip
@@ -358,9 +366,8 @@ class Objective:
                 rate = (stop - start) / max(time.perf_counter() - began, 1e-9)
                 start, stop = stop, min(size, stop + max(count, int(rate * _STRETCH)))
             values[:, part] = found
-        for leaf, row in zip(leaves, rows, strict=True):
-            if row.tobytes() != _row_for_each_thread(leaf.array, count).tobytes():
-                raise ValueError("`f` must not change `x`.")
+        if any(row.tobytes() != count * original for row, original in zip(rows, kept, strict=True)):
+            raise ValueError("`f` must not change `x`.")
         return values
 
     def _evaluate_in_workers(
@@ -406,15 +413,15 @@ class Objective:
         ndarray of float64, shape (K,)
         """
         values = np.empty(len(steps))
-        parts = self.x.shaped(direction)
-        for k, step in enumerate(steps):
-            with self.x.restored_on_exit(), np.errstate(all="ignore"):
+        with self.x.restored_on_exit(), np.errstate(all="ignore"):
+            for k, step in enumerate(steps):
+                parts = self.x.shaped(self.center + step * direction)
                 for leaf, part in zip(self.x.leaves, parts, strict=True):
-                    leaf.array[...] = leaf.array + step * part
+                    leaf.array[...] = part
                     if leaf.is_number:
                         self.x.put(leaf, float(leaf.array))
                 values[k] = one_number(_tolerated(self.f, self.x.root, *self.args))
-            self._show(1)
+                self._show(1)
         return values
 
     def _show(self, count: int) -> None:
@@ -484,20 +491,33 @@ def further_arguments(args: Any) -> tuple[Any, ...]:
 # ------------------------------------------------------------------------ compiled functions
 
 
-def _is_tuples_of_arrays(x: Tree) -> bool:
-    """Return whether a compiled function can be given such a tree: tuples of arrays."""
+class _Compiled(NamedTuple):
+    """A function compiled for given types: where it is, and the bridge to it."""
 
-    def is_tuples(tree: Any) -> bool:
-        return isinstance(tree, np.ndarray) or (
-            isinstance(tree, tuple) and len(tree) > 0 and all(map(is_tuples, tree))
-        )
-
-    return is_tuples(x.root) and all(leaf.array.ndim for leaf in x.leaves)
+    overload: Any
+    address: int
+    evaluator: Any
 
 
-def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
-    """Compile f; return its address and the bridge to it, or None if Python is to call it."""
+#: What has been compiled, by function, and by the types of x and of further arguments.
+_known: weakref.WeakKeyDictionary[Any, dict[Any, _Compiled]] = weakref.WeakKeyDictionary()
+
+
+def _is_arrays(tree: Any) -> bool:
+    """Return whether a tree is an array, or tuples of arrays, as a compiled function may have."""
+    if isinstance(tree, tuple):
+        return len(tree) > 0 and all(map(_is_arrays, tree))
+    return isinstance(tree, np.ndarray) and tree.ndim > 0
+
+
+def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> _Compiled | None:
+    """Compile f for these arguments; None if it is to be called from Python."""
     signature = (numba.typeof(x), *map(_argument_type, args))
+    known = _known.setdefault(f, {})
+    compiled = known.get(signature)
+    # A function that was recompiled lies somewhere else.
+    if compiled is not None and f.overloads.get(signature) is compiled.overload:
+        return compiled
     overload = users_overload(f, signature)
     if overload is None:
         return None
@@ -506,7 +526,8 @@ def _compiled(f: Any, x: Any, args: tuple[Any, ...]) -> tuple[int, Any] | None:
     if not isinstance(number, types.Integer | types.Float | types.Boolean):
         raise TypeError(f"`f` must return one real number. Got {result}.")
     bridge = user_function.evaluator(signature[0], types.Tuple(signature[1:]), result)
-    return code_address(overload), bridge
+    compiled = known[signature] = _Compiled(overload, code_address(overload), bridge)
+    return compiled
 
 
 def _argument_type(arg: Any) -> types.Type:

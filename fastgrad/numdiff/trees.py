@@ -13,7 +13,6 @@ import functools
 import itertools
 import numbers
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -138,13 +137,15 @@ class Tree:
 
     def split(self, entries: IntArray) -> Iterator[tuple[Leaf, IntArray, slice]]:
         """Yield each leaf with some of the entries, their numbers within it, and where they are."""
+        if len(self.leaves) == 1:  # which needs no search
+            yield self.leaves[0], entries, slice(0, len(entries))
+            return
         places = np.searchsorted(entries, self.begins).tolist()
         for leaf, begin, first, last in zip(self.leaves, self.begins, places, places[1:]):  # noqa: B905 - one begin more
             if last > first:
                 yield leaf, entries[first:last] - begin, slice(first, last)
 
-    @contextmanager
-    def restored_on_exit(self, *, is_read_only: bool = False) -> Iterator[Any]:
+    def restored_on_exit(self, *, is_read_only: bool = False) -> _RestoredOnExit:
         """Put converted arrays into the tree; take them out again, and restore all entries.
 
         Parameters
@@ -152,28 +153,12 @@ class Tree:
         is_read_only : bool
             Whether it is an error if entries are other ones in the end.
 
-        Yields
-        ------
-        object
-            The root.
+        Returns
+        -------
+        context manager
+            It gives the root.
         """
-        root, kept = self.root, [leaf.array.copy("K") for leaf in self.leaves]
-        replaced = [leaf for leaf in self.leaves if not leaf.is_live]
-        try:
-            for leaf in replaced:
-                self.put(leaf, float(leaf.array) if leaf.is_number else leaf.array)
-            yield self.root
-            if is_read_only and any(
-                leaf.array.tobytes() != original.tobytes()
-                for leaf, original in zip(self.leaves, kept, strict=True)
-            ):
-                raise ValueError("`f` must not change `x`.")
-        finally:
-            for leaf, original in zip(self.leaves, kept, strict=True):
-                leaf.array[...] = original
-            for leaf in replaced:
-                self.put(leaf, leaf.value)
-            self.root = root
+        return _RestoredOnExit(self, is_read_only)
 
     def leaves_like(self, value: Any, name: str) -> list[FloatArray]:
         """Return the leaves of a second tree, a gradient for example, in the order of this one.
@@ -205,6 +190,32 @@ class Tree:
         if faults:
             raise ValueError(f"`{name}` must have the form of `{self._name}`: {'; '.join(faults)}.")
         return [other[path] for path in wanted]
+
+
+class _RestoredOnExit:
+    """A tree while a function is called (see `Tree.restored_on_exit`)."""
+
+    def __init__(self, tree: Tree, is_read_only: bool) -> None:
+        self.tree, self.root, self.is_read_only = tree, tree.root, is_read_only
+        self.kept = [leaf.array.copy("K") for leaf in tree.leaves]
+
+    def __enter__(self) -> Any:
+        for leaf in self.tree.leaves:
+            if not leaf.is_live:
+                self.tree.put(leaf, float(leaf.array) if leaf.is_number else leaf.array)
+        return self.tree.root
+
+    def __exit__(self, error: object, *_: object) -> None:
+        changed = False
+        for leaf, original in zip(self.tree.leaves, self.kept, strict=True):
+            if self.is_read_only and leaf.array.tobytes() != original.tobytes():
+                changed = True
+            leaf.array[...] = original
+            if not leaf.is_live:
+                self.tree.put(leaf, leaf.value)
+        self.tree.root = self.root
+        if changed and error is None:
+            raise ValueError("`f` must not change `x`.")
 
 
 def is_tree(value: Any) -> bool:
