@@ -220,14 +220,18 @@ def train(options: argparse.Namespace) -> int:
     if convnet and options.activation == "sigmoid":
         raise ValueError("--activation: must be relu for a convnet. Got 'sigmoid'.")
     options.activation = options.activation or "sigmoid"
-    if options.optimizer is None:
-        options.optimizer = "adam" if convnet else "sgd"
+    fit = "fit of a convnet" if convnet else "fit"
+    if options.method == "numerical_gradient" and not convnet:
+        fit = "fit by numerical_gradient"
+    usual = "adam" if convnet else "sgd"
+    options.optimizer = options.optimizer or usual
+    calls = [fit, *["optimizers"] * (options.optimizer != usual)]
     rate = options.learning_rate
     if rate is None and options.optimizer == "sgd":
         rate = SGD_RATE
     optimizer = optimizers.BY_NAME[options.optimizer](*([] if rate is None else [rate]))
 
-    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
+    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *calls)
     # The book's own stream of numbers: initial weights, then batches.
     _, seed = _random_source(options.seed)
     net: Any
@@ -280,16 +284,6 @@ def train(options: argparse.Namespace) -> int:
         print(f"fastgrad: interrupted after {done}", file=sys.stderr)
         return INTERRUPTED
     return 0
-
-
-def _calls_of_fit(options: argparse.Namespace) -> list[str]:
-    """Return what a run needs of `fastgrad.cli.warmup.CALLS`."""
-    if options.network == "convnet":
-        numerical = ["fit of a convnet by numerical_gradient"]
-        return ["fit of a convnet", *numerical * (options.method == "numerical_gradient")]
-    if options.method == "numerical_gradient":
-        return ["fit by numerical_gradient"]
-    return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
 
 
 def _save(net: Any, path: str | None) -> None:
