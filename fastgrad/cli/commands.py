@@ -187,12 +187,12 @@ class Times(NamedTuple):
 
 def _times_in_turn(*calls: Callable[[], object]) -> list[Times]:
     """Return the times of each call; they take turns for a second, five turns at least."""
-    taken: list[list[float]] = [[] for _ in calls]
+    timers = [timeit.Timer(call) for call in calls]
+    turns: list[list[float]] = []
     end = time.perf_counter() + 1
-    while len(taken[0]) < 5 or time.perf_counter() < end:
-        for call, seconds in zip(calls, taken, strict=True):
-            seconds.append(timeit.timeit(call, number=1))
-    return [Times.of(seconds) for seconds in taken]
+    while len(turns) < 5 or time.perf_counter() < end:
+        turns.append([timer.timeit(1) for timer in timers])
+    return [Times.of(seconds) for seconds in zip(*turns, strict=True)]
 
 
 # train -----------------------------------------------------------------------------------------
@@ -309,13 +309,12 @@ def warmup(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
     dtypes = " and ".join(options.dtype)
     total = len(CALLS) * len(options.dtype)
+    compiling = 0.0
     with tqdm(total=total, desc="compiling", unit="call", dynamic_ncols=True) as bar:
-
-        def done(name: str) -> None:
+        for name, seconds in compile_everything(options.dtype):
             bar.set_postfix_str(name, refresh=False)
             bar.update()
-
-        compiling = compile_everything(options.dtype, done)
+            compiling += seconds
     if compiling:
         print(f"compiled for {dtypes} in {_duration(time.perf_counter() - begin)}: {folder}")
     else:

@@ -187,12 +187,13 @@ def faster_blas_threads(call: Callable[[], object], repeats: int = 30) -> Iterat
         return
     get_threads, set_threads = functions
     before = get_threads()
+    timer = timeit.Timer(call)
     least = {1: math.inf, before: math.inf}
     try:
         for _ in range(repeats):
             for count in least:
                 set_threads(count)
-                least[count] = min(least[count], timeit.timeit(call, number=1))
+                least[count] = min(least[count], timer.timeit(1))
         count = min(least, key=least.__getitem__)
         set_threads(count)
         yield f", with {count} BLAS thread{'s' * (count != 1)}"

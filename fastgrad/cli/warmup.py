@@ -143,30 +143,26 @@ def _call_quietly(name: str, dtype: str) -> tuple[str, float]:
         return call(name, dtype), compiling.seconds
 
 
-def compile_everything(dtypes: Sequence[str], done: Callable[[str], object]) -> float:
+def compile_everything(dtypes: Sequence[str]) -> Iterator[tuple[str, float]]:
     """Make all calls for these dtypes, on all cores.
 
     Parameters
     ----------
     dtypes : sequence of {"float64", "float32"}
         What to compile for.
-    done : callable
-        Called with the name of each call after it.
 
-    Returns
-    -------
+    Yields
+    ------
+    str
+        The name of each call, after it.
     float
-        For how many seconds the processes compiled, taken together; 0 if nothing was to be done.
+        For how many seconds it compiled; 0 if nothing was to be done.
     """
-    seconds = 0.0
     with _processes() as pool:
         for future in as_completed(
             pool.submit(_call_quietly, name, dtype) for name in CALLS for dtype in dtypes
         ):
-            name, compiling = future.result()
-            done(name)
-            seconds += compiling
-    return seconds
+            yield future.result()
 
 
 def compile_ahead(names: Sequence[str], dtype: str, what: str) -> float:
