@@ -92,7 +92,7 @@ def figures(output, label):
         (["train", "--hidden-size", "10000000000000"], "allocate"),
         (["run"], "the following arguments are required: SCRIPT"),
         (["run", "nope.py"], "error: No such file or directory: 'nope.py'"),
-        (["run", "--serve", "lib.net", "a.py"], "--serve must be NAME=MODULE. Got 'lib.net'."),
+        (["run", "--serve", "lib.net", "a.py"], "--serve: must be NAME=MODULE. Got 'lib.net'."),
         (["run", "--serve", "lib.net=net", "a.py"], "`serve` must give modules among"),
         (["run", "--compare", "0", "a.py"], "--compare: must be a finite number above 0. Got '0'"),
     ],
@@ -127,7 +127,7 @@ def test_a_folder_in_place_of_a_file_is_refused_at_once(tmp_path, capsys):
 
 
 def test_plot_without_matplotlib_is_refused_at_once(monkeypatch, capsys):
-    monkeypatch.setattr(commands.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backend_bases", None)  # importing it raises
     with pytest.raises(SystemExit) as exit_:
         parser.main(["train", "--plot", "picture.png"])
     assert exit_.value.code == 2

@@ -426,10 +426,9 @@ def test_the_textbook_loop_gets_the_faster_of_one_and_all_blas_threads():
     if functions is None:
         pytest.skip("NumPy uses another BLAS")
     get, before = functions[0], functions[0]()
-    with textbook.blas_threads(1):
-        assert get() == 1
+    tried = set()
+    with textbook.faster_blas_threads(lambda: tried.add(get())) as said:
+        count = get()
     assert get() == before
-    count, said = textbook.faster_blas_threads(lambda: np.ones((9, 9)) @ np.ones((9, 9)))
-    assert get() == before
-    assert count in (1, before)
-    assert f"{count} BLAS thread" in said
+    assert count in tried == {1, before}
+    assert f", with {count} BLAS thread" in said

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import itertools
 import math
 import os
 import platform
@@ -12,8 +12,9 @@ import statistics
 import sys
 import textwrap
 import time
+import timeit
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -47,13 +48,12 @@ _SCATTER = 1.5
 
 def exercise(options: argparse.Namespace) -> int:
     """Time and check the numerical gradient."""
-    options.activation = options.activation or "sigmoid"
     (images, labels), _, compiling = _load_and_compile(options, "numerical_gradient", "gradient")
-    rng, seed = _random_source(options.seed)
-    chosen = rng.choice(len(images), options.batch_size)
+    seed = _seed_numpy(options.seed)
+    chosen = np.random.choice(len(images), options.batch_size)  # noqa: NPY002 - as the book does
     # Once and for all: the textbook's matrix product would convert float32 images at each call.
     x, t = images[chosen].astype(options.dtype), labels[chosen].astype(np.int64)
-    net = _network(options, x.shape[1], _classes(labels))
+    net = _two_layer_net(options, x.shape[1], 1 + int(labels.max()))
     total = sum(array.size for array in net.params.values())
     image = "MNIST digit" if options.data is None else "image"
     print(net)
@@ -63,53 +63,49 @@ def exercise(options: argparse.Namespace) -> int:
         print(f"Compiling took {_duration(compiling)}.")
     print(flush=True)
 
-    backward = net.gradient(x, t)
-    quick, back = _in_turn(
+    quick, back = _times_in_turn(
         lambda: net.numerical_gradient(x, t, options.h[0]), lambda: net.gradient(x, t)
     )
-
     count = total if options.full else min(options.sample, total)
     positions = textbook.random_positions(net.params, count, np.random.default_rng(seed))
     looped, loop, blas = _textbook_loop(net.params, x, t, positions, options)
-    slow = (loop.mean if options.full else loop.least) * total
-    how = f"estimated: {total:,} times the fastest of {_plural(count, 'random parameter')}"
     if options.full:
-        how = "all parameters, start to end"
+        slow, how = loop.mean * total, "all parameters, start to end"
+    else:
+        slow = loop.least * total
+        how = f"estimated: {total:,} times the fastest of {_plural(count, 'random parameter')}"
     busy = any(times.scattered for times in (quick, back, loop))
-
-    def row(name: str, seconds: float) -> tuple[str, str, str]:
-        ratio = "–" if busy else _three_digits(seconds / back.least)
-        return name, _duration(seconds), ratio
-
     rows = [
-        row("textbook loop in NumPy", slow),
-        row("numerical_gradient", quick.least),
-        row("gradient (backpropagation)", back.least),
+        (name, _duration(seconds), "–" if busy else _three_digits(seconds / back.least))
+        for name, seconds in (
+            ("textbook loop in NumPy", slow),
+            ("numerical_gradient", quick.least),
+            ("gradient (backpropagation)", back.least),
+        )
     ]
     _print_table(("", "time", "× gradient"), rows)
     print(wrapped(f"Textbook loop: {how}{blas}. The others: fastest of many."))
+    verdict = (
+        f"numerical_gradient is {_three_digits(slow / quick.least)} times faster than the textbook."
+    )
     if busy:
-        print(wrapped(
+        verdict = (
             "Times of the same call differ widely, as other programs keep this machine busy, so no "
             "ratio is printed."
-        ))  # fmt: skip
-    else:
-        ratio = _three_digits(slow / quick.least)
-        print(f"numerical_gradient is {ratio} times faster than the textbook.")
+        )
+    print(wrapped(verdict))
     print()
 
     print("Largest difference from backpropagation, relative to the array's largest entry:")
+    backward = net.gradient(x, t)
     differences, kinks = [], 0
     for h, textbooks in zip(options.h, looped, strict=True):
-        left_out = {name: np.zeros(array.shape, np.bool_) for name, array in backward.items()}
-        if options.activation == "relu":
-            left_out = textbook.near_kinks(net.params, x, h)
-            kinks = max(kinks, sum(int(marks.sum()) for marks in left_out.values()))
+        left_out = textbook.near_kinks(net.params, x, h) if options.activation == "relu" else {}
+        kinks = max(kinks, sum(int(marks.sum()) for marks in left_out.values()))
         numerical = net.numerical_gradient(x, t, h)
-        differences += [
-            (f"h = {h:g}, textbook loop", *_difference_cells(textbooks, backward, left_out)),
-            (f"h = {h:g}, numerical_gradient", *_difference_cells(numerical, backward, left_out)),
-        ]
+        for name, gradient in (("textbook loop", textbooks), ("numerical_gradient", numerical)):
+            cells = _difference_cells(gradient, backward, left_out)
+            differences.append((f"h = {h:g}, {name}", *cells))
     _print_table(("", *backward, "digits"), differences)
     if kinks:
         print(f"Left out: up to {_plural(kinks, 'parameter')} whose ±h reaches a kink of ReLU.")
@@ -126,14 +122,10 @@ def _textbook_loop(
     params: Mapping[str, FloatArray],
     x: FloatArray,
     t: FloatArray,
-    positions: Sequence[textbook.Position],
+    positions: Sequence[tuple[str, int]],
     options: argparse.Namespace,
 ) -> tuple[list[dict[str, FloatArray]], Times, str]:
-    """Return the textbook's gradient for each step, NaN elsewhere, the times, and BLAS's threads.
-
-    On small matrices the threads of BLAS may cost more than they bring, above all beside other
-    programs. So the loop gets the faster of one thread and all.
-    """
+    """Return the gradient for each step, NaN where it is unknown, the times, and BLAS's threads."""
     from tqdm.auto import tqdm
 
     copies = {name: array.copy() for name, array in params.items()}
@@ -141,26 +133,20 @@ def _textbook_loop(
         {name: np.full(array.shape, np.nan) for name, array in params.items()} for _ in options.h
     ]
     seconds: list[float] = []
-    threads, said = textbook.faster_blas_threads(
-        lambda: textbook.loss(copies, x, t, options.activation)
-    )
-    with (
-        textbook.blas_threads(threads),
-        tqdm(
-            total=len(options.h) * len(positions), delay=_BAR_DELAY, desc="textbook loop",
-            dynamic_ncols=True,
-        ) as bar,
-    ):  # fmt: skip
-        for h, gradient in zip(options.h, gradients, strict=True):
-            for name, index in positions:
-                begin = time.perf_counter()
-                (slope,) = textbook.numerical_gradient(
-                    copies, x, t, [(name, index)], h, options.activation
-                )
-                seconds.append(time.perf_counter() - begin)
-                gradient[name].reshape(-1)[index] = slope
-                bar.update()
-    return gradients, Times(min(seconds), statistics.mean(seconds)), said
+
+    def loss() -> Any:
+        return textbook.loss(copies, x, t, options.activation)
+
+    with textbook.faster_blas_threads(loss) as blas:
+        steps = list(itertools.product(zip(options.h, gradients, strict=True), positions))
+        for (h, gradient), (name, index) in tqdm(
+            steps, delay=_BAR_DELAY, desc="textbook loop", dynamic_ncols=True
+        ):
+            begin = time.perf_counter()
+            slope = textbook.central_difference(loss, copies[name], index, h)
+            seconds.append(time.perf_counter() - begin)
+            gradient[name].flat[index] = slope
+    return gradients, Times.of(seconds), blas
 
 
 def _difference_cells(
@@ -171,13 +157,12 @@ def _difference_cells(
     """Return the largest relative difference of each array, NaN apart, and the common digits."""
     cells, worst = [], 0.0
     for name, reference in backward.items():
-        known = ~np.isnan(gradient[name]) & ~left_out[name]
+        known = ~(np.isnan(gradient[name]) | left_out.get(name, False))
         if not known.any():
             cells.append("–")
             continue
         difference = np.abs(gradient[name] - reference)[known].max()
-        scale = np.abs(reference).max()
-        relative = float(difference / scale) if scale else float(difference)
+        relative = float(difference / (np.abs(reference).max() or 1))
         worst = max(worst, relative)
         cells.append(f"{relative:.1e}")
     return [*cells, f"{max(0.0, -math.log10(worst)):.1f}" if 0 < worst < math.inf else "–"]
@@ -189,23 +174,25 @@ class Times(NamedTuple):
     least: float
     mean: float
 
+    @classmethod
+    def of(cls, seconds: Sequence[float]) -> Times:
+        """Sum up the times of many calls."""
+        return cls(min(seconds), statistics.mean(seconds))
+
     @property
     def scattered(self) -> bool:
         """Whether the times differ as they do on a busy machine."""
         return self.mean > _SCATTER * self.least
 
 
-def _in_turn(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5) -> list[Times]:
-    """Return the times of each call; they take turns."""
-    taken: list[list[float]] = [[] for _ in calls]
-    end = time.perf_counter() + seconds
-    while least > 0 or time.perf_counter() < end:
-        least -= 1
-        for call, times in zip(calls, taken, strict=True):
-            begin = time.perf_counter()
-            call()
-            times.append(time.perf_counter() - begin)
-    return [Times(min(times), statistics.mean(times)) for times in taken]
+def _times_in_turn(*calls: Callable[[], object]) -> list[Times]:
+    """Return the times of each call; they take turns for a second, five turns at least."""
+    timers = [timeit.Timer(call) for call in calls]
+    turns: list[list[float]] = []
+    end = time.perf_counter() + 1
+    while len(turns) < 5 or time.perf_counter() < end:
+        turns.append([timer.timeit(1) for timer in timers])
+    return [Times.of(seconds) for seconds in zip(*turns, strict=True)]
 
 
 # train -----------------------------------------------------------------------------------------
@@ -213,41 +200,45 @@ def _in_turn(*calls: Callable[[], object], seconds: float = 1.0, least: int = 5)
 
 def train(options: argparse.Namespace) -> int:
     """Train a network."""
-    # Before an hour of training, not after it.
-    picture = _picture_file(options.plot)
-    _require_writable(options.save, "--save")
-    convnet = options.network == "convnet"
-    if convnet and options.activation == "sigmoid":
+    picture = _picture_file(options.plot)  # before an hour of training, not after it
+    is_convnet = options.network == "convnet"
+    if is_convnet and options.activation == "sigmoid":
         raise ValueError("--activation: must be relu for a convnet. Got 'sigmoid'.")
-    options.activation = options.activation or "sigmoid"
-    if options.optimizer is None:
-        options.optimizer = "adam" if convnet else "sgd"
-    rate = options.learning_rate
-    if rate is None and options.optimizer == "sgd":
-        rate = SGD_RATE
-    optimizer = optimizers.BY_NAME[options.optimizer](*([] if rate is None else [rate]))
+    fit, usual = ("fit of a convnet", "adam") if is_convnet else ("fit", "sgd")
+    if options.method == "numerical_gradient" and not is_convnet:
+        fit = "fit by numerical_gradient"
+    name = options.optimizer or usual
+    rate = SGD_RATE if name == "sgd" and options.learning_rate is None else options.learning_rate
+    optimizer = optimizers.BY_NAME[name](*([] if rate is None else [rate]))
 
-    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(options, *_calls_of_fit(options))
+    (x_train, t_train), (x_test, t_test), _ = _load_and_compile(
+        options, fit, *["optimizers"] * (name != usual)
+    )
     # The book's own stream of numbers: initial weights, then batches.
-    _, seed = _random_source(options.seed)
+    seed = _seed_numpy(options.seed)
+    classes = 1 + max(int(t_train.max()), int(t_test.max()))
     net: Any
-    if convnet:
+    if is_convnet:
         side = math.isqrt(x_train.shape[1])
         if side * side != x_train.shape[1]:
             raise ValueError("--network convnet: images must be square.")
         x_train, x_test = (images.reshape(-1, 1, side, side) for images in (x_train, x_test))
-        net = _convnet(options, side, _classes(t_train, t_test))
+        net = book.SimpleConvNet(
+            (1, side, side), hidden_size=options.hidden_size or 100, output_size=classes
+        )
+        for key, array in net.params.items():
+            net.params[key] = array.astype(options.dtype)
     else:
-        net = _network(options, x_train.shape[1], _classes(t_train, t_test))
+        net = _two_layer_net(options, x_train.shape[1], classes)
     print(net)
     print(wrapped(
         f"{_plural(options.iterations, 'iteration')} of {options.method}, batches of "
         f"{options.batch_size:,} out of {_plural(len(x_train), 'image')}, "
-        f"{options.optimizer}, learning rate {optimizer.lr:g}, seed {seed}"
-    ))  # fmt: skip
-    sys.stdout.flush()
+        f"{name}, learning rate {optimizer.lr:g}, seed {seed}"
+    ), flush=True)  # fmt: skip
     try:
-        with _warnings_in_one_line():
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
             history = net.fit(
                 x_train,
                 t_train,
@@ -263,12 +254,8 @@ def train(options: argparse.Namespace) -> int:
         raise
     _save(net, options.save)
     if history.epochs.size:
-        rows = [
-            (f"{epoch:.0f}", f"{train:.2%}", f"{test:.2%}")
-            for epoch, train, test in zip(
-                history.epochs, history.train_accuracy, history.test_accuracy, strict=True
-            )
-        ]
+        table = zip(history.epochs, history.train_accuracy, history.test_accuracy, strict=True)
+        rows = [(f"{epoch:.0f}", f"{train:.2%}", f"{test:.2%}") for epoch, train, test in table]
         _print_table(("epoch", "training", "test"), rows)
     done = _plural(len(history.loss), "iteration")
     print(f"{done} in {_duration(history.seconds)}, evaluation included")
@@ -282,64 +269,31 @@ def train(options: argparse.Namespace) -> int:
     return 0
 
 
-def _calls_of_fit(options: argparse.Namespace) -> list[str]:
-    """Return what a run needs of `fastgrad.cli.warmup.CALLS`."""
-    if options.network == "convnet":
-        numerical = ["fit of a convnet by numerical_gradient"]
-        return ["fit of a convnet", *numerical * (options.method == "numerical_gradient")]
-    if options.method == "numerical_gradient":
-        return ["fit by numerical_gradient"]
-    return ["fit"] if options.optimizer == "sgd" else ["fit", "optimizers"]
+def _save(net: Any, path: Path | None) -> None:
+    if path is not None:
+        print(f"saved: {net.save(path)}", flush=True)
 
 
-def _save(net: Any, path: str | None) -> None:
-    if path is None:
-        return
-    print(f"saved: {net.save(path)}", flush=True)
-
-
-def _picture_file(path: str | None) -> Path | None:
+def _picture_file(file: Path | None) -> Path | None:
     """Return where a picture goes, once it is certain that it can be drawn."""
-    if path is None:
+    if file is None:
         return None
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ValueError("--plot needs matplotlib. Install it: pip install 'fastgrad[plot]'")
-    file = Path(path)
-    _require_writable(file, "--plot")
+    try:
+        from matplotlib.backend_bases import FigureCanvasBase
+    except ImportError:
+        text = "--plot needs matplotlib. Install it: pip install 'fastgrad[plot]'"
+        raise ValueError(text) from None
     if not file.suffix:
-        file = file.with_name(file.name + ".png")
-        _require_writable(file, "--plot")
-    from matplotlib.backend_bases import FigureCanvasBase
-
+        file = file.with_name(f"{file.name}.png")
     kinds = FigureCanvasBase.get_supported_filetypes()
     if file.suffix[1:].lower() not in kinds:
         raise ValueError(f"--plot: must end in one of {', '.join(kinds)}. Got {str(file)!r}.")
     return file
 
 
-def _require_writable(path: str | Path | None, option: str) -> None:
-    """Raise an OSError where a file certainly cannot be written."""
-    if path is None:
-        return
-    file = Path(path)
-    if not file.parent.is_dir():
-        raise FileNotFoundError(f"{option}: the folder {str(file.parent)!r} does not exist.")
-    if file.is_dir():
-        raise IsADirectoryError(f"{option}: {str(file)!r} is a folder.")
-    if not os.access(file.parent, os.W_OK):
-        raise PermissionError(f"{option}: the folder {str(file.parent)!r} cannot be written.")
-
-
-@contextlib.contextmanager
-def _warnings_in_one_line() -> Iterator[None]:
-    """Show a warning as its text, without the line of source that it came from."""
-
-    def show(message: Warning | str, *_: object, **__: object) -> None:
-        print(f"fastgrad: warning: {message}", file=sys.stderr)
-
-    with warnings.catch_warnings():
-        warnings.showwarning = show
-        yield
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    """Show a warning in one line, without the source that it came from."""
+    print(f"fastgrad: warning: {message}", file=sys.stderr)
 
 
 # warmup ----------------------------------------------------------------------------------------
@@ -355,13 +309,12 @@ def warmup(options: argparse.Namespace) -> int:
     begin = time.perf_counter()
     dtypes = " and ".join(options.dtype)
     total = len(CALLS) * len(options.dtype)
+    compiling = 0.0
     with tqdm(total=total, desc="compiling", unit="call", dynamic_ncols=True) as bar:
-
-        def done(name: str) -> None:
+        for name, seconds in compile_everything(options.dtype):
             bar.set_postfix_str(name, refresh=False)
             bar.update()
-
-        compiling = compile_everything(options.dtype, done)
+            compiling += seconds
     if compiling:
         print(f"compiled for {dtypes} in {_duration(time.perf_counter() - begin)}: {folder}")
     else:
@@ -425,12 +378,12 @@ def _vector_units() -> str:
 # what the commands share -----------------------------------------------------------------------
 
 
-def _random_source(seed: int | None) -> tuple[Any, int]:
-    """Seed NumPy's global generator, as the book's scripts would, and return it and the seed."""
+def _seed_numpy(seed: int | None) -> int:
+    """Seed NumPy's global generator, as the book's scripts would, and return the seed."""
     if seed is None:
         seed = int(np.random.default_rng().integers(1_000_000))
     np.random.seed(seed)  # noqa: NPY002 - so that a seed gives the book's own numbers
-    return np.random, seed
+    return seed
 
 
 def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, Any, float]:
@@ -444,27 +397,14 @@ def _load_and_compile(options: argparse.Namespace, *calls: str) -> tuple[Any, An
     return (*(data or fastgrad.load_mnist()), seconds)
 
 
-def _network(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad.TwoLayerNet:
+def _two_layer_net(options: argparse.Namespace, inputs: int, classes: int) -> fastgrad.TwoLayerNet:
     return fastgrad.TwoLayerNet(
         inputs,
         options.hidden_size or 50,
         classes,
-        activation=options.activation,
+        activation=options.activation or "sigmoid",
         dtype=options.dtype,
     )
-
-
-def _convnet(options: argparse.Namespace, side: int, classes: int) -> book.SimpleConvNet:
-    net = book.SimpleConvNet(
-        (1, side, side), hidden_size=options.hidden_size or 100, output_size=classes
-    )
-    for name, array in net.params.items():
-        net.params[name] = array.astype(options.dtype)
-    return net
-
-
-def _classes(*labels: Any) -> int:
-    return 1 + max(int(array.max()) for array in labels)
 
 
 def _plural(count: int, noun: str) -> str:

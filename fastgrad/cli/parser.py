@@ -19,6 +19,7 @@ import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import fastgrad
@@ -34,9 +35,6 @@ _DTYPES = ("float64", "float32")
 
 #: Of plain gradient descent, as in the book's run; the other optimizers have their own defaults.
 SGD_RATE = 0.1
-
-#: Where commands are, but for `run`.
-_COMMANDS = "fastgrad.cli.commands"
 
 INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 _BROKEN_PIPE = 141  # 128 + SIGPIPE
@@ -74,7 +72,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             if options.command is None:
                 parser.print_help()
                 return 0
-            return int(options.run(options))
+            return _run(options)
         finally:
             # A script that was run may have closed it or put something else in its place.
             with contextlib.suppress(AttributeError, ValueError):
@@ -94,50 +92,23 @@ class _Parser(argparse.ArgumentParser):
         self.exit(2, wrapped(f"{self.prog}: error: {message}") + "\n")
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="fastgrad",
-        description="Numerical gradients and two-layer networks at compiled speed.",
-        epilog="'fastgrad COMMAND --help' lists the options of a command.",
-    )
-    parser.add_argument("--version", action="version", version=f"fastgrad {fastgrad.__version__}")
-    parser.set_defaults(command=None)
-    subparsers = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
-    _add_exercise(subparsers)
-    _add_train(subparsers)
-    _add_run(subparsers)
-    _add_warmup(subparsers)
-    _add_info(subparsers)
-    return parser
-
-
-def _add_command(subparsers: Any, name: str, text: str) -> Any:
-    """Add a command, a function of `fastgrad.cli.commands`; that of `run` is in `fastgrad.cli.run`.
-
-    Its errors of input and of files end in one sentence.
-    """
-
-    def guarded(options: argparse.Namespace) -> int:
-        try:
-            with interrupt.kept(may_be_caught=name == "run"):  # a script may handle Ctrl-C itself
-                _say_that_it_runs(options)
-                # A script that is run may need neither NumPy nor Numba.
-                module = importlib.import_module("fastgrad.cli.run" if name == "run" else _COMMANDS)
-                run: Callable[[argparse.Namespace], int] = getattr(module, name)
-                return run(options)
-        except BrokenPipeError:
-            raise
-        except (ValueError, OSError, MemoryError) as error:
-            text = " ".join(str(error).split()) or type(error).__name__
-            if isinstance(error, OSError) and error.strerror:  # without its number
-                text = error.strerror + (f": {error.filename!r}" if error.filename else "")
-            parser.error(text)
-
-    parser: _Parser = subparsers.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + "."
-    )
-    parser.set_defaults(run=guarded)
-    return parser
+def _run(options: argparse.Namespace) -> int:
+    """Do what a command does. Its errors of input and of files end in one sentence."""
+    is_script = options.command == "run"
+    parser: _Parser = options.parser
+    try:
+        with interrupt.kept(may_be_caught=is_script):  # a script may handle Ctrl-C itself
+            _say_that_it_runs(options)
+            # A script that is run may need neither NumPy nor Numba.
+            module = importlib.import_module(f"fastgrad.cli.{'run' if is_script else 'commands'}")
+            return int(getattr(module, options.command)(options))
+    except BrokenPipeError:
+        raise
+    except (ValueError, OSError, MemoryError) as error:
+        text = " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, OSError) and error.strerror:  # without its number
+            text = error.strerror + (f": {error.filename!r}" if error.filename else "")
+        parser.error(text)
 
 
 def _say_that_it_runs(options: argparse.Namespace) -> None:
@@ -197,18 +168,45 @@ _rate = _number(float, lambda n: 0 <= n < math.inf, "a finite number from 0 on")
 _step = _number(float, lambda n: 0 < n < math.inf, "a finite number above 0")
 
 
+def _file(text: str) -> Path:
+    """Read the path of a file to be written, and refuse where that certainly cannot be."""
+    file = Path(text)
+    folder = str(file.parent)
+    if not file.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"the folder {folder!r} does not exist.")
+    if file.is_dir():
+        raise argparse.ArgumentTypeError(f"{text!r} is a folder.")
+    if not os.access(folder, os.W_OK):
+        raise argparse.ArgumentTypeError(f"the folder {folder!r} cannot be written.")
+    return file
+
+
+def _served(text: str) -> tuple[str, str]:
+    """Read a module's name in the book and the name of the reader's module."""
+    name, _, module = text.partition("=")
+    if not (name and module):
+        raise argparse.ArgumentTypeError(f"must be NAME=MODULE. Got {text!r}.")
+    return name, module
+
+
+def _command(commands: Any, name: str, text: str) -> Callable[..., Any]:
+    """Add a command, and return what adds an option to it."""
+    parser = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    parser.set_defaults(parser=parser)
+    return parser.add_argument  # type: ignore[no-any-return]
+
+
 # An option is two lines: what it takes, and what its help says.
 # fmt: off
 
 
-def _add_network_options(parser: Any, *, convnet: bool) -> None:
+def _add_network_options(option: Callable[..., Any], *, convnet: bool) -> None:
     """Add the options of a network; `convnet` says whether it can be a convolutional one."""
-    option = parser.add_argument
     option("--batch-size", type=_count, default=100, metavar="N",
            help="images in a mini-batch (default: %(default)s)")
     option("--hidden-size", type=_count, metavar="N",
            help=f"units of the hidden layer (default: 50{', or 100 of a convnet' * convnet})")
-    option("--activation", choices=("sigmoid", "relu"),
+    option("--activation", choices=("sigmoid", "relu"), default=None if convnet else "sigmoid",
            help=f"of the hidden layer (default: sigmoid{'; a convnet has relu' * convnet})")
     option("--dtype", choices=_DTYPES, default="float64",
            help="of all numbers (default: %(default)s)")
@@ -218,35 +216,32 @@ def _add_network_options(parser: Any, *, convnet: bool) -> None:
            help="four IDX files of another data set, Fashion-MNIST say (default: MNIST)")
 
 
-def _add_exercise(subparsers: Any) -> None:
-    parser = _add_command(
-        subparsers,
-        "exercise",
-        "time and check the numerical gradient of the book's network on a batch of MNIST",
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="fastgrad",
+        description="Numerical gradients and two-layer networks at compiled speed.",
+        epilog="'fastgrad COMMAND --help' lists the options of a command.",
     )
-    _add_network_options(parser, convnet=False)
-    parser.add_argument(
-        "--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
-        help="steps of the central difference; times are those of the first (default: 1e-4 1e-6)",
-    )
-    how_many = parser.add_mutually_exclusive_group()
-    how_many.add_argument(
-        "--sample", type=_count, default=1000, metavar="N",
-        help="random parameters for which the textbook loop runs (default: %(default)s)",
-    )
-    how_many.add_argument(
-        "--full", action="store_true", help="run the textbook loop for every parameter"
-    )
+    parser.add_argument("--version", action="version", version=f"fastgrad {fastgrad.__version__}")
+    commands = parser.add_subparsers(title="commands", dest="command", metavar="COMMAND")
 
+    option = _command(commands, "exercise",
+        "time and check the numerical gradient of the book's network on a batch of MNIST")
+    _add_network_options(option, convnet=False)
+    option("--h", type=_step, nargs="+", default=(1e-4, 1e-6), metavar="STEP",
+           help="steps of the central difference; times are those of the first "
+                "(default: 1e-4 1e-6)")
+    option = commands.choices["exercise"].add_mutually_exclusive_group().add_argument
+    option("--sample", type=_count, default=1000, metavar="N",
+           help="random parameters for which the textbook loop runs (default: %(default)s)")
+    option("--full", action="store_true",
+           help="run the textbook loop for every parameter")
 
-def _add_train(subparsers: Any) -> None:
-    parser = _add_command(
-        subparsers, "train", "train the book's networks on MNIST, as in its chapters 4 to 7"
-    )
-    option = parser.add_argument
+    option = _command(commands, "train",
+        "train the book's networks on MNIST, as in its chapters 4 to 7")
     option("--network", choices=("two-layer", "convnet"), default="two-layer",
            help="chapter 4's TwoLayerNet or chapter 7's SimpleConvNet (default: %(default)s)")
-    _add_network_options(parser, convnet=True)
+    _add_network_options(option, convnet=True)
     option("--iterations", type=_count_from_0, default=10_000, metavar="N",
            help="updates, each with a mini-batch (default: %(default)s)")
     option("--method", choices=("gradient", "numerical_gradient"), default="gradient",
@@ -255,22 +250,16 @@ def _add_train(subparsers: Any) -> None:
            help="rule of the updates (default: sgd, and adam for a convnet)")
     option("--learning-rate", type=_rate, metavar="RATE",
            help=f"of the updates (default: {SGD_RATE} for sgd, else the optimizer's own)")
-    option("--save", metavar="FILE",
+    option("--save", type=_file, metavar="FILE",
            help="write the trained network to an .npz file, which its class can load")
-    option("--plot", metavar="FILE",
+    option("--plot", type=_file, metavar="FILE",
            help="draw loss and accuracies into a picture, .png, .svg or .pdf say (extra: plot)")
 
-
-def _add_run(subparsers: Any) -> None:
-    parser = _add_command(
-        subparsers,
-        "run",
-        "run a script as python does, with the book's modules and your networks computed faster",
-    )
-    option = parser.add_argument
+    option = _command(commands, "run",
+        "run a script as python does, with the book's modules and your networks computed faster")
     option("--keep", action="append", default=[], metavar="NAME",
            help="leave a module to the script's own file, two_layer_net say; may be repeated")
-    option("--serve", action="append", default=[], metavar="NAME=MODULE",
+    option("--serve", type=_served, action="append", default=[], metavar="NAME=MODULE",
            help="serve a module of yours as one of the book's: lib.net=two_layer_net; may be "
                 "repeated")
     option("--compare", type=_step, metavar="SECONDS",
@@ -281,16 +270,10 @@ def _add_run(subparsers: Any) -> None:
                   help="what the script finds in sys.argv")
     args.required = False  # else argparse would ask for ARGS where SCRIPT is missing
 
+    option = _command(commands, "warmup",
+        "compile everything ahead, on all cores, for later processes")
+    option("--dtype", choices=_DTYPES, nargs="+", default=_DTYPES,
+           help="for networks of these numbers (default: both)")
 
-def _add_warmup(subparsers: Any) -> None:
-    parser = _add_command(
-        subparsers, "warmup", "compile everything ahead, on all cores, for later processes"
-    )
-    parser.add_argument(
-        "--dtype", choices=_DTYPES, nargs="+", default=_DTYPES,
-        help="for networks of these numbers (default: both)",
-    )
-
-
-def _add_info(subparsers: Any) -> None:
-    _add_command(subparsers, "info", "tell versions, threads, the cache and the processor")
+    _command(commands, "info", "tell versions, threads, the cache and the processor")
+    return parser

@@ -31,13 +31,8 @@ def run(options: argparse.Namespace) -> int:
     OSError, ValueError
         If the script cannot be read, or an option does not fit.
     """
-    serve = {}
-    for pair in options.serve:
-        name, equals, module = pair.partition("=")
-        if not (name and equals and module):
-            raise ValueError(f"--serve must be NAME=MODULE. Got {pair!r}.")
-        serve[name] = module
     before = threading.enumerate()
+    serve = dict(options.serve)
     status = script.run_script(
         options.script, options.args, options.keep, serve=serve, compare=options.compare
     )

@@ -8,25 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+import timeit
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "blas_threads",
-    "faster_blas_threads",
-    "loss",
-    "near_kinks",
-    "numerical_gradient",
-    "random_positions",
-]
+__all__ = ["central_difference", "faster_blas_threads", "loss", "near_kinks", "random_positions"]
 
 Params = Mapping[str, NDArray[Any]]
-Position = tuple[str, int]
 
 _DELTA = 1e-7  # keeps the logarithm finite
 
@@ -73,49 +65,41 @@ def loss(params: Params, x: NDArray[Any], t: NDArray[Any], activation: str = "si
     return -np.log(y[np.arange(len(t)), t] + _DELTA).mean()
 
 
-def numerical_gradient(
-    params: Params,
-    x: NDArray[Any],
-    t: NDArray[Any],
-    positions: Iterable[Position],
-    h: float = 1e-4,
-    activation: str = "sigmoid",
-) -> list[float]:
-    """Compute the central difference of `loss` by some of the parameters, one after the other.
+def central_difference(
+    f: Callable[[], Any], parameters: NDArray[Any], index: int, h: float
+) -> float:
+    """Compute the central difference of a function by one entry of an array that it reads.
 
     Parameters
     ----------
-    params, x, t, activation
-        As for `loss`. Every parameter is changed in place and then restored.
-    positions : iterable of (str, int)
-        Parameters, as the name of an array and a flat index into it.
-    h : float, optional
+    f : callable
+        The function, without arguments.
+    parameters : ndarray, C-contiguous
+        The array. Its entry is changed in place and then restored.
+    index : int
+        A flat index into it.
+    h : float
         The step.
 
     Returns
     -------
-    list of float
-        (L(w + h) − L(w − h)) / 2h for each of the positions.
+    float
+        (f(w + h) − f(w − h)) / 2h.
 
     Examples
     --------
-    >>> shapes = {"W1": (4, 3), "b1": 3, "W2": (3, 2), "b2": 2}
-    >>> zeros = {name: np.zeros(shape) for name, shape in shapes.items()}
-    >>> x, t = np.ones((5, 4)), np.array([0, 1, 1, 0, 1])
-    >>> [round(slope, 6) for slope in numerical_gradient(zeros, x, t, [("b2", 0), ("b2", 1)])]
-    [0.1, -0.1]
+    >>> w = np.array([1.0, 3.0])
+    >>> round(central_difference(lambda: (w**2).sum(), w, 1, 1e-4), 6)
+    6.0
     """
-    result = []
-    for name, index in positions:
-        flat = params[name].reshape(-1)
-        value = flat[index]
-        flat[index] = value + h
-        above = loss(params, x, t, activation)
-        flat[index] = value - h
-        below = loss(params, x, t, activation)
-        flat[index] = value
-        result.append(float((above - below) / (2 * h)))
-    return result
+    flat = parameters.reshape(-1)
+    value = flat[index]
+    flat[index] = value + h
+    above = f()
+    flat[index] = value - h
+    below = f()
+    flat[index] = value
+    return float((above - below) / (2 * h))
 
 
 def near_kinks(params: Params, x: NDArray[Any], h: float) -> dict[str, NDArray[np.bool_]]:
@@ -142,7 +126,7 @@ def near_kinks(params: Params, x: NDArray[Any], h: float) -> dict[str, NDArray[n
     return marks
 
 
-def random_positions(params: Params, count: int, rng: np.random.Generator) -> list[Position]:
+def random_positions(params: Params, count: int, rng: np.random.Generator) -> list[tuple[str, int]]:
     """Draw different parameters at random, ten of each array at least where `count` allows.
 
     Parameters
@@ -157,86 +141,61 @@ def random_positions(params: Params, count: int, rng: np.random.Generator) -> li
     Returns
     -------
     list of (str, int)
-        In the order of the arrays.
+        Names of arrays and flat indices into them, in the order of the arrays.
     """
-    everything = [(name, index) for name, array in params.items() for index in range(array.size)]
+    positions = [(name, index) for name, array in params.items() for index in range(array.size)]
+    order = [positions[i] for i in rng.permutation(len(positions))]
     least = min(10, count // len(params))
-    order = rng.permutation(len(everything))
-    taken = dict.fromkeys(params, 0)
-    needed: list[int] = []
-    others: list[int] = []
-    for i in order:
-        name = everything[i][0]
-        (needed if taken[name] < least else others).append(i)
-        taken[name] += 1
-    return [everything[i] for i in sorted((needed + others)[:count])]
+    needed = [each for name in params for each in [p for p in order if p[0] == name][:least]]
+    drawn = set(list(dict.fromkeys(needed + order))[:count])
+    return [position for position in positions if position in drawn]
 
 
 def _openblas() -> tuple[Any, Any] | None:
     """Return the functions that get and set OpenBLAS's number of threads, or None."""
-    libraries = []
     with suppress(OSError), open("/proc/self/maps", encoding="utf-8") as maps:  # Linux alone has it
-        libraries = sorted({line.split()[-1] for line in maps if "openblas" in line})
-    for path in libraries:
-        with suppress(OSError):
+        for path in sorted({line.split()[-1] for line in maps if "openblas" in line}):
             library = ctypes.CDLL(path)
             for name in _OPENBLAS:
-                with suppress(AttributeError):
-                    return getattr(library, name.format("get")), getattr(
-                        library, name.format("set")
-                    )
+                if hasattr(library, name.format("get")):
+                    return library[name.format("get")], library[name.format("set")]
     return None
 
 
 @contextmanager
-def blas_threads(count: int | None) -> Iterator[None]:
-    """Let NumPy's matrix products use so many threads in a ``with`` block.
+def faster_blas_threads(call: Callable[[], object], repeats: int = 30) -> Iterator[str]:
+    """Let NumPy's matrix products use one thread or all in a ``with`` block: the faster.
 
-    Parameters
-    ----------
-    count : int or None
-        None changes nothing; nor does a number where NumPy uses no OpenBLAS.
-    """
-    functions = None if count is None else _openblas()
-    if functions is None:
-        yield
-        return
-    get, set_ = functions
-    before = get()
-    set_(count)
-    try:
-        yield
-    finally:
-        set_(before)
-
-
-def faster_blas_threads(call: Callable[[], object], repeats: int = 30) -> tuple[int | None, str]:
-    """Find out whether a call is faster with one thread of BLAS or with all of them.
+    On small matrices the threads of BLAS may cost more than they bring, above all beside other
+    programs.
 
     Parameters
     ----------
     call : callable
-        What to time.
+        What to time with either.
     repeats : int, optional
         How often, in turn.
 
-    Returns
-    -------
-    int or None
-        The number of threads for `blas_threads`; None if it cannot be set.
+    Yields
+    ------
     str
-        A few words about it, with a comma before them; empty if it cannot be set.
+        A few words about it, with a comma before them; empty if NumPy uses no OpenBLAS.
     """
     functions = _openblas()
     if functions is None:
-        return None, ""
-    every = functions[0]()
-    least = {1: math.inf, every: math.inf}
-    for _ in range(repeats):
-        for count in least:
-            with blas_threads(count):
-                begin = time.perf_counter()
-                call()
-                least[count] = min(least[count], time.perf_counter() - begin)
-    count = min(least, key=least.__getitem__)
-    return count, f", with {count} BLAS thread{'s' * (count != 1)}"
+        yield ""
+        return
+    get_threads, set_threads = functions
+    before = get_threads()
+    timer = timeit.Timer(call)
+    least = {1: math.inf, before: math.inf}
+    try:
+        for _ in range(repeats):
+            for count in least:
+                set_threads(count)
+                least[count] = min(least[count], timer.timeit(1))
+        count = min(least, key=least.__getitem__)
+        set_threads(count)
+        yield f", with {count} BLAS thread{'s' * (count != 1)}"
+    finally:
+        set_threads(before)

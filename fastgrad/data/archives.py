@@ -22,7 +22,7 @@ import stat
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -81,8 +81,20 @@ def save_arrays(
     ...     path.name, load_arrays(path)
     ('net.npz', ({'b1': array([0., 1., 2.])}, {'delta': 1e-07}))
     """
-    members = {_require_name(name): _numeric(array, name) for name, array in arrays.items()}
-    members[_SETTINGS] = _encode(settings)
+    members = {}
+    for name, array in arrays.items():
+        if not isinstance(name, str) or not name.isidentifier() or name == _SETTINGS:
+            raise ValueError(
+                f"the name of an array must be an identifier other than {_SETTINGS!r}. "
+                f"Got {name!r}."
+            )
+        members[name] = np.asarray(array)
+        if members[name].dtype.kind not in _NUMERIC_KINDS:
+            raise TypeError(
+                f"`{name}` must be an array of numbers. Got dtype {members[name].dtype}."
+            )
+    encoded = json.dumps(settings, default=_to_python).encode()
+    members[_SETTINGS] = np.frombuffer(encoded, np.uint8)
     target = _with_suffix(path)
     _replace(target, members)
     return target
@@ -144,28 +156,10 @@ def _with_suffix(path: str | os.PathLike[str]) -> Path:
 # --- Writing -------------------------------------------------------------------------------------
 
 
-def _require_name(name: str) -> str:
-    if not isinstance(name, str) or not name.isidentifier() or name == _SETTINGS:
-        raise ValueError(
-            f"the name of an array must be an identifier other than {_SETTINGS!r}. Got {name!r}."
-        )
-    return name
-
-
-def _numeric(value: NDArray[Any], name: str) -> NDArray[Any]:
-    array = np.asarray(value)
-    if array.dtype.kind not in _NUMERIC_KINDS:
-        raise TypeError(f"`{name}` must be an array of numbers. Got dtype {array.dtype}.")
-    return array
-
-
-def _encode(settings: Mapping[str, Any]) -> NDArray[np.uint8]:
-    def to_python(value: object) -> Any:
-        if isinstance(value, np.generic):
-            return value.item()
-        raise TypeError(f"a setting must fit into JSON. Got {type(value).__name__}.")
-
-    return np.frombuffer(json.dumps(settings, default=to_python).encode(), np.uint8)
+def _to_python(value: object) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"a setting must fit into JSON. Got {type(value).__name__}.")
 
 
 def _replace(target: Path, members: Mapping[str, NDArray[Any]]) -> None:
@@ -178,7 +172,10 @@ def _replace(target: Path, members: Mapping[str, NDArray[Any]]) -> None:
     temporary = real.with_name(f".fastgrad-{secrets.token_hex(8)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            _write(file, members)
+            with zipfile.ZipFile(file, "w") as archive:  # stored, not compressed
+                for name, array in members.items():
+                    with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                        np.lib.format.write_array(member, array, allow_pickle=False)
             file.flush()
             os.fsync(file.fileno())
         if real.exists():
@@ -190,13 +187,6 @@ def _replace(target: Path, members: Mapping[str, NDArray[Any]]) -> None:
     finally:
         with contextlib.suppress(FileNotFoundError):
             temporary.unlink()
-
-
-def _write(file: BinaryIO, members: Mapping[str, NDArray[Any]]) -> None:
-    with zipfile.ZipFile(file, "w") as archive:  # stored, not compressed
-        for name, array in members.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
-                np.lib.format.write_array(member, array, allow_pickle=False)
 
 
 # --- Reading -------------------------------------------------------------------------------------
@@ -230,15 +220,12 @@ def _read(content: bytes) -> tuple[dict[str, NDArray[Any]], dict[str, Any]]:
                 raise ValueError(f"{member.filename!r} has a header that does not fit its length")
             array = np.ndarray(shape, dtype, data, start, order="F" if is_fortran else "C")
             arrays[name] = array.copy(order="K")
-    encoded = arrays.pop(_SETTINGS, None)
-    return arrays, {} if encoded is None else _decode(encoded)
-
-
-def _decode(encoded: NDArray[Any]) -> dict[str, Any]:
+    if _SETTINGS not in arrays:
+        return arrays, {}
     try:
-        settings = json.loads(encoded.tobytes())
+        settings = json.loads(arrays.pop(_SETTINGS).tobytes())
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
         raise ValueError("its settings are no JSON object")
-    return settings
+    return arrays, settings

@@ -8,16 +8,13 @@ holds, never what it declares.
 
 from __future__ import annotations
 
-import contextlib
 import gzip
-import io
 import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +26,7 @@ __all__ = ["load_mnist"]
 _PACKAGE_DATA = Path(__file__).parent
 
 _UBYTE = 0x08  # the code for unsigned bytes in an IDX header
-_IMAGE_NDIM, _LABEL_NDIM = 3, 1
+_NDIM = {"images": 3, "labels": 1}
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -108,45 +105,35 @@ def load_mnist(
     one_hot_label = validation.flag(one_hot_label, "one_hot_label")
     folder = _PACKAGE_DATA if path is None else _folder(path)
 
-    train = _read_split(folder, "train")
-    test = _read_split(folder, "t10k")
-    if train.images.shape[1:] != test.images.shape[1:]:
+    sets, images_files = [], []
+    for prefix in ("train", "t10k"):
+        images_file, labels_file = (_find(folder, prefix, kind) for kind in ("images", "labels"))
+        labels, images = _read_idx(labels_file, "labels"), _read_idx(images_file, "images")
+        if len(images) != len(labels):
+            raise ValueError(
+                f"{str(labels_file)!r} must hold one label for each of the {len(images):,} images "
+                f"in {images_file.name}. Got {len(labels):,}."
+            )
+        sets.append((images, labels))
+        images_files.append(images_file)
+    train_size, test_size = (images.shape[1:] for images, _ in sets)
+    if train_size != test_size:
         raise ValueError(
-            f"{str(test.images_file)!r} must hold images of {_times(train.images.shape[1:])} "
-            f"pixels, as {train.images_file.name} does. Got {_times(test.images.shape[1:])}."
+            f"{str(images_files[1])!r} must hold images of {_times(train_size)} "
+            f"pixels, as {images_files[0].name} does. Got {_times(test_size)}."
         )
-    classes = 1 + max(int(train.labels.max()), int(test.labels.max()))
+    classes = 1 + max(int(labels.max()) for _, labels in sets)
 
-    def finish(split: _RawSplit) -> Split:
-        n, height, width = split.images.shape
-        x = split.images.reshape((n, height * width) if flatten else (n, 1, height, width))
+    def finish(images: NDArray[np.uint8], labels: NDArray[np.uint8]) -> Split:
+        n, height, width = images.shape
+        x = images.reshape((n, height * width) if flatten else (n, 1, height, width))
         return (
             np.divide(x, np.float32(255)) if normalize else x,
-            _one_hot(split.labels, classes) if one_hot_label else split.labels,
+            np.eye(classes)[labels] if one_hot_label else labels,
         )
 
-    return finish(train), finish(test)
-
-
-class _RawSplit(NamedTuple):
-    """Images of shape (N, height, width) and labels of shape (N,), as the files have them."""
-
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
-    images_file: Path
-
-
-def _read_split(folder: Path, prefix: str) -> _RawSplit:
-    images_file = _find(folder, f"{prefix}-images", _IMAGE_NDIM)
-    labels_file = _find(folder, f"{prefix}-labels", _LABEL_NDIM)
-    labels = _read_idx(labels_file, _LABEL_NDIM)
-    images = _read_idx(images_file, _IMAGE_NDIM)
-    if len(images) != len(labels):
-        raise ValueError(
-            f"{str(labels_file)!r} must hold one label for each of the {len(images):,} images in "
-            f"{images_file.name}. Got {len(labels):,}."
-        )
-    return _RawSplit(images, labels, images_file)
+    train, test = sets
+    return finish(*train), finish(*test)
 
 
 def _folder(path: str | os.PathLike[str]) -> Path:
@@ -163,9 +150,9 @@ def _folder(path: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def _find(folder: Path, stem: str, ndim: int) -> Path:
-    name = f"{stem}-idx{ndim}-ubyte"
-    dotted = f"{stem}.idx{ndim}-ubyte"
+def _find(folder: Path, prefix: str, kind: str) -> Path:
+    stem, suffix = f"{prefix}-{kind}", f"idx{_NDIM[kind]}-ubyte"
+    name, dotted = f"{stem}-{suffix}", f"{stem}.{suffix}"
     for candidate in (name, f"{name}.gz", dotted, f"{dotted}.gz"):
         if (folder / candidate).is_file():
             return folder / candidate
@@ -174,67 +161,42 @@ def _find(folder: Path, stem: str, ndim: int) -> Path:
     )
 
 
-def _read_idx(file: Path, ndim: int) -> NDArray[np.uint8]:
-    """Return the unsigned bytes in an IDX file as a writeable array of `ndim` dimensions."""
-    with open(file, "rb") as raw, _damage_is_value_error(file):
+def _read_idx(file: Path, kind: str) -> NDArray[np.uint8]:
+    """Return the unsigned bytes in an IDX file as a writeable array."""
+
+    def wrong(must: str, got: str) -> ValueError:
+        return ValueError(f"{str(file)!r} must {must}. Got {got}.")
+
+    ndim = _NDIM[kind]
+    magic = bytes([0, 0, _UBYTE, ndim])
+    with open(file, "rb") as raw:
         held = os.fstat(raw.fileno()).st_size
         # By the first bytes, not by the name: browsers unpack a download and leave its .gz there.
         compressed = raw.peek(2)[:2] == _GZIP_MAGIC
         stream = gzip.GzipFile(fileobj=raw) if compressed else raw
-
-        shape = _read_header(file, stream, ndim)
-        size = math.prod(shape)
-        if size > held * (_LARGEST_RATIO if compressed else 1):
-            raise _wrong_size(file, shape, f"a file of {held:,} bytes in all")
-        data = bytearray()
-        while len(data) <= size and (chunk := stream.read(_CHUNK)):
-            data += chunk
-        if len(data) != size:
-            raise _wrong_size(file, shape, "more" if len(data) > size else f"{len(data):,}")
+        try:
+            start, sizes = stream.read(len(magic)), stream.read(4 * ndim)
+            if start != magic:
+                must = f"be an IDX file of {kind}, which starts with the bytes {magic.hex(' ')}"
+                raise wrong(must, start.hex(" ") or "an empty file")
+            if len(sizes) < 4 * ndim:
+                raise wrong(f"have a header of {4 + 4 * ndim} bytes", f"{4 + len(sizes)}")
+            shape = struct.unpack(f">{ndim}I", sizes)
+            if 0 in shape:
+                raise wrong(f"hold {kind}", _times(shape))
+            size = math.prod(shape)
+            must = f"hold {_times(shape)} bytes after its header, as that says"
+            if size > held * (_LARGEST_RATIO if compressed else 1):
+                raise wrong(must, f"a file of {held:,} bytes in all")
+            data = bytearray()
+            while len(data) <= size and (chunk := stream.read(_CHUNK)):
+                data += chunk
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{str(file)!r} must be a sound gzip file. Got: {error}.") from error
+    if len(data) != size:
+        raise wrong(must, "more" if len(data) > size else f"{len(data):,}")
     return np.frombuffer(data, np.uint8).reshape(shape)
-
-
-def _read_header(file: Path, stream: io.BufferedIOBase, ndim: int) -> tuple[int, ...]:
-    """Return the shape that an IDX file declares, leaving `stream` at its first number."""
-    kind = {_IMAGE_NDIM: "images", _LABEL_NDIM: "labels"}[ndim]
-    magic = bytes([0, 0, _UBYTE, ndim])
-    got = stream.read(len(magic))
-    if got != magic:
-        raise ValueError(
-            f"{str(file)!r} must be an IDX file of {kind}, which starts with the bytes "
-            f"{magic.hex(' ')}. Got {got.hex(' ') or 'an empty file'}."
-        )
-    sizes = stream.read(4 * ndim)
-    if len(sizes) < 4 * ndim:
-        raise ValueError(
-            f"{str(file)!r} must have a header of {4 + 4 * ndim} bytes. Got {4 + len(sizes)}."
-        )
-    shape = struct.unpack(f">{ndim}I", sizes)
-    if 0 in shape:
-        raise ValueError(f"{str(file)!r} must hold {kind}. Got {_times(shape)}.")
-    return shape
-
-
-def _wrong_size(file: Path, shape: tuple[int, ...], got: str) -> ValueError:
-    return ValueError(
-        f"{str(file)!r} must hold {_times(shape)} bytes after its header, as that says. Got {got}."
-    )
-
-
-@contextlib.contextmanager
-def _damage_is_value_error(file: Path) -> Iterator[None]:
-    """Turn what a damaged gzip stream raises into a ValueError that names the file."""
-    try:
-        yield
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise ValueError(f"{str(file)!r} must be a sound gzip file. Got: {error}.") from error
 
 
 def _times(shape: tuple[int, ...]) -> str:
     return " × ".join(f"{n:,}" for n in shape)
-
-
-def _one_hot(labels: NDArray[np.uint8], classes: int) -> NDArray[np.float64]:
-    result = np.zeros((len(labels), classes))
-    result[np.arange(len(labels)), labels] = 1
-    return result

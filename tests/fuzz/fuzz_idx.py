@@ -26,7 +26,7 @@ def one_input(data: bytes) -> None:
     packing, ndim, content = data[0] % 3, 3 if data[1] % 2 else 1, data[2:]
     FILE.write_bytes(gzip.compress(content, 1) if packing == GZIPPED else content)
     try:
-        array = mnist._read_idx(FILE, ndim)
+        array = mnist._read_idx(FILE, "images" if ndim == 3 else "labels")
     except ValueError as error:
         if str(FILE) not in str(error):
             raise
