@@ -122,6 +122,7 @@ class _ConvolutionalNet(Network):
     _least: ClassVar[str] = "2 x 2 pixels for the pooling"
     #: Whether there are dropout layers, and so a training pass of its own.
     _drops: ClassVar[bool] = False
+    _default_optimizer = optimizers.Adam
     #: The layer of the loss.
     _loss_layer: ClassVar[Any] = layers.SoftmaxWithLoss
 
@@ -266,9 +267,6 @@ class _ConvolutionalNet(Network):
     def _check_by_losses(self, x: Any, t: Any, h: Any, options: dict[str, Any]) -> GradientCheck:
         with random_state_kept():
             return super()._check_by_losses(x, t, h, options)
-
-    def _default_optimizer(self) -> optimizers.Optimizer:
-        return optimizers.Adam()
 
     def _training_data(self, x: Any, t: Any) -> tuple[Any, Any]:
         images, targets = np.asarray(x), np.asarray(t)

@@ -301,7 +301,6 @@ class LayeredTwoLayerNet(_Layered, fully_connected.TwoLayerNet):
         self, input_size: int, hidden_size: int, output_size: int, weight_init_std: float = 0.01
     ) -> None:
         super().__init__(input_size, hidden_size, output_size, weight_init_std, activation="relu")
-        self._finish()
 
 
 class LayeredMultiLayerNet(_Layered, fully_connected.MultiLayerNet):
@@ -350,7 +349,6 @@ class LayeredMultiLayerNet(_Layered, fully_connected.MultiLayerNet):
             input_size, hidden_size_list, output_size, activation, weight_init_std,
             weight_decay_lambda,
         )  # fmt: skip
-        self._finish()
 
     def _finish(self) -> None:
         self.input_size, *self.hidden_size_list, self.output_size = self._sizes

@@ -195,10 +195,11 @@ class Engine:
         program.names["h"][0] = h
         self._bind(program, x, labels, soft, result)
         program.launch()
-        finite, in_range = np.all(program.names["state"][:, :2], axis=0)
+        # Lists of a few numbers: `np.all` along an axis takes 3 of 18 microseconds.
+        finite, in_range = map(all, zip(*program.names["state"][:, :2].tolist(), strict=True))
         if not finite or not space.is_finite:
             return math.nan, True
-        return self._loss(space), bool(in_range)
+        return self._loss(space), in_range
 
     def _in_general(
         self, x: Any, labels: IntArray, soft: FloatArray, h: float, result: FloatArray
@@ -206,7 +207,8 @@ class Engine:
         """Compute it for any number of layers, and h of any size; return the loss."""
         space = self.forward(x, labels, soft, GENERAL)
         parameters = np.concatenate([array.reshape(-1) for array in self._params.values()])
-        loss = self._loss(space) if np.isfinite(parameters).all() else math.nan
+        is_finite = np.count_nonzero(np.isfinite(parameters)) == parameters.size
+        loss = self._loss(space) if is_finite else math.nan
         if math.isfinite(loss):
             result.fill(0)
             program = space.program(workspace.general)

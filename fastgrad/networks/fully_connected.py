@@ -74,6 +74,7 @@ class FullyConnected(Network):
             self.params[name] = aligned(shape, self._dtype)
             if name.startswith("W"):
                 self.params[name][...] = scale * normal(shape)
+        self._finish()
 
     def __getstate__(self) -> dict[str, Any]:
         """Return everything but the engines, which are made anew."""

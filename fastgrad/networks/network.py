@@ -7,10 +7,11 @@ compute the same faster: its methods with an underscore give way then, the publi
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -47,6 +48,8 @@ class Network:
     last_layer: Any
     #: The strength of the weight decay.
     _decay: float = 0.0
+    #: Makes the optimizer of `fit` where none is given.
+    _default_optimizer: ClassVar[Callable[[], Optimizer]] = functools.partial(SGD, 0.1)
 
     def predict(self, x: ArrayLike) -> FloatArray:
         """Compute the scores of the classes.
@@ -456,9 +459,6 @@ class Network:
 
     def _require_trainable(self, method: str) -> None:
         """Raise if `fit` cannot train the network as it is."""
-
-    def _default_optimizer(self) -> Optimizer:
-        return SGD(0.1)
 
     def _training_data(self, x: Any, t: Any) -> tuple[Any, Any]:
         """Return samples and targets to train or to test with, checked."""
