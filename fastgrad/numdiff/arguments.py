@@ -10,7 +10,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import ArrayLike
 
-from fastgrad.numdiff.entries import Bounds, Entries
+from fastgrad.numdiff.entries import Entries
 from fastgrad.numdiff.formulas import CENTRAL
 from fastgrad.numdiff.objective import Function, Objective
 from fastgrad.numdiff.trees import Tree, is_tree
@@ -105,7 +105,7 @@ def steps_of(h: Any, objective: Objective, entries: IntArray) -> FloatArray | No
     return steps[entries]
 
 
-def _limits(bounds: Any, objective: Objective, entries: IntArray) -> Bounds:
+def _limits(bounds: Any, objective: Objective, entries: IntArray) -> FloatArray | None:
     """Return the bounds of each entry."""
     if bounds is None:
         return None
@@ -127,7 +127,7 @@ def _limits(bounds: Any, objective: Objective, entries: IntArray) -> Bounds:
                 f"`bounds` {rule}. Got ({low[i]}, {high[i]}) for an entry {objective.center[i]}."
             )
     objective.inward = np.where(high - objective.center >= objective.center - low, 1.0, -1.0)
-    return low[entries], high[entries]
+    return np.array([low, high])[:, entries]
 
 
 def generator_of(rng: Any) -> np.random.Generator:

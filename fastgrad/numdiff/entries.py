@@ -11,8 +11,6 @@ import numpy as np
 from fastgrad.numdiff.objective import Objective
 from fastgrad.validation import FloatArray, IntArray
 
-Bounds = tuple[FloatArray, FloatArray] | None
-
 
 class Entries:
     """A function with one entry of x at a time elsewhere.
@@ -26,8 +24,8 @@ class Entries:
         The order of the formula.
     steps : ndarray, shape (M,) or (), or None
         The step of each entry, or None for extrapolation.
-    bounds : pair of ndarray of shape (M,), optional
-        Where the function is defined.
+    bounds : ndarray, shape (2, M), optional
+        Where the function is defined: the lower and the upper bounds.
 
     Attributes
     ----------
@@ -46,7 +44,7 @@ class Entries:
         numbers: IntArray,
         order: int = 2,
         steps: FloatArray | None = None,
-        bounds: Bounds = None,
+        bounds: FloatArray | None = None,
     ) -> None:
         self.objective, self.numbers, self.order = objective, numbers, order
         self.steps, self.bounds = steps, bounds
@@ -75,7 +73,7 @@ class Entries:
 
     def subset(self, which: IntArray) -> Entries:
         """Return some of the entries, for extrapolation."""
-        bounds = self.bounds and (self.bounds[0][which], self.bounds[1][which])
+        bounds = None if self.bounds is None else self.bounds[:, which]
         chosen = Entries(self.objective, self.numbers[which], bounds=bounds)
         chosen.here = self.here
         return chosen
@@ -102,7 +100,7 @@ class Entries:
         """
         points = inside = self.objective.perturbed(self.numbers[which], offsets)
         if self.bounds is not None:
-            inside = np.clip(points, self.bounds[0][which], self.bounds[1][which])
+            inside = np.clip(points, *self.bounds[:, which])
         found = self._evaluate(which, inside, tolerant=tolerant)
         if self.is_constant and found.size:
             known = np.broadcast_to(self.here, self.center.shape)[which]

@@ -237,7 +237,7 @@ def _amplification(weights: dict[int, float]) -> float:
 
 def _weighted(weights: dict[int, float], slopes: dict[int, FloatArray], times: int = 1) -> Any:
     """Return the difference of a formula with a multiple of the step."""
-    return sum(w * slopes[k * times] for k, w in weights.items())
+    return functools.reduce(np.add, (w * slopes[k * times] for k, w in weights.items()))
 
 
 def _richardson(disagreement: FloatArray, noise: FloatArray, order: int) -> FloatArray:

@@ -145,7 +145,7 @@ class _Elements(Entries):
             moved[which] = points
             return self.at(moved)[which]
         values = self.at(points[:1])[which]
-        for point in set(points[1:].tolist()) - set(points[:1].tolist()):  # once for all elements
+        for point in set(points[1:].tolist()) - {float(points[0])}:  # once for all elements
             values = np.where(points == point, self.at(np.array([point]))[which], values)
         return values
 

@@ -9,8 +9,7 @@ from numpy.typing import NDArray
 
 from fastgrad.numdiff.arguments import array_of
 from fastgrad.numdiff.entries import warn_of_copy
-from fastgrad.numdiff.objective import Function, further_arguments, one_number
-from fastgrad.numdiff.trees import Tree
+from fastgrad.numdiff.objective import Function, Objective, one_number
 from fastgrad.validation import FloatArray, IntArray, flag
 
 __all__ = ["numerical_hessian"]
@@ -80,14 +79,11 @@ def numerical_hessian(
            [6., 0.]])
     """
     error = flag(error, "error")
-    if not callable(f):
-        raise TypeError(f"`f` must be callable. Got {f!r}.")
-    args = further_arguments(args)
     is_short = isinstance(x, np.ndarray) and x.dtype == np.float32
     # Second differences need all digits.
     tree = array_of(x.astype(np.float64) if is_short else x, "x")
     with np.errstate(all="ignore"):
-        second = _Second(f, tree, args)
+        second = _Second(Objective(f, tree, args))
         hessian, estimate = _extrapolated(second)
     if (is_short or tree.converted) and second.size and not second.varies:
         warn_of_copy(stacklevel=3)
@@ -99,14 +95,13 @@ def numerical_hessian(
 class _Second:
     """Second differences of a function of an array, whose entries are counted in C order."""
 
-    def __init__(self, f: Function, tree: Tree, args: tuple[Any, ...]) -> None:
-        self.f, self.tree, self.args = f, tree, args
-        self.center = tree.leaves[0].array.reshape(-1).copy()
+    def __init__(self, objective: Objective) -> None:
+        self.objective, self.tree = objective, objective.x
+        self.center = self.tree.leaves[0].array.reshape(-1).copy()
         self.size = self.center.size
         self.first = _FIRST * np.sqrt(np.maximum(np.abs(self.center), _SMALLEST))
         self.first = np.maximum(self.first, 1e-4 * np.abs(self.center))
-        with tree.restored_on_exit() as root:
-            self.here = _number(f(root, *args))
+        self.here = objective.value(_number)
         self.dtype = type(self.here)
         self.largest = abs(self.here)
         self.varies = False
@@ -134,7 +129,7 @@ class _Second:
             for k, entries in enumerate(moved):
                 array.flat[entries] = self.center[entries] + offsets[entries]
                 try:
-                    number = _number(self.f(root, *self.args))
+                    number = _number(self.objective.f(root, *self.objective.args))
                 except ArithmeticError:
                     number = np.nan
                 if isinstance(number, complex) and self.dtype is not complex:

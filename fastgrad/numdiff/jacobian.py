@@ -107,24 +107,18 @@ class _Outputs(Entries):
 
     def __init__(self, entries: Entries) -> None:
         objective, bounds, steps = entries.objective, entries.bounds, entries.steps
-        with objective.x.restored_on_exit() as root:
-            value = objective.f(root, *objective.args)
-            self.row = Row.of(value)
-            here = self.row(value)
+        self.row, here = objective.value(Row.of)
         self.count = here.size
         if bounds is not None:
-            bounds = (self._repeated(bounds[0]), self._repeated(bounds[1]))
+            bounds = np.repeat(bounds, self.count, axis=1)
         if steps is not None and steps.ndim:
-            steps = self._repeated(steps)
-        super().__init__(objective, self._repeated(entries.numbers), entries.order, steps, bounds)
+            steps = np.repeat(steps, self.count)
+        numbers = np.repeat(entries.numbers, self.count)
+        super().__init__(objective, numbers, entries.order, steps, bounds)
         self.here = np.tile(here, entries.numbers.size)
         # Where in `_rows` the values of f are, by the entry moved and the bits of the point.
         self._known: dict[tuple[int, int], int] = {}
         self._rows = np.empty((0, self.count))
-
-    def _repeated(self, values: Any) -> Any:
-        """Return what holds for each entry for each output of it."""
-        return np.repeat(values, self.count)
 
     def _evaluate(self, which: Any, points: FloatArray, *, tolerant: bool) -> FloatArray:
         """Return outputs with one entry at a time elsewhere; f is evaluated at new points only."""

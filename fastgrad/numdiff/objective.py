@@ -8,7 +8,6 @@ Exceptions, a Ctrl-C among them, leave the tree as it was.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import itertools
@@ -70,10 +69,11 @@ class Row(NamedTuple):
     is_complex: bool
 
     @classmethod
-    def of(cls, value: Any) -> Row:
-        """Return the form of what f returned at x."""
+    def of(cls, value: Any) -> tuple[Row, FloatArray]:
+        """Return the form of what f returned at x, and that as a row."""
         array = _numbers(value)
-        return cls(array.shape, array.dtype.kind == "c")
+        row = cls(array.shape, array.dtype.kind == "c")
+        return row, row(array)
 
     @property
     def size(self) -> int:
@@ -138,13 +138,15 @@ class Objective:
     ) -> None:
         if not callable(f):
             raise TypeError(f"`f` must be callable. Got {f!r}.")
+        if not isinstance(args, tuple):
+            raise TypeError(f"`args` must be a tuple. Got {type(args).__name__}.")
         if workers is not None and not callable(workers):
             raise TypeError(f"`workers` must be a map-like callable. Got {workers!r}.")
         if not (batched is True or batched is False or batched == "auto"):
             raise ValueError(f'`batched` must be "auto", True or False. Got {batched!r}.')
         if batched is True and workers is not None:
             raise ValueError("`batched` must not be True where `workers` evaluate f.")
-        self.f, self.x, self.args = f, x, further_arguments(args)
+        self.f, self.x, self.args = f, x, args
         self._workers, self._batched = workers, batched
         self._bar = _progress_bar() if progress else None
         self.update()
@@ -168,10 +170,10 @@ class Objective:
         """Take note that the leaves' arrays have changed."""
         self.center = self.x.flattened()
 
-    def value(self) -> float:
-        """Return f(x)."""
+    def value(self, read: Callable[[Any], Any] | None = None) -> Any:
+        """Return f(x), a float unless it is to be read in another way."""
         with self.x.restored_on_exit() as root:  # f may work in place
-            return one_number(self.f(root, *self.args))
+            return (read or one_number)(self.f(root, *self.args))
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
         """Return points as the dtype of each entry holds them; the last axis runs over entries."""
@@ -183,7 +185,7 @@ class Objective:
         with np.errstate(all="ignore"):
             points = self.rounded(entries, center + offsets)
             lost = points == center
-            if lost.any():
+            if np.count_nonzero(lost):  # which takes a tenth of the time of `any`
                 towards = np.copysign(np.inf, offsets)
                 nearest = self._by_dtype(
                     entries, center, lambda start: np.nextafter(start, towards, dtype=start.dtype)
@@ -245,7 +247,7 @@ class Objective:
         is_quiet = tolerant or row is not None
         with (
             self.x.restored_on_exit(is_read_only=True),
-            np.errstate(all="ignore") if is_quiet else contextlib.nullcontext(),
+            np.errstate(all="ignore" if is_quiet else None),
         ):
             f = functools.partial(_tolerated, self.f) if tolerant else self.f
             found = itertools.chain.from_iterable(self._values(f, entries, points, row))
@@ -356,7 +358,7 @@ class Objective:
                 if failed.max() >= 0:
                     i, k = divmod(int(failed[failed >= 0].min()), len(points))
                     point = moved[k : k + 1, i : i + 1]
-                    # Where a thread met an exception, so that it reaches the caller.
+                    # Python meets the thread's exception again, which thus reaches the caller.
                     self._evaluate_python(entries[part][i : i + 1], point, tolerant)
                     raise RuntimeError(
                         f"`f` raised an exception with element {numbers[i]} of `{leaf.path}` at "
@@ -479,13 +481,6 @@ def one_number(value: Any) -> float:
             "backward pass there is `check_backward`."
         )
     return float(array.item())
-
-
-def further_arguments(args: Any) -> tuple[Any, ...]:
-    """Return `args` if it is a tuple, as it must be."""
-    if not isinstance(args, tuple):
-        raise TypeError(f"`args` must be a tuple. Got {type(args).__name__}.")
-    return args
 
 
 # ------------------------------------------------------------------------ compiled functions
