@@ -1,9 +1,11 @@
 """The networks against plain NumPy, and against 50-digit central differences."""
 
 import copy
+import gc
 import pickle
 import subprocess
 import sys
+import weakref
 from typing import ClassVar
 
 import numba
@@ -606,6 +608,19 @@ class TestFiles:
         np.savez(tmp_path / "net.npz", W1=np.zeros((3, 2)))
         with pytest.raises(ValueError, match=r"net\.npz"):
             TwoLayerNet.load(tmp_path / "net.npz")
+
+
+def test_a_network_that_nobody_holds_is_gone_at_once():
+    net = TwoLayerNet(4, 3, 2, rng=0)
+    net.gradient(np.ones((2, 4)), [0, 1])
+    (idle,) = net._idle.values()
+    engine = weakref.ref(idle[0])
+    gc.disable()
+    try:
+        del net, idle
+        assert engine() is None
+    finally:
+        gc.enable()
 
 
 def test_overlapping_calls_from_two_threads():

@@ -75,13 +75,13 @@ class Engine:
     dtype : dtype
     decay : float
         Weight decay.
-    idle : list of Engine, optional
-        Where to wait for the next call.
 
     Attributes
     ----------
     spaces : dict of Workspace
         Those that are kept, the oldest first, by samples, chunks and dtype.
+    idle : list of Engine or None
+        Where to wait after a call. Known during a call alone, or it and the list were a cycle.
     """
 
     def __init__(
@@ -91,9 +91,8 @@ class Engine:
         delta: float,
         dtype: np.dtype[Any],
         decay: float = 0.0,
-        idle: list[Engine] | None = None,
     ) -> None:
-        self.sizes, self.dtype, self.decay, self._idle = sizes, dtype, decay, idle
+        self.sizes, self.dtype, self.decay = sizes, dtype, decay
         self.net = Architecture(sizes, ACTIVATIONS[activation], float(delta), dtype)
         #: Name, place in a flat array, and shape of every parameter.
         self._parts: list[tuple[str, slice, tuple[int, ...]]] = []
@@ -103,15 +102,15 @@ class Engine:
             self._parts.append((name, slice(first, self.n_parameters), shape))
         self._params: Mapping[str, FloatArray] = {}
         self.spaces: dict[Any, Workspace] = {}
+        self.idle: list[Engine] | None = None
 
     def split(self, flat: FloatArray) -> dict[str, FloatArray]:
         """Return the parameters' shapes as views of one array, W1, b1, .., each row by row."""
         return {name: flat[part].reshape(shape) for name, part, shape in self._parts}
 
-    def load(self, params: Mapping[str, FloatArray]) -> Self:
+    def load(self, params: Mapping[str, FloatArray]) -> None:
         """Have calls read these parameters, canonical arrays in the order of `parameter_shapes`."""
         self._params = params
-        return self
 
     def release(self) -> None:
         """Let go of the parameters."""
@@ -123,9 +122,10 @@ class Engine:
 
     def __exit__(self, kind: object, *_: object) -> None:
         """Be idle again, unless an exception ended the call."""
-        if kind is None and self._idle is not None:
+        idle, self.idle = self.idle, None
+        if kind is None and idle is not None:
             self.release()
-            self._idle.append(self)
+            idle.append(self)
 
     def workspace(self, n: int, dtype: np.dtype[Any], cost: ParallelCost) -> Workspace:
         """Return a workspace for a batch of this size and dtype, kept for the next ones alike."""

@@ -112,8 +112,10 @@ class FullyConnected(Network):
         try:
             engine = idle.pop()
         except IndexError:
-            engine = Engine(self._sizes, self._activation, delta, self._dtype, self._decay, idle)
-        return engine.load(params)
+            engine = Engine(self._sizes, self._activation, delta, self._dtype, self._decay)
+        engine.load(params)
+        engine.idle = idle
+        return engine
 
     def checked_params(self) -> dict[str, FloatArray]:
         """Return the parameters as canonical arrays; for `fit`.
