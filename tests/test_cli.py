@@ -271,17 +271,18 @@ def test_exercise_in_float32(digits, capsys):
     assert digits_in_common > 4
 
 
-def test_differences_are_found(digits, capsys, monkeypatch):
-    """A wrong numerical gradient must show."""
+@pytest.mark.parametrize(("factor", "difference", "common"), [(1.001, 1e-3, 3.0), (4, 3.0, 0.0)])
+def test_differences_are_found(factor, difference, common, digits, capsys, monkeypatch):
+    """A wrong numerical gradient must show; of digits there are none below zero."""
     right = fastgrad.TwoLayerNet.numerical_gradient
 
     def wrong(self, *arguments):
-        return {name: 1.001 * array for name, array in right(self, *arguments).items()}
+        return {name: factor * array for name, array in right(self, *arguments).items()}
 
     monkeypatch.setattr(fastgrad.TwoLayerNet, "numerical_gradient", wrong)
     assert parser.main(["exercise", "--data", str(digits)]) == 0
     out = capsys.readouterr().out
-    assert figures(out, "h = 0.0001, numerical_gradient") == [1e-4] + [1e-3] * 4 + [3.0]
+    assert figures(out, "h = 0.0001, numerical_gradient") == [1e-4, *[difference] * 4, common]
 
 
 # train -----------------------------------------------------------------------------------------

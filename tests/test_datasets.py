@@ -6,6 +6,7 @@ import shutil
 import struct
 import tracemalloc
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -70,9 +71,10 @@ def mnist():
 
 def test_the_files_are_the_original_ones():
     # The sums are those of the notice beside the files.
-    notice = (mnist_module._PACKAGE_DATA / "NOTICE.md").read_text(encoding="utf-8")
+    folder = Path(mnist_module.__file__).parent
+    notice = (folder / "NOTICE.md").read_text(encoding="utf-8")
     for name in NAMES:
-        data = gzip.decompress((mnist_module._PACKAGE_DATA / f"{name}.gz").read_bytes())
+        data = gzip.decompress((folder / f"{name}.gz").read_bytes())
         assert f"| {name} | {hashlib.sha256(data).hexdigest()} |" in notice
 
 

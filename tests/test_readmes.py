@@ -98,7 +98,7 @@ def test_commands_are_those_of_the_command_line():
         for command in line.split(" && "):
             program, *arguments = shlex.split(command)
             if program == ".venv/bin/fastgrad":
-                assert parser._parser().parse_args(arguments).command
+                assert parser.argument_parser().parse_args(arguments).command
             else:
                 assert (program, *arguments[:2]) in (
                     ("python3", "-m", "venv"), (".venv/bin/pip", "install", "-e"),

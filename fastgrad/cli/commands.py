@@ -85,15 +85,14 @@ def exercise(options: argparse.Namespace) -> int:
     ]
     _print_table(("", "time", "× gradient"), rows)
     print(wrapped(f"Textbook loop: {how}{blas}. The others: fastest of many."))
-    verdict = (
-        f"numerical_gradient is {_three_digits(slow / quick.least)} times faster than the textbook."
-    )
     if busy:
-        verdict = (
+        print(wrapped(
             "Times of the same call differ widely, as other programs keep this machine busy, so no "
             "ratio is printed."
-        )
-    print(wrapped(verdict))
+        ))  # fmt: skip
+    else:
+        ratio = _three_digits(slow / quick.least)
+        print(f"numerical_gradient is {ratio} times faster than the textbook.")
     print()
 
     print("Largest difference from backpropagation, relative to the array's largest entry:")

@@ -26,7 +26,7 @@ import fastgrad
 from fastgrad.runtime import interrupt
 from fastgrad.tables import wrapped
 
-__all__ = ["INTERRUPTED", "OPTIMIZERS", "SGD_RATE", "main", "version"]
+__all__ = ["INTERRUPTED", "OPTIMIZERS", "SGD_RATE", "argument_parser", "main", "version"]
 
 #: What ``--optimizer`` takes: the classes' names, in lower case.
 OPTIMIZERS = ("sgd", "momentum", "nesterov", "adagrad", "rmsprop", "adam")
@@ -67,7 +67,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         try:
-            parser = _parser()
+            parser = argument_parser()
             options = parser.parse_args(argv)
             if options.command is None:
                 parser.print_help()
@@ -216,7 +216,8 @@ def _add_network_options(option: Callable[..., Any], *, convnet: bool) -> None:
            help="four IDX files of another data set, Fashion-MNIST say (default: MNIST)")
 
 
-def _parser() -> argparse.ArgumentParser:
+def argument_parser() -> argparse.ArgumentParser:
+    """Return what reads the arguments of all commands."""
     parser = _Parser(
         prog="fastgrad",
         description="Numerical gradients and two-layer networks at compiled speed.",

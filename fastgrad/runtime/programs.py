@@ -4,7 +4,8 @@ Numba compiles what stands inside a ``prange`` five times over: as a function of
 wrappers, in the driver, and once more for the driver's machine code. For a training iteration that
 took 33 s. So a large body is a *chunk kernel* instead, a serial function of ``(args, chunk, chunks,
 iteration)`` that is compiled once, and the one ``prange`` that all of them have in common, in
-`run_stages`, calls it through a function pointer.
+`run_stages`, calls it through a function pointer. A kernel that stands alone, of ``(.., chunk,
+chunks)``, is run in the same way by `run`.
 
 A *stage* is a few such kernels, which a thread runs one after the other for its chunk of the work.
 Between two stages stands a barrier: the next one begins when all chunks of the one before are
@@ -135,11 +136,11 @@ class Program:
                 for args, own in self.places[name]:
                     setattr(args, own, array)
             return
-        words, places = self._words, self.places
+        words, places, from_buffer = self._words, self.places, c_char.from_buffer
         for name, array in arrays.items():
             length = len(array)
             # A third of the time that `array.ctypes.data` takes.
-            start = addressof(c_char.from_buffer(array)) if length else 0
+            start = addressof(from_buffer(array)) if length else 0
             for word in places[name]:
                 words[word] = start
                 words[word + 1] = length
