@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from fastgrad.numdiff.arguments import array_of
 from fastgrad.numdiff.entries import warn_of_copy
 from fastgrad.numdiff.objective import Function, Objective, one_number
+from fastgrad.numdiff.trees import RestoredOnExit
 from fastgrad.validation import FloatArray, IntArray, flag
 
 __all__ = ["numerical_hessian"]
@@ -124,7 +125,7 @@ class _Second:
     def _values(self, moved: list[list[int]], offsets: FloatArray) -> NDArray[Any]:
         """Evaluate f with some entries at a time moved; NaN where it is not defined."""
         values = np.empty(len(moved), self.dtype)
-        with self.tree.restored_on_exit(is_read_only=True) as root:
+        with RestoredOnExit(self.tree, is_read_only=True) as root:
             array = self.tree.leaves[0].array
             for k, entries in enumerate(moved):
                 array.flat[entries] = self.center[entries] + offsets[entries]

@@ -26,7 +26,7 @@ from numba import types
 from numba.extending import is_jitted
 
 from fastgrad.kernels import user_function
-from fastgrad.numdiff.trees import Leaf, Tree
+from fastgrad.numdiff.trees import Leaf, RestoredOnExit, Tree
 from fastgrad.runtime.compile import code_address, users_overload
 from fastgrad.runtime.programs import run
 from fastgrad.validation import FloatArray, IntArray
@@ -172,7 +172,7 @@ class Objective:
 
     def value(self, read: Callable[[Any], Any] | None = None) -> Any:
         """Return f(x), a float unless it is to be read in another way."""
-        with self.x.restored_on_exit() as root:  # f may work in place
+        with RestoredOnExit(self.x) as root:  # f may work in place
             return (read or one_number)(self.f(root, *self.args))
 
     def rounded(self, entries: IntArray, points: FloatArray) -> FloatArray:
@@ -246,7 +246,7 @@ class Objective:
         shape = () if row is None else (row.size,)
         is_quiet = tolerant or row is not None
         with (
-            self.x.restored_on_exit(is_read_only=True),
+            RestoredOnExit(self.x, is_read_only=True),
             np.errstate(all="ignore" if is_quiet else None),
         ):
             f = functools.partial(_tolerated, self.f) if tolerant else self.f
@@ -415,7 +415,7 @@ class Objective:
         ndarray of float64, shape (K,)
         """
         values = np.empty(len(steps))
-        with self.x.restored_on_exit(), np.errstate(all="ignore"):
+        with RestoredOnExit(self.x), np.errstate(all="ignore"):
             for k, step in enumerate(steps):
                 parts = self.x.shaped(self.center + step * direction)
                 for leaf, part in zip(self.x.leaves, parts, strict=True):

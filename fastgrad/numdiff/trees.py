@@ -19,7 +19,7 @@ import numpy as np
 
 from fastgrad.validation import FloatArray, IntArray, real_array
 
-__all__ = ["Leaf", "Tree", "is_tree", "like_tuple", "memory_order"]
+__all__ = ["Leaf", "RestoredOnExit", "Tree", "is_tree", "like_tuple", "memory_order"]
 
 
 class Leaf:
@@ -70,7 +70,7 @@ class Tree:
     Attributes
     ----------
     root : object
-        The tree as a function is to see it: the caller's own. Within `restored_on_exit`, leaves
+        The tree as a function is to see it: the caller's own. Within `RestoredOnExit`, leaves
         that cannot be perturbed in place are replaced by arrays that can.
     leaves : list of Leaf
     begins : list of int
@@ -145,21 +145,6 @@ class Tree:
             if last > first:
                 yield leaf, entries[first:last] - begin, slice(first, last)
 
-    def restored_on_exit(self, *, is_read_only: bool = False) -> _RestoredOnExit:
-        """Put converted arrays into the tree; take them out again, and restore all entries.
-
-        Parameters
-        ----------
-        is_read_only : bool
-            Whether it is an error if entries are other ones in the end.
-
-        Returns
-        -------
-        context manager
-            It gives the root.
-        """
-        return _RestoredOnExit(self, is_read_only)
-
     def leaves_like(self, value: Any, name: str) -> list[FloatArray]:
         """Return the leaves of a second tree, a gradient for example, in the order of this one.
 
@@ -192,20 +177,25 @@ class Tree:
         return [other[path] for path in wanted]
 
 
-class _RestoredOnExit:
-    """A tree while a function is called (see `Tree.restored_on_exit`)."""
+class RestoredOnExit:
+    """A context that puts converted arrays into a tree, and restores the tree and all entries.
 
-    def __init__(self, tree: Tree, is_read_only: bool) -> None:
+    It gives the root. If the tree is to be read only, other entries in the end are an error.
+    """
+
+    def __init__(self, tree: Tree, *, is_read_only: bool = False) -> None:
         self.tree, self.root, self.is_read_only = tree, tree.root, is_read_only
         self.kept = [leaf.array.copy("K") for leaf in tree.leaves]
 
     def __enter__(self) -> Any:
+        """Put converted arrays in; return the root."""
         for leaf in self.tree.leaves:
             if not leaf.is_live:
                 self.tree.put(leaf, float(leaf.array) if leaf.is_number else leaf.array)
         return self.tree.root
 
     def __exit__(self, error: object, *_: object) -> None:
+        """Put everything back, whatever has happened."""
         changed = False
         for leaf, original in zip(self.tree.leaves, self.kept, strict=True):
             if self.is_read_only and leaf.array.tobytes() != original.tobytes():
