@@ -1,8 +1,16 @@
 """Convolution and max pooling: the functions and layers of chapter 7, compiled.
 
-Images have shape (N, C, H, W): samples, channels, rows, columns. float32 and float16 arrays are
-computed in float32; with an array of any other dtype among the arguments it is float64. NaN
-propagates. Arguments are never changed.
+All functions share these conventions; a docstring says what is particular to its function.
+
+- Images have shape (N, C, H, W): samples, channels, rows, columns.
+- `stride` is how many pixels a filter or a window moves from one position to the next, `pad` how
+  many rows and columns of zeros surround an image. A filter of FH rows then has
+  OH = (H + 2 pad - FH) // stride + 1 positions from top to bottom, and OW likewise across.
+- float32 and float16 arrays are computed in float32; with an array of any other dtype among the
+  arguments it is float64. NaN propagates. Arguments are never changed.
+- `TypeError` is raised if an array does not hold real numbers (`arg_max`: integers), or a size, a
+  stride or a padding is not an integer; `ValueError` if shapes do not fit together, a filter or a
+  window is larger than a padded image, or a number is out of range.
 """
 
 from __future__ import annotations
@@ -49,24 +57,11 @@ def convolution_forward(x: Any, W: Any, b: Any, stride: int = 1, pad: int = 0) -
         Filters.
     b : array_like, shape (F,), or a number
         Biases.
-    stride : int, optional
-        How many pixels a filter moves from one position to the next.
-    pad : int, optional
-        How many rows and columns of zeros surround an image.
+    stride, pad : int, optional
 
     Returns
     -------
     ndarray, shape (N, F, OH, OW)
-        OH = (H + 2 pad - FH) // stride + 1, and OW likewise. float32 if all arrays are float32 or
-        float16, else float64.
-
-    Raises
-    ------
-    TypeError
-        If an array does not hold real numbers, or `stride` or `pad` is not an integer.
-    ValueError
-        If shapes do not fit together, a filter is larger than a padded image, `stride` is below 1
-        or `pad` below 0.
 
     Notes
     -----
@@ -104,13 +99,7 @@ def convolution_backward(
     dx : ndarray, shape of x
     dW : ndarray, shape of W
     db : ndarray, shape (F,)
-        Gradients with respect to the arguments; float32 if all arrays are float32 or float16, else
-        float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `convolution_forward` does, and if `dout` does not fit.
+        Gradients with respect to the arguments.
 
     Notes
     -----
@@ -147,26 +136,14 @@ def max_pooling_forward(
         Images.
     pool_h, pool_w : int
         Height and width of a window.
-    stride : int, optional
-        How many pixels a window moves.
-    pad : int, optional
-        How many rows and columns of zeros surround an image.
+    stride, pad : int, optional
 
     Returns
     -------
     out : ndarray, shape (N, C, OH, OW)
-        OH = (H + 2 pad - pool_h) // stride + 1, and OW likewise.
     arg_max : ndarray of int32, shape of out
         Where the first of the largest entries stands in its channel: row * W + column, or -1 in the
         padding. A NaN counts as the largest.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers, or another argument is not an integer.
-    ValueError
-        If `x` has not four dimensions, a window is larger than a padded image, or a number is too
-        small.
 
     Notes
     -----
@@ -223,13 +200,6 @@ def max_pooling_backward(dout: Any, arg_max: Any, x_shape: tuple[int, ...]) -> F
     ndarray, shape x_shape
         Each entry of `dout` has been added to the entry that was the largest.
 
-    Raises
-    ------
-    TypeError
-        If `dout` does not hold real numbers, or `arg_max` integers.
-    ValueError
-        If shapes do not fit together, or an entry of `arg_max` is out of range.
-
     Examples
     --------
     >>> max_pooling_backward([[[[3.0]]]], np.array([[[[2]]]]), (1, 1, 2, 2))
@@ -265,16 +235,10 @@ def im2col(
     filter_h, filter_w : int
         Height and width of a filter.
     stride, pad : int, optional
-        As for `convolution_forward`.
 
     Returns
     -------
     ndarray, shape (N * OH * OW, C * filter_h * filter_w)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `convolution_forward` does.
 
     Notes
     -----
@@ -321,11 +285,6 @@ def col2im(
     -------
     ndarray, shape input_shape
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `im2col` does, and if `col` does not fit.
-
     Examples
     --------
     >>> col2im([[1.0, 2.0], [3.0, 4.0]], (1, 1, 1, 3), 1, 2)
@@ -359,7 +318,6 @@ class Convolution(Layer):
     b : ndarray, shape (F,), or a number
         Biases.
     stride, pad : int, optional
-        As for `convolution_forward`.
 
     Attributes
     ----------
@@ -414,7 +372,6 @@ class Pooling(Layer):
     pool_h, pool_w : int
         Height and width of a window.
     stride, pad : int, optional
-        As for `max_pooling_forward`.
 
     Attributes
     ----------

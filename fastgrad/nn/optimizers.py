@@ -3,6 +3,11 @@
 Every optimizer goes over ``params.keys()``. Arrays are updated in place, whatever their shape and
 memory layout; plain numbers, as in the book's comparison of the optimizers on x²/20 + y², are
 replaced in the dict. A call that raises has changed nothing.
+
+All optimizers share these conventions. `lr` is the learning rate, from 0 on; other settings are
+what a step keeps of an average, from 0 to below 1. The dicts of optimizer state have an array for
+every parameter, and are None before the first step. `TypeError` is raised for a setting that is no
+real number, `ValueError` for one that is not finite or out of range.
 """
 
 from __future__ import annotations
@@ -58,6 +63,11 @@ class Optimizer:
     _coefficients: ClassVar[tuple[str, ...]] = ()
 
     lr: float
+
+    def __init__(self, lr: float = 0.01) -> None:
+        self.lr = real_number(lr, "lr", minimum=0)
+        for name in self.state_names:
+            setattr(self, name, None)
 
     def __repr__(self) -> str:
         """Return the call that makes such an optimizer."""
@@ -124,8 +134,6 @@ class Optimizer:
                 )
             if array.flags.fnc:
                 order = "F"
-        if not self.state_names:
-            return _Step(key, value, array, order, gradient, [])
         state = [self.recalled(name, key, array, order) for name in self.state_names]
         return _Step(key, value, array, order, gradient, state)
 
@@ -212,14 +220,6 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
-
-    Raises
-    ------
-    TypeError
-        If `lr` is not a real number.
-    ValueError
-        If it is not finite, or out of range.
 
     Examples
     --------
@@ -231,9 +231,6 @@ class SGD(Optimizer):
 
     rule = staticmethod(updates.sgd)
 
-    def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-
 
 class Momentum(Optimizer):
     """Gradient descent with momentum: v ← m v − lr g, p ← p + v (section 6.1.4 of the book).
@@ -241,21 +238,13 @@ class Momentum(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity, from 0 to below 1.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
     v : dict of ndarray
-        Velocities; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or out of range.
+        Velocities.
 
     Examples
     --------
@@ -271,10 +260,11 @@ class Momentum(Optimizer):
     state_names = ("v",)
     _coefficients = ("momentum",)
 
+    v: dict[Any, FloatArray] | None
+
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
+        super().__init__(lr)
         self.momentum = _fraction(momentum, "momentum")
-        self.v: dict[Any, FloatArray] | None = None
 
 
 class Nesterov(Momentum):
@@ -283,21 +273,13 @@ class Nesterov(Momentum):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity, from 0 to below 1.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
     v : dict of ndarray
-        Velocities; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or out of range.
+        Velocities.
 
     Notes
     -----
@@ -321,19 +303,11 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
 
     Attributes
     ----------
     h : dict of ndarray
-        Sums of squared gradients; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If `lr` is not a real number.
-    ValueError
-        If it is not finite, or out of range.
+        Sums of squared gradients.
 
     Examples
     --------
@@ -346,9 +320,7 @@ class AdaGrad(Optimizer):
     rule = staticmethod(updates.adagrad)
     state_names = ("h",)
 
-    def __init__(self, lr: float = 0.01) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
-        self.h: dict[Any, FloatArray] | None = None
+    h: dict[Any, FloatArray] | None
 
 
 class RMSprop(Optimizer):
@@ -357,21 +329,13 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     decay_rate : float, optional
-        What a step keeps of the mean square, from 0 to below 1.
+        What a step keeps of the mean square.
 
     Attributes
     ----------
     h : dict of ndarray
-        Mean squares of gradients; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or `decay_rate` out of range.
+        Mean squares of gradients.
 
     Examples
     --------
@@ -385,10 +349,11 @@ class RMSprop(Optimizer):
     state_names = ("h",)
     _coefficients = ("decay_rate",)
 
+    h: dict[Any, FloatArray] | None
+
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
+        super().__init__(lr)
         self.decay_rate = _fraction(decay_rate, "decay_rate")
-        self.h: dict[Any, FloatArray] | None = None
 
 
 class Adam(Optimizer):
@@ -397,23 +362,15 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     beta1, beta2 : float, optional
-        What a step keeps of the mean and of the mean square, from 0 to below 1.
+        What a step keeps of the mean and of the mean square.
 
     Attributes
     ----------
     iter : int
         Number of steps taken.
     m, v : dict of ndarray
-        Means and mean squares of gradients; None before the first step.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or a beta out of range.
+        Means and mean squares of gradients.
 
     Notes
     -----
@@ -432,13 +389,14 @@ class Adam(Optimizer):
     state_names = ("m", "v")
     _coefficients = ("beta1", "beta2")
 
+    m: dict[Any, FloatArray] | None
+    v: dict[Any, FloatArray] | None
+
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        self.lr = real_number(lr, "lr", minimum=0)
+        super().__init__(lr)
         self.beta1 = _fraction(beta1, "beta1")
         self.beta2 = _fraction(beta2, "beta2")
         self.iter = 0
-        self.m: dict[Any, FloatArray] | None = None
-        self.v: dict[Any, FloatArray] | None = None
 
     def next_step(self) -> tuple[float, float, float]:
         """Count a step, and return its bias corrected learning rate, and the betas; for `fit`."""
