@@ -1,4 +1,7 @@
-"""Pictures. Matplotlib is imported only when one is drawn, and shows no window."""
+"""Pictures. Matplotlib is imported only when one is drawn, and shows no window.
+
+Where it is not installed (extra ``plot``), an `ImportError` says so.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,6 @@ def new_figure(width: float, height: float) -> Any:
     -------
     matplotlib.figure.Figure
         One that pyplot knows nothing of: no window opens, and nothing has to be closed.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
 
     Examples
     --------
@@ -73,11 +71,6 @@ def plot_history(history: Any) -> Any:
     matplotlib.figure.Figure
         The loss of every mini-batch and its moving average; beside it, if the history has them, the
         accuracies on training and test data. A notebook shows it; ``savefig`` saves it.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
 
     Notes
     -----
@@ -134,11 +127,6 @@ def plot_check(check: Any) -> Any:
     matplotlib.figure.Figure
         For each array an image of its errors, with wrong entries marked, and their histogram; for
         more than six arrays one overview. A notebook shows it; ``savefig`` saves it.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
 
     Examples
     --------
@@ -207,10 +195,7 @@ def _histogram(axes: Any, check: Any, name: str) -> None:
     axes.legend()
     axes.set_title(f"{name}: {wrapped(str(check.arrays[name]))}", fontsize="small")
     axes.locator_params(axis="x", nbins=6)  # more do not fit beside each other
-    axes.set(
-        xlabel="log10 of the error",
-        ylabel="entries",
-    )
+    axes.set(xlabel="log10 of the error", ylabel="entries")
 
 
 def _overview(axes: Any, check: Any, names: list[str]) -> None:

@@ -118,7 +118,7 @@ def convolution_backward(
     dtype = _dtype(dout, x, W)
     x, W = _images_and_filters(x, W, dtype)
     stride, pad = _stride_and_pad(stride, pad)
-    shape = (len(x), len(W), *_output_size(x.shape[2:], W.shape[2:], stride, pad, "W"))
+    shape = (len(x), len(W), *_output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`"))
     dout = real_array(dout, "dout", dtype=dtype, shape=shape)
     dx, dW, db = backward(dout, x, W, stride, pad)
     assert dx is not None
@@ -156,19 +156,18 @@ def max_pooling_forward(
     ([[[[5.0, 7.0], [13.0, 15.0]]]], [[[[5, 7], [13, 15]]]])
     """
     x = real_array(x, "x", dtype=_dtype(x), shape=_IMAGES)
-    pool_h = whole_number(pool_h, "pool_h", minimum=1)
-    pool_w = whole_number(pool_w, "pool_w", minimum=1)
+    window = _window(pool_h=pool_h, pool_w=pool_w)
     stride, pad = _stride_and_pad(stride, pad)
-    rows, columns = _output_size(x.shape[2:], (pool_h, pool_w), stride, pad, "the window")
+    rows, columns = _output_size(x.shape[2:], window, stride, pad, "the window")
     n, channels, _, width = x.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+    padded = _padded(x, pad)
     out = np.empty((n * channels, rows * columns), x.dtype)
     arg_max = np.empty(out.shape, np.int32)
     threads.launch(
         pooling.max_pooling_forward,
         padded.reshape(n * channels, padded[0, 0].size if x.size else 0),
         padded.shape[3],
-        np.array([pool_h, pool_w, stride]),
+        np.array([*window, stride]),
         columns,
         out,
         arg_max,
@@ -251,13 +250,10 @@ def im2col(
            [1., 2., 4., 5.]])
     """
     x = real_array(input_data, "input_data", dtype=_dtype(input_data), shape=_IMAGES)
-    window = (
-        whole_number(filter_h, "filter_h", minimum=1),
-        whole_number(filter_w, "filter_w", minimum=1),
-    )
+    window = _window(filter_h=filter_h, filter_w=filter_w)
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size(x.shape[2:], window, stride, pad, "the filter", "input_data")
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+    padded = _padded(x, pad)
     seen = np.lib.stride_tricks.sliding_window_view(padded, window, (2, 3))
     seen = seen[:, :, ::stride, ::stride].transpose(0, 2, 3, 1, 4, 5)
     return seen.reshape(len(x) * rows * columns, x.shape[1] * window[0] * window[1])
@@ -291,10 +287,7 @@ def col2im(
     array([[[[1., 5., 4.]]]])
     """
     n, channels, height, width = input_shape
-    window = (
-        whole_number(filter_h, "filter_h", minimum=1),
-        whole_number(filter_w, "filter_w", minimum=1),
-    )
+    window = _window(filter_h=filter_h, filter_w=filter_w)
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size((height, width), window, stride, pad, "the filter", "input_shape")
     col = real_array(col, "col", dtype=_dtype(col))
@@ -393,8 +386,7 @@ class Pooling(Layer):
     _shown = ("pool_h", "pool_w", "stride", "pad")
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
-        self.pool_h = whole_number(pool_h, "pool_h", minimum=1)
-        self.pool_w = whole_number(pool_w, "pool_w", minimum=1)
+        self.pool_h, self.pool_w = _window(pool_h=pool_h, pool_w=pool_w)
         self.stride, self.pad = _stride_and_pad(stride, pad)
         self.x: Any = None
         self.arg_max: Any = None
@@ -426,22 +418,9 @@ def forward(
 ) -> tuple[FloatArray, NDArray[np.int32]]:
     """Compute a convolution, and a ReLU and a max pooling of it if asked for, of checked arrays.
 
-    Parameters
-    ----------
-    x, W, b : ndarray
-        Of one dtype.
-    stride, pad : int
-    rectify : bool, optional
-        Whether a ReLU follows.
-    window : ndarray of int, shape (3,), optional
-        Height, width and stride of the windows of a max pooling that follows.
-
-    Returns
-    -------
-    out, arg_max : ndarray
-        What `fastgrad.kernels.convolution.convolution_forward` fills.
+    `rectify` asks for the ReLU, `window` (height, width, stride) for the pooling.
     """
-    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "W")
+    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`")
     work = len(x) * rows * columns * W.size
     if window[0]:
         rows, columns = ((np.array([rows, columns]) - window[:2]) // window[2] + 1).tolist()
@@ -477,7 +456,7 @@ def backward(
     by_images: bool = True,
 ) -> tuple[FloatArray | None, FloatArray, FloatArray]:
     """Compute the gradients of `forward`; that by the images only if asked for, else None."""
-    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "W")
+    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`")
     parts = _parts(len(x), len(W), len(x) * rows * columns * W.size)
     n_samples, n_filters = parts.tolist()
     dx = np.empty((n_filters, len(x) if by_images else 0, *x.shape[1:]), x.dtype)
@@ -552,6 +531,15 @@ def checked_arrays(x: Any, W: Any, b: Any) -> tuple[FloatArray, FloatArray, Floa
     return x, W, b
 
 
+def _padded(x: FloatArray, pad: int) -> FloatArray:
+    return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+
+
+def _window(**sizes: Any) -> tuple[int, ...]:
+    """Return the height and the width of a window, given by the names of the arguments."""
+    return tuple(whole_number(size, name, minimum=1) for name, size in sizes.items())
+
+
 def _stride_and_pad(stride: Any, pad: Any) -> tuple[int, int]:
     return whole_number(stride, "stride", minimum=1), whole_number(pad, "pad", minimum=0)
 
@@ -567,9 +555,8 @@ def _output_size(
     """Return how many positions a window has, down and across."""
     height, width = size[0] + 2 * pad, size[1] + 2 * pad
     if window[0] > height or window[1] > width:
-        what = name if name.startswith("the ") else f"`{name}`"
         raise ValueError(
-            f"{what} must fit into padded images of `{images}`, ({height}, {width}). "
+            f"{name} must fit into padded images of `{images}`, ({height}, {width}). "
             f"Got {tuple(window)}."
         )
     return (height - window[0]) // stride + 1, (width - window[1]) // stride + 1
