@@ -156,11 +156,6 @@ def _errors(check: Any, name: str) -> FloatArray:
     return errors
 
 
-def _title(check: Any, name: str) -> str:
-    """Return the verdict on an array, and how many entries were not judged and why."""
-    return str(check.arrays[name].cells()[-1])
-
-
 def _image(figure: Any, axes: Any, check: Any, name: str) -> None:
     """Draw an array's errors as an image, and a cross on each entry that is wrong."""
     error = _errors(check, name)
@@ -212,7 +207,7 @@ def _overview(axes: Any, check: Any, names: list[str]) -> None:
         axes.plot(np.log10(wrong), np.full(len(wrong), row), "x", color="tab:red")
         axes.plot(np.log10(max(array.noise, 1e-300)), row, "|", color="black", markersize=12)
         axes.annotate(
-            _title(check, name), (1.01, row), xycoords=("axes fraction", "data"), va="center",
+            array.cells()[-1], (1.01, row), xycoords=("axes fraction", "data"), va="center",
             color=colour,
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names)

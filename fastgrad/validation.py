@@ -227,9 +227,10 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
             return t, _no_soft_targets(classes, dtype)
     array = _plain_array(t, name)
     integers = array.dtype.kind in "iu"
-    is_soft = array.shape == (n, classes) or (n == 1 and array.shape == (classes,))
-    if is_soft and not (classes == 1 and integers):
-        return _NO_LABELS, real_array(array.reshape(n, classes), name, dtype=dtype)
+    if array.shape == (n, classes) and not (classes == 1 and integers):
+        return _NO_LABELS, real_array(array, name, dtype=dtype)
+    if n == 1 and array.shape == (classes,) and not (classes == 1 and integers):
+        return _NO_LABELS, real_array(array[None], name, dtype=dtype)
     if array.shape not in ((n,), (n, 1)) and not (n == 1 and array.ndim == 0):
         raise ValueError(
             f"`{name}` must be labels of shape ({n},) or targets of shape ({n}, {classes}). "
@@ -239,7 +240,9 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
     whole = integers or (array.dtype.kind == "f" and bool(np.all(np.trunc(flat) == flat)))
     if not whole or not (integers or np.all(np.abs(flat) < 2**53)):
         raise TypeError(f"`{name}` must hold integer labels. Got {array.dtype}.")
-    labels = np.require(flat, np.int64, ["C", "A", "W"])  # one type to Numba, as in `real_array`
+    labels = np.ascontiguousarray(flat, dtype=np.int64)
+    if not labels.flags.behaved:  # another type to Numba, as in `real_array`
+        labels = labels.copy()
     if not _in_range(labels, classes):
         position = int(np.argmax(labels.view(np.uint64) >= classes))
         raise ValueError(

@@ -156,7 +156,7 @@ def max_pooling_forward(
     ([[[[5.0, 7.0], [13.0, 15.0]]]], [[[[5, 7], [13, 15]]]])
     """
     x = real_array(x, "x", dtype=_dtype(x), shape=_IMAGES)
-    window = _window(pool_h=pool_h, pool_w=pool_w)
+    window = _window(pool_h, pool_w, "pool")
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size(x.shape[2:], window, stride, pad, "the window")
     n, channels, _, width = x.shape
@@ -250,7 +250,7 @@ def im2col(
            [1., 2., 4., 5.]])
     """
     x = real_array(input_data, "input_data", dtype=_dtype(input_data), shape=_IMAGES)
-    window = _window(filter_h=filter_h, filter_w=filter_w)
+    window = _window(filter_h, filter_w, "filter")
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size(x.shape[2:], window, stride, pad, "the filter", "input_data")
     padded = _padded(x, pad)
@@ -287,7 +287,7 @@ def col2im(
     array([[[[1., 5., 4.]]]])
     """
     n, channels, height, width = input_shape
-    window = _window(filter_h=filter_h, filter_w=filter_w)
+    window = _window(filter_h, filter_w, "filter")
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size((height, width), window, stride, pad, "the filter", "input_shape")
     col = real_array(col, "col", dtype=_dtype(col))
@@ -386,7 +386,7 @@ class Pooling(Layer):
     _shown = ("pool_h", "pool_w", "stride", "pad")
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
-        self.pool_h, self.pool_w = _window(pool_h=pool_h, pool_w=pool_w)
+        self.pool_h, self.pool_w = _window(pool_h, pool_w, "pool")
         self.stride, self.pad = _stride_and_pad(stride, pad)
         self.x: Any = None
         self.arg_max: Any = None
@@ -535,9 +535,11 @@ def _padded(x: FloatArray, pad: int) -> FloatArray:
     return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
 
 
-def _window(**sizes: Any) -> tuple[int, ...]:
-    """Return the height and the width of a window, given by the names of the arguments."""
-    return tuple(whole_number(size, name, minimum=1) for name, size in sizes.items())
+def _window(height: Any, width: Any, name: str) -> tuple[int, int]:
+    return (
+        whole_number(height, f"{name}_h", minimum=1),
+        whole_number(width, f"{name}_w", minimum=1),
+    )
 
 
 def _stride_and_pad(stride: Any, pad: Any) -> tuple[int, int]:

@@ -535,7 +535,15 @@ class BatchNormalization(Layer):
     def at_test_time(self, width: int) -> tuple[FloatArray, FloatArray]:
         """Return the scale and the shift that the layer amounts to when it is not training.
 
-        `width` is D, the number of inputs; the output is ``scale * x + shift``.
+        Parameters
+        ----------
+        width : int
+            The number of inputs, D.
+
+        Returns
+        -------
+        scale, shift : ndarray, shape (D,)
+            The output is ``scale * x + shift``.
         """
         gamma = real_array(self.gamma, "gamma", shape=(width,))
         variance = self._moving_average("running_var", width)

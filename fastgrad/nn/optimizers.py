@@ -134,6 +134,8 @@ class Optimizer:
                 )
             if array.flags.fnc:
                 order = "F"
+        if not self.state_names:
+            return _Step(key, value, array, order, gradient, [])
         state = [self.recalled(name, key, array, order) for name in self.state_names]
         return _Step(key, value, array, order, gradient, state)
 
