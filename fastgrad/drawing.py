@@ -1,4 +1,7 @@
-"""Pictures. Matplotlib is imported only when one is drawn, and shows no window."""
+"""Pictures. Matplotlib is imported only when one is drawn, and shows no window.
+
+Where it is not installed (extra ``plot``), an `ImportError` says so.
+"""
 
 from __future__ import annotations
 
@@ -30,11 +33,6 @@ def new_figure(width: float, height: float) -> Any:
     -------
     matplotlib.figure.Figure
         One that pyplot knows nothing of: no window opens, and nothing has to be closed.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
 
     Examples
     --------
@@ -73,11 +71,6 @@ def plot_history(history: Any) -> Any:
     matplotlib.figure.Figure
         The loss of every mini-batch and its moving average; beside it, if the history has them, the
         accuracies on training and test data. A notebook shows it; ``savefig`` saves it.
-
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
 
     Notes
     -----
@@ -135,11 +128,6 @@ def plot_check(check: Any) -> Any:
         For each array an image of its errors, with wrong entries marked, and their histogram; for
         more than six arrays one overview. A notebook shows it; ``savefig`` saves it.
 
-    Raises
-    ------
-    ImportError
-        If matplotlib is not installed (extra ``plot``).
-
     Examples
     --------
     >>> from fastgrad import check_gradient
@@ -166,11 +154,6 @@ def _errors(check: Any, name: str) -> FloatArray:
         difference = check.analytic[name].astype(np.float64) - check.numerical[name]
     errors: FloatArray = np.abs(difference)
     return errors
-
-
-def _title(check: Any, name: str) -> str:
-    """Return the verdict on an array, and how many entries were not judged and why."""
-    return str(check.arrays[name].cells()[-1])
 
 
 def _image(figure: Any, axes: Any, check: Any, name: str) -> None:
@@ -207,10 +190,7 @@ def _histogram(axes: Any, check: Any, name: str) -> None:
     axes.legend()
     axes.set_title(f"{name}: {wrapped(str(check.arrays[name]))}", fontsize="small")
     axes.locator_params(axis="x", nbins=6)  # more do not fit beside each other
-    axes.set(
-        xlabel="log10 of the error",
-        ylabel="entries",
-    )
+    axes.set(xlabel="log10 of the error", ylabel="entries")
 
 
 def _overview(axes: Any, check: Any, names: list[str]) -> None:
@@ -227,7 +207,7 @@ def _overview(axes: Any, check: Any, names: list[str]) -> None:
         axes.plot(np.log10(wrong), np.full(len(wrong), row), "x", color="tab:red")
         axes.plot(np.log10(max(array.noise, 1e-300)), row, "|", color="black", markersize=12)
         axes.annotate(
-            _title(check, name), (1.01, row), xycoords=("axes fraction", "data"), va="center",
+            array.cells()[-1], (1.01, row), xycoords=("axes fraction", "data"), va="center",
             color=colour,
         )  # fmt: skip
     axes.set_yticks(range(len(names)), names)

@@ -1,8 +1,12 @@
 """Input validation: one canonical form of array for the kernels, one wording for every error.
 
 Kernels check nothing, so everything that reaches one passes through here first and leaves as a
-C-contiguous array of the dtype asked for. Messages name the argument, what it must be, and what
-it was.
+C-contiguous array of the dtype asked for.
+
+Every function takes a value and the name that messages call it by, and returns the value in its
+canonical form. It raises a `TypeError` for another kind of value, such as numbers that are not
+real, and a `ValueError` for a shape that does not fit or a value out of range. Messages name the
+argument, what it must be, and what it was.
 """
 
 from __future__ import annotations
@@ -46,13 +50,7 @@ def no_targets(classes: int, dtype: np.dtype[Any]) -> tuple[IntArray, FloatArray
 
 
 def float_dtype(dtype: Any, name: str = "dtype") -> np.dtype[Any]:
-    """Return `dtype` as ``numpy.dtype`` if the kernels know it.
-
-    Raises
-    ------
-    TypeError
-        If it is neither float32 nor float64.
-    """
+    """Return `dtype` as ``numpy.dtype`` if the kernels know it."""
     result: np.dtype[Any] | None
     try:
         result = np.dtype(dtype)
@@ -78,7 +76,6 @@ def real_array(
     value : array_like
         Booleans, integers or real floating-point numbers.
     name : str
-        How the argument is called in messages.
     dtype : dtype, optional
         float32 or float64. By default float32 stays float32 and all else becomes float64.
     shape : sequence, optional
@@ -91,13 +88,6 @@ def real_array(
     ndarray
         Aligned and writeable. The same object when it has that form already, so a caller that
         writes into it copies it first.
-
-    Raises
-    ------
-    TypeError
-        If the numbers are not real.
-    ValueError
-        If the shape does not fit.
     """
     if (
         type(value) is np.ndarray
@@ -161,13 +151,6 @@ def samples(x: Any, name: str, width: int, dtype: Any) -> tuple[FloatArray, bool
 
     Arrays of float32, float64 and uint8, as images are, stay as they are: the kernels convert an
     entry where they use it. All others become arrays of `dtype`.
-
-    Raises
-    ------
-    TypeError
-        If the numbers are not real.
-    ValueError
-        If the shape is neither (N, width) nor (width,), or N is 0.
     """
     is_read_as_it_is = type(x) is np.ndarray and x.dtype in _SAMPLE_DTYPES and x.flags.carray
     array = x if is_read_as_it_is else real_array(x, name, dtype=dtype)
@@ -185,7 +168,6 @@ def scores_and_targets(scores: Any, name: str, t: Any) -> tuple[FloatArray, IntA
     ----------
     scores : array_like, shape (N, C) or (C,)
     name : str
-        How the scores are called in messages.
     t : array_like
         As `targets` takes them.
 
@@ -195,13 +177,6 @@ def scores_and_targets(scores: Any, name: str, t: Any) -> tuple[FloatArray, IntA
         float32 for float32 scores, else float64.
     labels, soft : ndarray
         As `targets` returns them.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `real_array` and `targets` do.
-    ValueError
-        If there are no scores, or in too many dimensions.
     """
     if type(scores) is type(t) is np.ndarray:  # the common case, for half the time
         dtype, shape = scores.dtype, scores.shape
@@ -235,7 +210,6 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
         `numpy.loadtxt` reads them; or one-hot or soft targets of shape
         (n, classes). For one sample also a plain integer, or targets of shape (classes,).
     name : str
-        How the argument is called in messages.
     n, classes : int
         The number of samples and of classes.
     dtype : dtype
@@ -245,13 +219,6 @@ def targets(t: Any, name: str, n: int, classes: int, dtype: Any) -> tuple[IntArr
     -------
     labels : ndarray of int64, shape (n,) or (0,)
     soft : ndarray, shape (n, classes) or (0, classes)
-
-    Raises
-    ------
-    TypeError
-        If labels are not integers, or targets not real numbers.
-    ValueError
-        If the shape does not fit, or a label is out of range.
     """
     if type(t) is np.ndarray and t.flags.carray:  # the common cases need no closer look
         if t.dtype is dtype and t.shape == (n, classes):
@@ -297,15 +264,7 @@ def _in_range(labels: IntArray, classes: int) -> bool:
 def real_number(
     value: Any, name: str, *, minimum: float = -math.inf, dtype: np.dtype[Any] | None = None
 ) -> float:
-    """Return `value` as a finite float that is at least `minimum`, as a dtype holds it.
-
-    Raises
-    ------
-    TypeError
-        If it is not a real number.
-    ValueError
-        If it is not finite, in the dtype if there is one, or below `minimum`.
-    """
+    """Return `value` as a finite float that is at least `minimum`, as a dtype holds it."""
     if type(value) is not float and type(value) is not int:  # which need no closer look
         if isinstance(value, np.ndarray) and value.ndim == 0:
             value = value[()]
@@ -328,15 +287,7 @@ def real_number(
 
 
 def step_size(value: Any, name: str = "h", dtype: np.dtype[Any] | None = None) -> float:
-    """Return a step of finite differences: a finite number above zero.
-
-    Raises
-    ------
-    TypeError
-        If it is not a real number.
-    ValueError
-        If it is not finite, or not above zero, in the dtype if there is one.
-    """
+    """Return a step of finite differences: a finite number above zero."""
     number = real_number(value, name, dtype=dtype)
     if number <= 0:
         raise ValueError(f"`{name}` must be above 0. Got {value!s}.")
@@ -344,15 +295,7 @@ def step_size(value: Any, name: str = "h", dtype: np.dtype[Any] | None = None) -
 
 
 def whole_number(value: Any, name: str, *, minimum: int) -> int:
-    """Return `value` as an int that is at least `minimum`.
-
-    Raises
-    ------
-    TypeError
-        If it is not an integer.
-    ValueError
-        If it is below `minimum`.
-    """
+    """Return `value` as an int that is at least `minimum`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, numbers.Integral):
         raise TypeError(f"`{name}` must be an integer. Got {_kind(value)}.")
     if value < minimum:
@@ -368,19 +311,11 @@ def as_generator(rng: Any, name: str = "rng") -> Any:
     rng : None, int, numpy.random.Generator, BitGenerator, SeedSequence or RandomState
         A source, or what one can be made of. None stands for NumPy's global legacy generator.
     name : str, optional
-        How the argument is called in messages.
 
     Returns
     -------
     numpy.random.Generator, or something with the legacy methods of ``numpy.random``
         So ``RandomState(0)`` gives the numbers that ``np.random.seed(0)`` would.
-
-    Raises
-    ------
-    TypeError
-        If `rng` is nothing of these.
-    ValueError
-        If it is a negative integer.
     """
     if rng is None or rng is np.random:
         return np.random
@@ -392,13 +327,7 @@ def as_generator(rng: Any, name: str = "rng") -> Any:
 
 
 def flag(value: Any, name: str) -> bool:
-    """Return `value` as a bool; 0 and 1 count as such.
-
-    Raises
-    ------
-    TypeError
-        If it is anything else, so that a misplaced argument does not pass as true.
-    """
+    """Return `value` as a bool; 0 and 1 count as such."""
     if value is True or value is False:  # which need no closer look
         return bool(value)
     if not isinstance(value, bool | np.bool_ | int) or value not in (0, 1):
@@ -407,13 +336,7 @@ def flag(value: Any, name: str) -> bool:
 
 
 def one_of(value: Any, name: str, choices: Sequence[str]) -> str:
-    """Return `value` if it is one of `choices`.
-
-    Raises
-    ------
-    ValueError
-        If it is not.
-    """
+    """Return `value` if it is one of `choices`."""
     if not isinstance(value, str) or value not in choices:
         raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}. Got {value!r}.")
     return value

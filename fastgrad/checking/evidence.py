@@ -28,20 +28,9 @@ _DEVIATIONS = 4.0
 
 
 def gather(entries: Entries, analytic: FloatArray, noise: Noise) -> tuple[Evidence, Codes]:
-    """Compute the numerical gradient by some entries and judge the analytic one.
+    """Compute the numerical gradient by M entries, and judge the analytic one, of shape (M,).
 
-    Parameters
-    ----------
-    entries : Entries
-    analytic : ndarray, shape (M,)
-        The gradient to check.
-    noise : Noise
-
-    Returns
-    -------
-    evidence : Evidence
-    codes : ndarray of int8, shape (M,)
-        As `fastgrad.checking.verdicts` numbers them.
+    The codes, of the same shape, are numbered by `fastgrad.checking.verdicts`.
     """
     eps = entries.objective.largest_eps
     entries.here = noise.here

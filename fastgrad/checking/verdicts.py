@@ -74,20 +74,9 @@ class Evidence:
 
 
 def judge(analytic: FloatArray, seen: Evidence, eps: float) -> Codes:
-    """Judge each entry of a gradient: the first rule that applies.
+    """Return the code of each entry of a gradient to check: that of the first rule that applies.
 
-    Parameters
-    ----------
-    analytic : ndarray
-        The gradient to check.
-    seen : Evidence
-    eps : float
-        The machine epsilon of the two gradients, which are themselves rounded.
-
-    Returns
-    -------
-    ndarray of int8
-        The code of each entry.
+    `eps` is the machine epsilon of the two gradients, which are themselves rounded.
     """
     a, n = analytic.astype(np.float64), seen.numerical.astype(np.float64)
     with np.errstate(all="ignore"):

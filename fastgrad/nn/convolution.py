@@ -1,8 +1,16 @@
 """Convolution and max pooling: the functions and layers of chapter 7, compiled.
 
-Images have shape (N, C, H, W): samples, channels, rows, columns. float32 and float16 arrays are
-computed in float32; with an array of any other dtype among the arguments it is float64. NaN
-propagates. Arguments are never changed.
+All functions share these conventions; a docstring says what is particular to its function.
+
+- Images have shape (N, C, H, W): samples, channels, rows, columns.
+- `stride` is how many pixels a filter or a window moves from one position to the next, `pad` how
+  many rows and columns of zeros surround an image. A filter of FH rows then has
+  OH = (H + 2 pad - FH) // stride + 1 positions from top to bottom, and OW likewise across.
+- float32 and float16 arrays are computed in float32; with an array of any other dtype among the
+  arguments it is float64. NaN propagates. Arguments are never changed.
+- `TypeError` is raised if an array does not hold real numbers (`arg_max`: integers), or a size, a
+  stride or a padding is not an integer; `ValueError` if shapes do not fit together, a filter or a
+  window is larger than a padded image, or a number is out of range.
 """
 
 from __future__ import annotations
@@ -50,24 +58,11 @@ def convolution_forward(x: Any, W: Any, b: Any, stride: int = 1, pad: int = 0) -
         Filters.
     b : array_like, shape (F,), or a number
         Biases.
-    stride : int, optional
-        How many pixels a filter moves from one position to the next.
-    pad : int, optional
-        How many rows and columns of zeros surround an image.
+    stride, pad : int, optional
 
     Returns
     -------
     ndarray, shape (N, F, OH, OW)
-        OH = (H + 2 pad - FH) // stride + 1, and OW likewise. float32 if all arrays are float32 or
-        float16, else float64.
-
-    Raises
-    ------
-    TypeError
-        If an array does not hold real numbers, or `stride` or `pad` is not an integer.
-    ValueError
-        If shapes do not fit together, a filter is larger than a padded image, `stride` is below 1
-        or `pad` below 0.
 
     Notes
     -----
@@ -105,13 +100,7 @@ def convolution_backward(
     dx : ndarray, shape of x
     dW : ndarray, shape of W
     db : ndarray, shape (F,)
-        Gradients with respect to the arguments; float32 if all arrays are float32 or float16, else
-        float64.
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `convolution_forward` does, and if `dout` does not fit.
+        Gradients with respect to the arguments.
 
     Notes
     -----
@@ -130,7 +119,7 @@ def convolution_backward(
     dtype = _dtype(dout, x, W)
     x, W = _images_and_filters(x, W, dtype)
     stride, pad = _stride_and_pad(stride, pad)
-    shape = (len(x), len(W), *_output_size(x.shape[2:], W.shape[2:], stride, pad, "W"))
+    shape = (len(x), len(W), *_output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`"))
     dout = real_array(dout, "dout", dtype=dtype, shape=shape)
     dx, dW, db = backward(dout, x, W, stride, pad)
     assert dx is not None
@@ -148,26 +137,14 @@ def max_pooling_forward(
         Images.
     pool_h, pool_w : int
         Height and width of a window.
-    stride : int, optional
-        How many pixels a window moves.
-    pad : int, optional
-        How many rows and columns of zeros surround an image.
+    stride, pad : int, optional
 
     Returns
     -------
     out : ndarray, shape (N, C, OH, OW)
-        OH = (H + 2 pad - pool_h) // stride + 1, and OW likewise.
     arg_max : ndarray of int32, shape of out
         Where the first of the largest entries stands in its channel: row * W + column, or -1 in the
         padding. A NaN counts as the largest.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers, or another argument is not an integer.
-    ValueError
-        If `x` has not four dimensions, a window is larger than a padded image, or a number is too
-        small.
 
     Notes
     -----
@@ -180,12 +157,11 @@ def max_pooling_forward(
     ([[[[5.0, 7.0], [13.0, 15.0]]]], [[[[5, 7], [13, 15]]]])
     """
     x = real_array(x, "x", dtype=_dtype(x), shape=_IMAGES)
-    pool_h = whole_number(pool_h, "pool_h", minimum=1)
-    pool_w = whole_number(pool_w, "pool_w", minimum=1)
+    window = _window(pool_h, pool_w, "pool")
     stride, pad = _stride_and_pad(stride, pad)
-    rows, columns = _output_size(x.shape[2:], (pool_h, pool_w), stride, pad, "the window")
+    rows, columns = _output_size(x.shape[2:], window, stride, pad, "the window")
     n, channels, _, width = x.shape
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+    padded = _padded(x, pad)
     out = np.empty((n * channels, rows * columns), x.dtype)
     arg_max = np.empty(out.shape, np.int32)
     run(
@@ -193,7 +169,7 @@ def max_pooling_forward(
         threads.chunks(out.size, _PARALLEL_WINDOWS),
         padded.reshape(n * channels, padded[0, 0].size if x.size else 0),
         padded.shape[3],
-        np.array([pool_h, pool_w, stride]),
+        np.array([*window, stride]),
         columns,
         out,
         arg_max,
@@ -223,13 +199,6 @@ def max_pooling_backward(dout: Any, arg_max: Any, x_shape: tuple[int, ...]) -> F
     -------
     ndarray, shape x_shape
         Each entry of `dout` has been added to the entry that was the largest.
-
-    Raises
-    ------
-    TypeError
-        If `dout` does not hold real numbers, or `arg_max` integers.
-    ValueError
-        If shapes do not fit together, or an entry of `arg_max` is out of range.
 
     Examples
     --------
@@ -266,16 +235,10 @@ def im2col(
     filter_h, filter_w : int
         Height and width of a filter.
     stride, pad : int, optional
-        As for `convolution_forward`.
 
     Returns
     -------
     ndarray, shape (N * OH * OW, C * filter_h * filter_w)
-
-    Raises
-    ------
-    TypeError, ValueError
-        As `convolution_forward` does.
 
     Notes
     -----
@@ -288,13 +251,10 @@ def im2col(
            [1., 2., 4., 5.]])
     """
     x = real_array(input_data, "input_data", dtype=_dtype(input_data), shape=_IMAGES)
-    window = (
-        whole_number(filter_h, "filter_h", minimum=1),
-        whole_number(filter_w, "filter_w", minimum=1),
-    )
+    window = _window(filter_h, filter_w, "filter")
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size(x.shape[2:], window, stride, pad, "the filter", "input_data")
-    padded = np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+    padded = _padded(x, pad)
     seen = np.lib.stride_tricks.sliding_window_view(padded, window, (2, 3))
     seen = seen[:, :, ::stride, ::stride].transpose(0, 2, 3, 1, 4, 5)
     return seen.reshape(len(x) * rows * columns, x.shape[1] * window[0] * window[1])
@@ -322,21 +282,13 @@ def col2im(
     -------
     ndarray, shape input_shape
 
-    Raises
-    ------
-    TypeError, ValueError
-        As `im2col` does, and if `col` does not fit.
-
     Examples
     --------
     >>> col2im([[1.0, 2.0], [3.0, 4.0]], (1, 1, 1, 3), 1, 2)
     array([[[[1., 5., 4.]]]])
     """
     n, channels, height, width = input_shape
-    window = (
-        whole_number(filter_h, "filter_h", minimum=1),
-        whole_number(filter_w, "filter_w", minimum=1),
-    )
+    window = _window(filter_h, filter_w, "filter")
     stride, pad = _stride_and_pad(stride, pad)
     rows, columns = _output_size((height, width), window, stride, pad, "the filter", "input_shape")
     col = real_array(col, "col", dtype=_dtype(col))
@@ -360,7 +312,6 @@ class Convolution(Layer):
     b : ndarray, shape (F,), or a number
         Biases.
     stride, pad : int, optional
-        As for `convolution_forward`.
 
     Attributes
     ----------
@@ -415,7 +366,6 @@ class Pooling(Layer):
     pool_h, pool_w : int
         Height and width of a window.
     stride, pad : int, optional
-        As for `max_pooling_forward`.
 
     Attributes
     ----------
@@ -437,8 +387,7 @@ class Pooling(Layer):
     _shown = ("pool_h", "pool_w", "stride", "pad")
 
     def __init__(self, pool_h: int, pool_w: int, stride: int = 2, pad: int = 0) -> None:
-        self.pool_h = whole_number(pool_h, "pool_h", minimum=1)
-        self.pool_w = whole_number(pool_w, "pool_w", minimum=1)
+        self.pool_h, self.pool_w = _window(pool_h, pool_w, "pool")
         self.stride, self.pad = _stride_and_pad(stride, pad)
         self.x: Any = None
         self.arg_max: Any = None
@@ -470,22 +419,9 @@ def forward(
 ) -> tuple[FloatArray, NDArray[np.int32]]:
     """Compute a convolution, and a ReLU and a max pooling of it if asked for, of checked arrays.
 
-    Parameters
-    ----------
-    x, W, b : ndarray
-        Of one dtype.
-    stride, pad : int
-    rectify : bool, optional
-        Whether a ReLU follows.
-    window : ndarray of int, shape (3,), optional
-        Height, width and stride of the windows of a max pooling that follows.
-
-    Returns
-    -------
-    out, arg_max : ndarray
-        What `fastgrad.kernels.convolution.convolution_forward` fills.
+    `rectify` asks for the ReLU, `window` (height, width, stride) for the pooling.
     """
-    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "W")
+    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`")
     work = len(x) * rows * columns * W.size
     if window[0]:
         rows, columns = ((np.array([rows, columns]) - window[:2]) // window[2] + 1).tolist()
@@ -512,7 +448,7 @@ def backward(
     by_images: bool = True,
 ) -> tuple[FloatArray | None, FloatArray, FloatArray]:
     """Compute the gradients of `forward`; that by the images only if asked for, else None."""
-    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "W")
+    rows, columns = _output_size(x.shape[2:], W.shape[2:], stride, pad, "`W`")
     samples, filters = _parts(len(x), len(W), len(x) * rows * columns * W.size)
     dx = np.empty((filters, len(x) if by_images else 0, *x.shape[1:]), x.dtype)
     dW, db = np.zeros((samples, *W.shape), x.dtype), np.zeros((samples, len(W)), x.dtype)
@@ -575,6 +511,17 @@ def checked_arrays(x: Any, W: Any, b: Any) -> tuple[FloatArray, FloatArray, Floa
     return x, W, b
 
 
+def _padded(x: FloatArray, pad: int) -> FloatArray:
+    return np.pad(x, ((0, 0), (0, 0), (pad, pad), (pad, pad))) if pad else x
+
+
+def _window(height: Any, width: Any, name: str) -> tuple[int, int]:
+    return (
+        whole_number(height, f"{name}_h", minimum=1),
+        whole_number(width, f"{name}_w", minimum=1),
+    )
+
+
 def _stride_and_pad(stride: Any, pad: Any) -> tuple[int, int]:
     return whole_number(stride, "stride", minimum=1), whole_number(pad, "pad", minimum=0)
 
@@ -590,9 +537,8 @@ def _output_size(
     """Return how many positions a window has, down and across."""
     height, width = size[0] + 2 * pad, size[1] + 2 * pad
     if window[0] > height or window[1] > width:
-        what = name if name.startswith("the ") else f"`{name}`"
         raise ValueError(
-            f"{what} must fit into padded images of `{images}`, ({height}, {width}). "
+            f"{name} must fit into padded images of `{images}`, ({height}, {width}). "
             f"Got {tuple(window)}."
         )
     return (height - window[0]) // stride + 1, (width - window[1]) // stride + 1

@@ -1,8 +1,16 @@
 """The functions of *Deep Learning from Scratch*, chapters 3 to 5, compiled.
 
-Every function takes numbers, lists and arrays of any real dtype and memory layout. float32 arrays
-give float32 results; everything else is computed in float64. NaN propagates, and no input raises an
-overflow warning.
+All functions share these conventions; a docstring says what is particular to its function.
+
+- Arguments are numbers, lists and arrays of any real dtype and memory layout. They are never
+  changed.
+- The result is float32 if all arrays but the targets are float32, else float64; without dimensions
+  it is a NumPy number. NaN propagates, and no input raises an overflow warning.
+- Targets are integer labels of shape (N,) or (N, 1), or one-hot or soft targets of the shape of the
+  scores; one row of scores, of shape (C,), is a batch of one.
+- `TypeError` is raised for what holds no real numbers, and for labels that are no integers;
+  `ValueError` for shapes that do not fit together, an empty batch, a label out of range, and a
+  negative `delta`.
 """
 
 from __future__ import annotations
@@ -85,11 +93,6 @@ def step_function(x: Any) -> Any:
     ndarray of int, shape of x
         A NumPy integer for a single number.
 
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
-
     Examples
     --------
     >>> step_function([-1.0, 0.0, 2.0])
@@ -109,12 +112,6 @@ def sigmoid(x: Any) -> Any:
     Returns
     -------
     ndarray, shape of x
-        float32 for float32 input, else float64; a NumPy float for a single number.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
 
     Notes
     -----
@@ -141,12 +138,6 @@ def sigmoid_grad(x: Any) -> Any:
     Returns
     -------
     ndarray, shape of x
-        float32 for float32 input, else float64; a NumPy float for a single number.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
 
     Notes
     -----
@@ -171,12 +162,6 @@ def relu(x: Any) -> Any:
     Returns
     -------
     ndarray, shape of x
-        float32 for float32 input, else float64; a NumPy float for a single number.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
 
     Examples
     --------
@@ -199,12 +184,7 @@ def relu_grad(x: Any) -> Any:
     Returns
     -------
     ndarray, shape of x
-        1 where `x` is above zero, else 0; float32 for float32 input, else float64.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
+        1 where `x` is above zero, else 0.
 
     Notes
     -----
@@ -230,12 +210,7 @@ def softmax(x: Any) -> Any:
     Returns
     -------
     ndarray, shape (..., C)
-        Probabilities, float32 for float32 input, else float64.
-
-    Raises
-    ------
-    TypeError
-        If `x` does not hold real numbers.
+        Probabilities.
 
     Notes
     -----
@@ -268,14 +243,6 @@ def sum_squared_error(y: Any, t: Any) -> Any:
     Returns
     -------
     float
-        A NumPy float32 if both are float32, else a float64.
-
-    Raises
-    ------
-    TypeError
-        If an argument does not hold real numbers.
-    ValueError
-        If the shapes differ.
 
     Notes
     -----
@@ -304,21 +271,13 @@ def cross_entropy_error(y: Any, t: Any) -> Any:
     Parameters
     ----------
     y : array_like, shape (N, C) or (C,)
-        Probabilities; one row is a batch of one.
+        Probabilities.
     t : array_like
-        Integer labels, shape (N,) or (N, 1); or one-hot or soft targets, shape of y.
+        Targets.
 
     Returns
     -------
     float
-        A NumPy float32 if `y` is float32, else a float64.
-
-    Raises
-    ------
-    TypeError
-        If `y` does not hold real numbers, or labels are not integers.
-    ValueError
-        If a shape does not fit, the batch is empty or a label is out of range.
 
     Notes
     -----
@@ -350,14 +309,6 @@ def affine_forward(x: Any, W: Any, b: Any) -> FloatArray:
     Returns
     -------
     ndarray, shape (N, H) or (H,)
-        float32 if all arguments are float32, else float64.
-
-    Raises
-    ------
-    TypeError
-        If an argument does not hold real numbers.
-    ValueError
-        If the shapes do not fit together.
 
     Examples
     --------
@@ -404,16 +355,9 @@ def affine_backward(dout: Any, x: Any, W: Any) -> tuple[FloatArray, FloatArray, 
     db : ndarray, shape (H,)
         The sum of `dout` over samples.
 
-    Raises
-    ------
-    TypeError
-        If an argument does not hold real numbers.
-    ValueError
-        If the shapes do not fit together.
-
     Notes
     -----
-    Section 5.6.2 of the book. float32 if all arguments are float32, else float64.
+    Section 5.6.2 of the book.
 
     Examples
     --------
@@ -447,7 +391,7 @@ def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, Fl
     a : array_like, shape (N, C) or (C,)
         Scores.
     t : array_like
-        Integer labels, shape (N,) or (N, 1); or one-hot or soft targets, shape of a.
+        Targets.
     delta : float, optional
         Added to probabilities under the logarithm. 0 gives the plain loss, computed from the scores
         so that it is finite where a probability vanishes.
@@ -455,16 +399,8 @@ def softmax_cross_entropy(a: Any, t: Any, delta: float = DELTA) -> tuple[Any, Fl
     Returns
     -------
     loss : float
-        A NumPy float32 if `a` is float32, else a float64.
     y : ndarray, shape of a
         Probabilities.
-
-    Raises
-    ------
-    TypeError
-        If `a` does not hold real numbers, or labels are not integers.
-    ValueError
-        If a shape does not fit, the batch is empty, a label is out of range or `delta` negative.
 
     Notes
     -----
@@ -499,14 +435,6 @@ def softmax_cross_entropy_backward(y: Any, t: Any, delta: float = DELTA) -> Floa
     Returns
     -------
     ndarray, shape of y
-        float32 for float32 `y`, else float64.
-
-    Raises
-    ------
-    TypeError
-        If `y` does not hold real numbers, or labels are not integers.
-    ValueError
-        If a shape does not fit, the batch is empty, a label is out of range or `delta` negative.
 
     Notes
     -----

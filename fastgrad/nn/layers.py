@@ -399,9 +399,7 @@ class Dropout(Layer):
     _shown = ("dropout_ratio",)
 
     def __init__(self, dropout_ratio: float = 0.5) -> None:
-        self.dropout_ratio = real_number(dropout_ratio, "dropout_ratio", minimum=0)
-        if self.dropout_ratio > 1:
-            raise ValueError(f"`dropout_ratio` must be from 0 to 1. Got {dropout_ratio!s}.")
+        self.dropout_ratio = _share(dropout_ratio, "dropout_ratio")
         self.mask: Any = None
         #: What entries are multiplied by: the mask in the dtype of the input, or one number.
         self._scale: Any = None
@@ -478,9 +476,7 @@ class BatchNormalization(Layer):
     ) -> None:
         self.gamma = gamma
         self.beta = beta
-        self.momentum = real_number(momentum, "momentum", minimum=0)
-        if self.momentum > 1:
-            raise ValueError(f"`momentum` must be from 0 to 1. Got {momentum!s}.")
+        self.momentum = _share(momentum, "momentum")
         self.running_mean = running_mean
         self.running_var = running_var
         self.dgamma: Any = None
@@ -548,11 +544,6 @@ class BatchNormalization(Layer):
         -------
         scale, shift : ndarray, shape (D,)
             The output is ``scale * x + shift``.
-
-        Raises
-        ------
-        TypeError, ValueError
-            If `gamma`, `beta` or a moving average does not fit.
         """
         gamma = real_array(self.gamma, "gamma", shape=(width,))
         variance = self._moving_average("running_var", width)
@@ -565,6 +556,14 @@ class BatchNormalization(Layer):
         if value is None:
             return np.zeros(width)
         return real_array(value, name, shape=(width,))
+
+
+def _share(value: Any, name: str) -> float:
+    """Return `value` as a float from 0 to 1."""
+    number = real_number(value, name, minimum=0)
+    if number > 1:
+        raise ValueError(f"`{name}` must be from 0 to 1. Got {value!s}.")
+    return number
 
 
 def _operands(x: Any, y: Any) -> tuple[Any, Any]:

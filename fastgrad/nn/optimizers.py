@@ -3,6 +3,11 @@
 Every optimizer goes over ``params.keys()``. Arrays are updated in place, whatever their shape and
 memory layout; plain numbers, as in the book's comparison of the optimizers on x²/20 + y², are
 replaced in the dict. A call that raises has changed nothing.
+
+All optimizers share these conventions. `lr` is the learning rate, from 0 on; other settings are
+what a step keeps of an average, from 0 to below 1. The dicts of optimizer state have an array for
+every parameter, and are None before the first step. `TypeError` is raised for a setting that is no
+real number, `ValueError` for one that is not finite or out of range.
 """
 
 from __future__ import annotations
@@ -28,9 +33,6 @@ _FLOAT32, _FLOAT64 = FLOAT_DTYPES
 _NO_STATE = {dtype: [np.empty(0, dtype)] * 2 for dtype in FLOAT_DTYPES}
 
 
-_State = dict[Any, FloatArray] | None
-
-
 class _Step(NamedTuple):
     """One parameter's part of a step, checked."""
 
@@ -45,13 +47,6 @@ class _Step(NamedTuple):
 class Optimizer:
     """What the optimizers share: the checks, the optimizer state, the compiled pass.
 
-    Parameters
-    ----------
-    lr : float, optional
-        Learning rate, from 0 on.
-    *coefficients : float
-        The coefficients a and b of the rule, if it has them, from 0 to below 1.
-
     Attributes
     ----------
     rule : callable
@@ -60,14 +55,7 @@ class Optimizer:
         The attributes that hold optimizer state: a dict like params each, None before the first
         step.
     lr : float
-        Learning rate. It and the coefficients may be set between steps.
-
-    Raises
-    ------
-    TypeError
-        If an argument is not a real number.
-    ValueError
-        If it is not finite, or out of range.
+        Learning rate.
     """
 
     rule: ClassVar[Any]
@@ -75,10 +63,10 @@ class Optimizer:
     #: The attributes that are the rule's coefficients a and b.
     _coefficients: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, lr: float = 0.01, *coefficients: float) -> None:
+    lr: float
+
+    def __init__(self, lr: float = 0.01) -> None:
         self.lr = real_number(lr, "lr", minimum=0)
-        for name, value in zip(self._coefficients, coefficients, strict=True):
-            setattr(self, name, _fraction(value, name))
         for name in self.state_names:
             setattr(self, name, None)
 
@@ -233,7 +221,6 @@ class SGD(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
 
     Examples
     --------
@@ -245,9 +232,6 @@ class SGD(Optimizer):
 
     rule = staticmethod(updates.sgd)
 
-    def __init__(self, lr: float = 0.01) -> None:
-        super().__init__(lr)
-
 
 class Momentum(Optimizer):
     """Gradient descent with momentum: v ← m v − lr g, p ← p + v (section 6.1.4 of the book).
@@ -255,14 +239,13 @@ class Momentum(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity, from 0 to below 1.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
     v : dict of ndarray
-        Velocities; None before the first step.
+        Velocities.
 
     Examples
     --------
@@ -277,11 +260,12 @@ class Momentum(Optimizer):
     rule = staticmethod(updates.momentum)
     state_names = ("v",)
     _coefficients = ("momentum",)
-    momentum: float
-    v: _State
+
+    v: dict[Any, FloatArray] | None
 
     def __init__(self, lr: float = 0.01, momentum: float = 0.9) -> None:
-        super().__init__(lr, momentum)
+        super().__init__(lr)
+        self.momentum = _fraction(momentum, "momentum")
 
 
 class Nesterov(Momentum):
@@ -290,14 +274,13 @@ class Nesterov(Momentum):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     momentum : float, optional
-        What a step keeps of the velocity, from 0 to below 1.
+        What a step keeps of the velocity.
 
     Attributes
     ----------
     v : dict of ndarray
-        Velocities; None before the first step.
+        Velocities.
 
     Notes
     -----
@@ -321,12 +304,11 @@ class AdaGrad(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
 
     Attributes
     ----------
     h : dict of ndarray
-        Sums of squared gradients; None before the first step.
+        Sums of squared gradients.
 
     Examples
     --------
@@ -338,10 +320,8 @@ class AdaGrad(Optimizer):
 
     rule = staticmethod(updates.adagrad)
     state_names = ("h",)
-    h: _State
 
-    def __init__(self, lr: float = 0.01) -> None:
-        super().__init__(lr)
+    h: dict[Any, FloatArray] | None
 
 
 class RMSprop(Optimizer):
@@ -350,14 +330,13 @@ class RMSprop(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     decay_rate : float, optional
-        What a step keeps of the mean square, from 0 to below 1.
+        What a step keeps of the mean square.
 
     Attributes
     ----------
     h : dict of ndarray
-        Mean squares of gradients; None before the first step.
+        Mean squares of gradients.
 
     Examples
     --------
@@ -370,11 +349,12 @@ class RMSprop(Optimizer):
     rule = staticmethod(updates.rmsprop)
     state_names = ("h",)
     _coefficients = ("decay_rate",)
-    decay_rate: float
-    h: _State
+
+    h: dict[Any, FloatArray] | None
 
     def __init__(self, lr: float = 0.01, decay_rate: float = 0.99) -> None:
-        super().__init__(lr, decay_rate)
+        super().__init__(lr)
+        self.decay_rate = _fraction(decay_rate, "decay_rate")
 
 
 class Adam(Optimizer):
@@ -383,16 +363,15 @@ class Adam(Optimizer):
     Parameters
     ----------
     lr : float, optional
-        Learning rate, from 0 on.
     beta1, beta2 : float, optional
-        What a step keeps of the mean and of the mean square, from 0 to below 1.
+        What a step keeps of the mean and of the mean square.
 
     Attributes
     ----------
     iter : int
         Number of steps taken.
     m, v : dict of ndarray
-        Means and mean squares of gradients; None before the first step.
+        Means and mean squares of gradients.
 
     Notes
     -----
@@ -410,13 +389,14 @@ class Adam(Optimizer):
     rule = staticmethod(updates.adam)
     state_names = ("m", "v")
     _coefficients = ("beta1", "beta2")
-    beta1: float
-    beta2: float
-    m: _State
-    v: _State
+
+    m: dict[Any, FloatArray] | None
+    v: dict[Any, FloatArray] | None
 
     def __init__(self, lr: float = 0.001, beta1: float = 0.9, beta2: float = 0.999) -> None:
-        super().__init__(lr, beta1, beta2)
+        super().__init__(lr)
+        self.beta1 = _fraction(beta1, "beta1")
+        self.beta2 = _fraction(beta2, "beta2")
         self.iter = 0
 
     def next_step(self) -> tuple[float, float, float]:
