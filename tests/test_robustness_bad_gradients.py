@@ -56,7 +56,9 @@ def step(h, x):
             raise Refused
         return np.full(x.shape, 1e-4)
     if np.ndim(h) == 0:
-        if number(h) <= 0:
+        with np.errstate(over="ignore"):
+            held = x.dtype.type(number(h))  # 5e-324 is 0 in float32
+        if not 0 < held < np.inf:
             raise Refused
         return np.full(x.shape, number(h))
     steps = real(h)
