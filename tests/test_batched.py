@@ -12,7 +12,13 @@ import pytest
 from hypothesis import given, note, settings
 from hypothesis import strategies as st
 
-from fastgrad import check_backward, check_gradient, gradient_descent, numerical_gradient
+from fastgrad import (
+    TwoLayerNet,
+    check_backward,
+    check_gradient,
+    gradient_descent,
+    numerical_gradient,
+)
 from fastgrad.book import convolutions
 from fastgrad.numdiff import batched
 from fastgrad.numdiff.batched_array import Batch, BatchedArray, NotCarried
@@ -1018,3 +1024,9 @@ def test_a_loop_that_will_take_long_is_left_after_two_entries(monkeypatch):
     numerical_gradient(slow, np.ones(50))
     numerical_gradient(slow, np.ones(50), batched=False)
     assert tried == [2]
+
+
+def test_a_function_that_is_not_the_users_is_named():
+    net = TwoLayerNet(4, 3, 2, rng=0)
+    with pytest.raises(ValueError, match=r"at once: calls [A-Za-z_.<>]+loss\. Use"):
+        net.check_gradient(np.ones((2, 4)), [0, 1], batched=True)

@@ -228,3 +228,11 @@ def test_a_learning_rate_set_later_is_checked_too(lr):
         optimizer.update(params, {"W": np.ones(2)})
     assert optimizer.iter == 0
     np.testing.assert_array_equal(params["W"], np.ones(2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_is_no_dict_is_refused(kind):
+    with pytest.raises(TypeError, match=r"`params` must be a dict\. Got None\."):
+        kind().update(None, {})
+    with pytest.raises(TypeError, match=r"`grads` must be a dict\. Got None\."):
+        kind().update({}, None)

@@ -704,3 +704,9 @@ def test_a_history_shows_itself_in_a_line():
         "History: 1,200 iterations, last loss 0.25, accuracy 90.00% in training and 85.00% in test,"
         " 1.23 s, interrupted"
     )
+
+
+def test_validation_data_that_do_not_fit_are_named():
+    net = TwoLayerNet(4, 3, 2, rng=0)
+    with pytest.raises(ValueError, match=r"In `validation`: `x` must have shape \(N, 4\)"):
+        net.fit(np.ones((2, 4)), [0, 1], validation=(np.ones((2, 3)), [0, 1]))

@@ -204,3 +204,12 @@ def test_partial_functions_travel(workers):
     np.testing.assert_array_equal(
         numerical_gradient(f, X, workers=workers), numerical_gradient(f, X)
     )
+
+
+def test_a_map_that_gives_nothing_is_refused():
+    x = np.ones(3)
+    with pytest.raises(TypeError, match=r"`workers` must be a map-like callable.* It gave None\."):
+        numerical_gradient(cubes, x, workers=lambda f, parts: None)
+    with pytest.raises(ValueError, match=r"each of 3 blocks of points\. It gave 2\."):
+        numerical_gradient(cubes, x, workers=lambda f, parts: list(map(f, parts))[:2])
+    np.testing.assert_array_equal(x, 1)

@@ -164,7 +164,10 @@ def fit(
     if validation is not None:
         if not isinstance(validation, tuple | list) or len(validation) != 2:
             raise TypeError(f"`validation` must be a pair (x_test, t_test). Got {validation!r}.")
-        tests = network._training_data(*validation)
+        try:
+            tests = network._training_data(*validation)
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"In `validation`: {error}") from error
     count = whole_number(iterations, "iterations", minimum=0)
     flag(progress, "progress")
     if callback is not None and not callable(callback):

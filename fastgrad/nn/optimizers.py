@@ -98,6 +98,9 @@ class Optimizer:
             If a gradient has another shape than its parameter, or a parameter is read-only or has
             another shape than at its first step.
         """
+        for name, given, method in (("params", params, "keys"), ("grads", grads, "__getitem__")):
+            if not hasattr(given, method):
+                raise TypeError(f"`{name}` must be a dict. Got {given!r}.")
         steps = [self._checked(key, params[key], grads) for key in params.keys()]  # noqa: SIM118
         lr, a, b = self.next_step()
         for i, name in enumerate(self.state_names):

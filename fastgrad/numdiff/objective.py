@@ -389,7 +389,7 @@ class Objective:
         root = self.x.rebuilt(leaf.array.transpose(leaf.axes) for leaf in self.x.leaves)
         work = functools.partial(_work, self.f, root, axes, self.args, tolerant, row)
         blocks = []
-        for block in self._workers(work, list(parts)):
+        for block in _results(self._workers(work, list(parts))):
             if isinstance(block, _Failure):
                 raise block.exception()
             if not isinstance(block, np.ndarray):
@@ -399,6 +399,11 @@ class Objective:
                 )
             blocks.append(block)
             self._show(block.shape[0] * block.shape[1])
+        if len(blocks) != count:
+            raise ValueError(
+                f"`workers` must give a result for each of {count} blocks of points. "
+                f"It gave {len(blocks)}."
+            )
         return np.concatenate(blocks, axis=1)
 
     def evaluate_line(self, direction: FloatArray, steps: FloatArray) -> FloatArray:
@@ -595,6 +600,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     while error is not None:
         yield error
         error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+
+
+def _results(given: Any) -> Iterable[Any]:
+    """Return what a map-like callable gave, once it is certain that this can be iterated over."""
+    if not isinstance(given, Iterable):
+        raise TypeError(
+            "`workers` must be a map-like callable, which gives an iterable of results. "
+            f"It gave {given!r}."
+        )
+    return given
 
 
 def _worker_count(workers: Callable[..., Any]) -> int:

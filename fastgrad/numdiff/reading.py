@@ -475,7 +475,8 @@ class _Reader:
         if isinstance(f, types.FunctionType) and f.__module__ in _OWN_FUNCTIONS:
             fresh = f.__name__ != "identity_function" or all(v.fresh for v in args.all())
             return _Value(_ANY, fresh, flat=True)
-        self._stop(f"calls {self._callee}")
+        name = getattr(f, "__qualname__", type(f).__qualname__)
+        self._stop(f"calls {self._callee or name}")
 
     def _enter(self, f: Any, args: _Args) -> _Value:
         """Read the body of a function of the reader's."""
